@@ -1,0 +1,1 @@
+"""The agent: sync, transfer, update machine, store, inference, outbox."""

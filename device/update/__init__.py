@@ -1,0 +1,1 @@
+"""The update machine: one record, one table, and the shell that carries it out."""

@@ -1,0 +1,45 @@
+"""A limit on everything that comes from outside, each with its reason. Checked before memory is allocated."""
+
+from typing import Final
+
+KIB: Final = 1 << 10
+MIB: Final = 1 << 20
+GIB: Final = 1 << 30
+
+# Transfer
+SEGMENT_OUTPUT_BYTES: Final = MIB  # what one cut can cost at most
+UNINDEXED_PAYLOAD_BYTES: Final = MIB  # smaller transfers are spooled and hashed whole: an index would cost more
+SEGMENT_PAYLOAD_BYTES: Final = MIB + 64 * KIB  # a segment that does not compress, and zstd's framing around it
+INDEX_BYTES: Final = 16 * MIB  # 128 bytes a segment is ample: this reaches 128 GiB of output
+ARTIFACT_BYTES: Final = 64 * GIB  # larger than any model that a machine in a field runs
+ZSTD_WINDOW_BYTES: Final = 8 * MIB  # decoder memory on a small machine; the encoder is told the same
+
+# Signed objects
+METADATA_BYTES: Final = 5_000_000  # ngclient's own cap for targets metadata
+OBJECT_BYTES: Final = 256 * KIB  # one signed object of an answer: an assignment with a plan of a thousand steps
+ROOT_ROTATIONS_A_REFRESH: Final = 4096  # 300 genuine roots are walked; endless ones are not
+MANIFEST_BYTES: Final = MIB
+MANIFEST_ARTIFACTS: Final = 1024
+TIME_STATEMENT_AGE_S: Final = 60  # a nonce older than this is refused: a kept answer must not hold time back
+
+# Messages
+SYNC_BYTES: Final = 256 * KIB
+ANSWER_BYTES: Final = 4 * MIB
+INVENTORY_BYTES: Final = 64 * KIB
+HAVE_DIGESTS: Final = 4096
+STATUSES: Final = 64
+ENROL_BYTES: Final = 32 * KIB
+
+# Results
+BATCH_BYTES: Final = MIB  # compressed, on the wire: one retry on a bad link stays cheap
+BATCH_BODY_BYTES: Final = 8 * MIB  # decompressed
+BATCH_ROWS: Final = 10_000
+ROW_BYTES: Final = 256 * KIB
+RECEIPT_RANGES: Final = 4096
+
+# Models
+GOLDEN_BYTES: Final = 64 * MIB
+TENSORS: Final = 64
+TENSOR_BYTES: Final = 256 * MIB
+IMAGE_PIXELS: Final = 50_000_000  # a decompression bomb is larger, a farm camera is not
+LABELS: Final = 100_000

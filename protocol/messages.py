@@ -1,0 +1,165 @@
+"""What device and server say to each other: enrolment and the one round trip that is a contact."""
+
+from typing import Annotated, Literal
+
+import msgspec
+
+from protocol import limits
+from protocol.errors import Reason
+from protocol.ids import Count, DeviceId, Digest, Millis, Name, ProductName, Token, Version
+from protocol.release import Accelerator
+from protocol.wire import Message
+
+Outcome = Literal["committed", "refused", "rolled-back", "unfinished", "deferred"]
+"""How an update ended. `refused`: evidence before activation. `rolled-back`: evidence in the trial, remembered.
+`unfinished`: starts used up without a verdict, tried again. `deferred`: it waits (space, budget, agent, window)."""
+
+
+class Inventory(Message):
+    """What the machine is. Sent whole only when its hash changed."""
+
+    agent: Version
+    platform: str  # `linux-x86_64`
+    accelerators: tuple[Accelerator, ...]  # usable now, best first; `cpu` is always the last
+    hardware: tuple[Name, ...] = ()  # tags: `jetson-orin`, `coral-usb`, or what the settings say
+    memory_mib: Count = 0
+    disk_bytes: Count = 0
+    runtimes: dict[str, str] = {}  # name to version
+
+
+class VersionReport(Message):
+    """What runs, from the update record."""
+
+    manifest: Digest | None = None  # committed
+    release: str = ""
+    trial: Digest | None = None
+    state: str = "idle"  # of the update machine
+
+
+class UpdateStatus(Message):
+    """One step or end of an update. `id` is drawn once: the server keeps each status once, however often it comes."""
+
+    id: Token
+    manifest: Digest
+    rollout: str
+    state: str
+    at_ms: Millis
+    outcome: Outcome | None = None
+    reason: Reason | None = None
+    detail: Annotated[str, msgspec.Meta(max_length=2000)] = ""
+
+
+class Alert(Message):
+    """Something that a person should know; ends with `active` false."""
+
+    id: Token
+    kind: Name  # `stale-metadata`, `refused-metadata`, `state-rebuilt`
+    at_ms: Millis
+    reason: Reason | None = None
+    detail: Annotated[str, msgspec.Meta(max_length=2000)] = ""
+
+
+class LanePosition(Message):
+    """How far the device's own numbering is; the server answers a position it has passed with a clone alarm."""
+
+    next_seq: Count
+    queued: Count
+    lost: Count = 0
+
+
+class Counters(Message):
+    """Running totals since enrolment, for the table and the desk."""
+
+    bytes_received: Count = 0
+    frames_inferred: Count = 0
+    frames_dropped: Count = 0
+    results_produced: Count = 0
+
+
+class SyncRequest(Message):
+    """A contact. `contact_id` is drawn and kept before the first try, and used again on each retry."""
+
+    format: Literal[1]
+    device: DeviceId
+    product: ProductName
+    contact_id: Token
+    sync_token: Token | None  # None at the first contact, and after it was lost with state.db
+    nonce: Token  # fresh for each HTTP request
+    report: VersionReport
+    inventory_sha256: Digest
+    epoch: Token
+    lanes: dict[Name, LanePosition]
+    inventory: Inventory | None = None
+    statuses: Annotated[tuple[UpdateStatus, ...], msgspec.Meta(max_length=limits.STATUSES)] = ()
+    alerts: Annotated[tuple[Alert, ...], msgspec.Meta(max_length=limits.STATUSES)] = ()
+    have: Annotated[tuple[Digest, ...], msgspec.Meta(max_length=limits.HAVE_DIGESTS)] = ()
+    versions: dict[str, Count] = {}  # `image/timestamp`, `director/root`, ...: the newest trusted here
+    counters: Counters = Counters()
+    unsure_of_time: bool = False
+
+
+class SyncAnswer(Message):
+    """Separately signed objects; nothing outside them is believed beyond politeness."""
+
+    contact_id: Token
+    sync_token: Token
+    generation: Token  # changes when the server was restored: kept rows are sent again
+    time: str  # signed ClockBody
+    image_timestamp: str  # the current timestamp.json of each repository, exact bytes
+    director_timestamp: str
+    assignment: str | None = None  # signed AssignmentBody, absent when the device runs what it should
+    receipts: tuple[str, ...] = ()
+    poll_s: Annotated[float, msgspec.Meta(gt=0, le=7 * 86400)] = 60.0
+    want_inventory: bool = False
+    set_apart: bool = False  # this device's identity was seen twice: results are kept, a person decides
+
+
+class EnrolRequest(Message):
+    """Key made on the device; the token is used once and is bound to the device id."""
+
+    token: str
+    device: DeviceId
+    csr_pem: str
+
+
+class EnrolAnswer(Message):
+    """`certificate_pem` is the leaf; the roots are the first ones, whose hashes the token carries."""
+
+    device: DeviceId
+    product: ProductName
+    certificate_pem: str
+    ca_pem: str
+    image_root: str
+    director_root: str
+
+
+class RenewRequest(Message):
+    """Sent under the old certificate, even an expired one."""
+
+    csr_pem: str
+
+
+class RenewAnswer(Message):
+    """The new leaf."""
+
+    certificate_pem: str
+
+
+class TokenContent(Message):
+    """What an enrolment token says; printed as `HL1.` and base64url of its JSON."""
+
+    server: str  # https://host:port of the device listener
+    secret: str
+    device: DeviceId
+    product: ProductName
+    ca_sha256: Digest  # of the CA certificate's DER
+    image_root_sha256: Digest
+    director_root_sha256: Digest
+
+
+class ErrorAnswer(Message):
+    """The body of every answer that is not 2xx."""
+
+    error: str
+    reason: str = ""
+    hint: str = ""

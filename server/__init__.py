@@ -1,0 +1,1 @@
+"""Staging, rollouts, catalog and blobs, HTTP for devices and for people."""
