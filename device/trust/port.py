@@ -1,0 +1,69 @@
+"""What the agent asks of trust, and the answer: typed, verified, nothing left to judge but the install rule."""
+
+from typing import Protocol
+
+from protocol.errors import Reason
+from protocol.ids import Count, Digest, Length, Millis, ProductName, Version
+from protocol.messages import SyncAnswer
+from protocol.objects import AssignmentBody, ReceiptsBody
+from protocol.wire import Message
+
+
+class Listed(Message):
+    """A release that the product's current role lists."""
+
+    version: Version
+    release_counter: Count
+    era: Count
+    length_bytes: Length  # of the manifest
+
+
+class Terms(Message):
+    """What the newest trusted image repository says of the product. Kept in `state.db`: ACTIVATE looks again."""
+
+    product: ProductName
+    role_version: Count
+    era: Count = 0
+    floor: Count = 0
+    listed: dict[Digest, Listed] = {}  # by the manifest's digest
+
+
+class Complaint(Message):
+    """Something offered was refused, or trust is stale: reported as an alert."""
+
+    what: str  # `assignment`, `clock`, `receipts`, `image`, `director`
+    reason: Reason
+    detail: str
+
+
+class Verdict(Message):
+    """What of an answer held. Absent is what was not offered or was refused; `complaints` says which and why."""
+
+    time_ms: Millis | None = None  # of the verified time statement
+    terms: Terms | None = None  # the newest trusted, whether or not anything new came
+    assignment: AssignmentBody | None = None
+    receipts: tuple[ReceiptsBody, ...] = ()
+    complaints: tuple[Complaint, ...] = ()
+    versions: dict[str, Count] = {}  # for the next SyncRequest
+    may_install: bool = False  # time is sure and no needed role has expired: expiry gates installing, never running
+
+
+class Trust(Protocol):
+    """Verifies answers. All metadata, floors and terms are durable before it returns."""
+
+    async def judge(self, answer: SyncAnswer, nonce: str, asked_boot_s: float) -> Verdict:
+        """Verifies one answer, fetching metadata where the answer shows that something is newer.
+
+        Args:
+            answer: As it came, only parsed.
+            nonce: That of the very request.
+            asked_boot_s: CLOCK_BOOTTIME just before the request was sent, in seconds.
+
+        Raises:
+            LinkError: Metadata could not be fetched; what is trusted stays as it was.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Ends the keeper process, if one runs."""
+        ...
