@@ -1,1 +1,1 @@
-"""Trust: keys and signers, the repositories' publish side, the trust store, durable writes, the release manager's tool."""
+"""Trust: keys, signers, the repositories' publish side, the trust store, durable writes, the manager's tool."""

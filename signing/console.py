@@ -1,0 +1,79 @@
+"""How the three commands talk: errors as two lines, results as a table for people or one JSON object for programs.
+
+Leaves to the commands what they say; here is only how it comes out, so that all three are alike.
+"""
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+import click
+import msgspec
+from rich.console import Console, RenderableType
+
+from protocol.errors import HeadlandError, Refused
+from protocol.messages import ErrorAnswer
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+JSON_PARAMETER = "as_json"
+"""The name under which a command gets the flag of `json_option`."""
+
+
+def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds `--json` to a command, passed as `as_json`."""
+    return click.option("--json", JSON_PARAMETER, is_flag=True, help="Print one JSON object for a program.")(command)
+
+
+def headland_errors(command: Callable[P, R]) -> Callable[P, R]:
+    """Turns errors raised on purpose into `error: ...` and `hint: ...` on stderr and the exit code of their class.
+
+    With `--json`, an `ErrorAnswer` goes to stdout as well. Put it nearest to the function, under click's decorators.
+    """
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except HeadlandError as error:
+            reason = error.reason.value if isinstance(error, Refused) else ""
+            _complain(error.message, error.hint, reason, as_json=bool(kwargs.get(JSON_PARAMETER)))
+            sys.exit(error.exit_code)
+        except OSError as error:
+            where = f": {error.filename}" if error.filename else ""
+            text = f"{error.strerror or error}{where}"
+            _complain(text, "", "", as_json=bool(kwargs.get(JSON_PARAMETER)))
+            sys.exit(HeadlandError.exit_code)
+
+    return run
+
+
+def emit(as_json: bool, value: Any, human: RenderableType) -> None:
+    """Prints a command's result on stdout.
+
+    Args:
+        as_json: Whether a program reads it.
+        value: What msgspec can encode: a record, a dict, a list.
+        human: What a person sees instead: text (printed as it is) or a rich table.
+    """
+    if as_json:
+        click.echo(msgspec.json.encode(value))
+    elif isinstance(human, str):
+        click.echo(human)
+    else:
+        Console(soft_wrap=False, highlight=False).print(human)
+
+
+def progress_console() -> Console:
+    """The console for progress and remarks: stderr, so that stdout stays for the result."""
+    return Console(stderr=True, highlight=False)
+
+
+def _complain(message: str, hint: str, reason: str, *, as_json: bool) -> None:
+    click.echo(f"error: {message}", err=True)
+    if hint:
+        click.echo(f"hint: {hint}", err=True)
+    if as_json:
+        click.echo(msgspec.json.encode(ErrorAnswer(error=message, reason=reason, hint=hint)))
