@@ -1,0 +1,65 @@
+"""The public halves of the server's online keys: what it exports and what managers delegate to (`online-keys.json`).
+
+A JSON object: repository, then role, then a TUF key with its `keyid` beside the usual fields.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+from securesystemslib.signer import Key
+
+from protocol import limits
+from protocol.errors import Reason, Refused
+from protocol.wire import decode
+
+ONLINE_ROLES: Final[Mapping[str, tuple[str, ...]]] = {
+    "image": ("snapshot", "timestamp"),
+    "director": ("snapshot", "timestamp", "assignments", "clock", "receipts"),
+}
+"""Every role whose key the server holds, by repository. Each has a key of its own."""
+
+OnlineKeys = Mapping[str, Mapping[str, Key]]
+"""Public keys by repository and role."""
+
+
+def render_online_keys(keys: OnlineKeys) -> bytes:
+    """The content of `online-keys.json`."""
+    content = {kind: {role: key_to_dict(keys[kind][role]) for role in roles} for kind, roles in ONLINE_ROLES.items()}
+    return msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n"
+
+
+def parse_online_keys(data: bytes) -> OnlineKeys:
+    """Reads `online-keys.json`.
+
+    Raises:
+        Refused: `METADATA`: malformed, a role is missing, or one key stands for two roles.
+    """
+    content = decode(data, dict[str, dict[str, dict[str, Any]]], limit=limits.KIB * 256)
+    keys: dict[str, dict[str, Key]] = {}
+    for kind, roles in ONLINE_ROLES.items():
+        if set(content.get(kind, {})) != set(roles):
+            raise Refused(Reason.METADATA, f"online keys: the {kind} repository needs keys for {', '.join(roles)}")
+        keys[kind] = {role: key_from_dict(content[kind][role]) for role in roles}
+    ids = [key.keyid for roles_of in keys.values() for key in roles_of.values()]
+    if len(set(ids)) != len(ids):
+        raise Refused(Reason.METADATA, "online keys: one key stands for two roles; each needs its own")
+    return keys
+
+
+def key_to_dict(key: Key) -> dict[str, Any]:
+    """A public key as JSON holds it, `keyid` included."""
+    return {"keyid": key.keyid, **key.to_dict()}
+
+
+def key_from_dict(content: Mapping[str, Any]) -> Key:
+    """Reads what `key_to_dict` wrote.
+
+    Raises:
+        Refused: `METADATA`.
+    """
+    fields = dict(content)
+    try:
+        return Key.from_dict(fields.pop("keyid"), fields)
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise Refused(Reason.METADATA, f"not a public key: {error}") from error

@@ -1,0 +1,358 @@
+"""The publish side of a repository: judge what managers signed, and wrap it in the online roles.
+
+`accept` is the server's gate and the manager's rehearsal, one rule for both: what the tool would push, the server
+takes. `render_online` gives every file that devices fetch. Both are pure: bytes in, bytes out, the time as an argument.
+The verify side, with floors and durable state, is `signing.trust_store`.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final, Literal
+
+from securesystemslib.signer import Signer
+from tuf.api.exceptions import UnsignedMetadataError
+from tuf.api.metadata import DelegatedRole, Metadata, MetaFile, Root, Snapshot, Targets, Timestamp
+
+from protocol import limits
+from protocol.errors import Reason, Refused, StateError
+from protocol.ids import Count, Digest, Length, ProductName, Version, is_digest, parse_product
+from protocol.objects import ROLES, DirectorTerms, ImageTerms, ProductTerms, ReleaseTerms
+from protocol.release import manifest_path
+from protocol.wire import Message, decode, encode
+from signing.metadata import expiry, parse, shared_public_keys, terms
+
+RepositoryKind = Literal["image", "director"]
+
+ROOT_FILE: Final = re.compile(r"^([1-9][0-9]{0,8})\.root\.json\Z")
+DIRECTOR_ROLES: Final = frozenset(ROLES.values())
+
+
+@dataclass(frozen=True)
+class RepositorySet:
+    """The offline-signed metadata of one repository, as the exact bytes that were signed.
+
+    Args:
+        roots: By version, from 1 without a gap: kept for ever, a machine that slept walks all of them.
+        targets: The top targets.
+        delegated: The metadata of each product's role, by role. Empty for the director, whose roles sign objects.
+    """
+
+    roots: Mapping[int, bytes]
+    targets: bytes
+    delegated: Mapping[str, bytes]
+
+    def root(self) -> bytes:
+        """The newest root."""
+        return self.roots[max(self.roots)]
+
+    def files(self) -> dict[str, bytes]:
+        """All files under the names that `accept` takes: what `push --again` sends."""
+        named = {f"{version}.root.json": data for version, data in sorted(self.roots.items())}
+        named["targets.json"] = self.targets
+        return named | {f"{role}.json": data for role, data in sorted(self.delegated.items())}
+
+
+class ListedRelease(Message):
+    """A release that the product's role lists, from the signed metadata alone."""
+
+    product: ProductName
+    version: Version
+    release_counter: Count
+    era: Count
+    manifest_sha256: Digest
+    length_bytes: Length  # of the manifest
+
+
+def accept(
+    kind: RepositoryKind, current: RepositorySet | None, files: Mapping[str, bytes], now: datetime
+) -> RepositorySet:
+    """Judges offline-signed files on top of what is published, all or nothing.
+
+    The root chain is walked (each root signed by the threshold of the one before and of its own, versions rising by
+    one), targets is held against the newest root and each product's role against targets. Versions rise strictly; the
+    same bytes again are fine. Nothing new may have expired. Eras and product floors never go down, and a product once
+    delegated stays (a snapshot must go on naming it: TUF client workflow 5.5.5).
+
+    Args:
+        kind: Which repository.
+        current: What is published; None before the first time.
+        files: By name: `N.root.json`, `targets.json`, `PRODUCT.json`; the latter two unversioned.
+        now: Aware.
+
+    Returns:
+        The new state; equal to `current` when nothing is new.
+
+    Raises:
+        Refused: `SIGNATURE`, `ROLLBACK`, `EXPIRED`, or `METADATA` and `LIMIT` for what is malformed or too large.
+    """
+    roots, targets, delegated = _sort(kind, files)
+    chain = _accept_roots(dict(current.roots) if current else {}, roots, now)
+    newest = parse(chain[max(chain)], Root, f"{max(chain)}.root.json").signed
+    top_bytes, top = _accept_targets(kind, current, targets, newest, now)
+    if kind == "director":
+        _check_director(top.signed)
+        return RepositorySet(roots=chain, targets=top_bytes, delegated={})
+    eras = _check_image(top.signed, current)
+    accepted: dict[str, bytes] = {}
+    unknown = set(delegated) - set(_roles(top.signed))
+    if unknown:
+        raise Refused(Reason.METADATA, f"targets delegates to no role {sorted(unknown)[0]!r}")
+    for product in _roles(top.signed):
+        old = current.delegated.get(product) if current else None
+        accepted[product] = _accept_product(
+            product, old, delegated.get(product), top.signed, era=eras.get(product, 0), now=now
+        )
+    return RepositorySet(roots=chain, targets=top_bytes, delegated=accepted)
+
+
+def render_online(
+    published: RepositorySet, snapshot: Signer, timestamp: Signer, version: int, now: datetime
+) -> dict[str, bytes]:
+    """Every file that devices may fetch, the online roles signed anew.
+
+    Args:
+        published: From `accept`.
+        snapshot: The online key of that role.
+        timestamp: Likewise.
+        version: Of both online roles: above the last one, so that a restored server jumps ahead.
+        now: When they are signed; they live as `signing.metadata.LIFETIMES` says.
+
+    Returns:
+        By name: every `N.root.json`, `V.targets.json`, `V.PRODUCT.json`, `V.snapshot.json`, `timestamp.json`.
+
+    Raises:
+        StateError: The newest root does not name these keys for these roles.
+    """
+    root = parse(published.root(), Root, "root").signed
+    for role, signer in (("snapshot", snapshot), ("timestamp", timestamp)):
+        if signer.public_key.keyid not in root.roles[role].keyids:
+            raise StateError(
+                f"the root does not name this server's key {signer.public_key.keyid[:12]} for {role}",
+                hint="the managers delegate to the server's keys with `headland keys rotate --online online-keys.json`",
+            )
+    files = {f"{number}.root.json": data for number, data in published.roots.items()}
+    meta: dict[str, MetaFile] = {}
+    for role, data in {"targets": published.targets, **published.delegated}.items():
+        number = parse(data, Targets, f"{role}.json").signed.version
+        files[f"{number}.{role}.json"] = data
+        meta[f"{role}.json"] = MetaFile.from_data(number, data, ["sha256"])
+    shot = Metadata(Snapshot(version=version, expires=expiry(now, "snapshot"), meta=meta))
+    shot.sign(snapshot)
+    shot_bytes = shot.to_bytes()
+    files[f"{version}.snapshot.json"] = shot_bytes
+    stamp = Metadata(
+        Timestamp(
+            version=version,
+            expires=expiry(now, "timestamp"),
+            snapshot_meta=MetaFile.from_data(version, shot_bytes, ["sha256"]),
+        )
+    )
+    stamp.sign(timestamp)
+    files["timestamp.json"] = stamp.to_bytes()
+    return files
+
+
+def read_release_list(published: RepositorySet, product: str) -> tuple[ListedRelease, ...]:
+    """What the product's current role lists, by era and counter.
+
+    Raises:
+        StateError: No such product.
+    """
+    if product not in published.delegated:
+        known = ", ".join(sorted(published.delegated)) or "none"
+        raise StateError(f"no product {product!r} is published; known: {known}")
+    signed = parse(published.delegated[product], Targets, f"{product}.json").signed
+    return releases_of(product, signed)
+
+
+def releases_of(product: str, signed: Targets) -> tuple[ListedRelease, ...]:
+    """The releases in the signed part of a product's role, by era and counter.
+
+    Raises:
+        Refused: `METADATA`: a target that is not a release of this product, or two with one version or counter.
+    """
+    found = [_release(product, path, signed) for path in signed.targets]
+    if len({release.version for release in found}) != len(found) or len(
+        {(release.era, release.release_counter) for release in found}
+    ) != len(found):
+        raise Refused(Reason.METADATA, f"{product}.json lists two releases of one version or counter")
+    return tuple(sorted(found, key=lambda release: (release.era, release.release_counter)))
+
+
+def _release(product: str, path: str, signed: Targets) -> ListedRelease:
+    target = signed.targets[path]
+    listed = decode(encode(target.custom), ReleaseTerms, limit=limits.METADATA_BYTES)
+    sha256 = target.hashes.get("sha256", "")
+    if path != manifest_path(product, listed.version) or not is_digest(sha256):
+        raise Refused(Reason.METADATA, f"{product}.json lists {path!r:.120}, which is no release of {product}")
+    if target.length > limits.MANIFEST_BYTES:
+        raise Refused(Reason.LIMIT, f"{path}: a manifest of {target.length} bytes")
+    return ListedRelease(
+        product=product,
+        version=listed.version,
+        release_counter=listed.release_counter,
+        era=listed.era,
+        manifest_sha256=sha256,
+        length_bytes=target.length,
+    )
+
+
+def _sort(kind: RepositoryKind, files: Mapping[str, bytes]) -> tuple[dict[int, bytes], bytes | None, dict[str, bytes]]:
+    roots: dict[int, bytes] = {}
+    delegated: dict[str, bytes] = {}
+    for name, data in files.items():
+        found = ROOT_FILE.match(name)
+        if found:
+            roots[int(found.group(1))] = data
+        elif name != "targets.json":
+            if kind == "director" or not name.endswith(".json"):
+                raise Refused(Reason.METADATA, f"{name!r:.80} is no offline file of the {kind} repository")
+            delegated[parse_product(name.removesuffix(".json"))] = data
+    return roots, files.get("targets.json"), delegated
+
+
+def _accept_roots(chain: dict[int, bytes], offered: Mapping[int, bytes], now: datetime) -> dict[int, bytes]:
+    fresh = False
+    for version, data in sorted(offered.items()):
+        if version in chain:
+            if chain[version] != data:
+                raise Refused(Reason.ROLLBACK, f"{version}.root.json is published with other bytes")
+            continue
+        if version != len(chain) + 1:
+            raise Refused(Reason.METADATA, f"{version}.root.json without {len(chain) + 1}.root.json before it")
+        old = parse(chain[version - 1], Root, f"{version - 1}.root.json").signed if chain else None
+        _check_root(parse(data, Root, f"{version}.root.json"), old, version)
+        chain[version] = data
+        fresh = True
+    if not chain:
+        raise Refused(Reason.METADATA, "nothing is published yet, and there is no 1.root.json")
+    if fresh:
+        # Only the newest must be fresh: machines walk expired ones on the way (TUF client workflow 5.3.10).
+        newest = parse(chain[len(chain)], Root, "root").signed
+        _check_expiry(newest, f"{len(chain)}.root.json", now)
+    return chain
+
+
+def _check_root(metadata: Metadata[Root], old: Root | None, version: int) -> None:
+    what = f"{version}.root.json"
+    root = metadata.signed
+    if root.version != version:
+        raise Refused(Reason.METADATA, f"{what} says that it is version {root.version}")
+    if not root.consistent_snapshot:
+        raise Refused(Reason.METADATA, f"{what}: consistent snapshots are required")
+    for role in root.roles:
+        if shared_public_keys(root.keys[keyid] for keyid in root.roles[role].keyids if keyid in root.keys):
+            raise Refused(Reason.SIGNATURE, f"{what}: one public key stands for {role} under two key ids")
+    for delegator in (old, root):
+        if delegator is not None:
+            _verify(delegator, "root", metadata, what)
+
+
+def _accept_targets(
+    kind: RepositoryKind, current: RepositorySet | None, data: bytes | None, root: Root, now: datetime
+) -> tuple[bytes, Metadata[Targets]]:
+    old = parse(current.targets, Targets, "targets.json") if current else None
+    if data is None or (current is not None and data == current.targets):
+        if current is None or old is None:
+            raise Refused(Reason.METADATA, "nothing is published yet, and there is no targets.json")
+        # A new root may have taken the keys away that signed it.
+        _verify(root, "targets", old, "targets.json")
+        return current.targets, old
+    metadata = parse(data, Targets, "targets.json")
+    _verify(root, "targets", metadata, "targets.json")
+    _check_rise(metadata.signed, old.signed if old else None, "targets.json")
+    _check_expiry(metadata.signed, "targets.json", now)
+    if metadata.signed.targets:
+        raise Refused(Reason.METADATA, f"the {kind} repository's targets.json names files; only products' roles do")
+    return data, metadata
+
+
+def _accept_product(
+    product: str, old: bytes | None, data: bytes | None, top: Targets, *, era: int, now: datetime
+) -> bytes:
+    what = f"{product}.json"
+    if data is None:
+        if old is None:
+            raise Refused(Reason.METADATA, f"targets delegates to {product}, and there is no {what}")
+        _verify(top, product, parse(old, Targets, what), what)
+        return old
+    metadata = parse(data, Targets, what)
+    _verify(top, product, metadata, what)
+    said = terms(metadata.signed, ProductTerms, what)
+    if said.product != product:
+        raise Refused(Reason.WRONG_PRODUCT, f"{what} is the role of {said.product}")
+    if data == old:
+        return data
+    before = parse(old, Targets, what).signed if old is not None else None
+    _check_rise(metadata.signed, before, what)
+    _check_expiry(metadata.signed, what, now)
+    if before is not None and said.floor < terms(before, ProductTerms, what).floor:
+        raise Refused(Reason.ROLLBACK, f"{what} lowers the product's floor to {said.floor}")
+    if metadata.signed.delegations is not None:
+        raise Refused(Reason.METADATA, f"{what} delegates further; a product's role may not")
+    for release in releases_of(product, metadata.signed):
+        if release.era > era:
+            raise Refused(Reason.METADATA, f"{what} lists a release of era {release.era}, which targets does not name")
+    return data
+
+
+def _check_image(top: Targets, current: RepositorySet | None) -> Mapping[str, int]:
+    eras = terms(top, ImageTerms, "targets.json").eras
+    for role in _roles(top).values():
+        product = parse_product(role.name)
+        if sorted(role.paths or []) != sorted([f"{product}/*", f"{product}/*/*"]):
+            raise Refused(Reason.METADATA, f"targets delegates {role.paths} to {product}, which is not only its own")
+    _check_delegated_keys(top)
+    if current is not None:
+        old = parse(current.targets, Targets, "targets.json").signed
+        lost = set(_roles(old)) - set(_roles(top))
+        if lost:
+            raise Refused(
+                Reason.METADATA,
+                f"targets no longer delegates to {sorted(lost)[0]}; a product stays, delist its releases",
+            )
+        for product, era in terms(old, ImageTerms, "targets.json").eras.items():
+            if eras.get(product, 0) < era:
+                raise Refused(Reason.ROLLBACK, f"targets takes the era of {product} back from {era}")
+    return eras
+
+
+def _check_director(top: Targets) -> None:
+    terms(top, DirectorTerms, "targets.json")
+    if set(_roles(top)) != DIRECTOR_ROLES:
+        raise Refused(Reason.METADATA, f"the director's targets delegates to {sorted(_roles(top))}")
+    if any(role.paths for role in _roles(top).values()):
+        raise Refused(Reason.METADATA, "the director's roles sign objects and have no paths")
+    _check_delegated_keys(top)
+
+
+def _check_delegated_keys(top: Targets) -> None:
+    keys = top.delegations.keys if top.delegations is not None else {}
+    for role in _roles(top).values():
+        if shared_public_keys(keys[keyid] for keyid in role.keyids if keyid in keys):
+            raise Refused(Reason.SIGNATURE, f"targets: one public key stands for {role.name} under two key ids")
+
+
+def _roles(top: Targets) -> Mapping[str, DelegatedRole]:
+    return (top.delegations.roles or {}) if top.delegations is not None else {}
+
+
+def _verify(delegator: Root | Targets, role: str, metadata: Metadata[Root] | Metadata[Targets], what: str) -> None:
+    try:
+        delegator.verify_delegate(role, metadata.signed_bytes, metadata.signatures)
+    except UnsignedMetadataError as error:
+        raise Refused(Reason.SIGNATURE, f"{what}: {error}") from error
+    except ValueError as error:
+        raise Refused(Reason.METADATA, f"{what}: {error}") from error
+
+
+def _check_rise(signed: Targets, old: Targets | None, what: str) -> None:
+    if old is not None and signed.version <= old.version:
+        raise Refused(Reason.ROLLBACK, f"{what} is version {signed.version}; version {old.version} is published")
+
+
+def _check_expiry(signed: Root | Targets, what: str, now: datetime) -> None:
+    if signed.is_expired(now):
+        raise Refused(Reason.EXPIRED, f"{what} expired at {signed.expires:%Y-%m-%d %H:%M} UTC")
