@@ -1,0 +1,156 @@
+"""The director repository as a machine sees it, and the one place where the director's objects are verified."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TypeVar
+
+from tuf.api.exceptions import UnsignedMetadataError
+from tuf.api.metadata import Targets
+
+from protocol import limits
+from protocol.errors import Reason, Refused
+from protocol.objects import ROLES, AssignmentBody, ClockBody, DirectorTerms, ObjectBody, ReceiptsBody
+from signing.durable import DISK, Disk
+from signing.metadata import parse, terms
+from signing.trust.floors import Floors, KeyedFloor
+from signing.trust.source import Source
+from signing.trust.store import Trusted, TrustStore
+
+B = TypeVar("B", AssignmentBody, ClockBody, ReceiptsBody)
+
+_KINDS: Mapping[type, str] = {AssignmentBody: "assignment", ClockBody: "clock", ReceiptsBody: "receipts"}
+
+
+class DirectorView:
+    """The trusted director's top targets: verifies objects signed by the roles that it delegates to.
+
+    Args:
+        targets: Trusted. Whether it has expired is the caller's matter: an expired director still tells whose keys
+            sign the time, and receipts are good whenever they come.
+        floors: Version floors, by role, device and key.
+        versions: By role, of the repository.
+    """
+
+    def __init__(self, targets: Targets, floors: Floors, versions: Mapping[str, int]) -> None:
+        self.versions = versions
+        self._targets = targets
+        self._floors = floors
+
+    def verify_object(self, text: str, kind: type[B], device: str, now: datetime) -> B:
+        """Verifies one signed object. Checked in this order, each with a reason of its own: length, signature by the
+        role of the kind, kind, device, version (never lower than one verified before), expiry.
+
+        Args:
+            text: As it came.
+            kind: `AssignmentBody` or `ReceiptsBody`.
+            device: The id that must stand inside the signed bytes.
+            now: Expiry is judged by it.
+
+        Returns:
+            The body. Its version is durable as a floor.
+
+        Raises:
+            Refused: `LENGTH`; `METADATA` (malformed, or another kind); `SIGNATURE`; `WRONG_DEVICE`; `ROLLBACK`;
+                `EXPIRED`.
+        """
+        body, expires, version, floor = self._open(text, kind, device)
+        _check_expiry(kind, expires, now)
+        floor.rise(version)
+        return body
+
+    def verify_time(self, text: str, device: str, nonce: str, *, record: bool) -> ClockBody:
+        """Verifies a time statement; its own expiry is judged by the time that it states.
+
+        Args:
+            text: As it came.
+            device: The id inside the signed bytes.
+            nonce: Of the very request.
+            record: Whether to keep its version as a floor. The nonce alone keeps a replay out, so that a contact
+                with nothing new can spare the disk this write.
+
+        Raises:
+            Refused: As `verify_object`, or `TIME` for another nonce.
+        """
+        body, expires, version, floor = self._open(text, ClockBody, device)
+        _check_expiry(ClockBody, expires, datetime.fromtimestamp(0, UTC) + timedelta(milliseconds=body.time_ms))
+        if body.nonce != nonce:
+            raise Refused(Reason.TIME, "a time statement for another request")
+        if record:
+            floor.rise(version)
+        return body
+
+    def keys(self, kind: str) -> tuple[tuple[str, ...], int]:
+        """Key ids and threshold of the role that signs objects of this kind."""
+        try:
+            role = self._targets.get_delegated_role(ROLES[kind])
+        except ValueError as error:
+            raise Refused(Reason.METADATA, f"director: no role for {kind}: {error}") from error
+        return tuple(sorted(role.keyids)), role.threshold
+
+    def _open(self, text: str, kind: type[B], device: str) -> tuple[B, datetime, int, KeyedFloor]:
+        name = _KINDS[kind]
+        data = text.encode(errors="surrogatepass")
+        if len(data) > limits.OBJECT_BYTES:
+            raise Refused(Reason.LENGTH, f"{name} of {len(data)} bytes: at most {limits.OBJECT_BYTES} are read")
+        metadata = parse(data, Targets, name)
+        try:
+            self._targets.verify_delegate(ROLES[name], metadata.signed_bytes, metadata.signatures)
+        except UnsignedMetadataError as error:
+            raise Refused(Reason.SIGNATURE, f"{name}: {error}") from error
+        except ValueError as error:
+            raise Refused(Reason.METADATA, f"{name}: {error}") from error
+        signed = metadata.signed
+        body: ObjectBody = terms(signed, ObjectBody, name)  # type: ignore[arg-type]  # a union is a form of type
+        if not isinstance(body, kind):
+            raise Refused(Reason.METADATA, f"{name}: the signed bytes are of kind {_KINDS[type(body)]}")
+        if body.device != device:
+            raise Refused(Reason.WRONG_DEVICE, f"{name} for {body.device}; this is {device}")
+        keyids, threshold = self.keys(name)
+        floor = KeyedFloor(self._floors, f"director/{ROLES[name]}/{device}", keyids, threshold)
+        if signed.version < floor.value():
+            raise Refused(Reason.ROLLBACK, f"{name} {signed.version}, and {floor.value()} was seen before")
+        return body, signed.expires, signed.version, floor
+
+
+class DirectorStore:
+    """Trusts the director repository. Arguments as `TrustStore`."""
+
+    def __init__(self, folder: Path, first_root: bytes, floors: Floors, *, disk: Disk = DISK) -> None:
+        self._floors = floors
+        self._store = TrustStore("director", folder, first_root, floors, inspect=_inspect, disk=disk)
+
+    def refresh(self, source: Source, now: datetime) -> DirectorView:
+        """As `TrustStore.refresh`."""
+        return self._view(self._store.refresh(source, now))
+
+    def peek(self, source: Source) -> DirectorView:
+        """As `TrustStore.peek`: to learn whose keys sign the time while the time is not known."""
+        return self._view(self._store.peek(source))
+
+    def stored(self) -> DirectorView | None:
+        """The newest stored view, expired or not; None before the first refresh.
+
+        Raises:
+            Refused: There is not even a valid root.
+        """
+        trusted = self._store.stored()
+        return self._view(trusted) if trusted.targets is not None else None
+
+    def versions(self) -> Mapping[str, int]:
+        """Versions of all that is stored, by role."""
+        return self._store.stored().versions
+
+    def _view(self, trusted: Trusted) -> DirectorView:
+        assert trusted.targets is not None, "a refresh ends with the top targets"
+        return DirectorView(trusted.targets, self._floors, trusted.versions)
+
+
+def _inspect(role: str, signed: Targets) -> None:
+    if role == "targets":
+        terms(signed, DirectorTerms, "director/targets.json")
+
+
+def _check_expiry(kind: type, expires: datetime, now: datetime) -> None:
+    if now >= expires:
+        raise Refused(Reason.EXPIRED, f"{_KINDS[kind]} expired at {expires:%Y-%m-%d %H:%M} UTC")

@@ -1,0 +1,32 @@
+"""The trust store: what a device, or anyone who is given metadata, believes and why. The front of `signing.trust`.
+
+- `TrustStore`: one TUF repository, durable and floored; `ImageStore` and `DirectorStore` are the two that a device
+  keeps, with what Headland asks of them beyond TUF.
+- `DirectorView.verify_object`: the one place that verifies assignments, time statements and receipts.
+- `Floors`, `Source`: the ports. `HttpSource` and `Offered` are sources.
+"""
+
+from signing.trust.director import DirectorStore, DirectorView
+from signing.trust.floors import Floors, KeyedFloor, MemoryFloors
+from signing.trust.http import HttpSource
+from signing.trust.image import ImageStore, ImageView
+from signing.trust.source import Nowhere, Offered, Source
+from signing.trust.store import NEVER, Search, Trusted, TrustStore
+
+__all__ = [
+    "NEVER",
+    "DirectorStore",
+    "DirectorView",
+    "Floors",
+    "HttpSource",
+    "ImageStore",
+    "ImageView",
+    "KeyedFloor",
+    "MemoryFloors",
+    "Nowhere",
+    "Offered",
+    "Search",
+    "Source",
+    "TrustStore",
+    "Trusted",
+]
