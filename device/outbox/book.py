@@ -1,0 +1,216 @@
+"""What became of every number of every lane: the accounts of the outbox, kept beside the rows and small.
+
+Per epoch and lane the numbers from 0 to `next_seq` are each one of: queued, receipted and still held, gone (receipted
+and deleted), lost (with a loss record), or moved (numbered anew in a later epoch). So `produced = queued + receipted +
+gone + lost` can be told without reading a row. `next_seq` is written only where rows are deleted, for as long as a
+lane's newest row is there it tells the number itself: the hot path inserts rows and nothing else.
+"""
+
+import sqlite3
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Final
+
+from device.outbox.spans import EMPTY, Span, Spans
+
+KINDS: Final = ("receipted", "gone", "moved")
+GENERATION: Final = "generation"
+
+LaneKey = tuple[int, str]
+"""Number of the epoch, name of the lane."""
+
+
+@dataclass(frozen=True)
+class LaneBook:
+    """The accounts of one lane in one epoch.
+
+    Args:
+        next_seq: The number that the next row gets.
+        sent_before: Rows below it were put into a batch once, so the server may have them.
+        receipted: Durable on the server, still held here.
+        gone: Receipted and deleted here.
+        moved: Numbered anew in a later epoch.
+        lost: Dropped, each with a loss record.
+    """
+
+    next_seq: int = 0
+    sent_before: int = 0
+    receipted: Spans = EMPTY
+    gone: Spans = EMPTY
+    moved: Spans = EMPTY
+    lost: Spans = EMPTY
+
+    @cached_property
+    def queued(self) -> Spans:
+        """Held and not receipted: what still has to be sent."""
+        if not self.next_seq:
+            return EMPTY
+        settled = self.receipted.union(self.gone, self.moved, self.lost)
+        return Spans(((0, self.next_seq - 1),)).minus(settled)
+
+    @property
+    def produced(self) -> int:
+        """Rows that were first enqueued here; a moved row is counted where it went."""
+        return self.next_seq - len(self.moved)
+
+
+@dataclass(frozen=True)
+class Book:
+    """All accounts.
+
+    Args:
+        current: Number of the epoch that new rows get.
+        epochs: Tokens by number.
+        lanes: Accounts by epoch and lane.
+        pending_losses: How many loss records wait for a receipt, by epoch; epochs without one are absent.
+        meta: Words of the outbox's own, such as the server's generation.
+    """
+
+    current: int
+    epochs: Mapping[int, str]
+    lanes: Mapping[LaneKey, LaneBook]
+    pending_losses: Mapping[int, int] = field(default_factory=dict)
+    meta: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def epoch(self) -> str:
+        """The current epoch's token."""
+        return self.epochs[self.current]
+
+    def lane(self, epoch: int, lane: str) -> LaneBook:
+        """The accounts of one lane; empty ones when it never had a row."""
+        return self.lanes.get((epoch, lane), LaneBook())
+
+    @property
+    def generation(self) -> str | None:
+        """The server's generation that was last met."""
+        return self.meta.get(GENERATION)
+
+
+def load(connection: sqlite3.Connection) -> Book:
+    """Reads the accounts. A book without epochs has `current` 0: the caller makes the first."""
+    epochs = dict(connection.execute("SELECT no, token FROM epochs ORDER BY no").fetchall())
+    lanes: dict[LaneKey, LaneBook] = {
+        (epoch, lane): LaneBook(next_seq=next_seq, sent_before=sent_before)
+        for epoch, lane, next_seq, sent_before in connection.execute(
+            "SELECT epoch, lane, next_seq, sent_before FROM lanes"
+        )
+    }
+    # One look-up a lane: SQLite answers max() of a key's last column from the index, where GROUP BY would walk it all.
+    for key, book in list(lanes.items()):
+        (newest,) = connection.execute("SELECT max(seq) FROM rows WHERE epoch = ? AND lane = ?", key).fetchone()
+        lanes[key] = replace(book, next_seq=max(book.next_seq, 0 if newest is None else newest + 1))
+    spans: dict[LaneKey, dict[str, list[Span]]] = {}
+    for epoch, lane, kind, first, last in connection.execute("SELECT epoch, lane, kind, first, last FROM spans"):
+        spans.setdefault((epoch, lane), {}).setdefault(kind, []).append((first, last))
+    for epoch, lane, first, last in connection.execute("SELECT epoch, lane, first, last FROM losses"):
+        spans.setdefault((epoch, lane), {}).setdefault("lost", []).append((first, last))
+    for key, found in spans.items():
+        lanes[key] = replace(
+            lanes.get(key, LaneBook()),
+            receipted=Spans.of(found.get("receipted", ())),
+            gone=Spans.of(found.get("gone", ())),
+            moved=Spans.of(found.get("moved", ())),
+            lost=Spans.of(found.get("lost", ())),
+        )
+    meta = dict(connection.execute("SELECT key, value FROM meta").fetchall())
+    return Book(
+        current=max(epochs, default=0),
+        epochs=epochs,
+        lanes=lanes,
+        pending_losses=_pending_losses(connection),
+        meta=meta,
+    )
+
+
+class Draft:
+    """The accounts inside one transaction: changes go to the database at once, and are the book only once committed."""
+
+    def __init__(self, connection: sqlite3.Connection, book: Book) -> None:
+        self.connection = connection
+        self._book = book
+        self._lanes = dict(book.lanes)
+        self._epochs = dict(book.epochs)
+        self._meta = dict(book.meta)
+        self._current = book.current
+        self._pending_losses = book.pending_losses
+
+    @property
+    def current(self) -> int:
+        """The number of the current epoch."""
+        return self._current
+
+    @property
+    def epochs(self) -> Mapping[int, str]:
+        """Tokens by number."""
+        return self._epochs
+
+    @property
+    def generation(self) -> str | None:
+        """The server's generation that was last met."""
+        return self._meta.get(GENERATION)
+
+    def number_of(self, token: str) -> int | None:
+        """The number of the epoch with this token."""
+        return next((no for no, known in self._epochs.items() if known == token), None)
+
+    def lane(self, epoch: int, lane: str) -> LaneBook:
+        """As it stands now in this transaction."""
+        return self._lanes.get((epoch, lane), LaneBook())
+
+    def grow(self, lane: str, count: int) -> None:
+        """Counts `count` new rows of the current epoch; the rows themselves keep the number durable."""
+        key = (self._current, lane)
+        if key not in self._lanes:
+            self.write(self._current, lane, LaneBook())
+        book = self._lanes[key]
+        self._lanes[key] = replace(book, next_seq=book.next_seq + count)
+
+    def write(self, epoch: int, lane: str, book: LaneBook) -> None:
+        """Puts the whole accounts of a lane into the database."""
+        old = self.lane(epoch, lane)
+        self.connection.execute(
+            "INSERT OR REPLACE INTO lanes(epoch, lane, next_seq, sent_before) VALUES (?, ?, ?, ?)",
+            (epoch, lane, book.next_seq, book.sent_before),
+        )
+        for kind in KINDS:
+            spans: Spans = getattr(book, kind)
+            if spans != getattr(old, kind):
+                self.connection.execute(
+                    "DELETE FROM spans WHERE epoch = ? AND lane = ? AND kind = ?", (epoch, lane, kind)
+                )
+                self.connection.executemany(
+                    "INSERT INTO spans(epoch, lane, kind, first, last) VALUES (?, ?, ?, ?, ?)",
+                    [(epoch, lane, kind, first, last) for first, last in spans],
+                )
+        self._lanes[(epoch, lane)] = book
+
+    def begin_epoch(self, token: str, now_ms: int) -> None:
+        """New rows are numbered from 0 under `token` from here on."""
+        self._current = max(self._epochs, default=0) + 1
+        self._epochs[self._current] = token
+        self.connection.execute("INSERT INTO epochs VALUES (?, ?, ?)", (self._current, token, now_ms))
+
+    def remember(self, key: str, value: str) -> None:
+        """Keeps a word of the outbox's own, such as the server's generation."""
+        self.connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+        self._meta[key] = value
+
+    def count_pending_losses(self) -> None:
+        """Looks again how many loss records wait for a receipt."""
+        self._pending_losses = _pending_losses(self.connection)
+
+    def book(self) -> Book:
+        """The accounts as they are once this transaction committed."""
+        return Book(
+            current=self._current,
+            epochs=self._epochs,
+            lanes=self._lanes,
+            pending_losses=self._pending_losses,
+            meta=self._meta,
+        )
+
+
+def _pending_losses(connection: sqlite3.Connection) -> dict[int, int]:
+    return dict(connection.execute("SELECT epoch, count(*) FROM losses WHERE receipted = 0 GROUP BY epoch").fetchall())

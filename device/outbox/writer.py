@@ -1,0 +1,132 @@
+"""The one thread that writes: rows that wait together share a transaction, and so one flush of the disk.
+
+It knows nothing of rows and lanes; what is done inside a transaction comes in as functions.
+"""
+
+import asyncio
+import contextlib
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+from protocol.errors import StateError
+
+T = TypeVar("T")
+
+GROUP_ROWS: Final = 1024  # bounds the time that the first row of a group waits for the last
+STOP_S: Final = 10.0  # a flush on a slow card; after that the process ends with the thread, which is safe
+
+
+@dataclass(frozen=True)
+class Append:
+    """A row that waits to be durable; `future` gets its number."""
+
+    lane: str
+    body: bytes
+    future: "asyncio.Future[int]"
+
+
+@dataclass(frozen=True)
+class _Job:
+    run: Callable[[], Any]
+    future: "asyncio.Future[Any]"
+
+
+class Writer:
+    """Runs appends in groups and jobs one by one, in the order in which they came.
+
+    Args:
+        append: Makes a group durable and returns the number of each row; runs in the thread.
+    """
+
+    def __init__(self, append: Callable[[Sequence[Append]], list[int]]) -> None:
+        self._append = append
+        self._queue: queue.SimpleQueue[Append | _Job | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._serve, name="outbox-writer", daemon=True)
+        self._stopped = False
+
+    def start(self) -> None:
+        """Starts the thread."""
+        self._thread.start()
+
+    async def append(self, lane: str, body: bytes) -> int:
+        """Returns the row's number once it is durable."""
+        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._put(Append(lane, body, future))
+        return await future
+
+    async def run(self, job: Callable[[], T]) -> T:
+        """Runs `job` in the thread, after all that was asked before."""
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._put(_Job(job, future))
+        return await future
+
+    async def stop(self) -> None:
+        """Finishes what was asked, then ends the thread. What comes later is refused."""
+        if not self._stopped:
+            self._stopped = True
+            self._queue.put(None)
+        await asyncio.to_thread(self._thread.join, STOP_S)
+
+    def _put(self, work: Append | _Job) -> None:
+        if self._stopped:
+            raise StateError("the outbox is closed")
+        self._queue.put(work)
+
+    def _serve(self) -> None:
+        stop = False
+        while not stop:
+            work = self._queue.get()
+            group: list[Append] = []
+            while True:
+                if isinstance(work, Append):
+                    group.append(work)
+                else:
+                    self._flush(group)
+                    group = []
+                    if work is None:
+                        stop = True
+                        break
+                    self._do(work)
+                if len(group) >= GROUP_ROWS:
+                    break
+                try:
+                    work = self._queue.get_nowait()
+                except queue.Empty:
+                    break
+            self._flush(group)
+
+    def _flush(self, group: Sequence[Append]) -> None:
+        if not group:
+            return
+        try:
+            numbers: list[int] = self._append(group)
+        except BaseException as error:
+            _settle(group, [error] * len(group))
+        else:
+            _settle(group, numbers)
+
+    def _do(self, job: _Job) -> None:
+        try:
+            result = job.run()
+        except BaseException as error:
+            _settle([job], [error])
+        else:
+            _settle([job], [result])
+
+
+def _settle(works: Sequence[Append | _Job], results: Sequence[Any]) -> None:
+    def settle() -> None:
+        for work, result in zip(works, results, strict=True):
+            if work.future.done():  # its caller was cancelled; the row is durable all the same
+                continue
+            if isinstance(result, BaseException):
+                work.future.set_exception(result)
+            else:
+                work.future.set_result(result)
+
+    # A closed loop has nobody left who waits.
+    with contextlib.suppress(RuntimeError):
+        works[0].future.get_loop().call_soon_threadsafe(settle)
