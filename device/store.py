@@ -1,0 +1,192 @@
+"""The content-addressed store: every file is named by the sha256 of its bytes, and is whole or not there at all.
+
+`FOLDER/sha256/DIGEST` holds what was verified, `FOLDER/parts/` what is being fetched. A file enters by one rename after
+its hash held and its bytes were synced. What may go is decided by the caller (`collect`); the store itself deletes
+nothing that it is told to keep, and never deletes to make room.
+"""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Final
+
+from protocol.errors import Reason, Refused, StateError
+from protocol.ids import Digest, digest, is_digest
+from protocol.limits import MIB
+from signing.durable import DISK, TEMPORARY_PREFIX, Disk
+
+READ_BYTES: Final = MIB
+KEEP_FREE_BYTES: Final = 64 * MIB  # for the log, the two databases and their journals
+
+
+class NoSpaceError(StateError):
+    """The disk or the store's budget is too small for what was asked; nothing was deleted to make room."""
+
+
+def free_bytes(path: Path) -> int:
+    """What an ordinary user may still write on the disk of `path`."""
+    return shutil.disk_usage(path).free
+
+
+class Store:
+    """Artifacts and manifests on the disk. Blocking: in an event loop, call it from a thread.
+
+    Args:
+        folder: Made when absent.
+        disk: Through which every effect goes.
+        keep_free_bytes: Left on the disk for everything else.
+        budget_bytes: The most that the store may hold; None leaves it to the disk.
+        free: Tells the free bytes of a folder's disk.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        disk: Disk = DISK,
+        keep_free_bytes: int = KEEP_FREE_BYTES,
+        budget_bytes: int | None = None,
+        free: Callable[[Path], int] = free_bytes,
+    ) -> None:
+        self.disk = disk
+        self._files = folder / "sha256"
+        self._parts = folder / "parts"
+        self._keep_free_bytes = keep_free_bytes
+        self._budget_bytes = budget_bytes
+        self._free = free
+        for each in (self._files, self._parts):
+            disk.make_dir(each)
+            disk.sweep(each)
+
+    def path(self, name: Digest) -> Path:
+        """Where the artifact lies, or would lie."""
+        assert is_digest(name)
+        return self._files / name
+
+    def part(self, name: str) -> Path:
+        """Where the unfinished file `name` lies, or would lie."""
+        assert "/" not in name and not name.startswith(".")
+        return self._parts / name
+
+    def has(self, name: Digest, length_bytes: int | None = None) -> bool:
+        """Whether the artifact is there, with that length. Cheap: does not read it."""
+        try:
+            found = self.path(name).stat().st_size
+        except FileNotFoundError:
+            return False
+        return length_bytes is None or found == length_bytes
+
+    def is_whole(self, name: Digest) -> bool:
+        """Whether the artifact is there and its bytes still have its hash. Reads all of it."""
+        try:
+            return _hash_file(self.path(name)) == name
+        except OSError:  # absent, or a disk that no longer reads it
+            return False
+
+    def digests(self) -> tuple[Digest, ...]:
+        """All that is kept, in no order that means anything."""
+        return tuple(sorted(entry.name for entry in os.scandir(self._files) if is_digest(entry.name)))
+
+    def read(self, name: Digest, limit: int) -> bytes:
+        """The bytes of a small artifact, hashed again.
+
+        Raises:
+            StateError: It is not there.
+            Refused: `HASH`, `LENGTH`: it is not what it was.
+        """
+        try:
+            with self.path(name).open("rb") as file:
+                data = file.read(limit + 1)
+        except OSError as error:
+            raise StateError(f"{name[:12]} is not in the store: {error}") from error
+        if len(data) > limit:
+            raise Refused(Reason.LENGTH, f"{name[:12]} in the store is longer than {limit} bytes")
+        if digest(data) != name:
+            raise Refused(Reason.HASH, f"{name[:12]} in the store was changed")
+        return data
+
+    def put(self, data: bytes) -> Digest:
+        """Keeps `data`, durably; again changes nothing."""
+        name = digest(data)
+        if not self.is_whole(name):
+            self.disk.write(self.path(name), data, 0o444)
+        return name
+
+    def adopt(self, part: Path, name: Digest, length_bytes: int) -> None:
+        """Moves a fetched file in, if it is what it should be; durable on return. A file that is not is deleted.
+
+        Raises:
+            Refused: `LENGTH`, `HASH`.
+        """
+        found = part.stat().st_size
+        actual = _hash_file(part) if found == length_bytes else None
+        if actual != name:
+            self.disk.unlink(part)
+            if actual is None:
+                raise Refused(Reason.LENGTH, f"artifact {name[:12]} came as {found} bytes; {length_bytes} are signed")
+            raise Refused(Reason.HASH, f"artifact {name[:12]} came with the hash {actual[:12]}")
+        part.chmod(0o444)
+        self.disk.sync_file(part)
+        self.disk.rename(part, self.path(name))
+
+    def discard(self, name: Digest) -> None:
+        """Deletes an artifact whose bytes were found changed."""
+        self.disk.unlink(self.path(name))
+
+    def used_bytes(self) -> int:
+        """What artifacts and parts take."""
+        return sum(
+            entry.stat(follow_symlinks=False).st_size
+            for folder in (self._files, self._parts)
+            for entry in os.scandir(folder)
+        )
+
+    def check_space(self, need_bytes: int) -> None:
+        """Holds a planned fetch against disk and budget.
+
+        Args:
+            need_bytes: What will be written at the peak, beyond what lies here now.
+
+        Raises:
+            NoSpaceError: With both numbers.
+        """
+        free = self._free(self._files) - self._keep_free_bytes
+        if need_bytes > free:
+            raise NoSpaceError(
+                f"{need_bytes} bytes are needed, {max(free, 0)} are free beside the {self._keep_free_bytes} kept back",
+                hint="free space on the disk of the state folder",
+            )
+        if self._budget_bytes is not None and self.used_bytes() + need_bytes > self._budget_bytes:
+            raise NoSpaceError(
+                f"{need_bytes} bytes are needed on top of {self.used_bytes()}; the budget is {self._budget_bytes}",
+                hint="raise the store's budget in the settings",
+            )
+
+    def collect(self, keep: Collection[Digest], keep_parts: Collection[str] = ()) -> int:
+        """Deletes what is not to be kept; safe to repeat.
+
+        Args:
+            keep: Digests.
+            keep_parts: Names of parts that a later fetch goes on from.
+
+        Returns:
+            Bytes given back.
+        """
+        freed = 0
+        for folder, kept in ((self._files, keep), (self._parts, keep_parts)):
+            for entry in list(os.scandir(folder)):
+                if entry.name in kept or entry.name.startswith(TEMPORARY_PREFIX):
+                    continue
+                freed += entry.stat(follow_symlinks=False).st_size
+                self.disk.unlink(Path(entry.path))
+        return freed
+
+
+def _hash_file(path: Path) -> str:
+    hasher = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while chunk := file.read(READ_BYTES):
+            hasher.update(chunk)
+    return hasher.hexdigest()

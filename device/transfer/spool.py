@@ -1,0 +1,192 @@
+"""Where received bytes go, blob by blob: what each spool wants next, and what it does when it has it.
+
+A spool decides nothing about the link. It says where in the payload it goes on (`wants`), takes bytes from there
+(`take`), and forgets what it cannot use (`restart`). No decoder gets a byte before its hash held.
+"""
+
+import hashlib
+import threading
+from pathlib import Path
+from typing import Final, Protocol
+
+import zstandard
+
+from device.store import Store
+from protocol import limits
+from protocol.errors import Reason, Refused
+from protocol.objects import Payload
+from protocol.transfer import SegmentIndex, open_segment
+from signing.durable import Part
+
+READ_BYTES: Final = limits.SEGMENT_OUTPUT_BYTES
+
+
+class Spool(Protocol):
+    """One payload on its way in."""
+
+    @property
+    def wants(self) -> int:
+        """The offset of the next byte, counted from the payload's beginning."""
+        ...
+
+    def take(self, data: bytes) -> None:
+        """Takes the bytes from `wants` on. Blocking.
+
+        Raises:
+            Refused: `HASH` and others: what was taken since the last `restart` point is worthless.
+        """
+        ...
+
+    def restart(self) -> None:
+        """Drops what was received and not yet verified, so that `wants` goes back to a verified point."""
+        ...
+
+
+class WholeSpool:
+    """A small blob, kept in memory until its hash held.
+
+    Args:
+        payload: Of at most `limit` bytes.
+        limit: Refused beyond, before anything is allocated.
+    """
+
+    def __init__(self, payload: Payload, limit: int) -> None:
+        if payload.length_bytes > limit:
+            raise Refused(Reason.LENGTH, f"a blob of {payload.length_bytes} bytes where at most {limit} are read whole")
+        self._payload = payload
+        self._data = bytearray()
+
+    @property
+    def wants(self) -> int:
+        """As `Spool`."""
+        return len(self._data)
+
+    def take(self, data: bytes) -> None:
+        """As `Spool`."""
+        self._data += data
+        if len(self._data) < self._payload.length_bytes:
+            return
+        actual = hashlib.sha256(self._data).hexdigest()
+        if len(self._data) != self._payload.length_bytes or actual != self._payload.sha256:
+            raise Refused(Reason.HASH, f"blob {self._payload.sha256[:12]} came with the hash {actual[:12]}")
+
+    def content(self) -> bytes:
+        """All of it, once `take` had the last byte."""
+        assert len(self._data) == self._payload.length_bytes
+        return bytes(self._data)
+
+    def restart(self) -> None:
+        """As `Spool`."""
+        self._data.clear()
+
+
+class SegmentSpool:
+    """An indexed payload: each segment is verified, decoded and durable in the part before the next one is taken.
+
+    Args:
+        index: Verified.
+        store: Holds the part.
+        name: Of the part.
+    """
+
+    def __init__(self, index: SegmentIndex, store: Store, name: str) -> None:
+        self._index = index
+        self._path = store.part(name)
+        self._part: Part = store.disk.open_part(self._path)
+        # A cancelled fetch closes the spool while a thread may still be in `take`.
+        self._lock = threading.Lock()
+        self._closed = False
+        self._open = bytearray()
+        self._number = 0
+        self._offset = 0
+        try:
+            self._find_verified()
+        except BaseException:
+            self._part.close()
+            raise
+
+    @property
+    def path(self) -> Path:
+        """Of the part."""
+        return self._path
+
+    @property
+    def wants(self) -> int:
+        """As `Spool`."""
+        return self._offset + len(self._open)
+
+    def take(self, data: bytes) -> None:
+        """As `Spool`."""
+        with self._lock:
+            if self._closed:
+                return
+            self._open += data
+            segments = self._index.segments
+            while self._number < len(segments) and len(self._open) >= segments[self._number].payload_bytes:
+                length = segments[self._number].payload_bytes
+                output = open_segment(self._index, self._number, bytes(self._open[:length]))
+                self._part.append(output)
+                # One segment is what a power cut may cost, so each is synced.
+                self._part.sync()
+                del self._open[:length]
+                self._offset += length
+                self._number += 1
+
+    def restart(self) -> None:
+        """As `Spool`."""
+        self._open.clear()
+
+    def close(self) -> None:
+        """Lets go of the part."""
+        with self._lock:
+            self._closed = True
+            self._part.close()
+
+    def _find_verified(self) -> None:
+        """Goes on after the last whole segment whose output still has its hash: a cut may have torn the tail."""
+        with self._path.open("rb", buffering=0) as file:
+            for number, segment in enumerate(self._index.segments):
+                output = file.read(self._index.output_length(number))
+                if hashlib.sha256(output).digest() != segment.output_sha256:
+                    break
+                self._number = number + 1
+                self._offset += segment.payload_bytes
+        verified = min(self._number * self._index.segment_bytes, self._index.output_bytes)
+        if self._part.length_bytes != verified:
+            self._part.truncate(verified)
+            self._part.sync()
+
+
+def unpack_whole(payload: bytes, store: Store, name: str, output_bytes: int) -> Path:
+    """Decodes a small verified payload into a part, in bounded memory: 1 MiB may hold gigabytes of zeros.
+
+    Args:
+        payload: One zstd frame whose hash held.
+        store: Holds the part.
+        name: Of the part.
+        output_bytes: The signed length.
+
+    Raises:
+        Refused: `LENGTH`, `LIMIT`: it decodes to something else; the part is gone.
+    """
+    path = store.part(name)
+    store.disk.unlink(path)
+    written = 0
+    try:
+        decompressor = zstandard.ZstdDecompressor(max_window_size=limits.ZSTD_WINDOW_BYTES)
+        with (
+            store.disk.open_part(path) as part,
+            decompressor.stream_reader(payload, read_across_frames=False) as reader,
+        ):
+            while chunk := reader.read(READ_BYTES):
+                written += len(chunk)
+                if written > output_bytes:
+                    break
+                part.append(chunk)
+    except zstandard.ZstdError as error:
+        store.disk.unlink(path)
+        raise Refused(Reason.LIMIT, f"compressed bytes that no decoder within bounds reads: {error}") from error
+    if written != output_bytes:
+        store.disk.unlink(path)
+        raise Refused(Reason.LENGTH, f"compressed bytes that give another length than the signed {output_bytes}")
+    return path
