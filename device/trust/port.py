@@ -64,6 +64,23 @@ class Trust(Protocol):
         """
         ...
 
+    async def receipts(self, texts: tuple[str, ...]) -> tuple[ReceiptsBody, ...]:
+        """Verifies receipts that came apart from a contact's answer: to a batch of results, or on a stick.
+
+        They are verified under the director's metadata as it is trusted now; nothing is fetched.
+
+        Args:
+            texts: Signed `ReceiptsBody` objects, as they came.
+
+        Returns:
+            Those that hold, in their order. One that does not is left out, for a receipt is only ever missed, never
+            needed: the rows are sent again.
+
+        Raises:
+            LinkError: The keeper could not be asked.
+        """
+        ...
+
     async def close(self) -> None:
         """Ends the keeper process, if one runs."""
         ...
