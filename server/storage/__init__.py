@@ -1,1 +1,4 @@
-"""Catalog and blobs. No SQL and no bucket word is spoken above this package."""
+"""Where the server keeps things: the catalog (SQLite or PostgreSQL) and the blobs (a folder or a bucket).
+
+No SQL and no bucket word leaves this package.
+"""

@@ -1,0 +1,148 @@
+"""The catalog: what the server knows, in SQLite beside it or in PostgreSQL by URL.
+
+Work is done in a `Session`, which is one transaction: `read` sees one moment, `write` happens wholly and durably or
+not at all. Calls block: from an event loop they go through a thread.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, create_engine, event, make_url
+
+import server.migrations
+from server.storage.devices import Devices
+from server.storage.events import Events
+from server.storage.facts import Facts
+from server.storage.payloads import Payloads
+from server.storage.repository import Repositories
+from server.storage.results import Results
+from server.storage.rollouts import Rollouts
+from server.storage.tokens import Tokens
+
+BUSY_TIMEOUT_S = 30  # another process (`status`, a backup) holds SQLite for moments, not for longer
+
+
+class Session:
+    """One transaction, by subject. Used inside `Catalog.read` or `Catalog.write` and not kept."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    @cached_property
+    def facts(self) -> Facts:
+        """Single values: generation, versions, secrets of the server itself."""
+        return Facts(self._connection)
+
+    @cached_property
+    def devices(self) -> Devices:
+        """Machines, what they reported, their statuses and alerts."""
+        return Devices(self._connection)
+
+    @cached_property
+    def tokens(self) -> Tokens:
+        """Enrolment and operator tokens, by the hash of their secret."""
+        return Tokens(self._connection)
+
+    @cached_property
+    def repositories(self) -> Repositories:
+        """Signed metadata, what is served of it, and the releases that it lists."""
+        return Repositories(self._connection)
+
+    @cached_property
+    def payloads(self) -> Payloads:
+        """Blobs that came in, payloads made of them, and the work that is waiting."""
+        return Payloads(self._connection)
+
+    @cached_property
+    def rollouts(self) -> Rollouts:
+        """Rollouts and the machines that have a place in them."""
+        return Rollouts(self._connection)
+
+    @cached_property
+    def results(self) -> Results:
+        """Ingested rows, losses, conflicts."""
+        return Results(self._connection)
+
+    @cached_property
+    def events(self) -> Events:
+        """The audit trail."""
+        return Events(self._connection)
+
+
+class Catalog:
+    """Opens the catalog and brings its tables to this version.
+
+    Args:
+        url: An SQLAlchemy URL: `sqlite:////absolute/path/catalog.db`, `postgresql+psycopg://...`.
+    """
+
+    def __init__(self, url: str) -> None:
+        parsed = make_url(url)
+        self._embedded = parsed.get_backend_name() == "sqlite"
+        arguments: dict[str, Any] = {"pool_pre_ping": not self._embedded}
+        if self._embedded:
+            arguments["connect_args"] = {"timeout": BUSY_TIMEOUT_S}
+        self._engine = create_engine(parsed, **arguments)
+        # SQLite has one writer: waiting here is fair and cheap, waiting inside SQLite is a sleep that grows.
+        self._writing = threading.Lock()
+        if self._embedded:
+            event.listen(self._engine, "connect", _prepare_sqlite)
+            event.listen(self._engine, "begin", _begin_sqlite)
+        self._migrate()
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        """A transaction that sees one moment and changes nothing."""
+        with self._engine.connect() as connection:
+            yield Session(connection)
+
+    @contextmanager
+    def write(self) -> Iterator[Session]:
+        """A transaction that is durable once the block has ended, and never happened when it raised."""
+        if not self._embedded:
+            with self._engine.begin() as connection:
+                yield Session(connection)
+            return
+        with self._writing, self._writer() as connection, connection.begin():
+            yield Session(connection)
+
+    def close(self) -> None:
+        """Lets go of all connections."""
+        self._engine.dispose()
+
+    def _writer(self) -> Connection:
+        return self._engine.connect().execution_options(headland_write=True)
+
+    def _migrate(self) -> None:
+        config = Config()
+        config.set_main_option("script_location", str(Path(server.migrations.__file__).parent))
+        with self._writing, self._writer() as connection:
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+            connection.commit()
+
+
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    """Every connection: we begin transactions ourselves, and what is committed survives a power cut.
+
+    WAL with synchronous=NORMAL loses acknowledged rows after a cut, and a receipt makes the device delete its copy.
+    """
+    connection.isolation_level = None
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        connection.execute(f"PRAGMA {pragma}").close()
+    mode = connection.execute("PRAGMA journal_mode").fetchone()[0]
+    level = connection.execute("PRAGMA synchronous").fetchone()[0]
+    if mode != "wal" or level != 2:
+        raise RuntimeError(f"SQLite keeps journal_mode={mode}, synchronous={level} where WAL and FULL were set")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # A writer takes its lock at once: upgrading a read lock later can fail and leave nothing to wait for.
+    immediate = connection.get_execution_options().get("headland_write", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")

@@ -1,0 +1,17 @@
+"""How records stand in the catalog's text columns: JSON, read strictly."""
+
+from typing import Any, TypeVar
+
+import msgspec
+
+T = TypeVar("T")
+
+
+def to_json(value: Any) -> str:
+    """JSON text; escaped, so that no NUL ever reaches the database."""
+    return msgspec.json.encode(value).decode()
+
+
+def from_json(text: str, kind: type[T]) -> T:
+    """What `to_json` wrote. A failure is a bug or a damaged catalog, never input."""
+    return msgspec.json.decode(text, type=kind)

@@ -1,0 +1,139 @@
+"""Machines in the catalog: identity, what they reported, their statuses and alerts."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, Row, func, insert, select, update
+
+from protocol.messages import Alert, Counters, Inventory, LanePosition, UpdateStatus, VersionReport
+from server.storage.codec import from_json, to_json
+from server.storage.records import Device
+from server.storage.schema import alerts, devices, statuses
+
+_LISTED = [column for column in devices.c if column.name != "answer"]
+
+
+class Devices:
+    """Reads and writes machines. The changes of a contact come in one call, as one record."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def get(self, device: str) -> Device | None:
+        """The machine, or None."""
+        row = self._connection.execute(select(devices).where(devices.c.id == device)).one_or_none()
+        return None if row is None else _device(row)
+
+    def lock(self, device: str) -> Device | None:
+        """As `get`, and nobody else changes it until the transaction ends."""
+        row = self._connection.execute(select(devices).where(devices.c.id == device).with_for_update()).one_or_none()
+        return None if row is None else _device(row)
+
+    def all(self) -> list[Device]:
+        """All machines by name, without their kept answers."""
+        return [_device(row) for row in self._connection.execute(select(*_LISTED).order_by(devices.c.id))]
+
+    def enrol(self, device: Device) -> None:
+        """Keeps a machine; one of the same name becomes this one, its contacts begin anew."""
+        fresh = _columns(device)
+        if not self._connection.execute(update(devices).where(devices.c.id == device.id).values(fresh)).rowcount:
+            self._connection.execute(insert(devices).values(id=device.id, **fresh))
+
+    def save(self, device: Device) -> None:
+        """Writes all fields of a machine that was read by `lock`."""
+        self._connection.execute(update(devices).where(devices.c.id == device.id).values(_columns(device)))
+
+    def count(self) -> dict[str, int]:
+        """How many there are: `total`, `revoked`, `set_apart`."""
+        total, revoked, apart = self._connection.execute(
+            select(
+                func.count(),
+                func.count(devices.c.revoked_ms),
+                func.count().filter(devices.c.set_apart != ""),
+            ).select_from(devices)
+        ).one()
+        return {"total": total, "revoked": revoked, "set_apart": apart}
+
+    def group_size(self, product: str, group: str) -> int:
+        """How many unrevoked machines of a product are in a group."""
+        rows = self._connection.execute(
+            select(devices.c.groups).where(devices.c.product == product, devices.c.revoked_ms.is_(None))
+        )
+        return sum(group in from_json(row.groups, tuple[str, ...]) for row in rows)
+
+    def add_statuses(self, device: str, news: Sequence[UpdateStatus], at_ms: int) -> list[UpdateStatus]:
+        """Keeps each status once, however often it comes. Returns those that are new, in their order."""
+        return self._add_once(statuses, device, news, at_ms)
+
+    def add_alerts(self, device: str, news: Sequence[Alert], at_ms: int) -> list[Alert]:
+        """Keeps each alert once. Returns those that are new, in their order."""
+        return self._add_once(alerts, device, news, at_ms)
+
+    def statuses(self, device: str, limit: int) -> list[UpdateStatus]:
+        """The newest `limit` statuses, newest first."""
+        return [from_json(body, UpdateStatus) for body in self._newest(statuses, device, limit)]
+
+    def alerts(self, device: str, limit: int) -> list[Alert]:
+        """The newest `limit` alerts, newest first."""
+        return [from_json(body, Alert) for body in self._newest(alerts, device, limit)]
+
+    def _add_once(self, table: Any, device: str, news: Sequence[Any], at_ms: int) -> list[Any]:
+        by_id = {item.id: item for item in news}
+        if not by_id:
+            return []
+        known = set(
+            self._connection.execute(
+                select(table.c.id).where(table.c.device == device, table.c.id.in_(list(by_id)))
+            ).scalars()
+        )
+        fresh = [item for item in by_id.values() if item.id not in known]
+        if fresh:
+            self._connection.execute(
+                insert(table),
+                [{"id": item.id, "device": device, "received_ms": at_ms, "body": to_json(item)} for item in fresh],
+            )
+        return fresh
+
+    def _newest(self, table: Any, device: str, limit: int) -> Iterable[str]:
+        return self._connection.execute(
+            select(table.c.body)
+            .where(table.c.device == device)
+            .order_by(table.c.received_ms.desc(), table.c.id)
+            .limit(limit)
+        ).scalars()
+
+
+def _columns(device: Device) -> dict[str, Any]:
+    return {
+        "product": device.product,
+        "groups": to_json(device.groups),
+        "public_key": device.public_key,
+        "certificate_pem": device.certificate_pem,
+        "enrolled_ms": device.enrolled_ms,
+        "revoked_ms": device.revoked_ms,
+        "set_apart": device.set_apart,
+        "token_counter": device.token_counter,
+        "contact_id": device.contact_id,
+        "answer": device.answer,
+        "object_version": device.object_version,
+        "last_contact_ms": device.last_contact_ms,
+        "inventory": None if device.inventory is None else to_json(device.inventory),
+        "inventory_sha256": device.inventory_sha256,
+        "report": to_json(device.report),
+        "epoch": device.epoch,
+        "lanes": to_json(device.lanes),
+        "versions": to_json(device.versions),
+        "counters": to_json(device.counters),
+        "unsure_of_time": device.unsure_of_time,
+    }
+
+
+def _device(row: Row[Any]) -> Device:
+    values = dict(row._mapping)
+    values["groups"] = from_json(values["groups"], tuple[str, ...])
+    values["inventory"] = None if values["inventory"] is None else from_json(values["inventory"], Inventory)
+    values["report"] = from_json(values["report"], VersionReport)
+    values["lanes"] = from_json(values["lanes"], dict[str, LanePosition])
+    values["versions"] = from_json(values["versions"], dict[str, int])
+    values["counters"] = from_json(values["counters"], Counters)
+    return Device(**values)

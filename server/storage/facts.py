@@ -1,0 +1,27 @@
+"""Single values of the catalog's own life."""
+
+from sqlalchemy import Connection, insert, select, update
+
+from server.storage.schema import facts
+
+
+class Facts:
+    """Names to text. The names in use: `generation`, `sync_secret`, `starts`, `online_version`, `rendered_ms`."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def get(self, name: str) -> str | None:
+        """The value, or None when it was never set."""
+        return self._connection.execute(select(facts.c.value).where(facts.c.name == name)).scalar_one_or_none()
+
+    def number(self, name: str) -> int:
+        """The value as a number; 0 when it was never set. In a `write` it stays ours until the transaction ends."""
+        query = select(facts.c.value).where(facts.c.name == name).with_for_update()
+        return int(self._connection.execute(query).scalar_one_or_none() or 0)
+
+    def put(self, name: str, value: str | int) -> None:
+        """Sets the value."""
+        changed = self._connection.execute(update(facts).where(facts.c.name == name).values(value=str(value)))
+        if not changed.rowcount:
+            self._connection.execute(insert(facts).values(name=name, value=str(value)))

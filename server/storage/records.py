@@ -1,0 +1,172 @@
+"""What the catalog holds, as the rest of the server sees it: frozen records, parsed once on the way out."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+import msgspec
+
+from protocol.errors import Reason
+from protocol.ids import DeviceId, Digest
+from protocol.messages import Counters, Inventory, LanePosition, Outcome, VersionReport
+from protocol.objects import Conditions
+from protocol.wire import Message
+
+RepositoryKind = Literal["image", "director"]
+REPOSITORIES: tuple[RepositoryKind, ...] = ("image", "director")
+RolloutState = Literal["active", "paused", "halted"]
+
+
+@dataclass(frozen=True)
+class Device:
+    """A machine that enrolled.
+
+    Args:
+        id: Its name, the common name of its certificate.
+        product: The one product that it follows.
+        groups: Set by people.
+        public_key: Of its present certificate, DER `SubjectPublicKeyInfo`. An older key of the device is a stranger's.
+        certificate_pem: The present certificate.
+        enrolled_ms: When.
+        revoked_ms: When a person revoked it, or None.
+        set_apart: Why its identity is doubted, or empty.
+        token_counter: Number of the sync token that it must show next.
+        contact_id: Of the last contact that was answered.
+        answer: What that contact was answered: JSON of a `SyncAnswer`, for its retry.
+        object_version: The highest version signed for it in any role.
+        last_contact_ms: By this server's clock.
+        inventory: The newest, with its hash.
+    """
+
+    id: DeviceId
+    product: str
+    groups: tuple[str, ...]
+    public_key: bytes
+    certificate_pem: str
+    enrolled_ms: int
+    revoked_ms: int | None = None
+    set_apart: str = ""
+    token_counter: int = 0
+    contact_id: str | None = None
+    answer: bytes | None = None
+    object_version: int = 0
+    last_contact_ms: int | None = None
+    inventory: Inventory | None = None
+    inventory_sha256: str = ""
+    report: VersionReport = field(default_factory=VersionReport)
+    epoch: str = ""
+    lanes: dict[str, LanePosition] = field(default_factory=dict)
+    versions: dict[str, int] = field(default_factory=dict)
+    counters: Counters = field(default_factory=Counters)
+    unsure_of_time: bool = False
+
+
+@dataclass(frozen=True)
+class EnrolmentToken:
+    """A permission to enrol one named machine, once. Only the hash of its secret is kept."""
+
+    device: DeviceId
+    product: str
+    groups: tuple[str, ...]
+    expires_ms: int
+    used_by: bytes | None  # the public key that used it: the same machine may ask again after a lost answer
+
+
+@dataclass(frozen=True)
+class Release:
+    """A release that a product's role lists, or listed once."""
+
+    product: str
+    version: str
+    manifest: Digest
+    manifest_bytes: int
+    release_counter: int
+    era: int
+    artifacts: int
+    total_bytes: int
+    listed: bool
+
+
+class Phase(Message):
+    """One step of a rollout. Exactly one of `devices`, `count` and `percent` says how far it reaches.
+
+    `count` and `percent` count all places up to and including this phase's; `percent` is of the group as it is now.
+    """
+
+    devices: Annotated[tuple[DeviceId, ...], msgspec.Meta(max_length=10_000)] | None = None
+    count: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    percent: Annotated[float, msgspec.Meta(gt=0, le=100)] | None = None
+    success_percent: Annotated[float, msgspec.Meta(ge=0, le=100)] = 100.0
+    error_percent: Annotated[float, msgspec.Meta(ge=0, le=100)] = 10.0
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A release on its way to a group.
+
+    Args:
+        sequence: Order of creation; the newest wins for a machine in two.
+        phase: The widest phase that is open, from 0.
+        judged_from_ms: Failures before this moment were seen by the person who resumed it.
+    """
+
+    name: str
+    sequence: int
+    product: str
+    release: str
+    manifest: Digest
+    manifest_bytes: int
+    release_counter: int
+    era: int
+    group: str
+    phases: tuple[Phase, ...]
+    conditions: Conditions
+    created_ms: int
+    state: RolloutState = "active"
+    why: str = ""
+    phase: int = 0
+    judged_from_ms: int = 0
+
+
+@dataclass(frozen=True)
+class Member:
+    """A machine that has a place in a rollout, and how its update ended."""
+
+    rollout: str
+    device: DeviceId
+    phase: int
+    offered_ms: int
+    outcome: Outcome | None = None
+    reason: Reason | None = None
+    ended_ms: int | None = None
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """The payload made ahead for an artifact, and its index when it has one."""
+
+    artifact: Digest
+    length_bytes: int
+    payload: Digest
+    payload_bytes: int
+    index: Digest | None
+    index_bytes: int
+
+
+class Event(Message):
+    """A line of the audit trail."""
+
+    id: int
+    at_ms: int
+    kind: str
+    device: str = ""
+    what: str = ""
+    reason: str = ""
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What the server holds of one machine's lane, over all epochs."""
+
+    ingested: int
+    lost: int

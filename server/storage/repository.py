@@ -1,0 +1,118 @@
+"""Signed metadata in the catalog: what managers signed (every version, exact bytes) and what is served of it now."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from sqlalchemy import Connection, Row, delete, insert, select, update
+
+from server.storage.records import Release, RepositoryKind
+from server.storage.schema import releases, served_files, signed_metadata
+
+
+class Repositories:
+    """Both TUF repositories, as bytes that somebody else verified."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def add_signed(self, repository: RepositoryKind, role: str, version: int, content: bytes) -> None:
+        """Keeps one version of one role for ever; the same version again changes nothing."""
+        known = self._connection.execute(
+            select(signed_metadata.c.version).where(
+                signed_metadata.c.repository == repository,
+                signed_metadata.c.role == role,
+                signed_metadata.c.version == version,
+            )
+        ).one_or_none()
+        if known is None:
+            self._connection.execute(
+                insert(signed_metadata).values(repository=repository, role=role, version=version, content=content)
+            )
+
+    def signed(self, repository: RepositoryKind) -> dict[str, dict[int, bytes]]:
+        """All that is kept: role to version to bytes."""
+        found: dict[str, dict[int, bytes]] = {}
+        rows = self._connection.execute(
+            select(signed_metadata)
+            .where(signed_metadata.c.repository == repository)
+            .order_by(signed_metadata.c.role, signed_metadata.c.version)
+        )
+        for row in rows:
+            found.setdefault(row.role, {})[row.version] = row.content
+        return found
+
+    def serve(self, repository: RepositoryKind, files: Mapping[str, bytes], *, forget: Iterable[str] = ()) -> None:
+        """Puts files on offer, replacing those of the same name, and withdraws those in `forget`."""
+        known = set(self.served_names(repository))
+        for name, content in files.items():
+            if name in known:
+                self._connection.execute(
+                    update(served_files)
+                    .where(served_files.c.repository == repository, served_files.c.name == name)
+                    .values(content=content)
+                )
+            else:
+                self._connection.execute(insert(served_files).values(repository=repository, name=name, content=content))
+        gone = [name for name in forget if name not in files]
+        if gone:
+            self._connection.execute(
+                delete(served_files).where(served_files.c.repository == repository, served_files.c.name.in_(gone))
+            )
+
+    def served(self, repository: RepositoryKind, name: str) -> bytes | None:
+        """One file on offer, or None."""
+        return self._connection.execute(
+            select(served_files.c.content).where(served_files.c.repository == repository, served_files.c.name == name)
+        ).scalar_one_or_none()
+
+    def served_names(self, repository: RepositoryKind) -> list[str]:
+        """The names of all files on offer."""
+        return list(
+            self._connection.execute(
+                select(served_files.c.name).where(served_files.c.repository == repository)
+            ).scalars()
+        )
+
+    def put_releases(self, product: str, listed: Iterable[Release]) -> list[Release]:
+        """Makes `listed` what the product's role lists now. Returns those that were listed and no longer are."""
+        before = {release.manifest: release for release in self.releases(product)}
+        now = {release.manifest: release for release in listed}
+        for manifest, release in now.items():
+            values = {
+                "version": release.version,
+                "manifest_bytes": release.manifest_bytes,
+                "release_counter": release.release_counter,
+                "era": release.era,
+                "artifacts": release.artifacts,
+                "total_bytes": release.total_bytes,
+                "listed": True,
+            }
+            if manifest in before:
+                self._connection.execute(
+                    update(releases)
+                    .where(releases.c.product == product, releases.c.manifest == manifest)
+                    .values(values)
+                )
+            else:
+                self._connection.execute(insert(releases).values(product=product, manifest=manifest, **values))
+        gone = [release for manifest, release in before.items() if release.listed and manifest not in now]
+        for release in gone:
+            self._connection.execute(
+                update(releases)
+                .where(releases.c.product == product, releases.c.manifest == release.manifest)
+                .values(listed=False)
+            )
+        return gone
+
+    def releases(self, product: str | None = None) -> list[Release]:
+        """All releases ever listed, by product, newest counter first."""
+        query = select(releases).order_by(
+            releases.c.product, releases.c.era.desc(), releases.c.release_counter.desc(), releases.c.manifest
+        )
+        if product is not None:
+            query = query.where(releases.c.product == product)
+        return [_release(row) for row in self._connection.execute(query)]
+
+
+def _release(row: Row[Any]) -> Release:
+    return Release(**row._mapping)
