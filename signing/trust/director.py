@@ -59,26 +59,30 @@ class DirectorView:
         floor.rise(version)
         return body
 
-    def verify_time(self, text: str, device: str, nonce: str, *, record: bool) -> ClockBody:
+    def verify_time(self, text: str, device: str, nonce: str) -> ClockBody:
         """Verifies a time statement; its own expiry is judged by the time that it states.
+
+        Its version becomes no floor here: the nonce alone keeps a replay out, so that a contact with nothing new
+        spares the disk. Call `keep_time_version` when something is written anyway.
 
         Args:
             text: As it came.
             device: The id inside the signed bytes.
             nonce: Of the very request.
-            record: Whether to keep its version as a floor. The nonce alone keeps a replay out, so that a contact
-                with nothing new can spare the disk this write.
 
         Raises:
             Refused: As `verify_object`, or `TIME` for another nonce.
         """
-        body, expires, version, floor = self._open(text, ClockBody, device)
+        body, expires, _, _ = self._open(text, ClockBody, device)
         _check_expiry(ClockBody, expires, datetime.fromtimestamp(0, UTC) + timedelta(milliseconds=body.time_ms))
         if body.nonce != nonce:
             raise Refused(Reason.TIME, "a time statement for another request")
-        if record:
-            floor.rise(version)
         return body
+
+    def keep_time_version(self, text: str, device: str) -> None:
+        """Makes the version of a time statement that was verified a floor."""
+        _, _, version, floor = self._open(text, ClockBody, device)
+        floor.rise(version)
 
     def keys(self, kind: str) -> tuple[tuple[str, ...], int]:
         """Key ids and threshold of the role that signs objects of this kind."""

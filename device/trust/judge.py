@@ -1,0 +1,263 @@
+"""Judges what a contact's answer brought: the order of DESIGN.md section 3, over the trust store and the clock's rules.
+
+Runs in the keeper process. Everything that is learnt is durable before `judge` returns.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TypeVar
+
+from device import clock
+from device.clock import Facts, Moment, Reading
+from device.trust.port import Complaint, Listed, Terms, Verdict
+from protocol import limits
+from protocol.errors import LinkError, Reason, Refused
+from protocol.messages import SyncAnswer
+from protocol.objects import AssignmentBody, ReceiptsBody
+from protocol.wire import encode
+from signing.trust_store import DirectorStore, DirectorView, ImageStore, ImageView, Offered, Source
+
+V = TypeVar("V")
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where each repository's metadata comes from."""
+
+    image: Source
+    director: Source
+
+
+class Judge:
+    """Arguments: whose answers are judged, the two trust stores, where metadata and the clock's record are kept.
+
+    Args:
+        device: This machine's id.
+        product: That it follows.
+        image: Its trusted image repository.
+        director: Its trusted director repository.
+        sources: Where newer metadata comes from.
+        facts: Holds the clock's record.
+        here: Reads the machine's clocks.
+        built_ms: The agent's build date.
+    """
+
+    def __init__(
+        self,
+        *,
+        device: str,
+        product: str,
+        image: ImageStore,
+        director: DirectorStore,
+        sources: Sources,
+        facts: Facts,
+        here: Callable[[], Moment] = clock.now_here,
+        built_ms: int = clock.BUILT_MS,
+    ) -> None:
+        self._device = device
+        self._product = product
+        self._image = image
+        self._director = director
+        self._sources = sources
+        self._facts = facts
+        self._here = here
+        self._built_ms = built_ms
+
+    def judge(self, answer: SyncAnswer, nonce: str, asked_boot_s: float) -> Verdict:
+        """As `device.trust.port.Trust.judge`."""
+        return _Contact(self, answer, nonce, int(asked_boot_s * 1000), self._here()).verdict()
+
+    def receipts(self, texts: tuple[str, ...]) -> tuple[ReceiptsBody, ...]:
+        """As `device.trust.port.Trust.receipts`."""
+        try:
+            director = self._director.stored()
+        except Refused:
+            director = None
+        if director is None:
+            return ()
+        found = []
+        for text in texts:
+            try:
+                found.append(director.verify_object(text, ReceiptsBody, self._device, self.now()))
+            except Refused:
+                continue
+        return tuple(found)
+
+    def now(self) -> datetime:
+        """The time, sure or not."""
+        return _datetime(self.reading())
+
+    def reading(self) -> Reading:
+        """The time, and whether it is sure."""
+        return clock.read(clock.load(self._facts), self._here(), self._built_ms)
+
+
+class _Contact:
+    """One judgement. The steps are in the order of `verdict`."""
+
+    def __init__(self, judge: Judge, answer: SyncAnswer, nonce: str, asked_boot_ms: int, arrived: Moment) -> None:
+        self._judge = judge
+        self._answer = answer
+        self._nonce = nonce
+        self._asked_boot_ms = asked_boot_ms
+        self._arrived = arrived
+        self._complaints: list[Complaint] = []
+        self._link: LinkError | None = None
+
+    def verdict(self) -> Verdict:
+        judge = self._judge
+        director_source = Offered(judge._sources.director, self._answer.director_timestamp.encode())
+        image_source = Offered(judge._sources.image, self._answer.image_timestamp.encode())
+
+        # Whose keys sign the time must be known before the time is: a scratch copy, expiry not judged.
+        keys = self._peek(director_source)
+        time_ms = self._learn_time(keys) if keys is not None else None
+
+        # Then everything is judged again, by the time that is known now.
+        reading = judge.reading()
+        now = _datetime(reading)
+        director: DirectorView | None = None
+        image: ImageView | None = None
+        if self._link is None:
+            director = self._refresh("director", lambda: judge._director.refresh(director_source, now), reading)
+        if self._link is None:
+            image = self._refresh("image", lambda: judge._image.refresh(image_source, now), reading)
+        assignment = self._assignment(director, now)
+        receipts = self._receipts(director or keys, now)
+        if self._link is not None:
+            raise self._link
+        newest = image if image is not None else self._stored_image()
+        return Verdict(
+            time_ms=time_ms,
+            terms=_terms(judge._product, newest) if newest is not None else None,
+            assignment=assignment,
+            receipts=receipts,
+            complaints=tuple(self._complaints),
+            versions=self._versions(),
+            may_install=reading.sure and director is not None and image is not None,
+        )
+
+    def _peek(self, source: Offered) -> DirectorView | None:
+        try:
+            return self._judge._director.peek(source)
+        except LinkError as error:
+            if error.status is None or error.retryable:
+                self._link = error
+        except Refused:
+            pass  # The refresh below meets the same bytes and complains.
+        try:
+            return self._judge._director.stored()
+        except Refused:
+            return None
+
+    def _learn_time(self, keys: DirectorView) -> int | None:
+        judge = self._judge
+        try:
+            time_ms = self._verified_time(keys)
+        except Refused as error:
+            self._complain("clock", error.reason, error.message)
+            return None
+        keyids, threshold = keys.keys("clock")
+        before = clock.load(judge._facts)
+        after = clock.learn(
+            before,
+            time_ms,
+            self._asked_boot_ms,
+            self._arrived,
+            keyids=keyids,
+            threshold=threshold,
+            built_ms=judge._built_ms,
+        )
+        if after is not before:
+            judge._facts.put(clock.KEY, encode(after))
+            keys.keep_time_version(self._answer.time, judge._device)
+        if clock.wall_is_off(self._arrived, time_ms):
+            days = (self._arrived.wall_ms - time_ms) / 86_400_000
+            self._complain("clock", Reason.TIME, f"the wall clock is {days:+.1f} days from the signed time")
+        return time_ms
+
+    def _verified_time(self, keys: DirectorView) -> int:
+        body = keys.verify_time(self._answer.time, self._judge._device, self._nonce)
+        age_ms = self._arrived.boot_ms - self._asked_boot_ms
+        if not 0 <= age_ms <= limits.TIME_STATEMENT_AGE_S * 1000:
+            raise Refused(Reason.TIME, f"a time statement that took {age_ms / 1000:.0f} s to come")
+        return body.time_ms
+
+    def _refresh(self, what: str, refresh: Callable[[], V], reading: Reading) -> V | None:
+        try:
+            return refresh()
+        except LinkError as error:
+            if error.status is None or error.retryable:
+                self._link = error
+            else:
+                # The server names a version and then does not have it: that is no weak link, it is a bad repository.
+                self._complain(what, Reason.METADATA, error.message)
+        except Refused as error:
+            # By an unsure time nothing can be called stale; that the time is unsure was said before.
+            if reading.sure or error.reason is not Reason.EXPIRED:
+                self._complain(what, error.reason, error.message)
+        return None
+
+    def _assignment(self, director: DirectorView | None, now: datetime) -> AssignmentBody | None:
+        if self._answer.assignment is None or director is None:
+            return None
+        try:
+            body = director.verify_object(self._answer.assignment, AssignmentBody, self._judge._device, now)
+            _check_product(body, self._judge._product)
+        except Refused as error:
+            self._complain("assignment", error.reason, error.message)
+            return None
+        return body
+
+    def _receipts(self, director: DirectorView | None, now: datetime) -> tuple[ReceiptsBody, ...]:
+        found = []
+        for text in self._answer.receipts if director is not None else ():
+            assert director is not None
+            try:
+                found.append(director.verify_object(text, ReceiptsBody, self._judge._device, now))
+            except Refused as error:
+                self._complain("receipts", error.reason, error.message)
+        return tuple(found)
+
+    def _stored_image(self) -> ImageView | None:
+        try:
+            return self._judge._image.stored()
+        except Refused:
+            return None
+
+    def _versions(self) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for what, store in (("image", self._judge._image), ("director", self._judge._director)):
+            try:
+                found |= {f"{what}/{role}": version for role, version in store.versions().items()}
+            except Refused:
+                continue
+        return found
+
+    def _complain(self, what: str, reason: Reason, detail: str) -> None:
+        self._complaints.append(Complaint(what=what, reason=reason, detail=detail))
+
+
+def _check_product(body: AssignmentBody, product: str) -> None:
+    if body.product != product:
+        raise Refused(Reason.WRONG_PRODUCT, f"an assignment of {body.product}; this machine follows {product}")
+
+
+def _terms(product: str, image: ImageView) -> Terms:
+    listed: Mapping[str, Listed] = {
+        digest: Listed(
+            version=release.version,
+            release_counter=release.release_counter,
+            era=release.era,
+            length_bytes=release.length_bytes,
+        )
+        for digest, release in image.listed.items()
+    }
+    return Terms(
+        product=product, role_version=image.role_version, era=image.era, floor=image.floor, listed=dict(listed)
+    )
+
+
+def _datetime(reading: Reading) -> datetime:
+    return datetime.fromtimestamp(0, UTC) + timedelta(milliseconds=reading.ms)
