@@ -1,0 +1,128 @@
+"""The release description: a small strict TOML beside the model files, as the release manager writes it.
+
+    product = "pest-detector"
+    version = "1.0.0"
+    counter = 1
+
+    [[models]]
+    name = "leaf"
+    labels = ["aphid", "beetle"]                        # or labels_file = "labels.txt", one a line
+    task = { kind = "detect", output = "grid", decoder = "grid", alarm_labels = ["beetle"] }
+    preprocessing = { kind = "image", width = 96, height = 96 }
+
+    [[models.variants]]
+    name = "onnx-cpu"
+    file = "leaf.onnx"
+    bounds = { latency_ms = 200, memory_mib = 512 }
+    golden = [{ name = "beetle", input = "beetle.png", expected = "beetle.npz" }]
+
+Paths are relative to the description. What a model file says of itself (runtime, tensors) need not be repeated.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+
+from protocol.errors import SettingsError
+from protocol.ids import Name, ProductName, Version
+from protocol.release import (
+    Accelerator,
+    Bounds,
+    FramePolicy,
+    Layout,
+    Lineage,
+    MediaType,
+    Preprocessing,
+    Runtime,
+    Task,
+    Tensor,
+    TrialRules,
+)
+from protocol.settings import Settings, parse_settings
+
+DEFAULT_NAME = "release.toml"
+"""What `release build FOLDER` looks for."""
+
+
+class GoldenDescription(Settings):
+    """An input, an image or an `.npz`, and the `.npz` of raw outputs that it must give."""
+
+    name: Name
+    input: str
+    expected: str
+    atol: Annotated[float, msgspec.Meta(ge=0)] = 1e-3
+    rtol: Annotated[float, msgspec.Meta(ge=0)] = 1e-3
+
+
+class VariantDescription(Settings):
+    """A model file. Tensors are read from the file; state them only for files that nothing here can read."""
+
+    name: Name
+    file: str
+    golden: tuple[GoldenDescription, ...] = ()  # none: those of the model
+    runtime: Runtime | None = None  # from the file's suffix
+    accelerator: Accelerator = "cpu"
+    hardware: tuple[Name, ...] = ()
+    bounds: Bounds = Bounds()
+    inputs: tuple[Tensor, ...] = ()
+    outputs: tuple[Tensor, ...] = ()
+    input_layout: Layout | None = None  # of inputs with four dimensions, when the file's shape does not tell
+    output_layout: Layout | None = None
+
+
+class ModelDescription(Settings):
+    """A task, its labels, and the variants, the favourite first."""
+
+    name: Name
+    task: Task
+    preprocessing: Preprocessing
+    variants: tuple[VariantDescription, ...]
+    labels: tuple[str, ...] = ()
+    labels_file: str | None = None
+    golden: tuple[GoldenDescription, ...] = ()  # for variants that name none of their own
+
+
+class ConfigDescription(Settings):
+    """A file that is activated with the models."""
+
+    name: Name
+    file: str
+    media_type: MediaType | None = None  # from the suffix
+
+
+class ReleaseDescription(Settings):
+    """The whole file."""
+
+    product: ProductName
+    version: Version
+    counter: Annotated[int, msgspec.Meta(ge=1, le=1 << 53)]
+    models: tuple[ModelDescription, ...] = ()
+    configs: tuple[ConfigDescription, ...] = ()
+    sbom: str | None = None  # a JSON file
+    hardware: tuple[Name, ...] = ()
+    min_agent: Version = "0.1.0"
+    trial: TrialRules = TrialRules()
+    frame_policy: FramePolicy = "never"
+    lineage: Lineage = Lineage()
+    notes: str = ""
+
+
+def read_description(path: Path) -> tuple[Path, ReleaseDescription]:
+    """Reads a description.
+
+    Args:
+        path: The file, or a folder with a `release.toml`.
+
+    Returns:
+        The folder that its paths are relative to, and the record.
+
+    Raises:
+        SettingsError: Absent, unknown keys, wrong values; with the line.
+    """
+    file = path / DEFAULT_NAME if path.is_dir() else path
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeError) as error:
+        raise SettingsError(f"{file}: cannot be read as text: {error}") from error
+    return file.parent, parse_settings(text, ReleaseDescription, source=str(file))
