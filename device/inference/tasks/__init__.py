@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from device.inference.finding import Finding
 from device.inference.preprocess import Geometry, dequantise
 from device.inference.tasks.anomaly import judge
 from device.inference.tasks.classify import classify
 from device.inference.tasks.detect import detect
-from device.inference.tasks.finding import Finding
 from protocol.errors import Reason, Refused
 from protocol.release import Anomaly, Classify, Detect, Model, Tensor
 

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from device.inference.tasks.finding import Finding
+from device.inference.finding import Finding
 from protocol.errors import Reason, Refused
 from protocol.release import Anomaly
 

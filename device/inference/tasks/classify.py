@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from device.inference.tasks.finding import Finding, label_of
+from device.inference.finding import Finding, label_of
 from protocol.errors import Reason, Refused
 from protocol.release import Classify
 from protocol.results import Score

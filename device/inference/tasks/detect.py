@@ -9,15 +9,15 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from device.inference.finding import Finding, label_of
 from device.inference.preprocess import Geometry
 from device.inference.tasks.classify import activate
-from device.inference.tasks.finding import Finding, label_of
 from protocol.errors import Reason, Refused
 from protocol.release import Detect, Layout
 from protocol.results import Detection
 
 _CANDIDATES: Final = 2000
-"""Boxes that suppression looks at, the best first: it compares pairs, so an untrained model must not stop the machine."""
+"""The best so many boxes are looked at: suppression compares pairs, so an untrained model must not stop the machine."""
 _LOG_SIDE: Final = 20.0  # exp of more is larger than any frame, and would overflow further on
 
 

@@ -1,0 +1,161 @@
+"""Where alarms go on the machine itself: a command, a line that is raised, a Unix socket.
+
+A sink fires before the result is put into the outbox: a stop signal waits for no disk. Each has a time limit, one that
+fails is counted and told, and none holds up another.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, Protocol, assert_never
+
+from device.inference.settings import AlarmSettings, CommandAlarm, FileAlarm, SocketAlarm
+
+FIRE_S: Final = 1.0  # a sink that has not taken an alarm by then is passed over; the next alarm tries again
+_RUNNING: Final = 4  # commands at once: a burst of alarms must not fill the machine with processes
+
+
+class AlarmSink(Protocol):
+    """Takes alarms."""
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        ...
+
+    async def fire(self, row: bytes) -> None:
+        """Passes an alarm on, and returns once that has happened.
+
+        Args:
+            row: The result row's JSON, without a newline.
+
+        Raises:
+            OSError: It could not be passed on.
+            TimeoutError: Not in time.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Lets go, and leaves a raised line low."""
+        ...
+
+
+def make_sinks(settings: Sequence[AlarmSettings]) -> tuple[AlarmSink, ...]:
+    """The sinks that the settings name."""
+    return tuple(_make(one) for one in settings)
+
+
+class CommandSink:
+    """Starts a program for each alarm. Fired means started: what it does then is its own."""
+
+    def __init__(self, settings: CommandAlarm) -> None:
+        self.name = f"command {settings.argv[0]}"
+        self._settings = settings
+        self._running: set[asyncio.Task[None]] = set()
+
+    async def fire(self, row: bytes) -> None:
+        """As in the port."""
+        if len(self._running) >= _RUNNING:
+            raise BlockingIOError(f"{_RUNNING} of them are still running")
+        process = await asyncio.create_subprocess_exec(
+            *self._settings.argv,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        task = asyncio.get_running_loop().create_task(self._attend(process, row + b"\n"))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+
+    async def close(self) -> None:
+        """As in the port; programs that still run are killed."""
+        tasks = list(self._running)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _attend(self, process: asyncio.subprocess.Process, line: bytes) -> None:
+        try:
+            with contextlib.suppress(TimeoutError, ConnectionError):
+                await asyncio.wait_for(process.communicate(line), self._settings.limit_s)
+        finally:
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+            await asyncio.wait_for(process.wait(), FIRE_S)
+
+
+class FileSink:
+    """Raises a line: `1` at an alarm, `0` once none came for `hold_s`, and `0` when it is made and closed."""
+
+    def __init__(self, settings: FileAlarm) -> None:
+        self.name = f"file {settings.path}"
+        self._settings = settings
+        self._lowering: asyncio.Task[None] | None = None
+
+    async def fire(self, row: bytes) -> None:
+        """As in the port."""
+        if self._lowering is not None:
+            self._lowering.cancel()
+        await asyncio.to_thread(self._write, b"1")
+        self._lowering = asyncio.get_running_loop().create_task(self._lower())
+
+    async def close(self) -> None:
+        """As in the port."""
+        if self._lowering is not None:
+            self._lowering.cancel()
+            with contextlib.suppress(asyncio.CancelledError, OSError):
+                await self._lowering
+        with contextlib.suppress(OSError):
+            await asyncio.to_thread(self._write, b"0")
+
+    async def _lower(self) -> None:
+        await asyncio.sleep(self._settings.hold_s)
+        with contextlib.suppress(OSError):
+            await asyncio.to_thread(self._write, b"0")
+
+    def _write(self, value: bytes) -> None:
+        # One write of the whole value, as sysfs wants it; a plain file is made when it is not there.
+        fd = os.open(self._settings.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NONBLOCK, 0o644)
+        try:
+            os.write(fd, value)
+        finally:
+            os.close(fd)
+
+
+class SocketSink:
+    """Sends each alarm to a Unix socket; connects anew each time, so that the listener may come and go."""
+
+    def __init__(self, settings: SocketAlarm) -> None:
+        self.name = f"socket {settings.path}"
+        self._settings = settings
+
+    async def fire(self, row: bytes) -> None:
+        """As in the port."""
+        kind = socket.SOCK_STREAM if self._settings.stream else socket.SOCK_DGRAM
+        with socket.socket(socket.AF_UNIX, kind) as channel:
+            channel.setblocking(False)
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(channel, str(Path(self._settings.path)))
+            # A datagram goes in one piece or not at all, a stream may need several.
+            await loop.sock_sendall(channel, row + b"\n")
+
+    async def close(self) -> None:
+        """As in the port."""
+
+
+def _make(settings: AlarmSettings) -> AlarmSink:
+    match settings:
+        case CommandAlarm():
+            return CommandSink(settings)
+        case FileAlarm():
+            return FileSink(settings)
+        case SocketAlarm():
+            return SocketSink(settings)
+        case _:
+            assert_never(settings)

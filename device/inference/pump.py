@@ -1,0 +1,278 @@
+"""Takes frames, has them inferred, fires alarms, and hands result rows to the outbox; whatever else fails.
+
+Three things go on at once, so that the workers never wait: a frame is read, another is inferred, the rows of a third
+become durable. The order is kept: rows reach the sink in the order of the frames. Alarms do not wait for the rows
+before them, only for their own frame's inference.
+
+When the sink fails (a full disk, a damaged database), inference and alarms go on; rows wait in a bounded queue and are
+tried again. Beyond that bound the oldest are given up, and counted.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from device.inference.alarms import FIRE_S, AlarmSink
+from device.inference.frames import Frame, FrameSource
+from device.inference.latency import Latencies
+from device.inference.replies import FrameReply, ModelReply
+from protocol.results import ResultRow
+from protocol.wire import Message, encode
+
+_log = logging.getLogger(__name__)
+
+_WINDOW: Final = 2  # one frame in the worker, one on its way to it: the worker never waits for the agent
+_BATCH: Final = 64  # frames whose rows may share a transaction of the outbox
+_RETRY_S: Final = (0.05, 0.2, 1.0, 5.0)  # the last one again and again
+
+
+class Sink(Protocol):
+    """Where rows become durable: the outbox."""
+
+    async def enqueue(self, lane: str, row: bytes) -> int:
+        """Makes a row durable and returns its number in the lane. Calls may overlap; they number in their order.
+
+        Args:
+            lane: `alarms` or `results`.
+            row: The JSON of a `ResultRow`; kept byte by byte.
+        """
+        ...
+
+
+class Infers(Protocol):
+    """What the pump needs of the workers."""
+
+    async def infer(self, frame: Frame) -> FrameReply:
+        """See `ProcessWorkers.infer`."""
+        ...
+
+
+class PumpNumbers(Message):
+    """Counted since the pump was made."""
+
+    frames_inferred: int = 0  # every model answered it
+    frames_dropped: int = 0  # before anybody took them, given up, or unfit for every model
+    frames_unreadable: int = 0
+    results_produced: int = 0  # rows that are durable
+    results_given_up: int = 0  # rows that the sink would not take
+    inference_errors: int = 0
+    alarms_fired: int = 0
+    alarm_failures: int = 0  # sinks that did not take an alarm
+    alarm_last_ms: float = 0.0  # from the frame's arrival until every sink had taken its alarm
+    alarm_p50_ms: float = 0.0
+    alarm_p99_ms: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Inferred:
+    frame: Frame
+    rows: tuple[tuple[str, bytes], ...]
+
+
+class Pump:
+    """See the module. Belongs to one event loop.
+
+    Args:
+        source: Of frames.
+        workers: That infer.
+        sink: For rows.
+        alarms: Fired before the row is enqueued.
+        now_ms: Milliseconds since 1970 and whether they are sure.
+        clock: Seconds that only ever rise, the same that the source was given.
+        backlog: Frames whose rows may wait for the sink.
+    """
+
+    def __init__(
+        self,
+        *,
+        source: FrameSource,
+        workers: Infers,
+        sink: Sink,
+        alarms: Sequence[AlarmSink],
+        now_ms: Callable[[], tuple[int, bool]],
+        clock: Callable[[], float],
+        backlog: int = 256,
+    ) -> None:
+        self._source = source
+        self._workers = workers
+        self._sink = sink
+        self._alarms = alarms
+        self._now_ms = now_ms
+        self._clock = clock
+        self._backlog = backlog
+        self._latency = Latencies(4096)
+        self._counts: dict[str, int] = {}
+        self._failing: set[str] = set()  # sinks whose failure was told already
+
+    async def run(self) -> None:
+        """Pumps until it is cancelled. Frames without durable rows are then still the source's."""
+        window = asyncio.Semaphore(_WINDOW)
+        running: asyncio.Queue[asyncio.Task[_Inferred]] = asyncio.Queue()
+        written: deque[_Inferred] = deque()
+        news = asyncio.Event()
+        order = asyncio.create_task(self._keep_order(running, written, news))
+        writer = asyncio.create_task(self._write(written, news))
+        try:
+            while True:
+                await window.acquire()
+                if order.done() or writer.done():
+                    break
+                try:
+                    frame = await self._source.take()
+                except BaseException:
+                    window.release()
+                    raise
+                running.put_nowait(asyncio.create_task(self._infer(frame, window)))
+            for task in (order, writer):
+                if task.done():
+                    task.result()  # only a bug ends them
+        finally:
+            left = [order, writer]
+            while not running.empty():
+                left.append(running.get_nowait())  # type: ignore[arg-type]  # tasks of another result, cancelled alike
+            for task in left:
+                task.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
+
+    def numbers(self) -> PumpNumbers:
+        """The counts so far. Never blocks."""
+        counts = dict(self._counts)
+        counts["frames_dropped"] = counts.get("frames_dropped", 0) + self._source.dropped
+        return PumpNumbers(
+            **counts,
+            alarm_last_ms=self._latency.last,
+            alarm_p50_ms=self._latency.percentile(50),
+            alarm_p99_ms=self._latency.percentile(99),
+        )
+
+    async def _infer(self, frame: Frame, window: asyncio.Semaphore) -> _Inferred:
+        at_ms, sure = self._now_ms()
+        try:
+            reply = await self._workers.infer(frame)
+        finally:
+            window.release()
+        rows: list[tuple[str, bytes]] = []
+        for one in reply.replies:
+            if one.finding is None:
+                continue
+            row = encode(_row(one, reply, frame, at_ms, sure))
+            rows.append(("alarms" if one.finding.alarm else "results", row))
+        await self._raise_alarms([row for lane, row in rows if lane == "alarms"], frame)
+        self._tally(frame, reply)
+        return _Inferred(frame, tuple(rows))
+
+    async def _raise_alarms(self, rows: Sequence[bytes], frame: Frame) -> None:
+        if not rows or not self._alarms:
+            return
+        for row in rows:
+            await asyncio.gather(*(self._fire(sink, row) for sink in self._alarms))
+            self._count("alarms_fired")
+        self._latency.add((self._clock() - frame.arrived_s) * 1000.0)
+
+    async def _fire(self, sink: AlarmSink, row: bytes) -> None:
+        try:
+            await asyncio.wait_for(sink.fire(row), FIRE_S)
+        except (OSError, TimeoutError) as error:
+            self._count("alarm_failures")
+            if sink.name not in self._failing:
+                _log.warning("alarm %s does not take alarms: %s", sink.name, error or type(error).__name__)
+            self._failing.add(sink.name)
+        else:
+            self._failing.discard(sink.name)
+
+    def _tally(self, frame: Frame, reply: FrameReply) -> None:
+        kinds = {one.kind for one in reply.replies}
+        if not kinds:
+            self._count("frames_dropped")
+            _log.warning("frame %s: no model of the release takes %s", frame.name, frame.media_type)
+        elif "given-up" in kinds:
+            self._count("frames_dropped")
+        elif "unreadable" in kinds:
+            self._count("frames_unreadable")
+            _log.warning("frame %s is unreadable: %s", frame.name, next(r.message for r in reply.replies if r.message))
+        else:
+            self._count("frames_inferred")
+        self._count("inference_errors", sum(one.kind == "error" for one in reply.replies))
+
+    async def _keep_order(
+        self, running: "asyncio.Queue[asyncio.Task[_Inferred]]", written: deque[_Inferred], news: asyncio.Event
+    ) -> None:
+        """Frames may be inferred in another order over a swap; rows leave in the order of the frames."""
+        while True:
+            task = await running.get()
+            try:
+                done = await task
+            except asyncio.CancelledError:
+                task.cancel()
+                raise
+            if len(written) >= self._backlog:
+                lost = written.popleft()
+                self._count("results_given_up", len(lost.rows))
+                await self._source.finish(lost.frame)
+            written.append(done)
+            news.set()
+
+    async def _write(self, written: deque[_Inferred], news: asyncio.Event) -> None:
+        failures = 0
+        while True:
+            while not written:
+                news.clear()
+                await news.wait()
+            batch = [written.popleft() for _ in range(min(len(written), _BATCH))]
+            failed = await self._enqueue(batch)
+            if not failed:
+                failures = 0
+                continue
+            written.extendleft(reversed(failed))
+            await asyncio.sleep(_RETRY_S[min(failures, len(_RETRY_S) - 1)])
+            failures += 1
+
+    async def _enqueue(self, batch: Sequence[_Inferred]) -> list[_Inferred]:
+        """Makes the rows of these frames durable, and tells which frames still have rows to write."""
+        rows = [row for one in batch for row in one.rows]
+        outcomes = deque(
+            await asyncio.gather(*(self._sink.enqueue(lane, row) for lane, row in rows), return_exceptions=True)
+        )
+        failed: list[_Inferred] = []
+        for one in batch:
+            left = []
+            for row in one.rows:
+                outcome = outcomes.popleft()
+                if isinstance(outcome, BaseException):
+                    left.append(row)
+                    if "sink" not in self._failing:
+                        _log.error("results cannot be kept: %s", outcome)
+                    self._failing.add("sink")
+                else:
+                    self._count("results_produced")
+                    self._failing.discard("sink")
+            if left:
+                failed.append(_Inferred(one.frame, tuple(left)))
+            else:
+                await self._source.finish(one.frame)
+        return failed
+
+    def _count(self, what: str, more: int = 1) -> None:
+        self._counts[what] = self._counts.get(what, 0) + more
+
+
+def _row(one: ModelReply, reply: FrameReply, frame: Frame, at_ms: int, sure: bool) -> ResultRow:
+    assert one.finding is not None
+    kind = one.model.task.__struct_config__.tag
+    return ResultRow(
+        at_ms=at_ms,
+        model=one.model_digest,
+        manifest=reply.manifest,
+        frame=frame.name,
+        task=kind,
+        accelerator=one.accelerator,
+        latency_ms=round(one.latency_ms, 3),
+        scores=one.finding.scores,
+        detections=one.finding.detections,
+        anomaly=one.finding.anomaly,
+        alarm=one.finding.alarm,
+        sure_of_time=sure,
+    )

@@ -1,0 +1,44 @@
+"""How processes that run models are started and ended."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from typing import Final
+
+_END_S: Final = 10.0  # the kernel needs a moment to take a large process apart
+
+_SETTINGS: Final = {
+    # Each further arena of glibc reserves 64 MiB of address space, which the limit on it would count.
+    "MALLOC_ARENA_MAX": "2",
+    # A model must not bring its own session settings along.
+    "ORT_LOAD_CONFIG_FROM_MODEL": "0",
+    "TF_CPP_MIN_LOG_LEVEL": "2",
+    "PYTHONUNBUFFERED": "1",
+}
+
+
+def python_command(module: str) -> tuple[str, ...]:
+    """Runs a module of ours; `-P` keeps the working folder out of the import path."""
+    return (sys.executable, "-P", "-m", module)
+
+
+def worker_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """The agent's environment with what a runtime needs to stay small and quiet; without its service manager's."""
+    kept = {
+        key: value for key, value in environ.items() if key not in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
+    }
+    return {**kept, **_SETTINGS}
+
+
+async def end_process(process: asyncio.subprocess.Process) -> None:
+    """Kills what is left of a process and its group, and waits until it is gone. Safe to repeat."""
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(process.wait(), _END_S)
