@@ -16,8 +16,7 @@ from typing import Final, TypeVar
 from device.outbox import changes, damage, schema
 from device.outbox.book import Book, Draft, load
 from device.outbox.reading import Pick, pick_epoch, read_pick
-from device.outbox.room import make_room, record_loss
-from device.outbox.spans import Spans
+from device.outbox.room import make_room
 from device.outbox.writer import Append, Writer
 from protocol import limits
 from protocol.errors import Reason, Refused, StateError
@@ -70,7 +69,6 @@ class Outbox:
         self._now_ms = now_ms
         self._draw_token = draw_token
         self._on_damage = on_damage
-        self._unstored: dict[str, int] = {}  # rows that a full disk did not take: counted as soon as it takes the count
         self._reading = threading.Lock()
         self._connection, self._reader, self._book = self._open()
         self._writer = Writer(self._append)
@@ -117,7 +115,7 @@ class Outbox:
 
         Raises:
             Refused: `LIMIT`: larger than a row may be.
-            StateError: The disk took neither the row nor, after dropping older ones, its place; it is counted as lost.
+            StateError: The disk did not take the row, even after older ones were dropped. It has no number: try again.
         """
         if lane not in LANES:
             raise ValueError(f"no lane is called {lane!r}")
@@ -294,10 +292,8 @@ class Outbox:
         except sqlite3.Error as error:
             if not schema.is_full(error):
                 raise
-            for lane, _ in rows:
-                self._unstored[lane] = self._unstored.get(lane, 0) + 1
             raise StateError(
-                f"the disk is full: {len(rows)} results were not kept and are counted as lost",
+                f"the disk is full: {len(rows)} results were not kept",
                 hint="free space on the disk that holds the state folder",
             ) from error
 
@@ -315,7 +311,6 @@ class Outbox:
         connection.execute("BEGIN IMMEDIATE")
         try:
             draft = Draft(connection, self._book)
-            self._count_unstored(draft)
             result = change(draft)
             make_room(draft, self._budget_bytes, self._now_ms())
             connection.execute("COMMIT")
@@ -324,7 +319,6 @@ class Outbox:
                 connection.execute("ROLLBACK")
             raise
         self._book = draft.book()
-        self._unstored.clear()
         return result
 
     def _insert_squeezed(self, draft: Draft, rows: Sequence[tuple[str, bytes]]) -> list[int]:
@@ -333,12 +327,6 @@ class Outbox:
 
     def _fresh_epoch(self, draft: Draft) -> None:
         draft.begin_epoch(self._draw_token(), self._now_ms())
-
-    def _count_unstored(self, draft: Draft) -> None:
-        for lane, missing in self._unstored.items():
-            draft.grow(lane, missing)
-            end = draft.lane(draft.current, lane).next_seq
-            record_loss(draft, (draft.current, lane), Spans(((end - missing, end - 1),)), "budget", self._now_ms())
 
     def _read(self, book: Book, number: int, limit_bytes: int) -> Pick:
         with self._reading:

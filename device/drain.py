@@ -1,0 +1,77 @@
+"""Draining: batches go out while there is something to send, and rows are settled only by receipts that verify."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from device.link import MSGPACK, Answer
+from device.outbox.batch import sign_batch
+from device.outbox.box import Outbox
+from device.trust.port import Trust
+from protocol import limits
+from protocol.errors import LinkError
+from protocol.results import BatchBody
+
+CONFLICT: Final = 409  # the server holds other rows under these numbers; its receipt covers the rest
+
+
+class Door(Protocol):
+    """The server's door, as `device.link.Link`."""
+
+    async def post(self, path: str, body: bytes, *, limit: int, content_type: str = ...) -> Answer:
+        """One POST, read whole."""
+        ...
+
+
+class Drain:
+    """Sends what the outbox holds, one batch after the other.
+
+    Args:
+        outbox: Whose rows go.
+        door: To the server.
+        trust: Verifies receipts.
+        key: The device's, which signs batches.
+    """
+
+    def __init__(self, outbox: Outbox, door: Door, trust: Trust, key: ec.EllipticCurvePrivateKey) -> None:
+        self._outbox = outbox
+        self._door = door
+        self._trust = trust
+        self._key = key
+
+    async def run(self, go_on: Callable[[], bool] = lambda: True) -> int:
+        """Sends until nothing waits.
+
+        Args:
+            go_on: Asked before each batch: a contact that is due comes first.
+
+        Returns:
+            How many rows and losses were settled.
+
+        Raises:
+            LinkError: The link failed, or the server answers without receipts that hold: the rows stay.
+            Refused: The server turned this machine away.
+        """
+        settled = 0
+        while go_on():
+            batch = await self._outbox.next_batch()
+            if batch is None:
+                break
+            settled += await self._send(batch)
+        return settled
+
+    async def _send(self, batch: BatchBody) -> int:
+        body = await asyncio.to_thread(sign_batch, batch, self._key)
+        answer = await self._door.post("/v1/results", body, limit=limits.OBJECT_BYTES, content_type=MSGPACK)
+        text = (answer.body if answer.status == CONFLICT else answer.content()).decode("utf-8", errors="replace")
+        settled = 0
+        for receipt in await self._trust.receipts((text,)):
+            settled += await self._outbox.apply_receipt(receipt)
+        if answer.status == CONFLICT:
+            settled += await self._outbox.renumber(batch)
+        if not settled:
+            # Sending the same batch again at once would be a loop around a server that does not keep it.
+            raise LinkError("the server took a batch of results and gave no receipt for it that holds")
+        return settled

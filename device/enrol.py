@@ -1,0 +1,212 @@
+"""Enrolment: a one-time token becomes a certificate and the first roots, over a link that nobody vouches for yet.
+
+The token carries the hashes of the CA and of both first roots, so the first answer of the network is held against
+words that came by another way. Key and request are kept before they are sent: after a cut the same request goes again.
+"""
+
+import asyncio
+import base64
+import binascii
+import json
+import random as chance
+import ssl
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Final, Protocol
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from device import identity as identities
+from device.identity import Enrolment
+from device.layout import Layout
+from device.link import Answer, Link
+from device.retry import persist
+from protocol import limits
+from protocol.errors import Reason, Refused, StateError
+from protocol.ids import digest
+from protocol.messages import EnrolAnswer, EnrolRequest, TokenContent
+from protocol.wire import decode, encode
+from signing import durable
+
+PREFIX: Final = "HL1."
+TOKEN_BYTES: Final = 4096
+CA_BYTES: Final = 64 * limits.KIB
+ROOTS_BYTES: Final = 2 * limits.METADATA_BYTES + limits.ENROL_BYTES  # an answer carries both roots
+ATTEMPTS: Final = 4  # a person waits: a few tries, then the reason
+
+
+class Door(Protocol):
+    """The server, as far as a machine without a certificate may speak to it."""
+
+    async def get(self, path: str, *, limit: int) -> Answer:
+        """As `device.link.Link.get`."""
+        ...
+
+    async def post(self, path: str, body: bytes, *, limit: int) -> Answer:
+        """As `device.link.Link.post`."""
+        ...
+
+    async def close(self) -> None:
+        """Ends the connection."""
+        ...
+
+
+def open_link(url: str, tls: ssl.SSLContext) -> Door:
+    """The real door."""
+    return Link(url, tls, request_s=30.0)
+
+
+def read_token(text: str) -> TokenContent:
+    """What a token says.
+
+    Raises:
+        Refused: `TOKEN`: it is no token, or was cut when it was copied.
+    """
+    text = "".join(text.split())  # a token that came by mail may be broken into lines
+    if not text.startswith(PREFIX) or len(text) > TOKEN_BYTES:
+        raise Refused(Reason.TOKEN, f"an enrolment token begins with {PREFIX!r}; this does not look like one")
+    body = text[len(PREFIX) :]
+    try:
+        data = base64.b64decode(body + "=" * (-len(body) % 4), altchars=b"-_", validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise Refused(Reason.TOKEN, "the token is damaged: was a part of it lost in copying?") from error
+    return decode(data, TokenContent, limit=TOKEN_BYTES, reason=Reason.TOKEN)
+
+
+async def enrol(
+    layout: Layout,
+    token_text: str,
+    *,
+    server: str = "",
+    frames: Path | None = None,
+    open_door: Callable[[str, ssl.SSLContext], Door] = open_link,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    random: Callable[[], float] = chance.random,
+) -> Enrolment:
+    """Makes this state folder the machine that the token names. Safe to repeat after a cut.
+
+    Args:
+        layout: The state folder; made when absent.
+        token_text: As the manager handed it over.
+        server: Instead of the address in the token.
+        frames: The folder that the camera writes to, for the first settings; `STATE/frames` when None.
+        open_door: Opens a connection to a server.
+        sleep: Waits so many seconds.
+        random: Draws from 0 to 1.
+
+    Returns:
+        What the machine is enrolled as. Everything is durable.
+
+    Raises:
+        Refused: `TOKEN`, or the server is not the one that the token was made for.
+        StateError: The folder is another machine's already.
+        LinkError: The server could not be reached.
+    """
+    token = read_token(token_text)
+    url = (server or token.server).rstrip("/")
+    done = await asyncio.to_thread(_already, layout, token)
+    if done is not None:
+        return done
+    key, csr = await asyncio.to_thread(_keep_request, layout, token)
+
+    async def answered(door: Door, ask: Callable[[Door], Awaitable[Answer]]) -> bytes:
+        try:
+            return await persist(lambda: _content(ask(door)), attempts=ATTEMPTS, random=random, sleep=sleep)
+        finally:
+            await door.close()
+
+    ca_pem = (
+        await answered(open_door(url, identities.unverified_context()), lambda door: door.get("/v1/ca", limit=CA_BYTES))
+    ).decode("ascii", errors="replace")
+    _check_ca(ca_pem, token, url)
+    request = encode(EnrolRequest(token=token.secret, device=token.device, csr_pem=csr))
+    body = await answered(
+        open_door(url, identities.private_context(cadata=ca_pem)),
+        lambda door: door.post("/v1/enrol", request, limit=ROOTS_BYTES),
+    )
+    answer = decode(body, EnrolAnswer, limit=ROOTS_BYTES)
+    _check_answer(answer, token)
+    identities.check_leaf(answer.certificate_pem, x509.load_pem_x509_certificate(ca_pem.encode()), token.device, key)
+    enrolment = Enrolment(server=url, device=token.device, product=token.product)
+    await asyncio.to_thread(_keep, layout, enrolment, answer, ca_pem, frames)
+    return enrolment
+
+
+async def _content(answer: Awaitable[Answer]) -> bytes:
+    return (await answer).content()
+
+
+def _already(layout: Layout, token: TokenContent) -> Enrolment | None:
+    if not (layout.identity / "enrolment.json").exists():
+        return None
+    known = identities.load(layout.identity).enrolment
+    if (known.device, known.product) != (token.device, token.product):
+        raise StateError(
+            f"{layout.state} is already {known.device} of {known.product}; the token is for "
+            f"{token.device} of {token.product}",
+            hint="use another state folder for another machine",
+        )
+    return known
+
+
+def _keep_request(layout: Layout, token: TokenContent) -> tuple[ec.EllipticCurvePrivateKey, str]:
+    durable.make_dir(layout.state)
+    durable.make_dir(layout.identity)
+    durable.sweep(layout.identity)
+    key = identities.keep_key(layout.identity / "key.pem")
+    path = layout.identity / f"{token.device}.csr.pem"
+    try:
+        return key, path.read_text(encoding="ascii")
+    except FileNotFoundError:
+        csr = identities.make_csr(key, token.device)
+        durable.write(path, csr.encode())
+        return key, csr
+
+
+def _check_ca(ca_pem: str, token: TokenContent, url: str) -> None:
+    if identities.ca_digest(ca_pem) != token.ca_sha256:
+        raise Refused(
+            Reason.CERTIFICATE,
+            f"{url} is not the server that the token was made for: its CA has another hash",
+            hint="somebody may be between this machine and the server; ask the manager",
+        )
+
+
+def _check_answer(answer: EnrolAnswer, token: TokenContent) -> None:
+    if (answer.device, answer.product) != (token.device, token.product):
+        raise Refused(Reason.WRONG_DEVICE, f"the server enrolled {answer.device} of {answer.product} instead")
+    if identities.ca_digest(answer.ca_pem) != token.ca_sha256:
+        raise Refused(Reason.CERTIFICATE, "the server's answer names another CA than the token")
+    for name, text, known in (
+        ("image", answer.image_root, token.image_root_sha256),
+        ("director", answer.director_root, token.director_root_sha256),
+    ):
+        if digest(text.encode()) != known:
+            raise Refused(
+                Reason.HASH,
+                f"the {name} repository's first root is not the one that the token names",
+                hint="ask for a new token: the managers may have made the repositories anew",
+            )
+
+
+def _keep(layout: Layout, enrolment: Enrolment, answer: EnrolAnswer, ca_pem: str, frames: Path | None) -> None:
+    folder = layout.identity
+    durable.write(folder / "ca.pem", ca_pem.encode(), mode=0o644)
+    durable.write(folder / "image.root.json", answer.image_root.encode(), mode=0o644)
+    durable.write(folder / "director.root.json", answer.director_root.encode(), mode=0o644)
+    durable.write(folder / "cert.pem", answer.certificate_pem.encode(), mode=0o644)
+    if not layout.settings.exists():
+        folder_of_frames = (frames or layout.state / "frames").absolute()
+        durable.write(layout.settings, first_settings(folder_of_frames).encode(), mode=0o644)
+    durable.write(folder / "enrolment.json", encode(enrolment))
+    durable.unlink(folder / f"{enrolment.device}.csr.pem")
+
+
+def first_settings(frames: Path) -> str:
+    """The `device.toml` that a machine begins with."""
+    quoted = json.dumps(str(frames))  # a JSON string is a TOML basic string
+    return (
+        "# Settings of this machine; device/README.md lists them all. An unknown key is refused at start.\n\n"
+        f"[inference]\nframes = {quoted}\n"
+    )

@@ -1,0 +1,176 @@
+"""Who this machine is: its key, its certificate, the CA and server it was enrolled with, and its TLS.
+
+The key is made here and never leaves. Certificate dates are not judged in the handshake: a machine whose clock is dead
+must still reach the one who can tell it the time, and the server judges dates for itself.
+"""
+
+import contextlib
+import hashlib
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
+from cryptography.x509.oid import NameOID
+
+from protocol import limits
+from protocol.errors import Reason, Refused, StateError
+from protocol.ids import DeviceId, ProductName
+from protocol.wire import Message, decode
+from signing import durable
+
+NO_CHECK_TIME: Final = 0x200000  # X509_V_FLAG_NO_CHECK_TIME, which Python does not name
+
+
+class Enrolment(Message):
+    """`identity/enrolment.json`: written last, so that whoever finds it finds all the rest."""
+
+    server: str  # https://host:port
+    device: DeviceId
+    product: ProductName
+
+
+@dataclass(frozen=True)
+class Identity:
+    """An enrolled machine.
+
+    Args:
+        folder: `STATE/identity`.
+        enrolment: Device, product and server.
+        key: The device's, P-256; it signs batches and speaks TLS.
+    """
+
+    folder: Path
+    enrolment: Enrolment
+    key: ec.EllipticCurvePrivateKey
+
+    def tls(self) -> ssl.SSLContext:
+        """A context for mutual TLS 1.3 with the server; blocking, reads the certificate that holds now."""
+        context = private_context(cafile=self.folder / "ca.pem")
+        context.load_cert_chain(self.folder / "cert.pem", self.folder / "key.pem")
+        return context
+
+    def certificate(self) -> x509.Certificate:
+        """The leaf that holds now."""
+        return x509.load_pem_x509_certificate((self.folder / "cert.pem").read_bytes())
+
+    def replace_certificate(self, pem: str) -> None:
+        """Takes a renewed leaf; durable on return.
+
+        Raises:
+            Refused: `CERTIFICATE`: not for this device and key, or not from its CA.
+        """
+        ca = x509.load_pem_x509_certificate((self.folder / "ca.pem").read_bytes())
+        check_leaf(pem, ca, self.enrolment.device, self.key)
+        durable.write(self.folder / "cert.pem", pem.encode(), mode=0o644)
+
+
+def load(folder: Path) -> Identity:
+    """Reads an identity; blocking.
+
+    Raises:
+        StateError: The machine is not enrolled, or its files cannot be read.
+    """
+    try:
+        enrolment = decode((folder / "enrolment.json").read_bytes(), Enrolment, limit=limits.ENROL_BYTES)
+        return Identity(folder, enrolment, load_key(folder / "key.pem"))
+    except FileNotFoundError as error:
+        raise StateError(
+            f"this machine is not enrolled: {error.filename} is missing",
+            hint="headland-device enroll --state DIR --token TOKEN",
+        ) from error
+    except (OSError, Refused) as error:
+        raise StateError(f"the identity in {folder} cannot be read: {error}") from error
+
+
+def private_context(*, cafile: Path | None = None, cadata: str | None = None) -> ssl.SSLContext:
+    """TLS 1.3 towards servers of the given CA and no other."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.load_verify_locations(cafile=cafile, cadata=cadata)
+    context.verify_flags |= ssl.VERIFY_X509_STRICT
+    context.verify_flags = ssl.VerifyFlags(context.verify_flags | NO_CHECK_TIME)
+    return context
+
+
+def unverified_context() -> ssl.SSLContext:
+    """TLS to whoever answers: good only for fetching what is then held against a hash that is known already."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def keep_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    """The private key in `path`; made there, durable and readable by its owner only, when there is none."""
+    with contextlib.suppress(FileNotFoundError):
+        return load_key(path)
+    key = ec.generate_private_key(ec.SECP256R1())
+    durable.write(path, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), mode=0o600)
+    return key
+
+
+def load_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    """Reads a private key.
+
+    Raises:
+        FileNotFoundError: There is none.
+        StateError: It is no P-256 key.
+    """
+    data = path.read_bytes()
+    try:
+        key = load_pem_private_key(data, password=None)
+    except (ValueError, TypeError) as error:
+        raise StateError(f"{path} is damaged: {error}") from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise StateError(f"{path} is no P-256 key")
+    return key
+
+
+def make_csr(key: ec.EllipticCurvePrivateKey, device: DeviceId) -> str:
+    """A certificate signing request for this key, in PEM."""
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, device)])
+    request = x509.CertificateSigningRequestBuilder().subject_name(name).sign(key, hashes.SHA256())
+    return request.public_bytes(Encoding.PEM).decode("ascii")
+
+
+def ca_digest(pem: str) -> str:
+    """sha256 of a CA certificate's DER, as an enrolment token carries it.
+
+    Raises:
+        Refused: `CERTIFICATE`: not one certificate.
+    """
+    try:
+        certificate = x509.load_pem_x509_certificate(pem.encode())
+    except ValueError as error:
+        raise Refused(Reason.CERTIFICATE, f"the server's CA is not a certificate: {error}") from error
+    return hashlib.sha256(certificate.public_bytes(Encoding.DER)).hexdigest()
+
+
+def check_leaf(pem: str, ca: x509.Certificate, device: DeviceId, key: ec.EllipticCurvePrivateKey) -> None:
+    """Holds a certificate that the server issued against who and what it was asked for.
+
+    Raises:
+        Refused: `CERTIFICATE`.
+    """
+    try:
+        leaf = x509.load_pem_x509_certificate(pem.encode())
+        leaf.verify_directly_issued_by(ca)
+    except (ValueError, TypeError, InvalidSignature) as error:
+        raise Refused(Reason.CERTIFICATE, f"the certificate is not of the enrolled CA: {error}") from error
+    names = [str(name.value) for name in leaf.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
+    if names != [device]:
+        raise Refused(Reason.CERTIFICATE, f"a certificate for {names} where {device} asked")
+    if leaf.public_key() != key.public_key():
+        raise Refused(Reason.CERTIFICATE, "a certificate for another key than this machine's")

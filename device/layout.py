@@ -1,0 +1,55 @@
+"""Where everything of one machine lies: the one place that spells the names in its state folder."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Paths in a state folder.
+
+    Args:
+        state: The folder that `--state` names.
+    """
+
+    state: Path
+
+    @property
+    def settings(self) -> Path:
+        """Written at enrolment when absent; a person's from then on."""
+        return self.state / "device.toml"
+
+    @property
+    def identity(self) -> Path:
+        """Key, certificate, CA, first roots, enrolment."""
+        return self.state / "identity"
+
+    @property
+    def state_db(self) -> Path:
+        """The update record, floors, refusals, and what waits to be told."""
+        return self.state / "state.db"
+
+    @property
+    def outbox_db(self) -> Path:
+        """Results on their way."""
+        return self.state / "outbox.db"
+
+    @property
+    def store(self) -> Path:
+        """Content-addressed artifacts."""
+        return self.state / "store"
+
+    @property
+    def run(self) -> Path:
+        """What does not outlive the agent: its status, its sockets."""
+        return self.state / "run"
+
+    @property
+    def status(self) -> Path:
+        """The running agent's own account of itself, renewed each second."""
+        return self.run / "status.json"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the one agent that runs on this state folder."""
+        return self.run / "agent.lock"

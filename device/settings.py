@@ -1,0 +1,96 @@
+"""Everything that a person may set in `device.toml`, in one strict record. An unknown key is refused with its line."""
+
+from pathlib import Path
+from typing import Annotated, Final
+
+import msgspec
+
+from device.inference.settings import InferenceSettings
+from device.transfer.fetch import TransferSettings
+from protocol import limits
+from protocol.errors import StateError
+from protocol.ids import Name
+from protocol.settings import Settings, parse_settings
+
+SETTINGS_BYTES: Final = limits.MIB
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=7 * 86400)]
+
+
+class ServerSettings(Settings):
+    """`[server]`: how often to ask.
+
+    Args:
+        url: Asked instead of the server that the machine enrolled with; empty keeps that one.
+        poll_min_s: Contacts are never closer than this, whatever the server asks for.
+        poll_max_s: Nor further apart.
+        retry_first_s: Wait after the first contact that failed; it doubles.
+        retry_longest_s: The longest wait after failures.
+    """
+
+    url: str = ""
+    poll_min_s: Seconds = 5.0
+    poll_max_s: Seconds = 3600.0
+    retry_first_s: Seconds = 2.0
+    retry_longest_s: Seconds = 120.0
+
+
+class OutboxSettings(Settings):
+    """`[outbox]`: results on their way.
+
+    Args:
+        budget_bytes: What `outbox.db` may take on the disk; receipted rows go first, then results, alarms last.
+    """
+
+    budget_bytes: Annotated[int, msgspec.Meta(ge=limits.MIB)] = 512 * limits.MIB
+
+
+class StoreSettings(Settings):
+    """`[store]`: releases on the disk.
+
+    Args:
+        budget_bytes: What they may take together; 0 leaves it to the disk.
+        keep_free_bytes: Always left free on the disk for everything else.
+    """
+
+    budget_bytes: Annotated[int, msgspec.Meta(ge=0)] = 0
+    keep_free_bytes: Annotated[int, msgspec.Meta(ge=0)] = 64 * limits.MIB
+
+
+class MachineSettings(Settings):
+    """`[machine]`: what the machine is.
+
+    Args:
+        hardware: Tags that releases ask for, such as `jetson-orin`.
+        signals: A folder of machine signals: `driving` is on while the file `driving` there begins with `1`.
+    """
+
+    hardware: tuple[Name, ...] = ()
+    signals: str = ""
+
+
+class DeviceSettings(Settings):
+    """The whole file."""
+
+    inference: InferenceSettings
+    server: ServerSettings = ServerSettings()
+    outbox: OutboxSettings = OutboxSettings()
+    store: StoreSettings = StoreSettings()
+    transfer: TransferSettings = TransferSettings()
+    machine: MachineSettings = MachineSettings()
+
+
+def load(path: Path) -> DeviceSettings:
+    """Reads the settings; blocking.
+
+    Raises:
+        SettingsError: Unknown key, wrong value or no TOML: with the line and the nearest right name.
+        StateError: There is no such file.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(SETTINGS_BYTES)
+    except FileNotFoundError as error:
+        raise StateError(
+            f"{path} is missing", hint="headland-device enroll writes one; or write it by hand, see device/README.md"
+        ) from error
+    return parse_settings(data.decode("utf-8", errors="replace"), DeviceSettings, source=str(path))
