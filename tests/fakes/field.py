@@ -1,0 +1,146 @@
+"""A machine's trust without processes: both repositories of `Managers`, a real judge, clocks that a test sets.
+
+field = Field(tmp_path, now)
+verdict = field.contact()                      # an honest server's answer, judged
+field.house.release("1.0.0", 1, b"...")        # the managers act; the server serves it from the next contact on
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from device.clock import Moment
+from device.trust.judge import Judge, Sources
+from device.trust.port import Verdict
+from protocol.messages import SyncAnswer
+from protocol.objects import AssignmentBody, ClockBody, Payload, ReceiptsBody, TransferPlan
+from signing.durable import Disk
+from signing.trust_store import DirectorStore, ImageStore, MemoryFloors
+from tests.fakes.managers import Managers
+from tests.fakes.repository_server import Shelf
+
+DEVICE = "tractor-1"
+PRODUCT = "pest-detector"
+NONCE = "0" * 32
+
+
+class Notes:
+    """The state database's facts, in memory."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, bytes] = {}
+        self.writes = 0
+
+    def get(self, key: str) -> bytes | None:
+        return self.values.get(key)
+
+    def put(self, key: str, value: bytes) -> None:
+        self.values[key] = value
+        self.writes += 1
+
+
+@dataclass
+class Field:
+    """One machine, its server and their time."""
+
+    folder: Path
+    now: datetime
+    house: Managers = field(init=False)
+    disk: Disk = field(default_factory=Disk)
+
+    def __post_init__(self) -> None:
+        self.house = Managers(self.now)
+        self.first_roots = {"image": self.house.image.roots[1], "director": self.house.director.roots[1]}
+        self.built_ms = ms(self.now) - 30 * 86_400_000
+        self.floors = MemoryFloors()
+        self.notes = Notes()
+        self.image_shelf = Shelf()
+        self.director_shelf = Shelf()
+        self.boot_id = "boot-1"
+        self.boot_ms = 10_000
+        self.wall_off = timedelta()
+
+    def judge(self) -> Judge:
+        """A fresh process, so to speak: all it knows is in folder, floors and notes."""
+        return Judge(
+            device=DEVICE,
+            product=PRODUCT,
+            image=ImageStore(
+                self.folder / "image", self.first_roots["image"], self.floors, product=PRODUCT, disk=self.disk
+            ),
+            director=DirectorStore(self.folder / "director", self.first_roots["director"], self.floors, disk=self.disk),
+            sources=Sources(image=self.image_shelf, director=self.director_shelf),
+            facts=self.notes,
+            here=self.here,
+            built_ms=self.built_ms,
+        )
+
+    def here(self) -> Moment:
+        return Moment(boot_id=self.boot_id, boot_ms=self.boot_ms, wall_ms=ms(self.now + self.wall_off))
+
+    def passes(self, **time: float) -> None:
+        """True time goes by, for the machine too."""
+        step = timedelta(**time)
+        self.now += step
+        self.house.now = self.now
+        self.boot_ms += int(step.total_seconds() * 1000)
+
+    def reboots(self) -> None:
+        self.boot_id += "+"
+        self.boot_ms = 5_000
+
+    def serve(self) -> None:
+        """The server renders what the managers published last."""
+        self.image_shelf.files = self.house.render("image", self.now)
+        self.director_shelf.files = self.house.render("director", self.now)
+
+    def answer(self, **changes: Any) -> SyncAnswer:
+        """What the server says at this moment. `changes` replace fields."""
+        said: dict[str, Any] = {
+            "contact_id": "1" * 32,
+            "sync_token": "2" * 32,
+            "generation": "3" * 32,
+            "time": self.time(),
+            "image_timestamp": self.image_shelf.files["timestamp.json"].decode(),
+            "director_timestamp": self.director_shelf.files["timestamp.json"].decode(),
+        }
+        return SyncAnswer(**(said | changes))
+
+    def contact(self, *, serve: bool = True, asked_ago_s: float = 0.0, **changes: Any) -> Verdict:
+        """One contact, judged. `serve=False`: the server's files stay as they are."""
+        if serve:
+            self.serve()
+        self.image_shelf.asked.clear()
+        self.director_shelf.asked.clear()
+        return self.judge().judge(self.answer(**changes), NONCE, self.boot_ms / 1000 - asked_ago_s)
+
+    def time(self, at: datetime | None = None, **changes: Any) -> str:
+        body = {"device": DEVICE, "nonce": NONCE, "time_ms": ms(at or self.now)} | changes
+        return self.house.object(ClockBody(**body), at or self.now)
+
+    def assignment(
+        self, manifest: str = "a" * 64, *, days: float = 1.0, version: int | None = None, **changes: Any
+    ) -> str:
+        body = {
+            "device": DEVICE,
+            "product": PRODUCT,
+            "rollout": "spring",
+            "release": "1.0.0",
+            "manifest": Payload(sha256=manifest, length_bytes=10),
+            "plan": TransferPlan(steps=(), full_bytes=0),
+        } | changes
+        return self.house.object(AssignmentBody(**body), self.now, version=version, days=days)
+
+    def receipts(self, **changes: Any) -> str:
+        body = {"device": DEVICE, "epoch": "4" * 32, "generation": "3" * 32} | changes
+        return self.house.object(ReceiptsBody(**body), self.now)
+
+
+def ms(at: datetime) -> int:
+    return int(at.timestamp() * 1000)
+
+
+def reasons(verdict: Verdict) -> Sequence[tuple[str, str]]:
+    return [(complaint.what, complaint.reason.value) for complaint in verdict.complaints]
