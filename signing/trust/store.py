@@ -101,7 +101,7 @@ class TrustStore:
         """
         if isinstance(source, Offered) and source.timestamp == self._stored("timestamp"):
             with contextlib.suppress(Refused, LinkError):
-                return self._run(Offered(Nowhere(), source.timestamp), now, roles, keep=False, rise=True)
+                return self._run(Offered(Nowhere(), source.timestamp), now, roles, keep=True, rise=True)
         return self._run(source, now, roles, keep=True, rise=True)
 
     def peek(self, source: Source, roles: Sequence[str] = ()) -> Trusted:
