@@ -103,7 +103,7 @@ def check_rises(workspace: Workspace, description: ReleaseDescription, era: int)
     floor = terms(product_role(workspace.need("image"), product), ProductTerms, product).floor
     highest, version = 0, ""
     for state in workspace.history(product):
-        for release in releases_of(product, state):
+        for release in releases_of(product, state.signed):
             if release.version == description.version:
                 raise StateError(
                     f"{product} {release.version} was listed before; a release never changes: raise the version"

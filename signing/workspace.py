@@ -19,7 +19,7 @@ import re
 from pathlib import Path
 from typing import Final, Literal
 
-from tuf.api.metadata import Targets
+from tuf.api.metadata import Metadata, Targets
 
 from protocol import limits
 from protocol.errors import Reason, Refused, StateError
@@ -155,11 +155,11 @@ class Workspace:
             )
         return found
 
-    def history(self, role: str) -> tuple[Targets, ...]:
+    def history(self, role: str) -> tuple[Metadata[Targets], ...]:
         """Every published state of a product's role, oldest first."""
         versions = sorted(version for version, name in self._signed("image") if name == role)
         return tuple(
-            parse(self._signed_path("image", version, role).read_bytes(), Targets, role).signed for version in versions
+            parse(self._signed_path("image", version, role).read_bytes(), Targets, role) for version in versions
         )
 
     def keep(self, kind: RepositoryKind, role: str, version: int, data: bytes) -> None:

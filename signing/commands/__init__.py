@@ -1,0 +1,1 @@
+"""The commands of `headland`, a file a group."""

@@ -1,0 +1,103 @@
+"""`headland device`: machines as the server knows them; tokens to enrol them, and revocation."""
+
+from typing import Any
+from urllib.parse import quote
+
+import click
+from rich.markup import escape
+from rich.table import Table
+
+from protocol.ids import parse_name
+from signing.commands.app import App, pass_app
+from signing.commands.release import pick_product
+from signing.console import emit, headland_errors, json_option
+
+Json = dict[str, Any]
+
+
+@click.group()
+def device() -> None:
+    """Machines: enrol, look at, group, revoke."""
+
+
+@device.command("list")
+@json_option
+@pass_app
+@headland_errors
+def list_devices(app: App, *, as_json: bool) -> None:
+    """All machines."""
+    with app.server() as server:
+        answer: Any = server.get("/devices", Any)
+    devices = answer.get("devices", []) if isinstance(answer, dict) else answer
+    table = Table(title="Machines")
+    for column in ("device", "product", "release", "state", "groups", "last contact"):
+        table.add_column(column)
+    for each in devices:
+        report = each.get("report") or {}
+        groups = ", ".join(each.get("groups") or ())
+        cells = (each.get("device"), each.get("product"), report.get("release"), report.get("state"), groups)
+        table.add_row(*(escape(str(cell or "")) for cell in (*cells, each.get("last_contact_ms"))))
+    emit(as_json, answer if isinstance(answer, dict) else {"devices": answer}, table)
+
+
+@device.command()
+@click.argument("name")
+@json_option
+@pass_app
+@headland_errors
+def show(app: App, *, name: str, as_json: bool) -> None:
+    """One machine: what it runs, what it reported, what it sent."""
+    with app.server() as server:
+        one = server.get(f"/devices/{quote(name, safe='')}", Json)
+    table = Table(title=name, show_header=False)
+    for key, value in one.items():
+        table.add_row(escape(key), escape(str(value)))
+    emit(as_json, one, table)
+
+
+@device.command()
+@click.argument("name")
+@click.option("--product", help="Needed when there are several.")
+@click.option("--group", "groups", multiple=True, help="Groups that the machine begins in.")
+@json_option
+@pass_app
+@headland_errors
+def token(app: App, *, name: str, product: str | None, groups: tuple[str, ...], as_json: bool) -> None:
+    """Make a one-time token that enrols this machine. Shown once; good for a day."""
+    body = {
+        "device": parse_name(name, "device"),
+        "product": pick_product(app.workspace(), product),
+        "groups": [parse_name(group, "group") for group in groups],
+    }
+    with app.server() as server:
+        answer = server.post("/tokens", body, Json)
+    emit(as_json, {**answer, "device": name}, str(answer.get("token", "")))
+
+
+@device.command()
+@click.argument("name")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@json_option
+@pass_app
+@headland_errors
+def revoke(app: App, *, name: str, yes: bool, as_json: bool) -> None:
+    """Refuse this machine from now on; it keeps inferring with what it has."""
+    if not yes:
+        click.confirm(f"Revoke {name}?", abort=True, err=True)
+    with app.server() as server:
+        answer = server.post(f"/devices/{quote(name, safe='')}/revoke", {}, Json)
+    emit(as_json, answer, f"{name} is revoked")
+
+
+@device.command()
+@click.argument("name")
+@click.argument("groups", nargs=-1)
+@json_option
+@pass_app
+@headland_errors
+def groups(app: App, *, name: str, groups: tuple[str, ...], as_json: bool) -> None:
+    """Replace the groups of a machine."""
+    body = {"groups": [parse_name(group, "group") for group in groups]}
+    with app.server() as server:
+        answer = server.post(f"/devices/{quote(name, safe='')}/groups", body, Json)
+    emit(as_json, answer, f"{name}: {', '.join(groups) or 'in no group'}")

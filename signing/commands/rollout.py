@@ -1,0 +1,192 @@
+"""`headland rollout`: puts a release on a group in phases; needs only the server, no manager's signature."""
+
+from typing import Any
+from urllib.parse import quote
+
+import click
+from rich.markup import escape
+from rich.table import Table
+
+from protocol.errors import StateError
+from protocol.ids import parse_name
+from protocol.objects import Conditions
+from signing.commands.app import App, pass_app
+from signing.commands.release import pick_product
+from signing.console import emit, headland_errors, json_option
+from signing.metadata import plain
+
+Json = dict[str, Any]
+
+
+@click.group()
+def rollout() -> None:
+    """Rollouts: which machines get which release, and how carefully."""
+
+
+@rollout.command()
+@click.argument("name")
+@click.option("--release", "version", required=True, help="A listed version.")
+@click.option("--group", required=True, help="Of machines, as their tokens or `device groups` say.")
+@click.option("--product", help="Needed when there are several.")
+@click.option(
+    "--phase",
+    "phases",
+    multiple=True,
+    metavar="SPEC",
+    help="In order: count=1, percent=25 or devices=a+b; then success=100,error=0 (percent). One phase for all unless "
+    "you say.",
+)
+@click.option("--not-before-ms", type=int, help="Machines activate no earlier (milliseconds since 1970, UTC).")
+@click.option("--activate-before-ms", type=int, help="Machines activate no later.")
+@click.option("--window", help="Minutes of the day, UTC: from-to, such as 120-300.")
+@click.option("--signal-clear", "signals", multiple=True, help="A machine signal that must be off, such as driving.")
+@json_option
+@pass_app
+@headland_errors
+def create(
+    app: App,
+    *,
+    name: str,
+    version: str,
+    group: str,
+    product: str | None,
+    phases: tuple[str, ...],
+    not_before_ms: int | None,
+    activate_before_ms: int | None,
+    window: str | None,
+    signals: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Put a release on a group of machines, phase by phase."""
+    conditions = Conditions(
+        not_before_ms=not_before_ms,
+        activate_before_ms=activate_before_ms,
+        window_utc=_window(window),
+        signals_clear=signals,
+    )
+    body = {
+        "name": parse_name(name, "rollout"),
+        "product": pick_product(app.workspace(), product),
+        "release": version,
+        "group": parse_name(group, "group"),
+        "phases": [parse_phase(spec) for spec in phases or ("percent=100",)],
+        "conditions": plain(conditions),
+    }
+    with app.server() as server:
+        answer = server.post("/rollouts", body, Json)
+    emit(as_json, answer, f"{name}: {version} goes to {group} in {len(body['phases'])} phases")
+
+
+@rollout.command()
+@click.argument("name", required=False)
+@json_option
+@pass_app
+@headland_errors
+def status(app: App, *, name: str | None, as_json: bool) -> None:
+    """How far a rollout is; without a name, all of them."""
+    with app.server() as server:
+        if name is None:
+            answer: Any = server.get("/rollouts", Any)
+            emit(as_json, answer if isinstance(answer, dict) else {"rollouts": answer}, _list_table(answer))
+            return
+        one = server.get(f"/rollouts/{quote(name, safe='')}", Json)
+    emit(as_json, one, _one_table(one))
+
+
+@rollout.command()
+@click.argument("name")
+@json_option
+@pass_app
+@headland_errors
+def pause(app: App, *, name: str, as_json: bool) -> None:
+    """Assign the release to no further machine until it is resumed."""
+    _act(app, name, "pause", as_json)
+
+
+@rollout.command()
+@click.argument("name")
+@json_option
+@pass_app
+@headland_errors
+def resume(app: App, *, name: str, as_json: bool) -> None:
+    """Go on with a paused rollout."""
+    _act(app, name, "resume", as_json)
+
+
+@rollout.command()
+@click.argument("name")
+@json_option
+@pass_app
+@headland_errors
+def halt(app: App, *, name: str, as_json: bool) -> None:
+    """End a rollout: it is assigned to nobody any more."""
+    _act(app, name, "halt", as_json)
+
+
+def parse_phase(spec: str) -> dict[str, Any]:
+    """Reads `count=1,success=100,error=0`.
+
+    Raises:
+        StateError: With the form that is understood.
+    """
+    fields: dict[str, Any] = {}
+    try:
+        for part in spec.replace(" ", ",").split(","):
+            key, _, value = part.partition("=")
+            match key:
+                case "count" | "percent":
+                    fields[key] = int(value)
+                case "devices":
+                    fields[key] = [parse_name(device, "device") for device in value.split("+")]
+                case "success" | "error":
+                    fields[f"{key}_percent"] = int(value)
+                case _:
+                    raise StateError(f"a phase has no {key!r}")
+    except ValueError as error:
+        raise StateError(f"{part!r} in the phase {spec!r} is no whole number") from error
+    if len({"count", "percent", "devices"} & set(fields)) != 1:
+        raise StateError(
+            f"the phase {spec!r} needs exactly one of count, percent, devices",
+            hint="such as --phase count=1,success=100,error=0 --phase percent=100",
+        )
+    return fields
+
+
+def _window(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    begin, _, end = text.partition("-")
+    try:
+        minutes = (int(begin), int(end))
+    except ValueError as error:
+        raise StateError(f"{text!r} is no window; write minutes of the day, UTC: 120-300") from error
+    if not all(0 <= minute <= 1439 for minute in minutes):
+        raise StateError(f"{text!r}: a day has the minutes 0 to 1439")
+    return minutes
+
+
+def _act(app: App, name: str, action: str, as_json: bool) -> None:
+    with app.server() as server:
+        answer = server.post(f"/rollouts/{quote(name, safe='')}/{action}", {}, Json)
+    emit(as_json, answer, f"{name}: {answer.get('state', action)}")
+
+
+def _list_table(answer: Any) -> Table:
+    rollouts = answer.get("rollouts", []) if isinstance(answer, dict) else answer
+    table = Table(title="Rollouts")
+    for column in ("name", "release", "group", "state", "why"):
+        table.add_column(column)
+    for each in rollouts:
+        table.add_row(*(escape(str(each.get(key) or "")) for key in ("name", "release", "group", "state", "halted")))
+    return table
+
+
+def _one_table(one: Json) -> Table:
+    table = Table(title=f"{one.get('name')}: {one.get('product')} {one.get('release')} to {one.get('group')}")
+    columns = ("phase", "contacted", "committed", "failed", "unseen")
+    for column in columns:
+        table.add_column(column)
+    for number, phase in enumerate(one.get("phases", []), 1):
+        table.add_row(str(number), *(escape(str(phase.get(column, ""))) for column in columns[1:]))
+    table.caption = " ".join(escape(str(one[key])) for key in ("state", "halted") if one.get(key))
+    return table
