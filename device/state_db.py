@@ -131,12 +131,14 @@ class StateDb:
             _put(connection, "update/record", encode(record))
             for name, value in (floors or {}).items():
                 _raise_floor(connection, name, value)
-            for status in statuses:
-                _add_status(connection, status)
-            for key, fact in (facts or {}).items():
-                _put(connection, key, fact)
             if refusal is not None:
                 _add_refusal(connection, refusal)
+            _tell(connection, statuses, facts or {})
+
+    def tell(self, statuses: Iterable[UpdateStatus], facts: Mapping[str, bytes]) -> None:
+        """Queues statuses together with the facts that say that they were told, in one transaction."""
+        with self._transaction() as connection:
+            _tell(connection, statuses, facts)
 
     # Refusals
 
@@ -286,6 +288,13 @@ def _put(connection: sqlite3.Connection, key: str, value: bytes) -> None:
         "INSERT INTO facts (key, value) VALUES (?, ?) ON CONFLICT(key) DO UPDATE SET value = excluded.value",
         (key, value),
     )
+
+
+def _tell(connection: sqlite3.Connection, statuses: Iterable[UpdateStatus], facts: Mapping[str, bytes]) -> None:
+    for status in statuses:
+        _add_status(connection, status)
+    for key, value in facts.items():
+        _put(connection, key, value)
 
 
 def _raise_floor(connection: sqlite3.Connection, name: str, value: int) -> None:

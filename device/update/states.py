@@ -246,11 +246,11 @@ def resume(record: UpdateRecord) -> UpdateRecord:
 
 
 def is_spent(record: UpdateRecord) -> bool:
-    """Whether the starts of a CHECK or TRIAL are used up: the release may be what takes the machine down."""
+    """Whether more starts failed than may, in CHECK or TRIAL: the release may be what takes the machine down."""
     return (
         record.state in (State.CHECK, State.TRIAL)
         and record.offer is not None
-        and record.starts >= record.offer.trial.max_failed_starts
+        and record.starts > record.offer.trial.max_failed_starts
     )
 
 

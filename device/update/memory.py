@@ -1,0 +1,86 @@
+"""What the update machine remembers besides its record: terms, what was delisted, the assignment, floors, refusals."""
+
+from typing import Final
+
+from device.state_db import StateDb
+from device.trust.port import Terms
+from device.update.rules import Floor
+from device.update.states import Held
+from protocol import limits
+from protocol.errors import StateError
+from protocol.ids import Digest
+from protocol.objects import AssignmentBody
+from protocol.wire import decode, encode
+
+ASSIGNMENT: Final = "update/assignment"  # of the record's offer, with its plan
+TERMS: Final = "update/terms"
+DELISTED: Final = "update/delisted"
+ERA: Final = "update/era"
+DELISTED_KEPT: Final = 1000  # a product of a release a day for three years
+
+
+class Memory:
+    """Facts of the update in `state.db`. Blocking.
+
+    Args:
+        db: The database.
+    """
+
+    def __init__(self, db: StateDb) -> None:
+        self._db = db
+
+    def terms(self) -> Terms | None:
+        """The newest that were learnt."""
+        found = self._db.get(TERMS)
+        return None if found is None else decode(found, Terms, limit=limits.ANSWER_BYTES)
+
+    def learn(self, terms: Terms) -> bool:
+        """Keeps newer terms.
+
+        Returns:
+            Whether they delist something that was listed.
+        """
+        known = self.terms()
+        if known == terms or (known is not None and terms.role_version < known.role_version):
+            return False
+        facts = {TERMS: encode(terms)}
+        gone = [name for name in (known.listed if known is not None else {}) if name not in terms.listed]
+        if gone:
+            before = self.delisted()
+            facts[DELISTED] = encode([*before, *(name for name in gone if name not in before)][-DELISTED_KEPT:])
+        self._db.tell((), facts)
+        return bool(gone)
+
+    def delisted(self) -> list[Digest]:
+        """What an older role listed and a newer one did not."""
+        found = self._db.get(DELISTED)
+        return [] if found is None else decode(found, list[str], limit=limits.ANSWER_BYTES)
+
+    def assignment(self) -> AssignmentBody:
+        """The one that the record's offer came from, with the newest plan for it."""
+        found = self._db.get(ASSIGNMENT)
+        if found is None:
+            raise StateError("the offer's assignment is not in state.db")
+        return decode(found, AssignmentBody, limit=limits.ANSWER_BYTES)
+
+    def renew_plan(self, assignment: AssignmentBody) -> None:
+        """The next attempt goes by this one's plan."""
+        self._db.put(ASSIGNMENT, encode(assignment))
+
+    def refused(self) -> dict[Digest, str]:
+        """Why, by the digest of each manifest that was refused on evidence."""
+        return {refusal.manifest: f"{refusal.reason}: {refusal.detail}" for refusal in self._db.refusals()}
+
+    def floor(self) -> Floor:
+        """The committed floor."""
+        era = self._db.floor(ERA)
+        return Floor(era=era, counter=self._db.floor(_counter(era)))
+
+
+def floors_of(release: Held) -> dict[str, int]:
+    """The floors that rise when `release` is committed. Each era has its own counter, so that none ever falls."""
+    return {ERA: release.era, _counter(release.era): release.release_counter}
+
+
+def _counter(era: int) -> str:
+    return f"update/counter/{era}"

@@ -1,0 +1,226 @@
+"""The install rule, and the second look before a release is activated. Pure: facts in, verdict out.
+
+Expiry gates installing and is judged before this, by trust. What was verified when it was stored may be activated
+later: the second look holds what can have changed since: the files, the floors, what was delisted, and the conditions.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from device.trust.port import Terms
+from device.update.states import Held, Offer, UpdateRecord
+from protocol.errors import Reason, Refused
+from protocol.ids import DeviceId, Digest, ProductName, Version, digest
+from protocol.messages import Inventory
+from protocol.objects import AssignmentBody, Conditions
+from protocol.release import Artifact, ReleaseManifest, Variant, parse_manifest
+from protocol.selection import needed_artifacts, select_variants
+
+DAY_MINUTES = 1440
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Who this is and what it can run."""
+
+    device: DeviceId
+    product: ProductName
+    inventory: Inventory
+
+    @property
+    def agent(self) -> Version:
+        """The running agent's version."""
+        return self.inventory.agent
+
+
+@dataclass(frozen=True)
+class Floor:
+    """The committed floor: it rises at COMMIT, in the transaction that records it, and never falls."""
+
+    era: int = 0
+    counter: int = 0  # of that era
+
+    def admits(self, era: int, counter: int) -> bool:
+        """Whether a release is newer than all that was committed."""
+        return era > self.era or (era == self.era and counter > self.counter)
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """An offer that may be installed."""
+
+    offer: Offer
+    manifest: ReleaseManifest
+    variants: Mapping[str, Variant]
+    artifacts: tuple[Artifact, ...]
+
+
+@dataclass(frozen=True)
+class Later:
+    """An offer or an activation that has to wait, and why, for people."""
+
+    why: str
+
+
+def judge_offer(
+    assignment: AssignmentBody,
+    manifest_bytes: bytes,
+    terms: Terms,
+    machine: Machine,
+    *,
+    floor: Floor,
+    record: UpdateRecord,
+    refused: Mapping[Digest, str],
+    delisted: Collection[Digest],
+) -> Accepted | Later:
+    """DESIGN section 3's install rule.
+
+    Args:
+        assignment: Verified; it names the manifest for this device.
+        manifest_bytes: As they came, not yet trusted.
+        terms: The newest trusted.
+        machine: This one.
+        floor: Of what was committed.
+        record: What runs, and what was given up.
+        refused: Why, by the digest of each manifest that was refused on evidence.
+        delisted: Digests that an older role listed and a newer one did not.
+
+    Raises:
+        Refused: The reason that a person and the server are told.
+    """
+    name = assignment.manifest.sha256
+    if assignment.device != machine.device:
+        raise Refused(Reason.WRONG_DEVICE, f"an assignment for {assignment.device}; this is {machine.device}")
+    if not assignment.product == terms.product == machine.product:
+        raise Refused(Reason.WRONG_PRODUCT, f"an assignment of {assignment.product}; this follows {machine.product}")
+    if len(manifest_bytes) != assignment.manifest.length_bytes:
+        raise Refused(Reason.LENGTH, f"manifest {name[:12]} has {len(manifest_bytes)} bytes, not the signed length")
+    if digest(manifest_bytes) != name:
+        raise Refused(Reason.HASH, f"manifest {name[:12]} came with the hash {digest(manifest_bytes)[:12]}")
+    _check_listed(name, assignment.release, terms, delisted)
+    manifest = parse_manifest(manifest_bytes)
+    _check_manifest(manifest, assignment, terms)
+    if name in refused:
+        raise Refused(Reason.REFUSED_BEFORE, f"release {manifest.version} was refused here: {refused[name]}")
+    release = Held(digest=name, version=manifest.version, release_counter=manifest.release_counter, era=manifest.era)
+    if not is_repair(release, record):
+        _check_floors(release, terms, floor)
+    variants = select_variants(manifest, machine.inventory)
+    if _version_key(manifest.min_agent) > _version_key(machine.agent):
+        return Later(f"agent: release {manifest.version} needs {manifest.min_agent}, this is {machine.agent}")
+    offer = Offer(release=release, rollout=assignment.rollout, conditions=assignment.conditions, trial=manifest.trial)
+    worn = record.exhausted
+    if worn is not None and (worn.release.digest, worn.rollout) == (name, assignment.rollout):
+        return Later(f"release {manifest.version} used up its retries: it waits for a new offer")
+    return Accepted(offer, manifest, variants, needed_artifacts(manifest, variants))
+
+
+def look_again(
+    offer: Offer,
+    terms: Terms,
+    *,
+    floor: Floor,
+    record: UpdateRecord,
+    refused: Mapping[Digest, str],
+    now_ms: int,
+    sure_of_time: bool,
+    signals_off: Collection[str],
+) -> Later | None:
+    """ACTIVATE's second look, with what is known here now; the network is not needed.
+
+    Args:
+        offer: Fetched and checked.
+        terms: The newest trusted.
+        floor: Of what was committed.
+        record: What runs.
+        refused: As in `judge_offer`.
+        now_ms: Trusted time as far as it is known.
+        sure_of_time: Whether that is verified in this boot.
+        signals_off: Machine signals that are known to be off.
+
+    Returns:
+        None when it may be activated now; else why not yet.
+
+    Raises:
+        Refused: It may not be activated any more.
+    """
+    release = offer.release
+    if release.digest not in terms.listed:
+        raise Refused(Reason.DELISTED, f"release {release.version} was delisted since it was fetched")
+    if release.digest in refused:
+        raise Refused(Reason.REFUSED_BEFORE, f"release {release.version} was refused here: {refused[release.digest]}")
+    if not is_repair(release, record):
+        _check_floors(release, terms, floor)
+    return _conditions_hold(offer.conditions, now_ms, sure_of_time, signals_off)
+
+
+def is_repair(release: Held, record: UpdateRecord) -> bool:
+    """Whether the offer is the committed release itself, to mend it."""
+    return record.committed is not None and record.committed.digest == release.digest
+
+
+def _check_listed(name: Digest, version: Version, terms: Terms, delisted: Collection[Digest]) -> None:
+    if name in terms.listed:
+        return
+    if name in delisted:
+        raise Refused(Reason.DELISTED, f"release {version} was delisted by the managers")
+    raise Refused(Reason.NOT_LISTED, f"release {version} ({name[:12]}) is not listed by role {terms.product}")
+
+
+def _check_manifest(manifest: ReleaseManifest, assignment: AssignmentBody, terms: Terms) -> None:
+    if manifest.product != assignment.product:
+        raise Refused(Reason.WRONG_PRODUCT, f"a manifest of {manifest.product} where {assignment.product} is assigned")
+    listed = terms.listed[assignment.manifest.sha256]
+    said = (manifest.version, manifest.release_counter, manifest.era)
+    if said != (listed.version, listed.release_counter, listed.era) or manifest.version != assignment.release:
+        raise Refused(
+            Reason.MANIFEST,
+            f"manifest {manifest.version} (counter {manifest.release_counter}, era {manifest.era}) is listed as "
+            f"{listed.version} ({listed.release_counter}, {listed.era}) and assigned as {assignment.release}",
+        )
+
+
+def _check_floors(release: Held, terms: Terms, floor: Floor) -> None:
+    where = f"release {release.version} has counter {release.release_counter} in era {release.era}"
+    if release.era != terms.era:
+        raise Refused(Reason.COUNTER_FLOOR, f"{where}; the managers' era is {terms.era}")
+    if release.release_counter < terms.floor:
+        raise Refused(Reason.PRODUCT_FLOOR, f"{where}; the product's floor is {terms.floor}")
+    if not floor.admits(release.era, release.release_counter):
+        raise Refused(Reason.COUNTER_FLOOR, f"{where}; committed here was {floor.counter} in era {floor.era}")
+
+
+def _conditions_hold(
+    conditions: Conditions, now_ms: int, sure_of_time: bool, signals_off: Collection[str]
+) -> Later | None:
+    late = conditions.activate_before_ms
+    if late is not None and sure_of_time and now_ms >= late:
+        raise Refused(Reason.EXPIRED, "the time by which it had to be activated has passed")
+    raised = [name for name in conditions.signals_clear if name not in signals_off]
+    if raised:
+        return Later(f"signals: {', '.join(raised)}")
+    asks_time = late is not None or conditions.not_before_ms is not None or conditions.window_utc is not None
+    if asks_time and not sure_of_time:
+        return Later("time: the conditions name a time, and this machine is not sure of it yet")
+    if conditions.not_before_ms is not None and now_ms < conditions.not_before_ms:
+        return Later("time: not before the moment that the rollout names")
+    if conditions.window_utc is not None and not _in_window(conditions.window_utc, now_ms):
+        begins, ends = (f"{minute // 60:02d}:{minute % 60:02d}" for minute in conditions.window_utc)
+        return Later(f"window: {begins} to {ends} UTC")
+    return None
+
+
+def _in_window(window: tuple[int, int], now_ms: int) -> bool:
+    """From the first minute up to the second; over midnight when the first is later. Equal ends mean all day."""
+    begins, ends = window
+    minute = now_ms // 60_000 % DAY_MINUTES
+    if begins == ends:
+        return True
+    if begins < ends:
+        return begins <= minute < ends
+    return minute >= begins or minute < ends
+
+
+def _version_key(version: Version) -> tuple[int, ...]:
+    """The three numbers; a suffix does not make an agent too old."""
+    return tuple(int(part) for part in version.split("-")[0].split("+")[0].split("."))

@@ -1,0 +1,110 @@
+"""What the workers' evidence says of a release on trial. Pure; local evidence only, the server is never asked."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from device.update.ports import Health
+from protocol.errors import Reason
+from protocol.release import Bounds, TrialRules
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A trial so far, over all boots.
+
+    Args:
+        healthy_s: Seconds in which every model served.
+        inferences: Finished ones.
+        errors: Those that failed.
+        this_start_s: Healthy seconds of this start alone.
+    """
+
+    healthy_s: float = 0.0
+    inferences: int = 0
+    errors: int = 0
+    this_start_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Why a release is not kept."""
+
+    reason: Reason
+    detail: str
+
+
+class Watch:
+    """Adds up what one start shows of a trial.
+
+    Args:
+        before: What earlier starts had shown.
+    """
+
+    def __init__(self, before: Watched) -> None:
+        self._healthy_s = before.healthy_s
+        self._this_start_s = 0.0
+        self._inferences_before = before.inferences
+        self._errors_before = before.errors
+        self._inferences = 0
+        self._errors = 0
+
+    def take(self, health: Health, passed_s: float) -> Watched:
+        """Takes one look in.
+
+        Args:
+            health: Of the release on trial.
+            passed_s: Since the look before; counted only when every model serves.
+        """
+        if health.inferences < self._inferences or health.errors < self._errors:
+            # The workers were started anew and count from nothing.
+            self._inferences_before += self._inferences
+            self._errors_before += self._errors
+        self._inferences = health.inferences
+        self._errors = health.errors
+        if health.serving:
+            self._healthy_s += passed_s
+            self._this_start_s += passed_s
+        return Watched(
+            healthy_s=self._healthy_s,
+            inferences=self._inferences_before + self._inferences,
+            errors=self._errors_before + self._errors,
+            this_start_s=self._this_start_s,
+        )
+
+
+def find_evidence(health: Health, watched: Watched, rules: TrialRules, bounds: Mapping[str, Bounds]) -> Evidence | None:
+    """What speaks against the release: a worker that died, a latency or an error rate out of bounds.
+
+    Args:
+        health: The newest look.
+        watched: The trial so far.
+        rules: Of the manifest.
+        bounds: Of the variant that runs, by model name.
+    """
+    if health.crashes:
+        return Evidence(Reason.TRIAL_CRASH, f"a worker died: {', '.join(health.crashes[:5])}")
+    tried = watched.inferences + watched.errors
+    if tried >= max(rules.min_inferences, 1) and watched.errors > rules.max_error_rate * tried:
+        return Evidence(
+            Reason.TRIAL_ERRORS,
+            f"{watched.errors} of {tried} inferences failed; at most {rules.max_error_rate:.1%} may",
+        )
+    if health.inferences >= max(rules.min_inferences, 1):
+        for model, latency_ms in (health.latency_ms or {}).items():
+            bound = bounds.get(model)
+            if bound is not None and latency_ms > bound.latency_ms:
+                return Evidence(
+                    Reason.TRIAL_LATENCY,
+                    f"model {model} takes {latency_ms:.0f} ms (95th percentile); at most {bound.latency_ms:.0f} ms",
+                )
+    return None
+
+
+def is_time_up(watched: Watched, rules: TrialRules) -> bool:
+    """Whether it was healthy for long enough."""
+    return watched.healthy_s >= rules.healthy_s
+
+
+def is_proven(watched: Watched, rules: TrialRules) -> bool:
+    """Whether it may be committed."""
+    return is_time_up(watched, rules) and watched.inferences >= rules.min_inferences

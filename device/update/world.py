@@ -1,0 +1,63 @@
+"""What the updater asks of everything around it: time, chance, signals, blobs; and its intervals."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from device.update.signals import Signals
+from protocol.objects import Payload, TransferPlan
+from protocol.release import Artifact
+from protocol.settings import Settings
+
+
+class UpdateSettings(Settings):
+    """Table `[update]` of the settings.
+
+    Args:
+        first_backoff_s: The first wait after a pause or an unfinished update; it doubles.
+        longest_backoff_s: The longest wait.
+        look_s: How often a waiting release looks whether its conditions hold.
+        watch_s: How often a trial looks at its workers.
+    """
+
+    first_backoff_s: float = 5.0
+    longest_backoff_s: float = 900.0
+    look_s: float = 2.0
+    watch_s: float = 1.0
+
+
+class Fetcher(Protocol):
+    """What brings blobs: `device.transfer.Transfer`, which see."""
+
+    async def small(self, payload: Payload, limit: int) -> bytes:
+        """A blob that is read whole."""
+        ...
+
+    async def fetch(self, plan: TransferPlan, artifacts: Sequence[Artifact], progress: Callable[[int], None]) -> None:
+        """Every missing artifact into the store."""
+        ...
+
+
+@dataclass(frozen=True)
+class World:
+    """Time, chance and signals.
+
+    Args:
+        now: Milliseconds of trusted time, and whether they are sure. Blocking.
+        new_id: 128 fresh random bits in hexadecimal.
+        random: Draws from 0 to 1.
+        signals_off: Machine signals that are known to be off. Blocking.
+        sleep: Waits so many seconds.
+        monotonic: Seconds that never go back.
+        notify: Called when there is something to tell the server.
+    """
+
+    now: Callable[[], tuple[int, bool]]
+    new_id: Callable[[], str]
+    random: Callable[[], float]
+    signals_off: Signals = tuple
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    monotonic: Callable[[], float] = time.monotonic
+    notify: Callable[[], None] = lambda: None

@@ -1,0 +1,139 @@
+"""A machine with a real state folder, a real updater and everything around it under the test's hand."""
+
+import asyncio
+import contextlib
+import itertools
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+from device.state_db import StateDb
+from device.store import Store
+from device.transfer import Transfer, TransferSettings
+from device.update.rules import Machine
+from device.update.sets import Sets
+from device.update.states import State
+from device.update.updater import Updater
+from device.update.world import UpdateSettings, World
+from protocol.messages import UpdateStatus
+from signing.durable import DISK, Disk
+from tests.fakes.updates import MACHINE, BlobSource, Release, terms
+from tests.fakes.workers import FakeCanary, FakeWorkers
+
+
+class Bench:
+    """One machine on the bench. Time passes only where something sleeps, and then at once.
+
+    Args:
+        folder: Its state folder.
+        source: Where its blobs come from.
+    """
+
+    def __init__(self, folder: Path, source: BlobSource, *, disk: Disk = DISK, machine: Machine = MACHINE) -> None:
+        self.folder = folder
+        self.source = source
+        self.disk = disk
+        self.machine = machine
+        self.workers = FakeWorkers()
+        self.canary = FakeCanary()
+        self.now_ms = 1_790_000_000_000
+        self.sure = True
+        self.signals_off: set[str] = set()
+        self.elapsed_s = 0.0
+        self.slept: list[float] = []
+        self.free_bytes = 1 << 40
+        self.on_sleep: Callable[[float], None] = lambda _: None
+        self.last_status: UpdateStatus | None = None
+        self._ids = itertools.count(1)
+        self.db: StateDb
+        self.store: Store
+        self.updater: Updater
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.elapsed_s += seconds
+        self.now_ms += int(seconds * 1000)
+        self.on_sleep(seconds)
+        await asyncio.sleep(0.0005)
+
+    def boot(self) -> Updater:
+        """Builds everything anew on the same folder, as a start of the agent does."""
+        self.db = StateDb(self.folder / "state.db")
+        self.store = Store(self.folder / "store", disk=self.disk, free=lambda _: self.free_bytes)
+        transfer = Transfer(
+            self.source,
+            self.store,
+            TransferSettings(attempts=3),
+            count=lambda count: self.db.count("bytes_received", count),
+            monotonic=lambda: self.elapsed_s,
+            sleep=self.sleep,
+            random=lambda: 1.0,
+        )
+        self.updater = Updater(
+            db=self.db,
+            store=self.store,
+            sets=Sets(self.folder, disk=self.disk),
+            fetcher=transfer,
+            canary=self.canary,
+            workers=self.workers,
+            machine=self.machine,
+            world=World(
+                now=lambda: (self.now_ms, self.sure),
+                new_id=lambda: f"{next(self._ids):032x}",
+                random=lambda: 1.0,
+                signals_off=lambda: self.signals_off,
+                sleep=self.sleep,
+                monotonic=lambda: self.elapsed_s,
+            ),
+            settings=UpdateSettings(),
+        )
+        return self.updater
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[Updater]:
+        """From power on to power off."""
+        updater = self.boot()
+        task = None
+        try:
+            await updater.start()
+            task = asyncio.create_task(updater.run_forever())
+            yield updater
+        finally:
+            if task is not None:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+            self.db.close()
+            # A start of the agent finds no workers.
+            self.workers.serving = None
+
+    async def until(self, condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
+        async with asyncio.timeout(timeout_s):
+            while not condition():  # noqa: ASYNC110  (the condition may be anything that the test can see)
+                await asyncio.sleep(0.001)
+
+    async def settled(self) -> None:
+        """Until nothing is underway."""
+        await self.until(lambda: self.updater.record.state is State.IDLE)
+
+    async def install(self, release: Release, *listed: Release, rollout: str = "spring") -> None:
+        """Offers a release and waits for its end."""
+        await self.updater.offer(
+            release.assignment(rollout), release.manifest_bytes, terms(release, *listed), may_install=True
+        )
+        await self.until(lambda: self.updater.record.state is not State.IDLE)
+        await self.settled()
+
+    @property
+    def active(self) -> str | None:
+        try:
+            return (self.folder / "active").readlink().name
+        except FileNotFoundError:
+            return None
+
+    def outcomes(self) -> list[tuple[str, str | None]]:
+        """The ends that were told, with their reasons."""
+        return [
+            (status.outcome, status.reason.value if status.reason else None)
+            for status in self.db.pending_statuses(1000)
+            if status.outcome is not None
+        ]

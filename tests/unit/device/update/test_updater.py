@@ -1,0 +1,317 @@
+"""Whole updates on a real state folder: committed, refused, rolled back, put off, repaired."""
+
+import pytest
+
+from device.update.ports import Health
+from device.update.rules import Accepted, Later
+from device.update.states import State
+from protocol.errors import Reason, Refused
+from protocol.objects import Conditions
+from protocol.release import TrialRules
+from tests.fakes.machines import Bench
+from tests.fakes.updates import BlobSource, Release, noise, terms
+
+MIB = 1 << 20
+
+OLD = Release("1.0.0", 1, noise(1000, 1))
+NEW = Release("1.1.0", 2, noise(2 * MIB + 5000, 2))
+
+
+@pytest.fixture
+def bench(tmp_path):
+    return Bench(tmp_path, BlobSource(OLD, NEW))
+
+
+async def test_a_release_is_fetched_checked_tried_and_committed(bench):
+    async with bench.running() as updater:
+        await bench.install(OLD)
+        await bench.install(NEW, OLD)
+        record = updater.record
+        assert record.committed.digest == record.active == NEW.digest
+        assert record.previous.digest == OLD.digest
+        assert bench.workers.history == [OLD.digest, NEW.digest]
+        assert bench.canary.checked == [OLD.digest, NEW.digest]
+        assert bench.outcomes() == [("committed", None), ("committed", None)]
+        assert bench.db.floors("update/") == {"update/era": 0, "update/counter/0": 2}
+        assert updater.report().manifest == NEW.digest
+        assert bench.db.counters()["bytes_received"] == OLD.travels_bytes + NEW.travels_bytes
+
+
+async def test_active_shows_models_configs_and_manifest_of_what_serves(bench):
+    async with bench.running():
+        await bench.install(NEW)
+        active = bench.folder / "active"
+        assert (active / "models/pests").read_bytes() == NEW.model
+        assert (active / "config/camera.toml").read_bytes() == b"version = '1.1.0'\n"
+        assert (active / "manifest.json").read_bytes() == NEW.manifest_bytes
+        assert bench.active == NEW.digest
+
+
+async def test_after_a_restart_the_committed_release_serves_without_network_or_trust(bench):
+    async with bench.running():
+        await bench.install(NEW)
+    bench.source.up = False
+    (bench.folder / "active").unlink()
+    async with bench.running() as updater:
+        assert bench.workers.serving == NEW.digest
+        assert bench.active == NEW.digest
+        assert updater.report().manifest == NEW.digest
+
+
+async def test_what_no_release_needs_any_more_is_deleted_and_nothing_else(bench):
+    third = Release("1.2.0", 3, noise(1000, 3))
+    bench.source.add([third])
+    async with bench.running():
+        await bench.install(OLD)
+        await bench.install(NEW, OLD)
+        await bench.install(third, NEW, OLD)
+        kept = set(bench.store.digests())
+        assert kept == {NEW.digest, third.digest, *NEW.artifacts, *third.artifacts}
+        assert {path.name for path in (bench.folder / "sets").iterdir()} == {NEW.digest, third.digest}
+        assert list((bench.folder / "store/parts").iterdir()) == []
+
+
+async def test_evidence_in_check_refuses_before_anything_changes_and_is_remembered(bench):
+    bench.canary.refuses[NEW.digest] = Reason.GOLDEN
+    async with bench.running() as updater:
+        await bench.install(OLD)
+        await bench.install(NEW, OLD)
+        assert updater.record.active == OLD.digest
+        assert bench.workers.history == [OLD.digest]
+        assert bench.outcomes()[-1] == ("refused", "golden")
+        assert [(r.release, r.reason) for r in bench.db.refusals()] == [("1.1.0", Reason.GOLDEN)]
+        again = await updater.offer(NEW.assignment(), NEW.manifest_bytes, terms(NEW, OLD), may_install=True)
+        assert isinstance(again, Refused)
+        assert again.reason is Reason.REFUSED_BEFORE
+        assert updater.record.state is State.IDLE
+        assert bench.outcomes()[-1] == ("refused", "golden")
+
+
+@pytest.mark.parametrize(
+    ("health", "reason"),
+    [
+        (Health(digest=NEW.digest, serving=False, crashes=("SIGSEGV",)), "trial-crash"),
+        (Health(digest=NEW.digest, serving=True, inferences=20, latency_ms={"pests": 900.0}), "trial-latency"),
+        (Health(digest=NEW.digest, serving=True, inferences=20, errors=3), "trial-errors"),
+    ],
+)
+async def test_evidence_in_the_trial_rolls_back_and_is_never_tried_again(bench, health, reason):
+    bench.workers.shown[NEW.digest] = health
+    async with bench.running() as updater:
+        await bench.install(OLD)
+        await bench.install(NEW, OLD)
+        assert updater.record.active == updater.record.committed.digest == OLD.digest
+        assert bench.workers.history == [OLD.digest, NEW.digest, OLD.digest]
+        assert bench.active == OLD.digest
+        assert bench.outcomes()[-1] == ("rolled-back", reason)
+        assert bench.outcomes().count(("rolled-back", reason)) == 1
+        assert bench.db.floors("update/")["update/counter/0"] == 1
+        again = await updater.offer(NEW.assignment(), NEW.manifest_bytes, terms(NEW, OLD), may_install=True)
+        assert isinstance(again, Refused)
+    async with bench.running() as updater:
+        again = await updater.offer(NEW.assignment(), NEW.manifest_bytes, terms(NEW, OLD), may_install=True)
+        assert isinstance(again, Refused)
+        bench.workers.shown.clear()
+        assert [r.release for r in bench.db.lift_refusal("1.1.0")] == ["1.1.0"]
+        await bench.install(NEW, OLD)
+        assert updater.record.committed.digest == NEW.digest
+
+
+async def test_a_release_whose_workers_do_not_come_up_is_rolled_back(bench):
+    bench.workers.dead = {NEW.digest}
+    async with bench.running() as updater:
+        await bench.install(OLD)
+        await bench.install(NEW, OLD)
+        assert bench.workers.history == [OLD.digest]
+        assert updater.record.active == OLD.digest
+        assert bench.outcomes()[-1] == ("rolled-back", "model-load")
+
+
+async def test_the_first_release_of_a_machine_can_fail_too(bench):
+    bench.workers.dead = {NEW.digest}
+    async with bench.running() as updater:
+        await bench.install(NEW)
+        assert updater.record.active is None
+        assert bench.active is None
+        assert updater.report().manifest is None
+
+
+async def test_a_machine_switched_off_and_on_three_times_in_a_trial_still_commits(bench):
+    rules = TrialRules(healthy_s=100.0, min_healthy_s=15.0, min_inferences=10, max_failed_starts=1)
+    slow = Release("1.3.0", 3, noise(900, 4), trial=rules)
+    bench.source.add([slow])
+    bench.workers.shown[slow.digest] = Health(digest=slow.digest, serving=True, inferences=4)
+    async with bench.running() as updater:
+        await updater.offer(slow.assignment(), slow.manifest_bytes, terms(slow), may_install=True)
+        await bench.until(lambda: updater.record.healthy_s >= 20.0)
+    for seconds in (40.0, 60.0):
+        async with bench.running() as updater:
+            assert updater.record.state is State.TRIAL
+            await bench.until(lambda updater=updater, seconds=seconds: updater.record.healthy_s >= seconds)
+            assert bench.workers.history == [slow.digest] * len(bench.workers.history)
+    async with bench.running() as updater:
+        await bench.settled()
+        assert updater.record.committed.digest == slow.digest
+        assert bench.outcomes() == [("committed", None)]
+
+
+async def test_healthy_seconds_count_only_while_it_serves(bench):
+    bench.workers.shown[NEW.digest] = Health(digest=NEW.digest, serving=False, inferences=100)
+    async with bench.running() as updater:
+        await bench.updater.offer(NEW.assignment(), NEW.manifest_bytes, terms(NEW), may_install=True)
+        await bench.until(lambda: updater.record.state is State.TRIAL)
+        looked = len(bench.slept)
+        await bench.until(lambda: len(bench.slept) > looked + 20)
+        assert updater.record.state is State.TRIAL
+        assert updater.progress().healthy_s == 0.0
+        bench.workers.shown[NEW.digest] = Health(digest=NEW.digest, serving=True, inferences=100)
+        await bench.settled()
+        assert updater.record.committed.digest == NEW.digest
+
+
+async def test_a_release_that_takes_the_machine_down_is_given_up_after_its_starts(bench):
+    async with bench.running():
+        await bench.install(OLD)
+        await bench.updater.offer(NEW.assignment(), NEW.manifest_bytes, terms(NEW, OLD), may_install=True)
+        await bench.until(lambda: bench.updater.record.state is State.TRIAL)
+    starts = 1
+    while True:
+        async with bench.running() as updater:
+            if bench.workers.serving == OLD.digest or updater.record.state is not State.TRIAL:
+                break
+            starts += 1
+            await bench.until(lambda: bench.workers.serving == NEW.digest)
+        assert starts < 10
+    assert starts == NEW.trial.max_failed_starts + 1
+    async with bench.running() as updater:
+        await bench.until(lambda: ("unfinished", "trial-unfinished") in bench.outcomes())
+        assert bench.db.refusals() == ()
+        # Tried again, after a while.
+        await bench.until(lambda: updater.record.committed.digest == NEW.digest)
+
+
+async def test_a_release_waits_for_its_conditions_and_says_so_once(bench):
+    conditions = Conditions(signals_clear=("driving",))
+    async with bench.running() as updater:
+        await updater.offer(NEW.assignment(conditions=conditions), NEW.manifest_bytes, terms(NEW), may_install=True)
+        await bench.until(lambda: updater.record.state is State.WAIT and len(bench.slept) > 5)
+        assert updater.progress().why == "signals: driving"
+        assert bench.outcomes() == [("deferred", None)]
+        bench.signals_off.add("driving")
+        await bench.settled()
+        assert updater.record.committed.digest == NEW.digest
+
+
+async def test_what_was_delisted_while_it_waited_is_not_activated(bench):
+    conditions = Conditions(signals_clear=("driving",))
+    async with bench.running() as updater:
+        await updater.offer(
+            NEW.assignment(conditions=conditions), NEW.manifest_bytes, terms(NEW, OLD), may_install=True
+        )
+        await bench.until(lambda: updater.record.state is State.WAIT)
+        await updater.learn(terms(OLD, role_version=2))
+        bench.signals_off.add("driving")
+        await bench.settled()
+        assert updater.record.active is None
+        assert bench.outcomes()[-1] == ("refused", "delisted")
+        again = await updater.offer(NEW.assignment(), NEW.manifest_bytes, terms(OLD, role_version=2), True)
+        assert again.reason is Reason.DELISTED
+        assert bench.outcomes().count(("refused", "delisted")) == 1
+
+
+async def test_a_better_offer_replaces_one_that_is_not_active_yet(bench):
+    conditions = Conditions(signals_clear=("driving",))
+    async with bench.running() as updater:
+        await updater.offer(
+            OLD.assignment(conditions=conditions), OLD.manifest_bytes, terms(NEW, OLD), may_install=True
+        )
+        await bench.until(lambda: updater.record.state is State.WAIT)
+        await updater.offer(NEW.assignment("summer"), NEW.manifest_bytes, terms(NEW, OLD), may_install=True)
+        await bench.until(lambda: updater.record.committed is not None)
+        assert updater.record.committed.digest == NEW.digest
+        assert bench.workers.history == [NEW.digest]
+
+
+async def test_a_withdrawn_offer_stops_before_activation_and_never_in_a_trial(bench):
+    conditions = Conditions(signals_clear=("driving",))
+    async with bench.running() as updater:
+        await updater.offer(
+            OLD.assignment(conditions=conditions), OLD.manifest_bytes, terms(NEW, OLD), may_install=True
+        )
+        await bench.until(lambda: updater.record.state is State.WAIT)
+        updater.withdraw()
+        await bench.settled()
+        assert updater.record.offer is None
+        bench.workers.shown[NEW.digest] = Health(digest=NEW.digest, serving=True, inferences=0)
+        await updater.offer(NEW.assignment(), NEW.manifest_bytes, terms(NEW, OLD), may_install=True)
+        await bench.until(lambda: updater.record.state is State.TRIAL)
+        updater.withdraw()
+        del bench.workers.shown[NEW.digest]
+        await bench.settled()
+        assert updater.record.committed.digest == NEW.digest
+
+
+async def test_a_trial_without_frames_gives_way_to_another_offer(bench):
+    third = Release("1.2.0", 3, noise(1000, 3))
+    bench.source.add([third])
+    bench.workers.shown[NEW.digest] = Health(digest=NEW.digest, serving=True, inferences=0)
+    async with bench.running() as updater:
+        await updater.offer(NEW.assignment(), NEW.manifest_bytes, terms(NEW, third), may_install=True)
+        await bench.until(lambda: updater.record.healthy_s >= NEW.trial.healthy_s)
+        await updater.offer(third.assignment("summer"), third.manifest_bytes, terms(NEW, third), may_install=True)
+        await bench.until(lambda: updater.record.committed is not None)
+        assert updater.record.committed.digest == third.digest
+        assert ("unfinished", "trial-unfinished") in bench.outcomes()
+
+
+async def test_an_unsure_clock_or_expired_metadata_gates_installing_only(bench):
+    async with bench.running() as updater:
+        verdict = await updater.offer(NEW.assignment(), NEW.manifest_bytes, terms(NEW), may_install=False)
+        assert isinstance(verdict, Later)
+        assert updater.record.state is State.IDLE
+        verdict = await updater.offer(NEW.assignment(), NEW.manifest_bytes, terms(NEW), may_install=True)
+        assert isinstance(verdict, Accepted)
+
+
+async def test_a_repeated_offer_of_what_runs_changes_nothing_and_is_told_once_a_rollout(bench):
+    async with bench.running() as updater:
+        await bench.install(OLD)
+        asked = len(bench.source.asked)
+        for _ in range(3):
+            await updater.offer(OLD.assignment(), OLD.manifest_bytes, terms(OLD), may_install=True)
+            await updater.offer(OLD.assignment("autumn"), OLD.manifest_bytes, terms(OLD), may_install=True)
+        assert updater.record.state is State.IDLE
+        assert len(bench.source.asked) == asked
+        assert bench.outcomes() == [("committed", None), ("committed", None)]
+
+
+async def test_a_committed_release_that_lost_a_file_is_reported_missing_and_repaired(bench):
+    async with bench.running():
+        await bench.install(OLD)
+        await bench.install(NEW, OLD)
+    model = next(name for name, content in NEW.artifacts.items() if content == NEW.model)
+    (bench.folder / "store/sha256" / model).unlink()
+    async with bench.running() as updater:
+        assert updater.report().manifest is None
+        assert bench.workers.serving == OLD.digest
+        assert "lacks" in updater.progress().damaged
+        await bench.install(NEW, OLD, rollout="repair")
+        assert updater.report().manifest == NEW.digest
+        assert bench.workers.serving == NEW.digest
+        assert (bench.folder / "active/models/pests").read_bytes() == NEW.model
+        assert updater.record.previous.digest == OLD.digest
+
+
+async def test_a_kept_file_that_changed_before_activation_is_fetched_again(bench):
+    conditions = Conditions(signals_clear=("driving",))
+    async with bench.running() as updater:
+        await updater.offer(NEW.assignment(conditions=conditions), NEW.manifest_bytes, terms(NEW), may_install=True)
+        await bench.until(lambda: updater.record.state is State.WAIT)
+        model = next(name for name, content in NEW.artifacts.items() if content == NEW.model)
+        path = bench.store.path(model)
+        path.chmod(0o600)
+        path.write_bytes(bytes(len(NEW.model)))
+        bench.signals_off.add("driving")
+        await bench.settled()
+        assert updater.record.committed.digest == NEW.digest
+        assert bench.workers.files[model] == NEW.model
