@@ -107,8 +107,8 @@ class _Contact:
 
     def verdict(self) -> Verdict:
         judge = self._judge
-        director_source = Offered(judge._sources.director, self._answer.director_timestamp.encode())
-        image_source = Offered(judge._sources.image, self._answer.image_timestamp.encode())
+        director_source = Offered(judge._sources.director, _bytes(self._answer.director_timestamp))
+        image_source = Offered(judge._sources.image, _bytes(self._answer.image_timestamp))
 
         # Whose keys sign the time must be known before the time is: a scratch copy, expiry not judged.
         keys = self._peek(director_source)
@@ -257,6 +257,11 @@ def _terms(product: str, image: ImageView) -> Terms:
     return Terms(
         product=product, role_version=image.role_version, era=image.era, floor=image.floor, listed=dict(listed)
     )
+
+
+def _bytes(text: str) -> bytes:
+    # A lone surrogate becomes bytes that no parser takes, instead of an error of ours.
+    return text.encode(errors="surrogatepass")
 
 
 def _datetime(reading: Reading) -> datetime:
