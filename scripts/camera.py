@@ -16,7 +16,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -29,15 +29,15 @@ STRIP_WIDTH = 2 * FRAME_WIDTH
 STEP = 40  # pixels from one frame to the next
 
 
-def views(seed: int, *, healthy: bool = False) -> Iterator[Scene]:
-    """Frames without end, with what is on them; the same for the same seed.
+def views(seed: int, *, healthy: bool = False) -> Generator[Scene]:
+    """Frames without end, with what is on them; the same for the same seed. Each plant has some pests, or none has.
 
     The next plants are drawn in a thread of their own, so that frames keep their rhythm.
     """
     rng = np.random.default_rng(seed)
 
     def plants() -> Scene:
-        return draw_scene(rng, width=STRIP_WIDTH, pests=0 if healthy else None)
+        return draw_scene(rng, width=STRIP_WIDTH, pests=0 if healthy else int(rng.integers(3, 8)))
 
     with ThreadPoolExecutor(1) as pencil:
         following = pencil.submit(plants)
@@ -76,7 +76,7 @@ def film(folder: Path, *, fps: float, seed: int, count: int | None, healthy: boo
             # A camera that was held up does not hurry afterwards: a burst of frames is nothing that a lens would do.
             due = max(due + 1 / fps, time.monotonic() - 1 / fps)
     finally:
-        scenes.close()  # type: ignore[attr-defined]  # a generator, and its thread ends with it
+        scenes.close()  # its thread ends with it
     return written
 
 
