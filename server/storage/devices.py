@@ -3,12 +3,12 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, insert, select, update
+from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from protocol.messages import Alert, Counters, Inventory, LanePosition, UpdateStatus, VersionReport
 from server.storage.codec import from_json, to_json
 from server.storage.records import Device
-from server.storage.schema import alerts, devices, statuses
+from server.storage.schema import alerts, devices, group_members, statuses
 
 _LISTED = [column for column in devices.c if column.name != "answer"]
 
@@ -35,13 +35,65 @@ class Devices:
 
     def enrol(self, device: Device) -> None:
         """Keeps a machine; one of the same name becomes this one, its contacts begin anew."""
-        fresh = _columns(device)
+        fresh = {"groups": to_json(device.groups), "revoked_ms": device.revoked_ms, **_columns(device)}
         if not self._connection.execute(update(devices).where(devices.c.id == device.id).values(fresh)).rowcount:
             self._connection.execute(insert(devices).values(id=device.id, **fresh))
+        self._count_in_groups(device.id)
 
     def save(self, device: Device) -> None:
-        """Writes all fields of a machine that was read by `lock`."""
+        """Writes a machine that was read by `lock`, all but its groups and its revocation."""
         self._connection.execute(update(devices).where(devices.c.id == device.id).values(_columns(device)))
+
+    def set_groups(self, device: str, groups: Sequence[str]) -> None:
+        """Replaces a machine's groups."""
+        self._connection.execute(update(devices).where(devices.c.id == device).values(groups=to_json(groups)))
+        self._count_in_groups(device)
+
+    def revoke(self, device: str, at_ms: int) -> None:
+        """Revokes a machine's certificate, whatever its dates."""
+        self._connection.execute(update(devices).where(devices.c.id == device).values(revoked_ms=at_ms))
+        self._count_in_groups(device)
+
+    def set_certificate(self, device: str, certificate_pem: str) -> None:
+        """Notes a renewed certificate; the key stays."""
+        self._connection.execute(update(devices).where(devices.c.id == device).values(certificate_pem=certificate_pem))
+
+    def readmit(self, device: str) -> None:
+        """A person vouches for a machine that was set apart. Its next contact counts, whatever token it shows."""
+        self._connection.execute(
+            update(devices)
+            .where(devices.c.id == device)
+            .values(set_apart="", token_counter=-func.abs(devices.c.token_counter) - 1, contact_id=None, answer=None)
+        )
+
+    def _count_in_groups(self, device: str) -> None:
+        self._connection.execute(delete(group_members).where(group_members.c.device == device))
+        row = self._connection.execute(
+            select(devices.c.groups, devices.c.product, devices.c.revoked_ms).where(devices.c.id == device)
+        ).one()
+        names = set(from_json(row.groups, tuple[str, ...])) if row.revoked_ms is None else set()
+        if names:
+            self._connection.execute(
+                insert(group_members),
+                [{"device": device, "device_group": name, "product": row.product} for name in sorted(names)],
+            )
+
+    def standing(self, device: str) -> tuple[bytes, bool] | None:
+        """What every request asks: the present public key, and whether the machine is revoked. None: unknown."""
+        row = self._connection.execute(
+            select(devices.c.public_key, devices.c.revoked_ms).where(devices.c.id == device)
+        ).one_or_none()
+        return None if row is None else (row.public_key, row.revoked_ms is not None)
+
+    def next_version(self, device: str, now_s: int) -> int:
+        """A version for an object that is about to be signed for this machine: above all before it, and at least the
+        unix seconds, so that a server restored from a backup jumps ahead."""
+        last = self._connection.execute(
+            select(devices.c.object_version).where(devices.c.id == device).with_for_update()
+        ).scalar_one()
+        version = max(last + 1, now_s)
+        self._connection.execute(update(devices).where(devices.c.id == device).values(object_version=version))
+        return int(version)
 
     def count(self) -> dict[str, int]:
         """How many there are: `total`, `revoked`, `set_apart`."""
@@ -56,10 +108,11 @@ class Devices:
 
     def group_size(self, product: str, group: str) -> int:
         """How many unrevoked machines of a product are in a group."""
-        rows = self._connection.execute(
-            select(devices.c.groups).where(devices.c.product == product, devices.c.revoked_ms.is_(None))
-        )
-        return sum(group in from_json(row.groups, tuple[str, ...]) for row in rows)
+        return self._connection.execute(
+            select(func.count())
+            .select_from(group_members)
+            .where(group_members.c.device_group == group, group_members.c.product == product)
+        ).scalar_one()
 
     def add_statuses(self, device: str, news: Sequence[UpdateStatus], at_ms: int) -> list[UpdateStatus]:
         """Keeps each status once, however often it comes. Returns those that are new, in their order."""
@@ -106,11 +159,9 @@ class Devices:
 def _columns(device: Device) -> dict[str, Any]:
     return {
         "product": device.product,
-        "groups": to_json(device.groups),
         "public_key": device.public_key,
         "certificate_pem": device.certificate_pem,
         "enrolled_ms": device.enrolled_ms,
-        "revoked_ms": device.revoked_ms,
         "set_apart": device.set_apart,
         "token_counter": device.token_counter,
         "contact_id": device.contact_id,

@@ -29,7 +29,8 @@ class Device:
         enrolled_ms: When.
         revoked_ms: When a person revoked it, or None.
         set_apart: Why its identity is doubted, or empty.
-        token_counter: Number of the sync token that it must show next.
+        token_counter: Number of the sync token that it must show next. Negative: whatever it shows next is taken (it
+            was enrolled again, or a person vouched for it); the absolute value is the last number given.
         contact_id: Of the last contact that was answered.
         answer: What that contact was answered: JSON of a `SyncAnswer`, for its retry.
         object_version: The highest version signed for it in any role.

@@ -104,11 +104,7 @@ class Results:
         if not ranges:
             return
         lost = 0
-        covered = -1
-        for first, last in ranges:
-            start = max(first, covered + 1)
-            if last < start:
-                continue
+        for first, last in _merge([(first, last) for first, last in ranges]):
             arrived = self._connection.execute(
                 select(func.count())
                 .select_from(results)
@@ -116,11 +112,10 @@ class Results:
                     results.c.device == device,
                     results.c.epoch == epoch,
                     results.c.lane == lane,
-                    results.c.seq.between(start, last),
+                    results.c.seq.between(first, last),
                 )
             ).scalar_one()
-            lost += last - start + 1 - arrived
-            covered = last
+            lost += last - first + 1 - arrived
         self._connection.execute(
             update(lane_totals)
             .where(lane_totals.c.device == device, lane_totals.c.epoch == epoch, lane_totals.c.lane == lane)
@@ -205,3 +200,14 @@ class Results:
                 device=device, epoch=epoch, lane=lane, seq=seq, sha256=sha256, body=body, received_ms=at_ms
             )
         )
+
+
+def _merge(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The union of ranges that come in order of their beginning, as few ranges as possible."""
+    merged: list[tuple[int, int]] = []
+    for first, last in ranges:
+        if merged and first <= merged[-1][1] + 1:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], last))
+        else:
+            merged.append((first, last))
+    return merged

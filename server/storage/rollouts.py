@@ -77,6 +77,13 @@ class Rollouts:
         rows = self._connection.execute(select(members).where(members.c.rollout == name).order_by(members.c.device))
         return [_member(row) for row in rows]
 
+    def taken(self, name: str) -> dict[int, int]:
+        """Places taken, by phase."""
+        rows = self._connection.execute(
+            select(members.c.phase, func.count()).where(members.c.rollout == name).group_by(members.c.phase)
+        )
+        return dict(rows.tuples().all())
+
     def memberships(self, device: str) -> dict[str, Member]:
         """A machine's places, by rollout."""
         rows = self._connection.execute(select(members).where(members.c.device == device))

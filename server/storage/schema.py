@@ -63,6 +63,16 @@ devices = Table(
     Column("unsure_of_time", Boolean, nullable=False, default=False),
 )
 
+# The groups of `devices.groups` once more, for counting. Revoked machines count in none.
+group_members = Table(
+    "group_members",
+    metadata,
+    Column("device", String(64), ForeignKey("devices.id"), primary_key=True),
+    Column("device_group", String(64), primary_key=True),
+    Column("product", String(64), nullable=False),
+    Index("ix_group_members_group", "device_group", "product"),
+)
+
 enrolment_tokens = Table(
     "enrolment_tokens",
     metadata,

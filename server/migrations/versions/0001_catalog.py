@@ -203,6 +203,15 @@ def upgrade() -> None:
     )
     op.create_index("ix_alerts_device", "alerts", ["device", "received_ms"], unique=False)
     op.create_table(
+        "group_members",
+        sa.Column("device", sa.String(length=64), nullable=False),
+        sa.Column("device_group", sa.String(length=64), nullable=False),
+        sa.Column("product", sa.String(length=64), nullable=False),
+        sa.ForeignKeyConstraint(["device"], ["devices.id"], name=op.f("fk_group_members_device_devices")),
+        sa.PrimaryKeyConstraint("device", "device_group", name=op.f("pk_group_members")),
+    )
+    op.create_index("ix_group_members_group", "group_members", ["device_group", "product"], unique=False)
+    op.create_table(
         "members",
         sa.Column("rollout", sa.String(length=64), nullable=False),
         sa.Column("device", sa.String(length=64), nullable=False),
@@ -247,6 +256,8 @@ def downgrade() -> None:
     op.drop_table("facts")
     op.drop_table("events")
     op.drop_table("enrolment_tokens")
+    op.drop_index("ix_group_members_group", table_name="group_members")
+    op.drop_table("group_members")
     op.drop_table("devices")
     op.drop_table("conflicts")
     op.drop_table("compressed")

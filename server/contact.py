@@ -1,0 +1,350 @@
+"""A contact: what a machine reports is kept, and what it should know goes back, signed, in one round trip.
+
+The decisions are pure and stand elsewhere: `sync_token.judge` (retry or clone), `rollouts.choose` (which release),
+`rollouts.judge` (what a rollout does next), `plan.make_plan` (how the bytes travel). Here they meet the catalog, in one
+transaction a contact.
+"""
+
+import hashlib
+from dataclasses import dataclass, replace
+from typing import Final
+
+from protocol import limits
+from protocol.errors import HeadlandError, Reason, Refused, StateError
+from protocol.messages import SyncAnswer, SyncRequest, UpdateStatus
+from protocol.objects import AssignmentBody, Payload
+from protocol.release import ReleaseManifest, parse_manifest
+from protocol.selection import needed_artifacts, select_variants
+from protocol.wire import decode, encode
+from server import rollouts, sync_token
+from server.clock import NowMs
+from server.director import Director
+from server.plan import make_plan
+from server.publish import current_versions
+from server.settings import Contact
+from server.storage.blobs import BlobStore
+from server.storage.catalog import Catalog, Session
+from server.storage.records import Device, Member, Rollout
+from server.sync_token import Standing
+
+MANIFESTS_KEPT: Final = 64  # parsed, in memory; a fleet runs a handful
+
+
+@dataclass(frozen=True)
+class _Offer:
+    """What a machine gets to hear about releases. `busy`: something for it is still being made ready."""
+
+    assignment: str | None = None
+    busy: bool = False
+
+
+class Contacts:
+    """Answers machines.
+
+    Args:
+        catalog: What is known.
+        blobs: For manifests.
+        director: Signs.
+        now_ms: The clock.
+        settings: Poll intervals.
+    """
+
+    def __init__(
+        self, catalog: Catalog, blobs: BlobStore, director: Director, now_ms: NowMs, settings: Contact
+    ) -> None:
+        self._catalog = catalog
+        self._blobs = blobs
+        self._director = director
+        self._now_ms = now_ms
+        self._settings = settings
+        self._manifests: dict[str, ReleaseManifest] = {}
+        self._damaged: set[str] = set()
+
+    def answer(self, request: SyncRequest) -> SyncAnswer:
+        """One contact of an enrolled, unrevoked machine. Blocks; durable when it returns.
+
+        Raises:
+            Refused: `WRONG_PRODUCT`.
+            StateError: Nothing was published yet.
+        """
+        now_ms = self._now_ms()
+        self._warm(request.product, now_ms)
+        with self._catalog.write() as session:
+            device = session.devices.lock(request.device)
+            if device is None:
+                raise StateError(f"no device {request.device}")
+            if request.product != device.product:
+                raise Refused(
+                    Reason.WRONG_PRODUCT, f"{device.id} was enrolled for {device.product}, not for {request.product}"
+                )
+            image = session.repositories.served("image", "timestamp.json")
+            director = session.repositories.served("director", "timestamp.json")
+            if image is None or director is None:
+                raise StateError("nothing was published yet", hint="`headland release push`")
+            secret = bytes.fromhex(session.facts.get("sync_secret") or "")
+            shown = None
+            if request.sync_token is not None:
+                shown = sync_token.number_of(secret, device.id, request.sync_token)
+            standing = sync_token.judge(device, shown, request.sync_token, request.contact_id)
+            passed = self._passed(session, request)
+            device = self._recognise(session, device, standing, shown, passed=passed, now_ms=now_ms)
+            self._record(session, device, request, now_ms)
+            device = _reported(device, request, now_ms)
+            version = max(device.object_version + 1, now_ms // 1000)
+            device = replace(device, object_version=version)
+            time = self._director.time(device.id, request.nonce, version, now_ms)
+            generation = session.facts.get("generation") or ""
+            want_inventory = device.inventory is None or device.inventory_sha256 != request.inventory_sha256
+            if standing is Standing.RETRY and device.answer is not None:
+                kept = decode(device.answer, SyncAnswer, limit=limits.ANSWER_BYTES)
+                answer = SyncAnswer(
+                    contact_id=request.contact_id,
+                    sync_token=kept.sync_token,
+                    generation=generation,
+                    time=time,
+                    image_timestamp=image.decode(),
+                    director_timestamp=director.decode(),
+                    assignment=kept.assignment,
+                    receipts=kept.receipts,
+                    poll_s=kept.poll_s,
+                    want_inventory=want_inventory,
+                    set_apart=bool(device.set_apart) or passed,
+                )
+            else:
+                offer = _Offer()
+                if not device.set_apart and not want_inventory:
+                    offer = self._offer(session, device, request, version=version, now_ms=now_ms)
+                number = max(abs(device.token_counter), shown or 0) + 1
+                busy = offer.busy or want_inventory
+                answer = SyncAnswer(
+                    contact_id=request.contact_id,
+                    sync_token=sync_token.issue(secret, device.id, number),
+                    generation=generation,
+                    time=time,
+                    image_timestamp=image.decode(),
+                    director_timestamp=director.decode(),
+                    assignment=offer.assignment,
+                    poll_s=min(self._settings.busy_poll_s, self._settings.poll_s) if busy else self._settings.poll_s,
+                    want_inventory=want_inventory,
+                    set_apart=bool(device.set_apart) or passed,
+                )
+                device = replace(device, token_counter=number, contact_id=request.contact_id, answer=encode(answer))
+            session.devices.save(device)
+        return answer
+
+    def _passed(self, session: Session, request: SyncRequest) -> bool:
+        """Whether more of this epoch is here than the machine has numbered: two outboxes share it."""
+        seen = session.results.next_seqs(request.device, request.epoch)
+        return any(lane in request.lanes and seen[lane] > request.lanes[lane].next_seq for lane in seen)
+
+    def _recognise(
+        self, session: Session, device: Device, standing: Standing, shown: int | None, *, passed: bool, now_ms: int
+    ) -> Device:
+        """Notes what the token says. Sets apart on a clone; deletes nothing."""
+        match standing:
+            case Standing.CLONE if not device.set_apart:
+                why = f"sync token {shown} came a second time, from another contact: two machines share this identity"
+                session.events.add(now_ms, "clone", device=device.id, reason=Reason.CLONE.value, detail=why)
+                device = replace(device, set_apart=why)
+            case Standing.LOST:
+                session.events.add(now_ms, "sync-token-lost", device=device.id, detail="renewed by its certificate")
+            case Standing.AHEAD:
+                # Tokens that this catalog does not remember giving: it came out of a backup. Kept rows come again.
+                fresh = hashlib.sha256(f"{session.facts.get('generation')} {shown} {now_ms}".encode()).hexdigest()[:32]
+                session.facts.put("generation", fresh)
+                session.events.add(
+                    now_ms,
+                    "server-restored",
+                    device=device.id,
+                    detail=f"it shows sync token {shown}, {device.token_counter} is the last that this catalog knows",
+                )
+            case _:
+                pass
+        if passed:
+            session.events.add(
+                now_ms,
+                "clone",
+                device=device.id,
+                reason=Reason.CLONE.value,
+                what="results",
+                detail="more rows of its epoch are here than it has numbered",
+            )
+        return device
+
+    def _record(self, session: Session, device: Device, request: SyncRequest, now_ms: int) -> None:
+        """Keeps statuses and alerts once each, and lets rollouts judge what is new."""
+        versions = {r.manifest: r.version for r in session.repositories.releases(device.product)}
+        fresh = session.devices.add_statuses(device.id, request.statuses, now_ms)
+        for status in fresh:
+            if status.outcome is not None:
+                session.events.add(
+                    now_ms,
+                    f"update-{status.outcome}",
+                    device=device.id,
+                    what=f"{device.product} {versions.get(status.manifest, status.manifest)}",
+                    reason=status.reason.value if status.reason is not None else "",
+                    detail=status.detail,
+                )
+        for alert in session.devices.add_alerts(device.id, request.alerts, now_ms):
+            session.events.add(
+                now_ms,
+                "alert",
+                device=device.id,
+                what=alert.kind,
+                reason=alert.reason.value if alert.reason is not None else "",
+                detail=alert.detail,
+            )
+        ours = current_versions(session)
+        behind = {role for role, version in request.versions.items() if version > ours.get(role, version)}
+        if behind and request.versions != device.versions:
+            session.events.add(
+                now_ms,
+                "server-behind",
+                device=device.id,
+                what=", ".join(sorted(behind)),
+                detail="it trusts newer metadata than this server has: `headland push --again`",
+            )
+        if not device.set_apart:
+            self._advance(session, device, request, fresh, now_ms)
+
+    def _advance(
+        self, session: Session, device: Device, request: SyncRequest, fresh: list[UpdateStatus], now_ms: int
+    ) -> None:
+        mine = session.rollouts.memberships(device.id)
+        if not mine:
+            return
+        for rollout in session.rollouts.all(device.product):
+            member = mine.get(rollout.name)
+            if member is None:
+                continue
+            ended = _last_end(rollout, fresh)
+            if ended is not None and ended.outcome is not None:
+                session.rollouts.end(rollout.name, device.id, ended.outcome, ended.reason, now_ms)
+            elif request.report.manifest == rollout.manifest and member.outcome != "committed":
+                session.rollouts.end(rollout.name, device.id, "committed", None, now_ms)
+            else:
+                continue
+            advance(session, rollout, now_ms)
+
+    def _offer(self, session: Session, device: Device, request: SyncRequest, *, version: int, now_ms: int) -> _Offer:
+        releases = {release.manifest: release for release in session.repositories.releases(device.product)}
+        mine = session.rollouts.memberships(device.id)
+        candidates = []
+        for rollout in session.rollouts.all(device.product):
+            phase = None
+            if rollout.state == "active" and rollout.group in device.groups:
+                size = session.devices.group_size(rollout.product, rollout.group)
+                taken = session.rollouts.taken(rollout.name)
+                phase = rollouts.place(rollout, mine.get(rollout.name), device.id, taken, size)
+            listed = rollout.manifest in releases and releases[rollout.manifest].listed
+            candidates.append(rollouts.Candidate(rollout, phase, mine.get(rollout.name), listed))
+        runs = releases.get(device.report.manifest or "")
+        counter = None if runs is None else (runs.era, runs.release_counter)
+        chosen = rollouts.choose(candidates, device.groups, device.report.manifest, counter)
+        if chosen is None or chosen.phase is None or device.inventory is None:
+            return _Offer()
+        rollout = chosen.rollout
+        manifest = self._manifests.get(rollout.manifest)
+        if manifest is None:
+            return _Offer(busy=True)
+        place = Member(rollout=rollout.name, device=device.id, phase=chosen.phase, offered_ms=now_ms)
+        try:
+            needed = needed_artifacts(manifest, select_variants(manifest, device.inventory))
+        except Refused as error:
+            if chosen.member is None:
+                session.rollouts.join(place)
+            session.rollouts.end(rollout.name, device.id, "refused", error.reason, now_ms)
+            session.events.add(
+                now_ms,
+                "not-suited",
+                device=device.id,
+                what=f"{rollout.product} {rollout.release}",
+                reason=error.reason.value,
+                detail=error.message,
+            )
+            return _Offer()
+        plan = make_plan(needed, set(request.have), session.payloads.get(a.sha256 for a in needed))
+        if plan is None:
+            return _Offer(busy=True)
+        if chosen.member is None:
+            session.rollouts.join(place)
+            session.events.add(
+                now_ms, "assigned", device=device.id, what=f"{rollout.product} {rollout.release}", detail=rollout.name
+            )
+        body = AssignmentBody(
+            device=device.id,
+            product=device.product,
+            rollout=rollout.name,
+            release=rollout.release,
+            manifest=Payload(sha256=rollout.manifest, length_bytes=rollout.manifest_bytes),
+            plan=plan,
+            conditions=rollout.conditions,
+        )
+        return _Offer(self._director.assignment(body, version, now_ms))
+
+    def _warm(self, product: str, now_ms: int) -> None:
+        """Reads the manifests that an offer may need before the transaction begins: a bucket may be slow.
+
+        A manifest is checked against its name again, for the blob store is trusted no more than any mirror; one that
+        does not hold keeps its release from being offered and nothing else.
+        """
+        with self._catalog.read() as session:
+            wanted = {r.manifest for r in session.rollouts.all(product) if r.state == "active"}
+        for digest in wanted - self._manifests.keys():
+            try:
+                data = b"".join(self._blobs.read_now(digest, limits.MIB))
+                if hashlib.sha256(data).hexdigest() != digest:
+                    raise Refused(Reason.HASH, f"the stored manifest {digest} is damaged")
+                manifest = parse_manifest(data)
+            except HeadlandError as error:
+                if digest not in self._damaged:
+                    self._damaged.add(digest)
+                    with self._catalog.write() as session:
+                        session.events.add(now_ms, "blob-damaged", what=digest, detail=error.message)
+                continue
+            while len(self._manifests) >= MANIFESTS_KEPT:
+                self._manifests.pop(next(iter(self._manifests)), None)
+            self._manifests[digest] = manifest
+
+
+def advance(session: Session, rollout: Rollout, now_ms: int) -> None:
+    """Lets a rollout take the steps that are due: open phases, or halt. Each step is an event."""
+    current = session.rollouts.get(rollout.name)
+    while current is not None:
+        size = session.devices.group_size(current.product, current.group)
+        match rollouts.judge(current, session.rollouts.members(current.name), size):
+            case rollouts.Widen(phase):
+                session.rollouts.move(current.name, phase=phase)
+                session.events.add(now_ms, "rollout-widened", what=current.name, detail=f"phase {phase + 1} is open")
+            case rollouts.Halt(why):
+                session.rollouts.turn(current.name, "halted", why)
+                session.events.add(now_ms, "rollout-halted", what=current.name, detail=why)
+            case rollouts.Stay():
+                return
+        current = session.rollouts.get(rollout.name)
+
+
+def _last_end(rollout: Rollout, statuses: list[UpdateStatus]) -> UpdateStatus | None:
+    """The newest status that ends this rollout's update, by the device's own order."""
+    ends = [
+        status
+        for status in statuses
+        if status.rollout == rollout.name and status.manifest == rollout.manifest and status.outcome is not None
+    ]
+    return ends[-1] if ends else None
+
+
+def _reported(device: Device, request: SyncRequest, now_ms: int) -> Device:
+    device = replace(
+        device,
+        last_contact_ms=now_ms,
+        report=request.report,
+        epoch=request.epoch,
+        lanes=dict(request.lanes),
+        versions=dict(request.versions),
+        counters=request.counters,
+        unsure_of_time=request.unsure_of_time,
+    )
+    if request.inventory is not None:
+        device = replace(device, inventory=request.inventory, inventory_sha256=request.inventory_sha256)
+    return device

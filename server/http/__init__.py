@@ -1,0 +1,1 @@
+"""The server's doors: one listener for devices, one for people."""

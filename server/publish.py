@@ -1,0 +1,289 @@
+"""Publishing: what managers signed goes on offer whole or not at all, and the online roles are kept fresh over it.
+
+Judging is `signing.repository.accept`; here is the order of things: blobs first, then one transaction that keeps the
+signed files for ever, renders what is served, notes what is listed now, and asks for payloads.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any, Literal
+
+from tuf.api.metadata import Root, Snapshot, Targets, Timestamp
+
+from protocol import limits
+from protocol.errors import Reason, Refused, StateError
+from protocol.objects import ROLES
+from protocol.release import ReleaseManifest, parse_manifest
+from protocol.wire import Message, decode, encode
+from server.clock import NowMs, as_datetime
+from server.keyring import Keyring
+from server.storage.blobs import BlobStore
+from server.storage.catalog import Catalog, Session
+from server.storage.records import REPOSITORIES, Release, RepositoryKind
+from signing.metadata import parse
+from signing.repository import ListedRelease, RepositorySet, accept, read_release_list, render_online
+
+SNAPSHOTS_KEPT = 3  # a machine in the middle of a refresh still finds the one that its timestamp names
+
+
+class SignedFile(Message):
+    """One offline-signed file as the tool sends it."""
+
+    repository: Literal["image", "director"]
+    name: str
+    content: str
+
+
+class PublishRequest(Message):
+    """All files of one push."""
+
+    files: tuple[SignedFile, ...]
+
+
+class Published(Message):
+    """What a push changed: versions of all roles now, by `REPOSITORY/ROLE`."""
+
+    versions: dict[str, int]
+    delisted: tuple[str, ...] = ()
+
+
+class Publisher:
+    """Keeps both repositories.
+
+    Args:
+        catalog: Holds the files.
+        blobs: Holds manifests and artifacts.
+        keyring: The online keys.
+        now_ms: The clock.
+        resign_after: Snapshot and timestamp are signed anew when they are older than this.
+    """
+
+    def __init__(
+        self, catalog: Catalog, blobs: BlobStore, keyring: Keyring, now_ms: NowMs, resign_after: timedelta
+    ) -> None:
+        self._catalog = catalog
+        self._blobs = blobs
+        self._keyring = keyring
+        self._now_ms = now_ms
+        self._resign_after_ms = resign_after // timedelta(milliseconds=1)
+
+    def publish(self, files: Sequence[SignedFile], who: str) -> Published:
+        """Takes a push, all or nothing. Blocks.
+
+        Args:
+            files: In any order; the same bytes again are fine.
+            who: The operator token's name, for the audit trail.
+
+        Raises:
+            Refused: Signatures below the threshold, a rollback, expired, malformed, or a manifest that does not fit.
+            StateError: A blob is missing, or the managers delegate to other online keys than this server's.
+        """
+        now_ms = self._now_ms()
+        offered: dict[RepositoryKind, dict[str, bytes]] = {}
+        for file in files:
+            if file.name in offered.setdefault(file.repository, {}):
+                raise Refused(Reason.METADATA, f"{file.repository}/{file.name} stands twice in one push")
+            offered[file.repository][file.name] = file.content.encode()
+        delisted: list[str] = []
+        with self._catalog.write() as session:
+            session.facts.number("online_version")  # one push at a time, also between processes
+            for repository, of in sorted(offered.items()):
+                published = accept(repository, _load(session, repository), of, as_datetime(now_ms))
+                _keep(session, repository, published)
+                if repository == "director":
+                    self._check_director_keys(published)
+                else:
+                    delisted += self._list(session, published, now_ms)
+            self._render(session, now_ms)
+            versions = _versions(session)
+            names = ", ".join(f"{file.repository}/{file.name}" for file in files)
+            session.events.add(now_ms, "published", what=names, detail=f"pushed by {who}")
+        return Published(versions=versions, delisted=tuple(delisted))
+
+    def refuse(self, error: Refused | StateError) -> None:
+        """Notes a push that was turned away."""
+        with self._catalog.write() as session:
+            reason = error.reason.value if isinstance(error, Refused) else ""
+            session.events.add(self._now_ms(), "publish-refused", reason=reason, detail=error.message)
+
+    def resign(self, *, force: bool = False) -> bool:
+        """Signs snapshot and timestamp anew when they are due. Blocks.
+
+        Args:
+            force: Whether or not they are due: at start, so that a restored catalog's versions jump ahead.
+
+        Returns:
+            Whether it did.
+        """
+        now_ms = self._now_ms()
+        with self._catalog.read() as session:
+            rendered_ms = int(session.facts.get("rendered_ms") or 0)
+            published = any(session.repositories.served_names(repository) for repository in REPOSITORIES)
+        fresh = 0 <= now_ms - rendered_ms < self._resign_after_ms
+        if not published or (fresh and not force):
+            return False
+        with self._catalog.write() as session:
+            self._render(session, now_ms)
+        return True
+
+    def _render(self, session: Session, now_ms: int) -> None:
+        version = max(session.facts.number("online_version") + 1, now_ms // 1000)
+        for repository in REPOSITORIES:
+            published = _load(session, repository)
+            if published is None:
+                continue
+            keys = self._keyring[repository]
+            files = render_online(published, keys["snapshot"], keys["timestamp"], version, as_datetime(now_ms))
+            shots = sorted(
+                (name for name in session.repositories.served_names(repository) if name.endswith(".snapshot.json")),
+                key=lambda name: int(name.partition(".")[0]),
+            )
+            session.repositories.serve(repository, files, forget=shots[: -(SNAPSHOTS_KEPT - 1)])
+        session.facts.put("online_version", version)
+        session.facts.put("rendered_ms", now_ms)
+        session.facts.put("versions", encode(_versions(session)).decode())
+
+    def _check_director_keys(self, published: RepositorySet) -> None:
+        top = parse(published.targets, Targets, "targets.json").signed
+        roles = (top.delegations.roles or {}) if top.delegations is not None else {}
+        for role in ROLES.values():
+            keyid = self._keyring["director"][role].public_key.keyid
+            if role not in roles or keyid not in roles[role].keyids:
+                raise StateError(
+                    f"the director's targets does not name this server's key {keyid[:12]} for {role}",
+                    hint="delegate to the keys in this server's online-keys.json",
+                )
+
+    def _list(self, session: Session, published: RepositorySet, now_ms: int) -> list[str]:
+        """Notes what every product's role lists now. Returns what it delisted, as `PRODUCT VERSION`."""
+        delisted: list[str] = []
+        for product in published.delegated:
+            known = {release.manifest: release for release in session.repositories.releases(product)}
+            listed = []
+            for entry in read_release_list(published, product):
+                held = known.get(entry.manifest_sha256)
+                if held is not None:
+                    listed.append(held)
+                    continue
+                manifest = self._read_manifest(session, entry)
+                artifacts = manifest.artifacts()
+                listed.append(
+                    Release(
+                        product=product,
+                        version=entry.version,
+                        manifest=entry.manifest_sha256,
+                        manifest_bytes=entry.length_bytes,
+                        release_counter=entry.release_counter,
+                        era=entry.era,
+                        artifacts=len(artifacts),
+                        total_bytes=sum(artifact.length_bytes for artifact in artifacts),
+                        listed=True,
+                    )
+                )
+                session.payloads.want((artifact.sha256 for artifact in artifacts), now_ms)
+                session.events.add(now_ms, "released", what=f"{product} {entry.version}")
+            for gone in session.repositories.put_releases(product, listed):
+                delisted.append(f"{product} {gone.version}")
+                session.events.add(now_ms, "delisted", what=f"{product} {gone.version}")
+                for rollout in session.rollouts.all(product):
+                    if rollout.manifest == gone.manifest and rollout.state != "halted":
+                        session.rollouts.turn(rollout.name, "halted", "the managers delisted the release")
+                        session.events.add(now_ms, "rollout-halted", what=rollout.name, reason=Reason.DELISTED.value)
+        return delisted
+
+    def _read_manifest(self, session: Session, entry: ListedRelease) -> ReleaseManifest:
+        what = f"{entry.product} {entry.version}"
+        if session.payloads.blob_bytes(entry.manifest_sha256) is None:
+            raise StateError(
+                f"{what}: its manifest {entry.manifest_sha256} was not pushed", hint="push the blobs, then the metadata"
+            )
+        data = b"".join(self._blobs.read_now(entry.manifest_sha256, limits.MIB))
+        if hashlib.sha256(data).hexdigest() != entry.manifest_sha256 or len(data) != entry.length_bytes:
+            raise Refused(Reason.HASH, f"{what}: the stored manifest is not the one that was signed")
+        manifest = parse_manifest(data)
+        said = (manifest.product, manifest.version, manifest.release_counter, manifest.era)
+        if said != (entry.product, entry.version, entry.release_counter, entry.era):
+            raise Refused(Reason.MANIFEST, f"{what}: the manifest says {' '.join(map(str, said))}")
+        missing = [
+            artifact.sha256
+            for artifact in manifest.artifacts()
+            if session.payloads.blob_bytes(artifact.sha256) != artifact.length_bytes
+        ]
+        if missing:
+            raise StateError(
+                f"{what}: {len(missing)} of its artifacts were not pushed: {', '.join(missing[:8])}",
+                hint="push the blobs, then the metadata",
+            )
+        return manifest
+
+
+def role_states(session: Session, repository: RepositoryKind) -> dict[str, dict[str, Any]]:
+    """Version and expiry of every role on offer, by role."""
+    published = _load(session, repository)
+    if published is None:
+        return {}
+    found: dict[str, dict[str, Any]] = {}
+    root = parse(published.root(), Root, "root.json").signed
+    found["root"] = {"version": root.version, "expires": root.expires.isoformat()}
+    for role, data in {"targets": published.targets, **published.delegated}.items():
+        signed = parse(data, Targets, f"{role}.json").signed
+        found[role] = {"version": signed.version, "expires": signed.expires.isoformat()}
+    stamp_bytes = session.repositories.served(repository, "timestamp.json")
+    if stamp_bytes is not None:
+        stamp = parse(stamp_bytes, Timestamp, "timestamp.json").signed
+        found["timestamp"] = {"version": stamp.version, "expires": stamp.expires.isoformat()}
+        name = f"{stamp.snapshot_meta.version}.snapshot.json"
+        shot = parse(session.repositories.served(repository, name) or b"", Snapshot, name).signed
+        found["snapshot"] = {"version": shot.version, "expires": shot.expires.isoformat()}
+    return found
+
+
+def current_versions(session: Session) -> Mapping[str, int]:
+    """Versions of all roles on offer by `REPOSITORY/ROLE`, as they were rendered last."""
+    text = session.facts.get("versions")
+    return {} if text is None else decode(text, dict[str, int], limit=limits.METADATA_BYTES)
+
+
+def first_root(session: Session, repository: RepositoryKind) -> bytes:
+    """`1.root.json`, where a machine's trust begins.
+
+    Raises:
+        StateError: Nothing was published yet.
+    """
+    data = session.repositories.served(repository, "1.root.json")
+    if data is None:
+        raise StateError(
+            f"the {repository} repository was not published yet",
+            hint="`headland keys init`, sign, then `headland release push`",
+        )
+    return data
+
+
+def _load(session: Session, repository: RepositoryKind) -> RepositorySet | None:
+    signed = session.repositories.signed(repository)
+    roots = signed.pop("root", {})
+    targets = signed.pop("targets", {})
+    if not roots or not targets:
+        return None
+    return RepositorySet(
+        roots=roots,
+        targets=targets[max(targets)],
+        delegated={role: versions[max(versions)] for role, versions in signed.items()},
+    )
+
+
+def _keep(session: Session, repository: RepositoryKind, published: RepositorySet) -> None:
+    for version, data in published.roots.items():
+        session.repositories.add_signed(repository, "root", version, data)
+    for role, data in {"targets": published.targets, **published.delegated}.items():
+        version = parse(data, Targets, f"{role}.json").signed.version
+        session.repositories.add_signed(repository, role, version, data)
+
+
+def _versions(session: Session) -> dict[str, int]:
+    return {
+        f"{repository}/{role}": state["version"]
+        for repository in REPOSITORIES
+        for role, state in role_states(session, repository).items()
+    }

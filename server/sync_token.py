@@ -1,0 +1,65 @@
+"""Sync tokens: a counter with a MAC, so that a token says by itself whether it is the newest, used before, or from a
+life of the catalog that a backup does not remember.
+
+To the device it is 128 opaque bits. Nobody guesses it, but it is no secret that protects anything by itself: who shows
+it came through the device's own certificate.
+"""
+
+import hashlib
+import hmac
+from enum import Enum, auto
+
+from protocol.ids import Token
+from server.storage.records import Device
+
+
+class Standing(Enum):
+    """What a contact's token and id say together."""
+
+    FIRST = auto()
+    NEXT = auto()
+    RETRY = auto()  # the same contact again: its answer got lost
+    LOST = auto()  # the device has no token any more, or one that this server never gave
+    CLONE = auto()  # a token that was used before, by another contact
+    AHEAD = auto()  # given by a later life of this catalog: the catalog was restored from a backup
+
+
+def issue(secret: bytes, device: str, counter: int) -> Token:
+    """The token with this number for this device."""
+    head = counter.to_bytes(8, "big")
+    return (head + _mac(secret, device, head)).hex()
+
+
+def number_of(secret: bytes, device: str, token: Token) -> int | None:
+    """The number of a token that was issued with `secret` for this device, else None."""
+    raw = bytes.fromhex(token)
+    if not hmac.compare_digest(raw[8:], _mac(secret, device, raw[:8])):
+        return None
+    return int.from_bytes(raw[:8], "big")
+
+
+def judge(device: Device, shown: int | None, token: Token | None, contact_id: Token) -> Standing:
+    """Tells a retry from a clone.
+
+    Args:
+        device: As kept: `token_counter` is the number of the last token given, `contact_id` who got it.
+        shown: `number_of` the token.
+        token: As sent.
+        contact_id: As sent; drawn by the device and kept before its first try.
+    """
+    if device.token_counter < 0:
+        return Standing.NEXT
+    same = contact_id == device.contact_id
+    if token is None or shown is None:
+        if same:
+            return Standing.RETRY
+        return Standing.FIRST if token is None and device.token_counter == 0 else Standing.LOST
+    if shown > device.token_counter:
+        return Standing.AHEAD
+    if shown == device.token_counter:
+        return Standing.NEXT
+    return Standing.RETRY if same and shown == device.token_counter - 1 else Standing.CLONE
+
+
+def _mac(secret: bytes, device: str, head: bytes) -> bytes:
+    return hmac.digest(secret, head + device.encode(), hashlib.sha256)[:8]
