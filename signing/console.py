@@ -18,6 +18,7 @@ from protocol.messages import ErrorAnswer
 P = ParamSpec("P")
 R = TypeVar("R")
 
+PIPED_COLUMNS = 160
 JSON_PARAMETER = "as_json"
 """The name under which a command gets the flag of `json_option`."""
 
@@ -63,7 +64,9 @@ def emit(as_json: bool, value: Any, human: RenderableType) -> None:
     elif isinstance(human, str):
         click.echo(human)
     else:
-        Console(soft_wrap=False, highlight=False).print(human)
+        # Piped tables go into logs and editors, which scroll; 80 columns would cut names there.
+        width = None if sys.stdout.isatty() else PIPED_COLUMNS
+        Console(width=width, highlight=False).print(human)
 
 
 def progress_console() -> Console:

@@ -123,7 +123,7 @@ def cancel(app: App, wanted: str | None, *, yes: bool, as_json: bool) -> None:
 def show_changes(event: Event, changes: Iterable[Change]) -> None:
     """Prints the difference on stderr, warnings marked."""
     console = progress_console()
-    console.print(f"\n[bold]{escape(event.id)}[/]: {escape(printable(event.record.title))}")
+    console.print(f"\n[bold]{escape(event.id)}[/]: {escape(printable(event.record.title))}", soft_wrap=True)
     file = ""
     for change in changes:
         if change.file != file:
