@@ -1,0 +1,280 @@
+"""The composition root: puts the server together, runs it until it is told to stop, and takes it apart again."""
+
+import asyncio
+import contextlib
+import json
+import logging
+import signal
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Final
+
+from aiohttp import web
+from securesystemslib.signer import SecretsHandler
+
+from protocol.errors import StateError
+from server.ca import Authority, ensure_server_certificate
+from server.clock import NowMs, as_datetime
+from server.compress import Compressor
+from server.contact import Contacts
+from server.director import Director
+from server.enrolment import Enrolment
+from server.founding import (
+    Layout,
+    catalog_url,
+    certificate_names,
+    open_keys,
+    open_layout,
+    prepare_catalog,
+    write_operator_url,
+)
+from server.http.devices import DeviceDoor, DeviceServices
+from server.http.people import PeopleDoor, PeopleServices
+from server.http.tls import device_context, operator_context
+from server.ingest import Ingest
+from server.keyring import export_public
+from server.notify import Notifier
+from server.operations import Operations
+from server.publish import Publisher
+from server.settings import ServerSettings, read_settings
+from server.storage.blobs import BlobStore, open_blobs
+from server.storage.catalog import Catalog
+from server.threads import Threads
+from server.tokens import new_secret, secret_sha256
+from signing import durable
+
+REQUEST_THREADS: Final = 8  # SQLite writes one at a time; the rest read
+RESIGN_CHECK_S: Final = 60.0
+IDLE_CHECK_S: Final = 0.5  # between looks for work when there was none
+KEEPALIVE_S: Final = 75.0
+HANDSHAKE_S: Final = 20.0
+GRACE_S: Final = 10.0  # for requests in flight at a stop; what takes longer resumes
+
+log = logging.getLogger("headland.server")
+
+
+@dataclass(frozen=True)
+class Running:
+    """Where a running server listens."""
+
+    device_url: str
+    operator_url: str
+
+
+@asynccontextmanager
+async def serve(state: Path, now_ms: NowMs, secrets: SecretsHandler) -> AsyncIterator[Running]:
+    """Runs a server inside the block.
+
+    Args:
+        state: A folder that `init` made.
+        now_ms: The clock.
+        secrets: Asked for the PIN of an HSM and the like.
+
+    Raises:
+        SettingsError: `server.toml` is wrong.
+        StateError: Not a server's folder, or a port is taken.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        threads = Threads(REQUEST_THREADS)
+        stack.callback(threads.close)
+        parts = await threads.run(_open, state, now_ms, secrets)
+        stack.push_async_callback(threads.run, parts.catalog.close)
+        # Compression takes whole cores for long: a thread of its own, so that requests never wait behind it.
+        background = Threads(1)
+        stack.callback(background.close)
+
+        device_door = DeviceDoor(
+            DeviceServices(
+                catalog=parts.catalog,
+                blobs=parts.blobs,
+                authority=parts.authority,
+                enrolment=parts.enrolment,
+                contacts=parts.contacts,
+                ingest=parts.ingest,
+                publisher=parts.publisher,
+                threads=threads,
+                now_ms=now_ms,
+            )
+        )
+        settings = parts.settings
+        tls = parts.layout.tls
+        contexts = await threads.run(lambda: (device_context(tls, parts.layout.ca / "ca.pem"), operator_context(tls)))
+        device_port = await _listen(
+            stack, device_door.application(), settings.devices.host, settings.devices.port, contexts[0]
+        )
+        device_url = settings.devices.url or f"https://{_host(settings.devices.names[0])}:{device_port}"
+        people_door = PeopleDoor(
+            PeopleServices(
+                catalog=parts.catalog,
+                blobs=parts.blobs,
+                operations=Operations(parts.catalog, parts.enrolment, now_ms),
+                publisher=parts.publisher,
+                threads=threads,
+                now_ms=now_ms,
+                online_keys=parts.online_keys,
+                device_url=device_url,
+            )
+        )
+        operator_port = await _listen(
+            stack, people_door.application(), settings.operators.host, settings.operators.port, contexts[1]
+        )
+        names = settings.operators.names or (settings.operators.host,)
+        running = Running(device_url=device_url, operator_url=f"https://{_host(names[0])}:{operator_port}")
+        await threads.run(_announce, parts.layout, running)
+        stack.push_async_callback(threads.run, durable.unlink, parts.layout.run)
+
+        await stack.enter_async_context(
+            _tasks(
+                _every(RESIGN_CHECK_S, "signing snapshot and timestamp anew", threads, parts.publisher.resign),
+                _every(IDLE_CHECK_S, "making payloads", background, parts.compressor.work),
+            )
+        )
+        yield running
+
+
+async def run(state: Path, now_ms: NowMs, secrets: SecretsHandler, notifier: Notifier) -> None:
+    """Serves until SIGTERM or SIGINT, then stops in order: no new connections, requests finish, all is closed."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with serve(state, now_ms, secrets) as running:
+        log.info("machines come in at %s, people at %s", running.device_url, running.operator_url)
+        notifier.say("READY=1")
+        pause_s = None if notifier.watchdog_s is None else notifier.watchdog_s / 2
+        while not stop.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await stop.wait()
+            # Said from the loop itself: a loop that hangs is what the watchdog is for.
+            notifier.say("WATCHDOG=1")
+        notifier.say("STOPPING=1")
+        log.info("stopping")
+
+
+@dataclass(frozen=True)
+class _Parts:
+    layout: Layout
+    settings: ServerSettings
+    catalog: Catalog
+    blobs: BlobStore
+    authority: Authority
+    enrolment: Enrolment
+    contacts: Contacts
+    ingest: Ingest
+    publisher: Publisher
+    compressor: Compressor
+    online_keys: bytes
+
+
+def _open(state: Path, now_ms: NowMs, secrets: SecretsHandler) -> _Parts:
+    layout = open_layout(state)
+    settings = read_settings(state)
+    durable.remove_tree(layout.scratch)
+    durable.make_dir(layout.scratch)
+    authority = Authority.load(layout.ca)
+    ensure_server_certificate(authority, layout.tls, certificate_names(settings), as_datetime(now_ms()))
+    keyring = open_keys(layout, settings, secrets)
+    blobs = open_blobs(settings.storage.blobs, state)
+    catalog = Catalog(catalog_url(settings, state))
+    prepare_catalog(catalog)
+    _count_start(layout, catalog, now_ms())
+    lifetimes = settings.lifetimes
+    director = Director(keyring, timedelta(days=lifetimes.assignment_days))
+    publisher = Publisher(catalog, blobs, keyring, now_ms, timedelta(seconds=lifetimes.resign_after_s))
+    # At each start: a catalog out of a backup must not offer timestamps older than those that machines have seen.
+    publisher.resign(force=True)
+    return _Parts(
+        layout=layout,
+        settings=settings,
+        catalog=catalog,
+        blobs=blobs,
+        authority=authority,
+        enrolment=Enrolment(catalog, authority, now_ms, lifetimes),
+        contacts=Contacts(catalog, blobs, director, now_ms, settings.contact),
+        ingest=Ingest(catalog, director, now_ms),
+        publisher=publisher,
+        compressor=Compressor(catalog, blobs, layout.scratch, now_ms, settings.transfers.compression_level),
+        online_keys=export_public(keyring),
+    )
+
+
+def _count_start(layout: Layout, catalog: Catalog, now_ms: int) -> None:
+    """Counts starts in the catalog and, after it, in a file: a catalog that counts fewer came out of a backup, and
+    begins a new generation, so that machines send what they still hold."""
+    try:
+        outside = int(layout.starts.read_text())
+    except (FileNotFoundError, ValueError):
+        outside = 0
+    with catalog.write() as session:
+        inside = session.facts.number("starts")
+        if inside < outside:
+            session.facts.put("generation", secret_sha256(new_secret())[:32])
+            session.events.add(now_ms, "server-restored", detail=f"the catalog counts {inside} starts of {outside}")
+        count = max(inside, outside) + 1
+        session.facts.put("starts", count)
+    durable.write(layout.starts, str(count).encode())
+
+
+def _announce(layout: Layout, running: Running) -> None:
+    write_operator_url(layout, running.operator_url)
+    content = {"device_url": running.device_url, "operator_url": running.operator_url}
+    durable.write(layout.run, json.dumps(content).encode() + b"\n", mode=0o644)
+
+
+async def _listen(
+    stack: contextlib.AsyncExitStack, app: web.Application, host: str, port: int, context: ssl.SSLContext
+) -> int:
+    # auto_decompress: a compressed request is refused, not unpacked on the way to the refusal.
+    runner = web.AppRunner(
+        app, access_log=None, auto_decompress=False, keepalive_timeout=KEEPALIVE_S, shutdown_timeout=GRACE_S
+    )
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
+    server = runner.server
+    assert server is not None
+    try:
+        listener = await asyncio.get_running_loop().create_server(
+            server,
+            host,
+            port,
+            ssl=context,
+            ssl_handshake_timeout=HANDSHAKE_S,
+            backlog=512,
+        )
+    except OSError as error:
+        raise StateError(f"cannot listen on {host} port {port}: {error.strerror}") from error
+    stack.callback(listener.close)
+    return int(listener.sockets[0].getsockname()[1])
+
+
+async def _every(pause_s: float, what: str, threads: Threads, work: Callable[[], bool]) -> None:
+    """Does `work` again and again: at once while there is some, after a pause when there was none or it failed."""
+    while True:
+        done = False
+        try:
+            done = await threads.run(work)
+        except Exception:
+            # Nobody waits for it: it must be in the log, and the next try may fare better.
+            log.exception("%s failed", what)
+        if not done:
+            await asyncio.sleep(pause_s)
+
+
+@asynccontextmanager
+async def _tasks(*works: Awaitable[None]) -> AsyncIterator[None]:
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _host(name: str) -> str:
+    return f"[{name}]" if ":" in name else name

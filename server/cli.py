@@ -1,0 +1,149 @@
+"""`headland-server`: makes a server, runs it, and says how it is."""
+
+import asyncio
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.table import Table
+
+from protocol.errors import HeadlandError
+from server.clock import system_now_ms
+from server.notify import Notifier
+from server.settings import ServerSettings
+from signing.console import emit, headland_errors, json_option
+
+STATE = click.option(
+    "--state",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    envvar="HEADLAND_SERVER_STATE",
+    show_envvar=True,
+    help="The server's state folder.",
+)
+_DEFAULTS = ServerSettings()
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="headland")
+def main() -> None:
+    """Stage releases, and bring results home from machines that come and go."""
+
+
+@main.command()
+@STATE
+@click.option("--device-host", default=_DEFAULTS.devices.host, show_default=True, help="Address for machines.")
+@click.option("--device-port", default=_DEFAULTS.devices.port, show_default=True, help="Port for machines; 0: any.")
+@click.option("--name", "names", multiple=True, help="DNS name or IP address for machines; repeatable.")
+@click.option("--operator-host", default=_DEFAULTS.operators.host, show_default=True, help="Address for people.")
+@click.option("--operator-port", default=_DEFAULTS.operators.port, show_default=True, help="Port for people; 0: any.")
+@json_option
+@headland_errors
+def init(
+    state: Path,
+    *,
+    device_host: str,
+    device_port: int,
+    names: tuple[str, ...],
+    operator_host: str,
+    operator_port: int,
+    as_json: bool,
+) -> None:
+    """Make a server's folder: CA, online keys, operator token. What is there stays."""
+    from server.founding import FirstAnswers, found
+
+    answers = FirstAnswers(device_host, device_port, names or ("localhost",), operator_host, operator_port)
+    layout = found(state, answers, system_now_ms, _secret)
+    made = {
+        "state": str(state),
+        "settings": str(state / "server.toml"),
+        "operator": str(layout.operator),
+        "online_keys": str(layout.online_keys),
+        "ca": str(layout.ca / "ca.pem"),
+    }
+    table = Table("what", "where", show_header=False, box=None)
+    for what, where in (
+        ("settings", made["settings"]),
+        ("for the managers' tool (secret)", made["operator"]),
+        ("for the managers to delegate to", made["online_keys"]),
+        ("next", f"headland-server run --state {state}"),
+    ):
+        table.add_row(what, where)
+    emit(as_json, made, table)
+
+
+@main.command()
+@STATE
+@json_option
+@headland_errors
+def run(state: Path, *, as_json: bool) -> None:
+    """Serve machines and people until told to stop."""
+    from server.app import run as run_server
+
+    logging.basicConfig(
+        level=logging.INFO,
+        stream=sys.stderr,
+        format='{"at":"%(asctime)s","level":"%(levelname)s","what":"%(message)s"}'
+        if as_json
+        else "%(asctime)s %(levelname)s %(message)s",
+    )
+    # These name connections that robots open and drop all day.
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    asyncio.run(run_server(state, system_now_ms, _secret, Notifier(os.environ)))
+
+
+@main.command()
+@STATE
+@json_option
+@headland_errors
+def status(state: Path, *, as_json: bool) -> None:
+    """Say how the server is: read from its catalog, whether or not it runs."""
+    from server.founding import catalog_url, open_layout
+    from server.operations import read_status
+    from server.settings import read_settings
+    from server.storage.catalog import Catalog
+
+    layout = open_layout(state)
+    catalog = Catalog(catalog_url(read_settings(state), state))
+    try:
+        found = read_status(catalog, system_now_ms())
+    finally:
+        catalog.close()
+    try:
+        found["listening"] = json.loads(layout.run.read_bytes())
+    except FileNotFoundError:
+        found["listening"] = None
+    emit(as_json, found, _status_table(found))
+
+
+def _status_table(found: dict[str, Any]) -> Table:
+    table = Table("what", "value", show_header=False, box=None)
+    listening = found["listening"]
+    table.add_row("machines at", listening["device_url"] if listening else "not running")
+    table.add_row("people at", listening["operator_url"] if listening else "not running")
+    for repository, roles in found["repositories"].items():
+        said = ", ".join(f"{role} {state['version']} (until {state['expires'][:10]})" for role, state in roles.items())
+        table.add_row(f"{repository} repository", said or "not published yet")
+    devices = found["devices"]
+    table.add_row("machines", f"{devices['total']}, {devices['revoked']} revoked, {devices['set_apart']} set apart")
+    table.add_row("rollouts", ", ".join(f"{count} {state}" for state, count in found["rollouts"].items()))
+    table.add_row("blobs", f"{found['blobs']['count']}, {found['blobs']['bytes']} bytes")
+    table.add_row("payloads to make", str(found["payloads_waiting"]))
+    return table
+
+
+def _secret(name: str) -> str:
+    """For online keys that need one (a PIN): a process without a person takes it from its environment."""
+    value = os.environ.get("HEADLAND_ONLINE_KEY_SECRET")
+    if value is None:
+        raise HeadlandError(f"an online key asks for its {name}", hint="set HEADLAND_ONLINE_KEY_SECRET")
+    return value
+
+
+if __name__ == "__main__":
+    main()

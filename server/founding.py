@@ -1,0 +1,175 @@
+"""`headland-server init`: makes what a server needs once, and only what is missing. Keys are never replaced."""
+
+import json
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+from securesystemslib.signer import SecretsHandler
+
+from protocol.errors import StateError
+from server.ca import Authority, ensure_server_certificate
+from server.clock import NowMs, as_datetime
+from server.keyring import Keyring, export_public, load_keys, make_keys
+from server.settings import FIRST_SETTINGS, SETTINGS_FILE, ServerSettings, read_settings
+from server.storage.catalog import Catalog
+from server.tokens import new_secret, secret_sha256
+from signing import durable
+
+OPERATOR_TOKEN_LIFETIME = timedelta(days=365)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where things lie in the state folder."""
+
+    state: Path
+
+    @property
+    def ca(self) -> Path:
+        """The CA's certificate and key."""
+        return self.state / "ca"
+
+    @property
+    def tls(self) -> Path:
+        """The listeners' certificate and key."""
+        return self.state / "tls"
+
+    @property
+    def keys(self) -> Path:
+        """Online keys."""
+        return self.state / "keys"
+
+    @property
+    def scratch(self) -> Path:
+        """Spools; emptied at start."""
+        return self.state / "scratch"
+
+    @property
+    def operator(self) -> Path:
+        """What the manager's tool needs to find and trust this server."""
+        return self.state / "operator.json"
+
+    @property
+    def online_keys(self) -> Path:
+        """Public halves of the online keys."""
+        return self.state / "online-keys.json"
+
+    @property
+    def run(self) -> Path:
+        """Where a running server listens."""
+        return self.state / "run.json"
+
+    @property
+    def starts(self) -> Path:
+        """How often it started: held against the catalog's own count to notice a restored backup."""
+        return self.state / "starts"
+
+
+@dataclass(frozen=True)
+class FirstAnswers:
+    """What a person may choose at `init`; later it stands in `server.toml`."""
+
+    device_host: str
+    device_port: int
+    names: tuple[str, ...]
+    operator_host: str
+    operator_port: int
+
+
+def found(state: Path, answers: FirstAnswers, now_ms: NowMs, secrets: SecretsHandler) -> Layout:
+    """Makes the state folder complete; what is there stays as it is.
+
+    Raises:
+        SettingsError: `server.toml` is there and wrong.
+    """
+    layout = Layout(state)
+    for folder in (layout.state, layout.ca, layout.tls, layout.keys, layout.scratch):
+        durable.make_dir(folder)
+        durable.sweep(folder)
+    settings_file = state / SETTINGS_FILE
+    if not settings_file.exists():
+        text = FIRST_SETTINGS.format(
+            device_host=answers.device_host,
+            device_port=answers.device_port,
+            names=json.dumps(list(answers.names)),
+            operator_host=answers.operator_host,
+            operator_port=answers.operator_port,
+        )
+        durable.write(settings_file, text.encode(), mode=0o644)
+    settings = read_settings(state)
+    if not (layout.ca / "ca.pem").exists():
+        Authority.make(as_datetime(now_ms())).save(layout.ca)
+    authority = Authority.load(layout.ca)
+    ensure_server_certificate(authority, layout.tls, certificate_names(settings), as_datetime(now_ms()))
+    make_keys(layout.keys, settings.online_keys)
+    durable.write(layout.online_keys, export_public(load_keys(layout.keys, settings.online_keys, secrets)), mode=0o644)
+    catalog = Catalog(catalog_url(settings, state))
+    try:
+        prepare_catalog(catalog)
+        _operator_file(layout, catalog, settings, authority, now_ms())
+    finally:
+        catalog.close()
+    return layout
+
+
+def open_layout(state: Path) -> Layout:
+    """The layout of a folder that `init` made.
+
+    Raises:
+        StateError: It was not.
+    """
+    layout = Layout(state)
+    if not (layout.ca / "ca.pem").exists() or not layout.operator.exists():
+        raise StateError(f"{state} is not a server's state folder", hint="`headland-server init --state DIR` makes one")
+    return layout
+
+
+def open_keys(layout: Layout, settings: ServerSettings, secrets: SecretsHandler) -> Keyring:
+    """All online signers."""
+    return load_keys(layout.keys, settings.online_keys, secrets)
+
+
+def catalog_url(settings: ServerSettings, state: Path) -> str:
+    """The SQLAlchemy URL of the catalog."""
+    return settings.storage.catalog or f"sqlite:///{(state / 'catalog.db').absolute()}"
+
+
+def certificate_names(settings: ServerSettings) -> tuple[str, ...]:
+    """All names under which the server is reached."""
+    return tuple(dict.fromkeys((*settings.devices.names, *settings.operators.names)))
+
+
+def prepare_catalog(catalog: Catalog) -> None:
+    """Draws the catalog's own secrets, once."""
+    with catalog.write() as session:
+        if session.facts.get("generation") is None:
+            session.facts.put("generation", secret_sha256(new_secret())[:32])
+        if session.facts.get("sync_secret") is None:
+            session.facts.put("sync_secret", secret_sha256(new_secret()))
+
+
+def write_operator_url(layout: Layout, url: str) -> None:
+    """Brings the address in `operator.json` up to date: a port may be chosen at each start."""
+    content = json.loads(layout.operator.read_bytes())
+    if content.get("url") != url:
+        durable.write(layout.operator, json.dumps({**content, "url": url}, indent=2).encode() + b"\n")
+
+
+def _operator_file(
+    layout: Layout, catalog: Catalog, settings: ServerSettings, authority: Authority, now_ms: int
+) -> None:
+    if layout.operator.exists():
+        kept = json.loads(layout.operator.read_bytes())
+        with catalog.read() as session:
+            if session.tokens.operator(secret_sha256(str(kept.get("token", ""))), now_ms) is not None:
+                return
+    token = new_secret()
+    host = settings.operators.names[0] if settings.operators.names else settings.operators.host
+    with catalog.write() as session:
+        expires_ms = now_ms + OPERATOR_TOKEN_LIFETIME // timedelta(milliseconds=1)
+        session.tokens.add_operator(secret_sha256(token), "operator", now_ms, expires_ms)
+        session.events.add(now_ms, "operator-token-made", what="operator")
+    # The catalog first: a token in the file that the catalog does not know is made anew by the next `init`.
+    content = {"url": f"https://{host}:{settings.operators.port}", "ca_pem": authority.pem(), "token": token}
+    durable.write(layout.operator, json.dumps(content, indent=2).encode() + b"\n")
