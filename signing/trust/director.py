@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from tuf.api.exceptions import UnsignedMetadataError
-from tuf.api.metadata import Targets
+from tuf.api.metadata import Root, Targets
 
 from protocol import limits
 from protocol.errors import Reason, Refused
@@ -14,6 +14,7 @@ from protocol.objects import ROLES, AssignmentBody, ClockBody, DirectorTerms, Ob
 from signing.durable import DISK, Disk
 from signing.metadata import parse, terms
 from signing.trust.floors import Floors, KeyedFloor
+from signing.trust.keys import check_keys
 from signing.trust.source import Source
 from signing.trust.store import Trusted, TrustStore
 
@@ -150,8 +151,9 @@ class DirectorStore:
         return DirectorView(trusted.targets, self._floors, trusted.versions)
 
 
-def _inspect(role: str, signed: Targets) -> None:
-    if role == "targets":
+def _inspect(role: str, signed: Root | Targets) -> None:
+    check_keys("director", signed)
+    if isinstance(signed, Targets) and role == "targets":
         terms(signed, DirectorTerms, "director/targets.json")
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from tuf.api.metadata import Targets
+from tuf.api.metadata import Root, Targets
 
 from protocol.errors import Reason, Refused
 from protocol.ids import Digest
@@ -14,6 +14,7 @@ from signing.durable import DISK, Disk
 from signing.metadata import terms
 from signing.repository import ListedRelease, releases_of
 from signing.trust.floors import Floors, KeyedFloor
+from signing.trust.keys import check_keys
 from signing.trust.source import Source
 from signing.trust.store import Trusted, TrustStore
 
@@ -91,7 +92,10 @@ class ImageStore:
             versions=trusted.versions,
         )
 
-    def _inspect(self, role: str, signed: Targets) -> None:
+    def _inspect(self, role: str, signed: Root | Targets) -> None:
+        check_keys("image", signed)
+        if isinstance(signed, Root):
+            return
         if role == "targets":
             _eras(signed)
         elif role == self._product:

@@ -34,8 +34,8 @@ from signing.trust.source import Nowhere, Offered, Source
 NEVER: Final = datetime.min.replace(tzinfo=UTC)
 """As the time: nothing has expired. For what must be known before the time is."""
 
-Inspect = Callable[[str, Targets], None]
-"""Looks at a targets role after its signatures held and before it is kept; raises `Refused`."""
+Inspect = Callable[[str, Root | Targets], None]
+"""Looks at root or a targets role after its signatures held and before it is kept; raises `Refused`."""
 
 S = TypeVar("S", Timestamp, Snapshot, Targets)
 
@@ -64,7 +64,7 @@ class TrustStore:
             `root_history/`. Made when absent.
         first_root: What trust begins with where the folder holds no valid root; None when it must hold one.
         floors: Version floors, kept outside `folder`.
-        inspect: What the caller asks of targets roles beyond TUF.
+        inspect: What the caller asks of root and targets roles beyond TUF.
         disk: For every write.
     """
 
@@ -326,6 +326,7 @@ class _DurableUpdater(Updater):
             self._write(self._store._folder / file_name(rolename), data)
 
     def _persist_root(self, version: int, data: bytes) -> None:
+        self._look("root", self._trusted_set.root)
         if self._keep:
             self._write(self._store._folder / "root_history" / f"{version}.root.json", data)
 
@@ -356,7 +357,7 @@ class _DurableUpdater(Updater):
         return floor
 
     def _look(self, role: str, signed: object) -> None:
-        if self._store._inspect is not None and isinstance(signed, Targets):
+        if self._store._inspect is not None and isinstance(signed, Root | Targets):
             self._store._inspect(role, signed)
 
     def _write(self, path: Path, data: bytes) -> None:

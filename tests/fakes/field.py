@@ -5,11 +5,13 @@ verdict = field.contact()                      # an honest server's answer, judg
 field.house.release("1.0.0", 1, b"...")        # the managers act; the server serves it from the next contact on
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
+
+from tuf.api.metadata import Metadata, MetaFile, Snapshot, Timestamp
 
 from device.clock import Moment
 from device.trust.judge import Judge, Sources
@@ -95,6 +97,26 @@ class Field:
         """The server renders what the managers published last."""
         self.image_shelf.files = self.house.render("image", self.now)
         self.director_shelf.files = self.house.render("director", self.now)
+
+    def hostile(self, kind: str, roles: Mapping[str, tuple[int, bytes]], *, version: int | None = None) -> None:
+        """Whoever holds the server and its online keys serves these files, whatever they are."""
+        keys = self.house.online[kind]
+        current = self.house.image if kind == "image" else self.house.director
+        files = {f"{number}.root.json": data for number, data in current.roots.items()}
+        number = version or int(self.now.timestamp())
+        expires = self.now + timedelta(days=7)
+        snapshot = Snapshot(version=number, expires=expires, meta={})
+        for role, (role_version, data) in roles.items():
+            files[f"{role_version}.{role}.json"] = data
+            snapshot.meta[f"{role}.json"] = MetaFile.from_data(role_version, data, ["sha256"])
+        shot: Metadata[Any] = Metadata(snapshot)
+        shot.sign(keys["snapshot"])
+        files[f"{number}.snapshot.json"] = shot.to_bytes()
+        meta = MetaFile.from_data(number, shot.to_bytes(), ["sha256"])
+        stamp: Metadata[Any] = Metadata(Timestamp(version=number, expires=expires, snapshot_meta=meta))
+        stamp.sign(keys["timestamp"])
+        files["timestamp.json"] = stamp.to_bytes()
+        (self.image_shelf if kind == "image" else self.director_shelf).files = files
 
     def answer(self, **changes: Any) -> SyncAnswer:
         """What the server says at this moment. `changes` replace fields."""
