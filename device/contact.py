@@ -12,6 +12,7 @@ from typing import Final, Protocol
 
 import msgspec
 
+from device.hardware import inventory_digest
 from device.link import Answer
 from device.outbox.box import Outbox
 from device.state_db import StateDb
@@ -19,7 +20,7 @@ from device.store import Store
 from device.trust.port import Complaint, Terms, Trust, Verdict
 from protocol import limits
 from protocol.errors import HeadlandError, LinkError, Reason, Refused
-from protocol.ids import DeviceId, Digest, Millis, ProductName, Token, digest
+from protocol.ids import DeviceId, Digest, Millis, ProductName, Token
 from protocol.messages import Alert, Counters, Inventory, SyncAnswer, SyncRequest, VersionReport
 from protocol.objects import AssignmentBody, Payload
 from protocol.wire import Message, decode, encode
@@ -219,7 +220,7 @@ class Contact:
             )
             self._state.put(KEY, encode(record))
         assert record.pending is not None
-        inventory_sha256 = digest(encode(facts.inventory))
+        inventory_sha256 = inventory_digest(facts.inventory)
         request = SyncRequest(
             format=1,
             device=self._device,

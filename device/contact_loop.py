@@ -34,6 +34,31 @@ class Draining(Protocol):
         ...
 
 
+class News:
+    """What ends the wait for the next visit. Only for the event loop."""
+
+    def __init__(self) -> None:
+        self._rung = asyncio.Event()
+        self.sync_wanted = True
+
+    def results(self) -> None:
+        """Results are there that should not wait."""
+        self._rung.set()
+
+    def to_tell(self) -> None:
+        """The server should hear how the machine is: a contact, not only results."""
+        self.sync_wanted = True
+        self._rung.set()
+
+    def taken(self) -> None:
+        """A visit begins; what comes now is news again."""
+        self._rung.clear()
+
+    async def wait(self) -> None:
+        """Until there is news."""
+        await self._rung.wait()
+
+
 class ContactLoop:
     """Visits the server for as long as it runs.
 
@@ -41,6 +66,7 @@ class ContactLoop:
         contact: One contact.
         drain: Sends results.
         settings: Intervals.
+        news: Ends a wait early.
         renew: Called when the server says that the certificate expired; True when a new one was taken.
         monotonic: Seconds that never go back.
         random: Draws from 0 to 1.
@@ -51,6 +77,7 @@ class ContactLoop:
         contact: Contacting,
         drain: Draining,
         settings: ServerSettings,
+        news: News,
         *,
         renew: Callable[[], Awaitable[bool]],
         monotonic: Callable[[], float],
@@ -62,17 +89,11 @@ class ContactLoop:
         self._renew = renew
         self._monotonic = monotonic
         self._random = random
-        self._woken = asyncio.Event()
-        self._sync_wanted = True
+        self._news = news
         self._failures = 0
         self._due_s = monotonic()
         self.trouble = ""
         """Why the last visit failed, for people; empty when it did not."""
-
-    def wake(self, *, sync: bool = False) -> None:
-        """There is news: results that should not wait, or with `sync` something to tell. Only from the event loop."""
-        self._sync_wanted = self._sync_wanted or sync
-        self._woken.set()
 
     async def run(self) -> None:
         """Visits until cancelled."""
@@ -82,13 +103,13 @@ class ContactLoop:
 
     async def visit(self) -> None:
         """One visit: a contact if one is due, then the results. Errors of the world end the visit, not the loop."""
-        self._woken.clear()
+        self._news.taken()
         try:
-            if self._sync_wanted or self._monotonic() >= self._due_s:
-                self._sync_wanted = False
+            if self._news.sync_wanted or self._monotonic() >= self._due_s:
+                self._news.sync_wanted = False
                 answer = await self._contact.make()
                 self._due_s = self._monotonic() + self._interval_s(answer.poll_s)
-            await self._drain.run(lambda: not self._sync_wanted and self._monotonic() < self._due_s)
+            await self._drain.run(lambda: not self._news.sync_wanted and self._monotonic() < self._due_s)
         except HeadlandError as error:
             await self._failed(error)
         else:
@@ -98,7 +119,7 @@ class ContactLoop:
             self.trouble = ""
 
     async def _failed(self, error: HeadlandError) -> None:
-        self._sync_wanted = True
+        self._news.sync_wanted = True
         self._failures += 1
         if error.message != self.trouble or self._failures == 1:
             LOG.log(logging.WARNING if self._failures == 1 else logging.INFO, "no contact: %s", error.message)
@@ -125,7 +146,7 @@ class ContactLoop:
         # A wait for the timer or for news, whichever comes first; the time-out is the timer.
         try:
             async with asyncio.timeout(max(0.0, self._due_s - self._monotonic())):
-                await self._woken.wait()
+                await self._news.wait()
         except TimeoutError:
             return
         await asyncio.sleep(WAKE_GAP_S)

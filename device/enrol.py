@@ -63,7 +63,6 @@ def read_token(text: str) -> TokenContent:
     Raises:
         Refused: `TOKEN`: it is no token, or was cut when it was copied.
     """
-    text = "".join(text.split())  # a token that came by mail may be broken into lines
     if not text.startswith(PREFIX) or len(text) > TOKEN_BYTES:
         raise Refused(Reason.TOKEN, f"an enrolment token begins with {PREFIX!r}; this does not look like one")
     body = text[len(PREFIX) :]
@@ -103,6 +102,7 @@ async def enrol(
         StateError: The folder is another machine's already.
         LinkError: The server could not be reached.
     """
+    token_text = "".join(token_text.split())  # a token that came by mail may be broken into lines
     token = read_token(token_text)
     url = (server or token.server).rstrip("/")
     done = await asyncio.to_thread(_already, layout, token)
@@ -120,7 +120,7 @@ async def enrol(
         await answered(open_door(url, identities.unverified_context()), lambda door: door.get("/v1/ca", limit=CA_BYTES))
     ).decode("ascii", errors="replace")
     _check_ca(ca_pem, token, url)
-    request = encode(EnrolRequest(token=token.secret, device=token.device, csr_pem=csr))
+    request = encode(EnrolRequest(token=token_text, device=token.device, csr_pem=csr))
     body = await answered(
         open_door(url, identities.private_context(cadata=ca_pem)),
         lambda door: door.post("/v1/enrol", request, limit=ROOTS_BYTES),

@@ -7,6 +7,7 @@ import msgspec
 
 from device.inference.settings import InferenceSettings
 from device.transfer.fetch import TransferSettings
+from device.update.world import UpdateSettings
 from protocol import limits
 from protocol.errors import StateError
 from protocol.ids import Name
@@ -61,7 +62,7 @@ class MachineSettings(Settings):
 
     Args:
         hardware: Tags that releases ask for, such as `jetson-orin`.
-        signals: A folder of machine signals: `driving` is on while the file `driving` there begins with `1`.
+        signals: A folder of machine signals: `driving` is off while the file `driving` there holds `0`.
     """
 
     hardware: tuple[Name, ...] = ()
@@ -71,11 +72,12 @@ class MachineSettings(Settings):
 class DeviceSettings(Settings):
     """The whole file."""
 
-    inference: InferenceSettings
+    inference: InferenceSettings = InferenceSettings()
     server: ServerSettings = ServerSettings()
     outbox: OutboxSettings = OutboxSettings()
     store: StoreSettings = StoreSettings()
     transfer: TransferSettings = TransferSettings()
+    update: UpdateSettings = UpdateSettings()
     machine: MachineSettings = MachineSettings()
 
 

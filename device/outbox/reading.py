@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from device.outbox.book import Book
+from device.outbox.book import Book, LaneKey
 from device.outbox.room import loss_record
 from device.outbox.spans import EMPTY, Span, Spans
 from protocol import limits
@@ -48,18 +48,21 @@ def read_pick(connection: sqlite3.Connection, book: Book, epoch: int, limit_byte
     """Reads up to `limit_bytes` of rows, and the losses that wait."""
     runs: list[LaneRows] = []
     damaged: dict[str, Spans] = {}
-    room_bytes = limit_bytes
+    room_bytes, room_rows = limit_bytes, limits.BATCH_ROWS
     for lane in LANES:
         for first, last in book.lane(epoch, lane).queued:
-            if room_bytes <= 0 or len(runs) >= RUNS_A_BATCH:
+            if room_bytes <= 0 or room_rows <= 0 or len(runs) >= RUNS_A_BATCH:
                 break
-            rows, bad = _read_run(connection, epoch, lane, (first, last), room_bytes, oblige=not runs)
+            rows, bad = _read_run(
+                connection, (epoch, lane), (first, min(last, first + room_rows - 1)), room_bytes, oblige=not runs
+            )
             if bad:
                 damaged[lane] = damaged.get(lane, EMPTY).union(bad)
             if not rows:
                 break
             runs.append(LaneRows(lane=lane, first=first, rows=tuple(rows)))
             room_bytes -= sum(len(row) for row in rows)
+            room_rows -= len(rows)
     losses = connection.execute(
         "SELECT id, lane, first, last, reason, at_ms, exact FROM losses "
         "WHERE epoch = ? AND receipted = 0 ORDER BY id LIMIT ?",
@@ -78,7 +81,7 @@ def read_pick(connection: sqlite3.Connection, book: Book, epoch: int, limit_byte
 
 
 def _read_run(
-    connection: sqlite3.Connection, epoch: int, lane: str, span: Span, room_bytes: int, *, oblige: bool
+    connection: sqlite3.Connection, key: LaneKey, span: Span, room_bytes: int, *, oblige: bool
 ) -> tuple[list[bytes], Spans]:
     """Rows from the span's first on, as many as fit (one in any case if `oblige`), and those that are damaged."""
     rows: list[bytes] = []
@@ -86,7 +89,7 @@ def _read_run(
     expected, end = span
     cursor = connection.execute(
         "SELECT seq, body, sha256 FROM rows WHERE epoch = ? AND lane = ? AND seq BETWEEN ? AND ? ORDER BY seq",
-        (epoch, lane, *span),
+        (*key, *span),
     )
     for seq, body, sha256 in cursor:
         if seq > expected:
@@ -94,7 +97,7 @@ def _read_run(
         expected = seq + 1
         if hashlib.sha256(body).digest() != sha256:
             bad.append((seq, seq))
-        elif len(rows) >= limits.BATCH_ROWS or (room_bytes < len(body) and (rows or not oblige)):
+        elif room_bytes < len(body) and (rows or not oblige):
             break
         else:
             rows.append(body)

@@ -1,0 +1,213 @@
+"""The agent's tasks, and their order. Inference comes first and goes on whatever else fails.
+
+Contact, updates and bookkeeping are started again with back-off when they fail. The agent ends when it is told to, or
+when inference cannot be kept up, for its supervisor to start it afresh. It may be killed at any moment: all that counts
+is durable, and the next start takes it up.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from device.layout import Layout
+from device.parts import Parts, assembled
+from device.settings import DeviceSettings
+from device.settings import load as load_settings
+from device.status import AgentStatus, UpdateNow, write_status
+from device.supervision import GivenUpError, keep_up
+from device.systemd import Notifier
+from protocol.errors import HeadlandError, StateError
+from protocol.wire import Message, encode
+from signing import durable
+
+LOG: Final = logging.getLogger("headland.agent")
+STATUS_S: Final = 1.0
+COUNTS_S: Final = 10.0  # frames' counts may lag behind by so much after a cut
+CLOCK_S: Final = 600.0  # how often it is looked whether sure time is due for its hourly checkpoint
+INFERENCE_FAILURES: Final = 5
+
+
+class Up(Message):
+    """What `headland-device run --json` prints once."""
+
+    running: bool
+    pid: int
+    state: str
+
+
+async def run(layout: Layout, settings: DeviceSettings, *, on_ready: Callable[[Parts], None] = lambda _: None) -> None:
+    """Runs the agent until SIGTERM or SIGINT.
+
+    Args:
+        layout: Its state folder; no other agent may run on it.
+        settings: Read and checked.
+        on_ready: Called once what the update record names serves, as far as it can.
+
+    Raises:
+        StateError: Not enrolled, another agent runs here, a database cannot be opened, or inference cannot be kept up.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    notifier = Notifier()
+    with held(layout):
+        async with assembled(layout, settings) as parts:
+            work = asyncio.create_task(_work(parts, notifier, on_ready))
+            stopped = asyncio.create_task(stop.wait())
+            await asyncio.wait({work, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            notifier.stopping()
+            LOG.info("stopping")
+            for task in (work, stopped):
+                task.cancel()
+            ended, _ = await asyncio.gather(work, stopped, return_exceptions=True)
+    if isinstance(ended, BaseExceptionGroup):
+        given_up = ended.subgroup(GivenUpError)
+        raise StateError(str(given_up.exceptions[0])) if given_up is not None else ended
+    if isinstance(ended, BaseException) and not isinstance(ended, asyncio.CancelledError):
+        raise ended
+
+
+@contextlib.contextmanager
+def held(layout: Layout) -> Iterator[None]:
+    """Holds the state folder against a second agent; the kernel lets go of it when the process ends, however it ends.
+
+    Raises:
+        StateError: Another agent holds it.
+    """
+    durable.make_dir(layout.run)
+    descriptor = os.open(layout.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StateError(f"another agent runs on {layout.state}") from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+async def _work(parts: Parts, notifier: Notifier, on_ready: Callable[[Parts], None]) -> None:
+    up = partial(keep_up, monotonic=time.monotonic, sleep=asyncio.sleep, random=random.random)
+    started_ms = parts.clock.now().ms
+    ready = asyncio.Event()
+
+    async def update() -> None:
+        if not ready.is_set():
+            # Workers serve what the record says before anything is fetched, judged or reported.
+            await parts.updater.start()
+            ready.set()
+            on_ready(parts)
+            notifier.ready()
+        await parts.updater.run_forever()
+
+    async def contact() -> None:
+        await ready.wait()
+        await parts.contact_loop.run()
+
+    async def infer() -> None:
+        await parts.source.start()
+        try:
+            await parts.pump.run()
+        finally:
+            await parts.source.close()
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(up("inference", infer, give_up_after=INFERENCE_FAILURES))
+        group.create_task(up("updates", update))
+        group.create_task(up("contact", contact))
+        group.create_task(up("status", lambda: _tell(parts, notifier, started_ms)))
+        group.create_task(up("counts", lambda: _every(COUNTS_S, parts.totals.keep)))
+        group.create_task(up("clock", lambda: _every(CLOCK_S, parts.clock.keep)))
+
+
+async def _tell(parts: Parts, notifier: Notifier, started_ms: int) -> None:
+    """Renews the status each second, and tells the watchdog that the loop goes round."""
+    while True:
+        numbers = parts.pump.numbers()
+        parts.totals.saw(numbers.frames_inferred, numbers.frames_dropped)
+        try:
+            await asyncio.to_thread(write_status, parts.layout.status, status_of(parts, started_ms))
+        except OSError as error:
+            LOG.debug("the status cannot be written: %s", error)
+        notifier.alive()
+        await asyncio.sleep(STATUS_S if notifier.watchdog_s is None else min(STATUS_S, notifier.watchdog_s / 3))
+
+
+async def _every(interval_s: float, action: Callable[[], None]) -> None:
+    while True:
+        await asyncio.sleep(interval_s)
+        await asyncio.to_thread(action)
+
+
+def status_of(parts: Parts, started_ms: int) -> AgentStatus:
+    """What only the running agent knows. Never blocks."""
+    reading = parts.clock.now()
+    progress = parts.updater.progress()
+    return AgentStatus(
+        pid=os.getpid(),
+        agent=parts.inventory.agent,
+        started_ms=started_ms,
+        at_ms=reading.ms,
+        sure_of_time=reading.sure,
+        update=UpdateNow(
+            state=progress.state.value,
+            release=progress.release,
+            why=progress.why,
+            bytes_done=progress.bytes_done,
+            bytes_total=progress.bytes_total,
+            healthy_s=progress.healthy_s,
+            healthy_of_s=progress.healthy_of_s,
+            damaged=progress.damaged,
+        ),
+        workers=parts.workers.status(),
+        pump=parts.pump.numbers(),
+        counters=parts.totals.now(parts.outbox.produced()),
+        frames_waiting=parts.source.waiting,
+        contact_trouble=parts.contact_loop.trouble,
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`python -m device.agent`: what `headland-device run` becomes. Returns the exit code."""
+    parser = argparse.ArgumentParser(prog="device.agent")
+    parser.add_argument("--state", type=Path, required=True)
+    parser.add_argument("--log-level", default="info")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=options.log_level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    layout = Layout(options.state)
+
+    def ready(parts: Parts) -> None:
+        LOG.info("up: %s", parts.layout.state)
+        if options.json:
+            sys.stdout.buffer.write(encode(Up(running=True, pid=os.getpid(), state=str(layout.state))) + b"\n")
+            sys.stdout.flush()
+
+    try:
+        asyncio.run(run(layout, load_settings(layout.settings), on_ready=ready))
+    except HeadlandError as error:
+        sys.stderr.write(f"error: {error.message}\n")
+        if error.hint:
+            sys.stderr.write(f"hint: {error.hint}\n")
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

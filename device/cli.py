@@ -1,0 +1,130 @@
+"""The command `headland-device`: what a technician types on the machine, and what its supervisor starts."""
+
+import asyncio
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Final
+
+import click
+from rich.console import Group
+from rich.table import Table
+
+from device.layout import Layout
+from device.shown import status_tables
+from device.state_db import StateDb
+from device.status import read_status
+from protocol.errors import StateError
+from signing.console import emit, headland_errors, json_option
+
+DEFAULT_STATE: Final = "/var/lib/headland-device"
+LEVELS: Final = ("debug", "info", "warning", "error")
+
+state_option = click.option(
+    "--state",
+    envvar="HEADLAND_DEVICE_STATE",
+    default=DEFAULT_STATE,
+    show_default=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="The machine's state folder.",
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="headland")
+def main() -> None:
+    """Headland on a machine: signed updates, inference without a network, results that wait for it."""
+
+
+@main.command()
+@state_option
+@click.option("--token", required=True, envvar="HEADLAND_TOKEN", help="The one-time token from the release manager.")
+@click.option("--server", default="", help="Ask this address instead of the token's (https://host:port).")
+@click.option("--frames", type=click.Path(file_okay=False, path_type=Path), help="The folder the camera writes to.")
+@json_option
+@headland_errors
+def enroll(state: Path, token: str, server: str, frames: Path | None, as_json: bool) -> None:
+    """Make this state folder the machine that the token names. Safe to repeat."""
+    from device.enrol import enrol
+
+    layout = Layout(state.absolute())
+    done = asyncio.run(enrol(layout, token, server=server, frames=frames))
+    emit(
+        as_json,
+        {"device": done.device, "product": done.product, "server": done.server, "state": str(layout.state)},
+        f"{done.device} is enrolled at {done.server} and follows {done.product}.\n"
+        f"Settings: {layout.settings}\nStart it: headland-device run --state {layout.state}",
+    )
+
+
+@main.command()
+@state_option
+@click.option("--log-level", type=click.Choice(LEVELS), default="info", envvar="HEADLAND_LOG", show_default=True)
+@json_option
+@headland_errors
+def run(state: Path, log_level: str, as_json: bool) -> None:
+    """Run the agent until it is stopped: inference, updates, results. With --json one line says when it is up."""
+    # A process of its own image: the agent must not carry what only this command needs.
+    arguments = [sys.executable, "-m", "device.agent", "--state", str(state.absolute()), "--log-level", log_level]
+    if as_json:
+        arguments.append("--json")
+    sys.stdout.flush()
+    os.execv(sys.executable, arguments)  # noqa: S606  (no shell is wanted)
+
+
+@main.command()
+@state_option
+@json_option
+@headland_errors
+def status(state: Path, as_json: bool) -> None:
+    """What runs, what waits and why, what is queued, and how the last update ended."""
+    logging.disable(logging.CRITICAL)  # a person reads this; what the parts remark belongs to the agent's log
+    found = read_status(Layout(state.absolute()))
+    emit(as_json, found, Group(*status_tables(found)))
+
+
+@main.group()
+def refusals() -> None:
+    """Releases that this machine refused on evidence and will not try again by itself."""
+
+
+@refusals.command("list")
+@state_option
+@json_option
+@headland_errors
+def list_refusals(state: Path, as_json: bool) -> None:
+    """What is refused, and why."""
+    database = _state_db(state)
+    try:
+        found = database.refusals()
+    finally:
+        database.close()
+    table = Table("release", "manifest", "reason", "detail")
+    for refusal in found:
+        table.add_row(refusal.release, refusal.manifest[:12], refusal.reason.value, refusal.detail)
+    emit(as_json, {"refusals": found}, table if found else "Nothing is refused.")
+
+
+@refusals.command()
+@state_option
+@click.argument("release")
+@json_option
+@headland_errors
+def lift(state: Path, release: str, as_json: bool) -> None:
+    """Forget a refusal, so that RELEASE (a version, or its manifest's digest) is tried again when it is offered."""
+    database = _state_db(state)
+    try:
+        lifted = database.lift_refusal(release)
+    finally:
+        database.close()
+    if not lifted:
+        raise StateError(f"{release} is not refused here", hint="headland-device refusals list shows what is")
+    emit(as_json, {"lifted": lifted}, "\n".join(f"Lifted: {one.release} ({one.manifest[:12]})" for one in lifted))
+
+
+def _state_db(state: Path) -> StateDb:
+    path = Layout(state.absolute()).state_db
+    if not path.exists():
+        raise StateError(f"no agent has run on {state}", hint=f"headland-device run --state {state}")
+    return StateDb(path)

@@ -1,0 +1,212 @@
+"""All parts of the agent: each made once, handed what it needs, and closed in the opposite order."""
+
+import asyncio
+import contextlib
+import logging
+import random
+import secrets
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from device import hardware, identity
+from device.clock import Clock
+from device.contact import Contact, Facts
+from device.contact_loop import ContactLoop, News
+from device.drain import Drain
+from device.inference.alarms import make_sinks
+from device.inference.canary_client import SubprocessCanary
+from device.inference.folder_source import FolderSource
+from device.inference.pump import Pump
+from device.inference.workers import ProcessWorkers
+from device.layout import Layout
+from device.link import Link
+from device.outbox.box import Outbox
+from device.renewal import renew
+from device.settings import DeviceSettings
+from device.state_db import StateDb
+from device.store import Store
+from device.totals import Totals
+from device.transfer.fetch import Transfer
+from device.trust.client import KeeperTrust
+from device.update.rules import Machine
+from device.update.sets import Sets
+from device.update.signals import folder_signals
+from device.update.updater import Updater
+from device.update.world import World
+from protocol.errors import StateError
+from protocol.messages import Alert, Inventory
+
+LOG: Final = logging.getLogger("headland.agent")
+ALARMS: Final = "alarms"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the agent's tasks work with."""
+
+    layout: Layout
+    inventory: Inventory
+    clock: Clock
+    totals: Totals
+    outbox: Outbox
+    workers: ProcessWorkers
+    source: FolderSource
+    pump: Pump
+    updater: Updater
+    contact_loop: ContactLoop
+
+
+class WakingSink:
+    """The outbox as the pump sees it: an alarm that became durable is news for the contact loop.
+
+    Args:
+        outbox: Keeps the rows.
+        news: Told of alarms.
+    """
+
+    def __init__(self, outbox: Outbox, news: News) -> None:
+        self._outbox = outbox
+        self._news = news
+
+    async def enqueue(self, lane: str, row: bytes) -> int:
+        """As `device.inference.pump.Sink`."""
+        number = await self._outbox.enqueue(lane, row)
+        if lane == ALARMS:
+            self._news.results()
+        return number
+
+
+def draw_token() -> str:
+    """128 random bits in hexadecimal."""
+    return secrets.token_hex(16)
+
+
+@contextlib.asynccontextmanager
+async def assembled(layout: Layout, settings: DeviceSettings) -> AsyncIterator[Parts]:
+    """The parts, for as long as the context lasts.
+
+    Raises:
+        StateError: Not enrolled, or a database cannot be opened.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        who = await asyncio.to_thread(identity.load, layout.identity)
+        device, product = who.enrolment.device, who.enrolment.product
+        tls = await asyncio.to_thread(who.tls)
+        state = await asyncio.to_thread(StateDb, layout.state_db)
+        stack.callback(state.close)
+        clock = await asyncio.to_thread(Clock, state)
+
+        def now() -> tuple[int, bool]:
+            reading = clock.now()
+            return reading.ms, reading.sure
+
+        totals = await asyncio.to_thread(Totals, state)
+        stack.callback(totals.keep)
+        outbox = await Outbox.opened(
+            layout.outbox_db,
+            device,
+            budget_bytes=settings.outbox.budget_bytes,
+            now_ms=lambda: now()[0],
+            draw_token=draw_token,
+            on_damage=lambda detail: _report_damage(state, detail, now()[0]),
+        )
+        stack.push_async_callback(outbox.close)
+        inventory = await hardware.probe(settings.machine.hardware, layout.state)
+        link = Link(settings.server.url or who.enrolment.server, tls)
+        stack.push_async_callback(link.close)
+        trust = KeeperTrust(layout.state, server=settings.server.url or None)
+        stack.push_async_callback(trust.close)
+        inference = settings.inference
+        workers = ProcessWorkers(clock=time.monotonic, threads=inference.threads, frame_limit_s=inference.frame_limit_s)
+        stack.push_async_callback(workers.close)
+        sinks = make_sinks(inference.alarms)
+        for sink in sinks:
+            stack.push_async_callback(sink.close)
+        source = FolderSource(
+            Path(inference.frames) if inference.frames else layout.state / "frames",
+            waiting=inference.waiting_frames,
+            keep=inference.keep_frames,
+            clock=time.monotonic,
+        )
+        stack.push_async_callback(source.close)
+        store = await asyncio.to_thread(_open_store, layout, settings)
+        transfer = Transfer(link, store, settings.transfer, count=totals.received)
+        news = News()
+        updater = Updater(
+            db=state,
+            store=store,
+            sets=await asyncio.to_thread(Sets, layout.state),
+            fetcher=transfer,
+            canary=SubprocessCanary(layout.run / "canary", threads=inference.threads),
+            workers=workers,
+            machine=Machine(device=device, product=product, inventory=inventory),
+            world=World(
+                now=now,
+                new_id=draw_token,
+                random=random.random,
+                signals_off=folder_signals(Path(settings.machine.signals) if settings.machine.signals else None),
+                notify=news.to_tell,
+            ),
+            settings=settings.update,
+        )
+        contact = Contact(
+            device,
+            product,
+            door=link,
+            trust=trust,
+            state=state,
+            store=store,
+            outbox=outbox,
+            manifests=transfer,
+            updates=updater,
+            clock=clock,
+            facts=lambda: Facts(inventory, totals.now(outbox.produced()), *now()),
+            draw_token=draw_token,
+        )
+        yield Parts(
+            layout=layout,
+            inventory=inventory,
+            clock=clock,
+            totals=totals,
+            outbox=outbox,
+            workers=workers,
+            source=source,
+            pump=Pump(
+                source=source,
+                workers=workers,
+                sink=WakingSink(outbox, news),
+                alarms=sinks,
+                now_ms=now,
+                clock=time.monotonic,
+            ),
+            updater=updater,
+            contact_loop=ContactLoop(
+                contact,
+                Drain(outbox, link, trust, who.key),
+                settings.server,
+                news,
+                renew=lambda: renew(who, tls, link),
+                monotonic=time.monotonic,
+                random=random.random,
+            ),
+        )
+
+
+def _open_store(layout: Layout, settings: DeviceSettings) -> Store:
+    return Store(
+        layout.store,
+        keep_free_bytes=settings.store.keep_free_bytes,
+        budget_bytes=settings.store.budget_bytes or None,
+    )
+
+
+def _report_damage(state: StateDb, detail: str, now_ms: int) -> None:
+    """Called from the outbox's thread."""
+    LOG.error("%s", detail)
+    try:
+        state.add_alert(Alert(id=draw_token(), kind="outbox-damaged", at_ms=now_ms, detail=detail[:2000]))
+    except StateError as error:
+        LOG.warning("the damage cannot be reported: %s", error)

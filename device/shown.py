@@ -1,0 +1,104 @@
+"""The status as a person reads it: tables in the order in which a technician asks."""
+
+from datetime import UTC, datetime
+
+from rich.table import Table
+
+from device.status import DeviceStatus, UpdateNow
+
+
+def status_tables(status: DeviceStatus) -> tuple[Table, ...]:
+    """The machine, its models, its results, and what it refused."""
+    tables = [_machine(status)]
+    if status.models:
+        tables.append(_models(status))
+    if status.lanes:
+        tables.append(_lanes(status))
+    if status.refusals:
+        tables.append(_refusals(status))
+    return tuple(tables)
+
+
+def _machine(status: DeviceStatus) -> Table:
+    table = Table(title=f"{status.device} of {status.product}", show_header=False, title_justify="left")
+    release = status.release
+    last = status.last_update
+    contact = status.contact
+    rows = {
+        "agent": f"runs as process {status.pid}, version {status.agent}" if status.running else "does not run",
+        "release": f"{release.version} ({release.manifest[:12]})" if release is not None else "none yet",
+        "on trial": status.trial[:12] if status.trial is not None else "",
+        "serving": "yes" if status.serving else ("no" if status.running else ""),
+        "update": update_line(status.update),
+        "last update": ""
+        if last is None
+        else f"{last.release.version}: {last.outcome}"
+        + (f", {last.reason.value}" if last.reason is not None else "")
+        + (f" ({last.detail})" if last.detail else ""),
+        "frames": f"{status.frames_inferred} inferred, {status.frames_dropped} dropped, "
+        f"{status.frames_waiting} waiting",
+        "alarms": f"{status.alarms.fired} fired; last {status.alarms.last_ms:.1f} ms after the frame, "
+        f"median {status.alarms.p50_ms:.1f} ms, 99 % within {status.alarms.p99_ms:.1f} ms"
+        if status.alarms.fired
+        else "",
+        "received": f"{status.bytes_received:,} bytes of updates",
+        "server": contact.server
+        + (f", last contact {_time(contact.last_ms)}" if contact.last_ms is not None else ", not met yet"),
+        "no contact": contact.trouble,
+        "set apart": "the server saw this identity twice: a person has to decide" if contact.set_apart else "",
+        "time": f"{_time(status.time.ms)}, {'sure' if status.time.sure else 'not verified since the machine started'}",
+        "to tell": f"{status.pending_statuses} statuses, {len(status.alerts)} alerts wait for the next contact",
+        "trouble": "\n".join(status.trouble),
+    }
+    for name, value in rows.items():
+        if value:
+            table.add_row(name, value)
+    return table
+
+
+def update_line(update: UpdateNow) -> str:
+    """Where the update is, in one line."""
+    parts = [update.state + (f" of {update.release}" if update.release else "")]
+    if update.bytes_total and update.state == "fetch":
+        parts.append(f"{update.bytes_done:,} of {update.bytes_total:,} bytes")
+    if update.healthy_of_s:
+        parts.append(f"healthy for {update.healthy_s:.0f} of {update.healthy_of_s:.0f} s")
+    if update.why:
+        parts.append(f"waits: {update.why}")
+    if update.damaged:
+        parts.append(f"damaged: {update.damaged}")
+    return ", ".join(parts)
+
+
+def _models(status: DeviceStatus) -> Table:
+    table = Table("model", "variant", "digest", "accelerator", "median ms", "95 % within ms", "restarts", "fall-back")
+    for name, model in status.models.items():
+        table.add_row(
+            name,
+            model.variant,
+            model.model_digest[:12],
+            model.accelerator or "not up",
+            f"{model.latency_p50_ms:.1f}",
+            f"{model.latency_p95_ms:.1f}",
+            str(model.restarts),
+            model.fallback,
+        )
+    return table
+
+
+def _lanes(status: DeviceStatus) -> Table:
+    table = Table("results", "produced", "queued", "receipted", "lost")
+    for name, lane in status.lanes.items():
+        table.add_row(name, str(lane.produced), str(lane.queued), str(lane.receipted), str(lane.lost))
+    return table
+
+
+def _refusals(status: DeviceStatus) -> Table:
+    table = Table("refused", "manifest", "reason", "detail", title="`headland-device refusals lift` forgets one")
+    for refusal in status.refusals:
+        table.add_row(refusal.release, refusal.manifest[:12], refusal.reason.value, refusal.detail)
+    return table
+
+
+def _time(at_ms: int) -> str:
+    return f"{datetime.fromtimestamp(at_ms / 1000, UTC):%Y-%m-%d %H:%M:%S} UTC"

@@ -1,0 +1,269 @@
+"""What a machine says of itself: the running agent's own account, and what its databases tell without it.
+
+The agent renews `run/status.json` each second. `read_status` puts it together with `state.db` and `outbox.db`, so that
+`headland-device status` answers whether or not the agent runs.
+"""
+
+import contextlib
+import fcntl
+import os
+from pathlib import Path
+from typing import Final
+
+from device import identity
+from device.clock import Clock
+from device.contact import read_record
+from device.inference.pump import PumpNumbers
+from device.inference.workers import ModelStatus, Swap, WorkersStatus
+from device.layout import Layout
+from device.outbox.box import read_counts
+from device.outbox.damage import quarantined
+from device.state_db import Refusal, StateDb
+from device.totals import BYTES, DROPPED, INFERRED
+from device.update.states import Ended, State, UpdateRecord
+from protocol import limits
+from protocol.errors import Refused, StateError
+from protocol.ids import Digest, Millis
+from protocol.messages import Alert, Counters
+from protocol.wire import Message, decode, encode
+
+STATUS_BYTES: Final = limits.MIB
+PENDING_SHOWN: Final = 50
+
+
+class UpdateNow(Message):
+    """Where the update machine is. `why` is what it waits for, for people; empty when it does not wait."""
+
+    state: str = State.IDLE.value
+    release: str = ""
+    why: str = ""
+    bytes_done: int = 0
+    bytes_total: int = 0
+    healthy_s: float = 0.0
+    healthy_of_s: float = 0.0
+    damaged: str = ""
+
+
+class AgentStatus(Message):
+    """`run/status.json`: what only the running agent knows."""
+
+    pid: int
+    agent: str
+    started_ms: Millis
+    at_ms: Millis
+    sure_of_time: bool
+    update: UpdateNow = UpdateNow()
+    workers: WorkersStatus = WorkersStatus()
+    pump: PumpNumbers = PumpNumbers()
+    counters: Counters = Counters()
+    frames_waiting: int = 0
+    contact_trouble: str = ""
+    trouble: tuple[str, ...] = ()  # what the agent found wrong with itself
+
+
+class RunningRelease(Message):
+    """A release that a machine has."""
+
+    version: str
+    manifest: Digest
+    release_counter: int
+
+
+class LaneStatus(Message):
+    """Rows of a lane: `produced = queued + receipted + lost`."""
+
+    produced: int
+    queued: int
+    receipted: int
+    lost: int
+
+
+class AlarmStatus(Message):
+    """From a frame's arrival until every sink had taken its alarm, in milliseconds, since the agent started."""
+
+    fired: int = 0
+    failures: int = 0
+    last_ms: float = 0.0
+    p50_ms: float = 0.0
+    p99_ms: float = 0.0
+
+
+class ContactStatus(Message):
+    """The server, as the machine last met it."""
+
+    server: str
+    last_ms: Millis | None
+    trouble: str = ""
+    unanswered: bool = False  # a contact was begun whose answer has not come
+    set_apart: bool = False  # the server saw this identity twice: a person decides
+
+
+class TimeStatus(Message):
+    """Trusted time; not `sure` means that no signed time was verified since the machine was switched on."""
+
+    ms: Millis
+    sure: bool
+
+
+class DeviceStatus(Message, omit_defaults=False):
+    """Everything that `headland-device status` tells."""
+
+    device: str
+    product: str
+    running: bool  # the agent
+    pid: int | None
+    agent: str
+    release: RunningRelease | None  # committed
+    trial: Digest | None
+    previous: RunningRelease | None
+    models: dict[str, ModelStatus]
+    serving: bool
+    swap: Swap | None
+    update: UpdateNow
+    last_update: Ended | None
+    refusals: tuple[Refusal, ...]
+    lanes: dict[str, LaneStatus]
+    frames_inferred: int
+    frames_dropped: int
+    frames_waiting: int
+    inference_errors: int
+    alarms: AlarmStatus
+    bytes_received: int
+    contact: ContactStatus
+    time: TimeStatus
+    alerts: tuple[Alert, ...]  # that wait to be told to the server
+    pending_statuses: int
+    trouble: tuple[str, ...]
+
+
+def write_status(path: Path, status: AgentStatus) -> None:
+    """Replaces the agent's account: whole or not at all, and not synced, as it means nothing after a restart."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(encode(status))
+    temporary.replace(path)
+
+
+def read_agent_status(path: Path) -> AgentStatus | None:
+    """The last account of an agent; None when there is none that can be read."""
+    try:
+        with path.open("rb") as file:
+            return decode(file.read(STATUS_BYTES), AgentStatus, limit=STATUS_BYTES)
+    except (OSError, Refused):
+        return None
+
+
+def is_running(lock: Path) -> bool:
+    """Whether an agent holds the state folder."""
+    try:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    else:
+        return False
+    finally:
+        os.close(descriptor)
+
+
+def read_status(layout: Layout) -> DeviceStatus:
+    """Gathers the status; blocking. Works with and without a running agent.
+
+    Raises:
+        StateError: The machine is not enrolled, or `state.db` is damaged.
+    """
+    enrolment = identity.load(layout.identity).enrolment
+    running = is_running(layout.lock)
+    said = read_agent_status(layout.status)
+    now = said if running else None
+    if not layout.state_db.exists():
+        raise StateError("the agent has not run here yet", hint=f"headland-device run --state {layout.state}")
+    state = StateDb(layout.state_db)
+    try:
+        record = state.record()
+        contact = read_record(state)
+        reading = Clock(state).now()
+        totals = state.counters()
+        return DeviceStatus(
+            device=enrolment.device,
+            product=enrolment.product,
+            running=running,
+            pid=now.pid if now is not None else None,
+            agent=said.agent if said is not None else "",
+            release=_release(record, "committed"),
+            trial=record.active if record.state is State.TRIAL else None,
+            previous=_release(record, "previous"),
+            models=now.workers.models if now is not None else {},
+            serving=now is not None and now.workers.serving,
+            swap=now.workers.swap if now is not None else None,
+            update=now.update if now is not None else _update_at_rest(record),
+            last_update=record.last,
+            refusals=state.refusals(),
+            lanes=_lanes(layout),
+            frames_inferred=now.counters.frames_inferred if now is not None else totals.get(INFERRED, 0),
+            frames_dropped=now.counters.frames_dropped if now is not None else totals.get(DROPPED, 0),
+            frames_waiting=now.frames_waiting if now is not None else 0,
+            inference_errors=now.pump.inference_errors if now is not None else 0,
+            alarms=_alarms(now),
+            bytes_received=totals.get(BYTES, 0),
+            contact=ContactStatus(
+                server=enrolment.server,
+                last_ms=contact.last_ms or None,
+                trouble=now.contact_trouble if now is not None else "",
+                unanswered=contact.pending is not None,
+                set_apart=contact.set_apart,
+            ),
+            time=TimeStatus(ms=reading.ms, sure=reading.sure),
+            alerts=state.pending_alerts(PENDING_SHOWN),
+            pending_statuses=len(state.pending_statuses(PENDING_SHOWN)),
+            trouble=(*(now.trouble if now is not None else ()), *_kept_damage(layout)),
+        )
+    finally:
+        state.close()
+
+
+def _release(record: UpdateRecord, which: str) -> RunningRelease | None:
+    held = record.committed if which == "committed" else record.previous
+    if held is None:
+        return None
+    return RunningRelease(version=held.version, manifest=held.digest, release_counter=held.release_counter)
+
+
+def _update_at_rest(record: UpdateRecord) -> UpdateNow:
+    trial = record.state is State.TRIAL and record.offer is not None
+    return UpdateNow(
+        state=record.state.value,
+        release=record.offer.release.version if record.offer is not None else "",
+        why=record.paused,
+        healthy_s=record.healthy_s,
+        healthy_of_s=record.offer.trial.healthy_s if trial and record.offer is not None else 0.0,
+    )
+
+
+def _lanes(layout: Layout) -> dict[str, LaneStatus]:
+    with contextlib.suppress(StateError):
+        return {
+            lane: LaneStatus(
+                produced=counts.produced, queued=counts.queued, receipted=counts.receipted, lost=counts.lost
+            )
+            for lane, counts in read_counts(layout.outbox_db).items()
+        }
+    return {}
+
+
+def _alarms(now: AgentStatus | None) -> AlarmStatus:
+    if now is None:
+        return AlarmStatus()
+    return AlarmStatus(
+        fired=now.pump.alarms_fired,
+        failures=now.pump.alarm_failures,
+        last_ms=now.pump.alarm_last_ms,
+        p50_ms=now.pump.alarm_p50_ms,
+        p99_ms=now.pump.alarm_p99_ms,
+    )
+
+
+def _kept_damage(layout: Layout) -> tuple[str, ...]:
+    return tuple(f"{path.name}: a damaged outbox, kept for salvage" for path in quarantined(layout.outbox_db))
