@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Protocol, assert_never
 
+from device.inference.cancelling import cancel
 from device.inference.settings import AlarmSettings, CommandAlarm, FileAlarm, SocketAlarm
 
 FIRE_S: Final = 1.0  # a sink that has not taken an alarm by then is passed over; the next alarm tries again
@@ -91,33 +92,41 @@ class CommandSink:
 
 
 class FileSink:
-    """Raises a line: `1` at an alarm, `0` once none came for `hold_s`, and `0` when it is made and closed."""
+    """Raises a line: `1` at an alarm, `0` once none came for `hold_s`, and `0` when it is closed."""
 
     def __init__(self, settings: FileAlarm) -> None:
         self.name = f"file {settings.path}"
         self._settings = settings
+        self._until_s = 0.0  # of the loop's clock
+        self._writing = asyncio.Lock()  # a `0` that is on its way must not land after the next `1`
         self._lowering: asyncio.Task[None] | None = None
 
     async def fire(self, row: bytes) -> None:
         """As in the port."""
-        if self._lowering is not None:
-            self._lowering.cancel()
-        await asyncio.to_thread(self._write, b"1")
-        self._lowering = asyncio.get_running_loop().create_task(self._lower())
+        loop = asyncio.get_running_loop()
+        self._until_s = loop.time() + self._settings.hold_s
+        async with self._writing:
+            await asyncio.to_thread(self._write, b"1")
+        if self._lowering is None or self._lowering.done():
+            self._lowering = loop.create_task(self._lower())
 
     async def close(self) -> None:
         """As in the port."""
         if self._lowering is not None:
-            self._lowering.cancel()
-            with contextlib.suppress(asyncio.CancelledError, OSError):
-                await self._lowering
+            await cancel(self._lowering)
         with contextlib.suppress(OSError):
             await asyncio.to_thread(self._write, b"0")
 
     async def _lower(self) -> None:
-        await asyncio.sleep(self._settings.hold_s)
-        with contextlib.suppress(OSError):
-            await asyncio.to_thread(self._write, b"0")
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(max(0.0, self._until_s - loop.time()))
+            async with self._writing:
+                if self._until_s > loop.time():
+                    continue
+                with contextlib.suppress(OSError):
+                    await asyncio.to_thread(self._write, b"0")
+                return
 
     def _write(self, value: bytes) -> None:
         # One write of the whole value, as sysfs wants it; a plain file is made when it is not there.

@@ -24,6 +24,7 @@ from watchdog.events import FileClosedEvent, FileMovedEvent, FileSystemEvent, Fi
 from watchdog.observers import Observer
 from watchdog.observers.api import BaseObserver
 
+from device.inference.cancelling import cancel
 from device.inference.frames import FRAME_BYTES, SUFFIXES, Frame
 
 _log = logging.getLogger(__name__)
@@ -124,9 +125,7 @@ class FolderSource:
     async def close(self) -> None:
         """As in the port."""
         if self._rescanner is not None:
-            self._rescanner.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._rescanner
+            await cancel(self._rescanner)
             self._rescanner = None
         if self._observer is not None:
             observer, self._observer = self._observer, None

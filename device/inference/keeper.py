@@ -1,12 +1,12 @@
 """Keeps the worker of one model alive: starts it, hands frames on, starts it again after a crash."""
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from device.inference.cancelling import cancel
 from device.inference.dialogue import Answer, Order, Ready
 from device.inference.evidence import Evidence
 from device.inference.frames import Frame
@@ -106,8 +106,9 @@ class Keeper:
         """
         assert self._task is None
         self._gone = False
-        self._set(await self._start(self.order))
-        self._task = asyncio.get_running_loop().create_task(self._keep())
+        process = await self._start(self.order)
+        self._serve_with(process)
+        self._task = asyncio.get_running_loop().create_task(self._keep(process))
 
     async def infer(self, ticket: Ticket) -> tuple[Answer, Ready]:
         """One frame's answer, through as many workers as it takes, and what the one that gave it had loaded.
@@ -124,10 +125,6 @@ class Keeper:
                 ticket.deaths += death.suspect
                 if ticket.deaths >= _DEATHS_PER_FRAME:
                     raise GivenUp from None
-                # Those that wait for the same death must not spin on a process that is about to be replaced.
-                await asyncio.wait([process.ended])
-                if self._process is process:
-                    self._set(None)
 
     def retire(self) -> None:
         """Lets frames that wait for a worker go to the next release. What is being inferred is finished."""
@@ -138,9 +135,7 @@ class Keeper:
         """Ends the worker. Safe to repeat."""
         self.retire()
         if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await cancel(self._task)
             self._task = None
         if self._process is not None:
             process = self._process
@@ -156,29 +151,39 @@ class Keeper:
             self._changed.clear()
             await self._changed.wait()
 
-    async def _keep(self) -> None:
+    async def _keep(self, process: WorkerProcess) -> None:
         early = 0
         while True:
-            process = self._process
-            assert process is not None
             born = self._clock()
             ending = await asyncio.shield(process.ended)
-            self._evidence.crashed(ending)
             lived_s = self._clock() - born
-            self._set(None)
             words = await process.last_words()
             await process.stop()
             _log.warning("the worker of model %s ended: %s %s", self.order.model.name, ending, words)
-            while self._process is None:
+            started: WorkerProcess | None = None
+            while started is None:
                 early = 0 if lived_s >= self._backoff.steady_s else early + 1
                 await self._sleep(self._backoff.wait_s(lived_s, early))
                 try:
-                    self._set(await self._start(_again(self.order)))
+                    started = await self._start(_again(self.order))
                 except Refused as refused:
                     self._evidence.crashed(refused.reason)
                     lived_s = 0.0
                     _log.warning("the worker of model %s does not come up again: %s", self.order.model.name, refused)
+            process = started
+            self._serve_with(process)
             self.restarts += 1
+
+    def _serve_with(self, process: WorkerProcess) -> None:
+        def ended(future: asyncio.Future[str]) -> None:
+            # A callback, so that the evidence stands before any frame hears of the death.
+            if not process.stopping:
+                self._evidence.crashed(future.result())
+            if self._process is process:
+                self._set(None)
+
+        process.ended.add_done_callback(ended)
+        self._set(process)
 
     def _set(self, process: WorkerProcess | None) -> None:
         self._process = process

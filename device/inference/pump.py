@@ -13,17 +13,23 @@ import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol
 
 from device.inference.alarms import FIRE_S, AlarmSink
 from device.inference.frames import Frame, FrameSource
 from device.inference.latency import Latencies
 from device.inference.replies import FrameReply, ModelReply
+from protocol.release import Anomaly, Classify, Detect
 from protocol.results import ResultRow
 from protocol.wire import Message, encode
 
 _log = logging.getLogger(__name__)
 
+_TASKS: Final[dict[type, Literal["classify", "detect", "anomaly"]]] = {
+    Classify: "classify",
+    Detect: "detect",
+    Anomaly: "anomaly",
+}
 _WINDOW: Final = 2  # one frame in the worker, one on its way to it: the worker never waits for the agent
 _BATCH: Final = 64  # frames whose rows may share a transaction of the outbox
 _RETRY_S: Final = (0.05, 0.2, 1.0, 5.0)  # the last one again and again
@@ -178,7 +184,7 @@ class Pump:
         except (OSError, TimeoutError) as error:
             self._count("alarm_failures")
             if sink.name not in self._failing:
-                _log.warning("alarm %s does not take alarms: %s", sink.name, error or type(error).__name__)
+                _log.warning("alarm %s does not take alarms: %s", sink.name, str(error) or type(error).__name__)
             self._failing.add(sink.name)
         else:
             self._failing.discard(sink.name)
@@ -261,13 +267,12 @@ class Pump:
 
 def _row(one: ModelReply, reply: FrameReply, frame: Frame, at_ms: int, sure: bool) -> ResultRow:
     assert one.finding is not None
-    kind = one.model.task.__struct_config__.tag
     return ResultRow(
         at_ms=at_ms,
         model=one.model_digest,
         manifest=reply.manifest,
         frame=frame.name,
-        task=kind,
+        task=_TASKS[type(one.model.task)],
         accelerator=one.accelerator,
         latency_ms=round(one.latency_ms, 3),
         scores=one.finding.scores,

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Final
 
+from device.inference.cancelling import cancel
 from device.inference.dialogue import HEAD_BYTES, PREFIX, Answer, Failed, FromWorker, Order, Ready, Task
 from device.inference.endings import ending_of, reason_of
 from device.inference.frames import Frame
@@ -140,6 +141,11 @@ class WorkerProcess:
         """Of the process."""
         return self._process.pid
 
+    @property
+    def stopping(self) -> bool:
+        """Whether its end is our wish."""
+        return self._stopping
+
     async def infer(self, frame: Frame) -> Answer:
         """Hands over a frame; answers come in the order of the calls.
 
@@ -227,9 +233,7 @@ class _Tail:
         """Ends the reading."""
         # The stream ends with the process; a grandchild that holds it open must not hold us.
         await asyncio.wait([self._task], timeout=1.0)
-        self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._task
+        await cancel(self._task)
 
     async def _read(self) -> None:
         while data := await self._stream.read(4096):
