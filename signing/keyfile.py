@@ -46,11 +46,11 @@ RandomBytes = Callable[[int], bytes]
 
 
 class KeyFileHeader(Message):
-    """The first line. `n` is bounded on both sides: not worth guessing, and not a way to exhaust memory."""
+    """The first line. `n` is bounded above, for a file must not exhaust memory; the tool itself writes `SCRYPT_N`."""
 
     format: Literal["headland-key 1"]
     kdf: Literal["scrypt"]
-    n: Annotated[int, msgspec.Meta(ge=1 << 14, le=1 << 20)]
+    n: Annotated[int, msgspec.Meta(ge=1 << 10, le=1 << 20)]
     r: Literal[8]
     p: Literal[1]
     salt: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]

@@ -1,0 +1,300 @@
+"""The managers' tool from the first key to a delisted release, as three people use it."""
+
+from pathlib import Path
+
+import pytest
+
+from protocol.release import parse_manifest
+from tests.fakes.managers_tool import ManagersTool
+
+
+@pytest.fixture
+def tool(tmp_path: Path) -> ManagersTool:
+    return ManagersTool(tmp_path)
+
+
+@pytest.fixture
+def begun(tool: ManagersTool) -> ManagersTool:
+    tool.begin()
+    return tool
+
+
+def test_three_managers_publish_a_release_that_two_of_them_signed(begun: ManagersTool) -> None:
+    built = begun.build("1.0.0", 1)
+    assert built["tried"] == ["leaf/onnx"]
+    begun.sign("carol")
+    begun.fail("release", "push", code=4)
+    assert built["manifest_sha256"] not in begun.server.blobs, "nothing is uploaded below the threshold"
+    begun.sign("bob")
+    begun.push()
+    assert parse_manifest(begun.server.blobs[built["manifest_sha256"]]).version == "1.0.0"
+    shown = begun.run("release", "show", "1.0.0")
+    assert shown["signed_by"] == ["bob", "carol"]
+    assert shown["listed"] is True
+    assert [each["version"] for each in begun.run("release", "list")["releases"]] == ["1.0.0"]
+
+
+def test_one_manager_alone_may_work_with_a_threshold_of_one(tool: ManagersTool) -> None:
+    tool.begin(managers=("alice",))
+    tool.publish("1.0.0", 1, "alice")
+    assert tool.run("release", "show", "1.0.0")["signed_by"] == ["alice"]
+
+
+@pytest.mark.parametrize(("managers", "threshold"), [(1, 1), (2, 2), (3, 2), (4, 3)])
+def test_a_majority_is_proposed(tool: ManagersTool, managers: int, threshold: int) -> None:
+    for name in ("alice", "bob", "carol", "dora")[:managers]:
+        tool.run("keys", "add", name)
+    event = tool.run("keys", "init", "--product", "pest-detector", "--server", tool.operator_json)
+    assert {need["threshold"] for need in event["needs"]} == {threshold}
+
+
+def test_a_threshold_that_can_never_be_met_is_refused(tool: ManagersTool) -> None:
+    tool.run("keys", "add", "alice")
+    said = tool.fail(
+        "keys", "init", "--product", "pest-detector", "--threshold", 2, "--server", tool.operator_json, code=6
+    )
+    assert "2 signatures of 1 managers" in said
+
+
+def test_every_signer_sees_what_is_added_and_delisted_and_until_when(begun: ManagersTool) -> None:
+    begun.build("1.0.0", 1)
+    said = begun.invoke("release", "sign", "--as", "alice", "--yes").stderr
+    assert "lists pest-detector 1.0.0 (counter 1)" in said
+    assert "onnx: onnxruntime on cpu" in said
+    assert "until 2026-10-31" in said
+    begun.sign("bob")
+    begun.push()
+    begun.run("release", "delist", "1.0.0", "--floor", 2)
+    said = begun.invoke("release", "sign", "--as", "alice", "--yes").stderr
+    assert "delists pest-detector 1.0.0" in said
+    assert "counter floor 0 -> 2" in said
+
+
+def test_a_signer_who_says_no_has_not_signed(begun: ManagersTool) -> None:
+    begun.build("1.0.0", 1)
+    begun.invoke("release", "sign", "--as", "alice", answer="n\n")
+    begun.invoke("release", "sign", "--as", "bob", answer="y\n")
+    (need,) = begun.run("release", "show")["needs"]
+    assert need["signed"] == ["bob"]
+
+
+def test_a_release_that_was_not_tried_shows_its_reason_to_every_signer(begun: ManagersTool) -> None:
+    built = begun.build("1.0.0", 1, "--untried", "the Edge TPU is in the barn")
+    assert begun.checker.attempts == []
+    assert built["untried"] == {"leaf/onnx": "the Edge TPU is in the barn"}
+    for name in ("alice", "bob"):
+        said = begun.invoke("release", "sign", "--as", name, "--yes").stderr
+        assert "! " in said
+        assert "golden inputs were not tried: the Edge TPU is in the barn" in said
+    begun.push()
+    assert begun.run("release", "show", "1.0.0")["untried"] == "the Edge TPU is in the barn"
+
+
+def test_a_manifest_that_is_not_here_is_not_signed(begun: ManagersTool) -> None:
+    built = begun.build("1.0.0", 1)
+    begun.workspace.blob(built["manifest_sha256"]).unlink()
+    said = begun.fail("release", "sign", "--as", "alice", "--yes", code=6)
+    assert "not in this workspace" in said
+
+
+def test_a_manifest_that_was_changed_in_the_workspace_is_not_signed(begun: ManagersTool) -> None:
+    built = begun.build("1.0.0", 1)
+    begun.workspace.blob(built["manifest_sha256"]).write_bytes(b"{}")
+    begun.fail("release", "sign", "--as", "alice", "--yes", code=4)
+
+
+def test_one_event_at_a_time_is_open_for_a_product(begun: ManagersTool) -> None:
+    begun.build("1.0.0", 1)
+    said = begun.fail("release", "build", begun.describe("1.1.0", 2), code=6)
+    assert "is open" in said
+    begun.fail("keys", "rotate", "--threshold", 3, code=6)
+    begun.run("release", "cancel", "--yes")
+    begun.build("1.1.0", 2)
+
+
+def test_two_products_have_events_of_their_own(begun: ManagersTool) -> None:
+    begun.run("keys", "init", "--product", "weed-finder", "--threshold", 1, "--manager", "carol")
+    begun.sign("alice", "bob", "carol")
+    begun.push()
+    begun.build("1.0.0", 1)
+    begun.build("2.0.0", 1, product="weed-finder")
+    begun.run("release", "sign", "--as", "carol", "--yes")
+    assert [each["title"] for each in begun.push()["published"]] == ["release weed-finder 2.0.0"]
+    assert [e["version"] for e in begun.run("release", "list", "--product", "weed-finder")["releases"]] == ["2.0.0"]
+    assert "several products" in begun.fail("release", "list", code=6)
+
+
+def test_a_manager_without_a_key_in_the_role_cannot_sign(begun: ManagersTool) -> None:
+    begun.run("keys", "add", "dora")
+    begun.build("1.0.0", 1)
+    assert begun.run("keys", "sign", "--as", "dora", "--yes")["events"] == []
+    begun.fail("keys", "sign", "--as", "nobody", "--yes", code=6)
+
+
+def test_a_rotated_key_signs_and_the_old_one_no_longer_does(begun: ManagersTool) -> None:
+    before = {m["name"]: m["keyid"] for m in begun.run("keys", "show")["managers"]}
+    begun.run("keys", "rotate", "--manager", "bob")
+    begun.sign("bob", "carol")
+    begun.push()
+    after = {m["name"]: m for m in begun.run("keys", "show")["managers"]}
+    assert after["bob"]["keyid"] != before["bob"]
+    assert after["alice"]["keyid"] == before["alice"]
+    assert "image/root" in after["bob"]["roles"]
+    assert all(before["bob"] not in role["keyids"] for role in begun.run("keys", "show")["roles"])
+    begun.publish("1.0.0", 1, "alice", "bob")
+
+
+def test_a_rotation_needs_the_old_roots_threshold_and_the_new_ones(begun: ManagersTool) -> None:
+    begun.run("keys", "add", "dora")
+    begun.run("keys", "rotate", "--remove", "alice", "--remove", "bob", "--add", "dora")
+    begun.sign("dora", "carol")
+    said = begun.fail("release", "push", code=4)
+    assert "by the keys of the root before" in said
+    begun.sign("alice")
+    begun.push()
+    begun.publish("1.0.0", 1, "carol", "dora")
+
+
+def test_a_cancelled_rotation_leaves_the_old_key(begun: ManagersTool) -> None:
+    begun.run("keys", "rotate", "--manager", "bob")
+    begun.run("release", "cancel", "--yes")
+    (bob,) = (m for m in begun.run("keys", "show")["managers"] if m["name"] == "bob")
+    assert bob["next_keyid"] is None
+    begun.publish("1.0.0", 1, "alice", "bob")
+
+
+def test_a_product_role_that_a_new_threshold_no_longer_vouches_for_is_signed_again(begun: ManagersTool) -> None:
+    begun.publish("1.0.0", 1)
+    event = begun.run("keys", "rotate", "--threshold", 3)
+    assert "image/pest-detector" in {need["file"] for need in event["needs"]}
+    begun.sign("alice", "bob", "carol")
+    begun.push()
+    assert [each["version"] for each in begun.run("release", "list")["releases"]] == ["1.0.0"]
+
+
+def test_a_new_era_restarts_the_counter(begun: ManagersTool) -> None:
+    begun.publish("9.0.0", 9)
+    begun.run("keys", "rotate", "--new-era", "pest-detector")
+    begun.sign("alice", "bob")
+    begun.push()
+    assert begun.build("9.1.0", 1)["era"] == 1
+
+
+def test_the_servers_new_keys_are_taken_in_by_a_rotation(begun: ManagersTool, tmp_path: Path) -> None:
+    fresh = ManagersTool(tmp_path).server
+    keys = tmp_path / "online-keys.json"
+    keys.write_bytes(fresh.online_keys)
+    begun.run("keys", "rotate", "--online", keys)
+    begun.sign("alice", "bob")
+    begun.push()
+    begun.server.keys = fresh.keys
+    assert len([each for each in begun.run("keys", "due")["roles"] if each["online"]]) == 4
+
+
+def test_push_again_restores_a_server_that_lost_everything(begun: ManagersTool) -> None:
+    built = begun.publish("1.0.0", 1)
+    begun.run("keys", "rotate", "--manager", "carol")
+    begun.sign("alice", "bob")
+    begun.push()
+    sets, begun.server.sets, begun.server.blobs = begun.server.sets, {}, {}
+    begun.run("release", "push", "--again")
+    assert begun.server.sets == sets
+    assert built["manifest_sha256"] in begun.server.blobs
+
+
+def test_a_push_that_was_cut_after_the_server_took_it_is_finished_by_the_next(begun: ManagersTool) -> None:
+    begun.build("1.0.0", 1)
+    begun.sign("alice", "bob")
+    publish = begun.server.publish
+
+    def publish_and_die(files: object) -> None:
+        publish(files)  # type: ignore[arg-type]
+        raise OSError(5, "the cable")
+
+    begun.server.publish = publish_and_die  # type: ignore[method-assign, assignment]
+    begun.fail("release", "push", code=1)
+    begun.sign("carol")  # a signature that comes late must not change the bytes that the server has
+    begun.server.publish = publish  # type: ignore[method-assign]
+    begun.push()
+    assert begun.run("release", "list")["open"] == []
+    assert begun.workspace.current("image") == begun.server.sets["image"]
+
+
+def test_due_marks_half_and_four_fifths_of_each_lifetime(begun: ManagersTool) -> None:
+    def state(role: str) -> str:
+        return str(next(e["state"] for e in begun.run("keys", "due")["roles"] if e["role"] == role))
+
+    assert state("pest-detector") == "fresh"
+    begun.later(days=91)
+    assert state("pest-detector") == "due"
+    begun.later(days=54)
+    assert state("pest-detector") == "urgent"
+    begun.later(days=36)
+    assert state("pest-detector") == "expired"
+
+
+def test_resigning_gives_a_due_role_a_whole_lifetime_again(begun: ManagersTool) -> None:
+    begun.publish("1.0.0", 1)
+    begun.fail("keys", "resign", code=6)
+    begun.later(days=100)
+    event = begun.run("keys", "resign")
+    assert {need["file"] for need in event["needs"]} == {"image/pest-detector"}
+    begun.sign("alice", "carol")
+    begun.push()
+    assert {e["state"] for e in begun.run("keys", "due")["roles"] if not e["online"]} == {"fresh"}
+
+
+def test_without_a_workspace_the_message_says_how_to_make_one(tool: ManagersTool) -> None:
+    said = tool.fail("release", "list", code=6)
+    assert "keys add" in said
+
+
+def test_an_error_is_a_json_object_for_a_program(tool: ManagersTool) -> None:
+    result = tool.invoke("release", "list", "--json")
+    assert result.exit_code == 6
+    assert '"error"' in result.stdout
+
+
+def test_a_rollout_is_asked_of_the_server_in_its_words(begun: ManagersTool) -> None:
+    begun.publish("1.0.0", 1)
+    begun.server.answers["/rollouts"] = {"name": "spring"}
+    begun.run(
+        *("rollout", "create", "spring", "--release", "1.0.0", "--group", "north"),
+        *("--phase", "count=1,success=100,error=0", "--phase", "devices=m1+m2", "--phase", "percent=100"),
+        *("--window", "120-300", "--signal-clear", "driving"),
+    )
+    assert begun.server.posted[-1] == (
+        "/rollouts",
+        {
+            "name": "spring",
+            "product": "pest-detector",
+            "release": "1.0.0",
+            "group": "north",
+            "phases": [
+                {"count": 1, "success_percent": 100, "error_percent": 0},
+                {"devices": ["m1", "m2"]},
+                {"percent": 100},
+            ],
+            "conditions": {"window_utc": [120, 300], "signals_clear": ["driving"]},
+        },
+    )
+
+
+@pytest.mark.parametrize("phase", ["success=100", "count=1,percent=5", "count=x", "half=1"])
+def test_a_phase_that_says_not_exactly_one_size_is_refused(begun: ManagersTool, phase: str) -> None:
+    begun.fail("rollout", "create", "a", "--release", "1.0.0", "--group", "g", "--phase", phase, code=6)
+
+
+def test_devices_are_shown_given_tokens_and_revoked(begun: ManagersTool) -> None:
+    begun.server.answers |= {"/tokens": {"token": "HL1.abc"}, "/devices/m1": {"device": "m1"}}
+    begun.server.answers["/devices"] = [{"device": "m1", "report": {"release": "1.0.0"}}]
+    assert begun.run("device", "token", "m1", "--group", "north")["token"] == "HL1.abc"
+    assert begun.run("device", "list")["devices"][0]["device"] == "m1"
+    assert begun.run("device", "show", "m1")["device"] == "m1"
+    begun.run("device", "revoke", "m1", "--yes")
+    begun.run("device", "groups", "m1", "south")
+    assert begun.server.posted == [
+        ("/tokens", {"device": "m1", "product": "pest-detector", "groups": ["north"]}),
+        ("/devices/m1/revoke", {}),
+        ("/devices/m1/groups", {"groups": ["south"]}),
+    ]
