@@ -28,6 +28,7 @@ from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 from protocol import limits
 from protocol.errors import LinkError, Reason, Refused
 from signing.durable import DISK, Disk
+from signing.metadata import VERSION_MAX
 from signing.trust.floors import Floors, KeyedFloor
 from signing.trust.source import Nowhere, Offered, Source
 
@@ -348,6 +349,8 @@ class _DurableUpdater(Updater):
         return cast(Root | Targets, self._trusted_set[self._parents[role]])
 
     def _hold(self, role: str, version: int, delegator: Root | Targets) -> KeyedFloor:
+        if version > VERSION_MAX:
+            raise Refused(Reason.LIMIT, f"{self._store.name}: version {version} of {role} is above {VERSION_MAX}")
         named = delegator.get_delegated_role(role)
         floor = KeyedFloor(self._store._floors, f"{self._store.name}/{role}", named.keyids, named.threshold)
         if version < floor.value():
