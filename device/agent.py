@@ -33,7 +33,7 @@ from signing import durable
 
 LOG: Final = logging.getLogger("headland.agent")
 STATUS_S: Final = 1.0
-COUNTS_S: Final = 10.0  # frames' counts may lag behind by so much after a cut
+COUNTS_S: Final = 2.0  # frames' counts may lag behind by so much after a cut
 CLOCK_S: Final = 600.0  # how often it is looked whether sure time is due for its hourly checkpoint
 INFERENCE_FAILURES: Final = 5
 

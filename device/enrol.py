@@ -111,8 +111,11 @@ async def enrol(
     key, csr = await asyncio.to_thread(_keep_request, layout, token)
 
     async def answered(door: Door, ask: Callable[[Door], Awaitable[Answer]]) -> bytes:
+        async def attempt() -> bytes:
+            return (await ask(door)).content()
+
         try:
-            return await persist(lambda: _content(ask(door)), attempts=ATTEMPTS, random=random, sleep=sleep)
+            return await persist(attempt, attempts=ATTEMPTS, random=random, sleep=sleep)
         finally:
             await door.close()
 
@@ -131,10 +134,6 @@ async def enrol(
     enrolment = Enrolment(server=url, device=token.device, product=token.product)
     await asyncio.to_thread(_keep, layout, enrolment, answer, ca_pem, frames)
     return enrolment
-
-
-async def _content(answer: Awaitable[Answer]) -> bytes:
-    return (await answer).content()
 
 
 def _already(layout: Layout, token: TokenContent) -> Enrolment | None:

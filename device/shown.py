@@ -23,7 +23,7 @@ def _machine(status: DeviceStatus) -> Table:
     table = Table(title=f"{status.device} of {status.product}", show_header=False, title_justify="left")
     release = status.release
     last = status.last_update
-    contact = status.contact
+    contact, latency = status.contact, status.alarm_latency_ms
     rows = {
         "agent": f"runs as process {status.pid}, version {status.agent}" if status.running else "does not run",
         "release": f"{release.version} ({release.manifest[:12]})" if release is not None else "none yet",
@@ -37,9 +37,9 @@ def _machine(status: DeviceStatus) -> Table:
         + (f" ({last.detail})" if last.detail else ""),
         "frames": f"{status.frames_inferred} inferred, {status.frames_dropped} dropped, "
         f"{status.frames_waiting} waiting",
-        "alarms": f"{status.alarms.fired} fired; last {status.alarms.last_ms:.1f} ms after the frame, "
-        f"median {status.alarms.p50_ms:.1f} ms, 99 % within {status.alarms.p99_ms:.1f} ms"
-        if status.alarms.fired
+        "alarms": f"{status.alarms_fired} fired; last {latency.last:.1f} ms after the frame, "
+        f"median {latency.p50:.1f} ms, 99 % within {latency.p99:.1f} ms"
+        if status.alarms_fired
         else "",
         "received": f"{status.bytes_received:,} bytes of updates",
         "server": contact.server

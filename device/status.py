@@ -78,14 +78,12 @@ class LaneStatus(Message):
     lost: int
 
 
-class AlarmStatus(Message):
+class AlarmLatency(Message, omit_defaults=False):
     """From a frame's arrival until every sink had taken its alarm, in milliseconds, since the agent started."""
 
-    fired: int = 0
-    failures: int = 0
-    last_ms: float = 0.0
-    p50_ms: float = 0.0
-    p99_ms: float = 0.0
+    last: float = 0.0
+    p50: float = 0.0
+    p99: float = 0.0
 
 
 class ContactStatus(Message):
@@ -127,7 +125,10 @@ class DeviceStatus(Message, omit_defaults=False):
     frames_dropped: int
     frames_waiting: int
     inference_errors: int
-    alarms: AlarmStatus
+    results_produced: int
+    alarms_fired: int  # since the agent started
+    alarm_failures: int
+    alarm_latency_ms: AlarmLatency
     bytes_received: int
     contact: ContactStatus
     time: TimeStatus
@@ -186,6 +187,7 @@ def read_status(layout: Layout) -> DeviceStatus:
         contact = read_record(state)
         reading = Clock(state).now()
         totals = state.counters()
+        lanes = _lanes(layout)
         return DeviceStatus(
             device=enrolment.device,
             product=enrolment.product,
@@ -201,12 +203,17 @@ def read_status(layout: Layout) -> DeviceStatus:
             update=now.update if now is not None else _update_at_rest(record),
             last_update=record.last,
             refusals=state.refusals(),
-            lanes=_lanes(layout),
+            lanes=lanes,
             frames_inferred=now.counters.frames_inferred if now is not None else totals.get(INFERRED, 0),
             frames_dropped=now.counters.frames_dropped if now is not None else totals.get(DROPPED, 0),
             frames_waiting=now.frames_waiting if now is not None else 0,
             inference_errors=now.pump.inference_errors if now is not None else 0,
-            alarms=_alarms(now),
+            results_produced=sum(lane.produced for lane in lanes.values()),
+            alarms_fired=now.pump.alarms_fired if now is not None else 0,
+            alarm_failures=now.pump.alarm_failures if now is not None else 0,
+            alarm_latency_ms=AlarmLatency()
+            if now is None
+            else AlarmLatency(last=now.pump.alarm_last_ms, p50=now.pump.alarm_p50_ms, p99=now.pump.alarm_p99_ms),
             bytes_received=totals.get(BYTES, 0),
             contact=ContactStatus(
                 server=enrolment.server,
@@ -251,18 +258,6 @@ def _lanes(layout: Layout) -> dict[str, LaneStatus]:
             for lane, counts in read_counts(layout.outbox_db).items()
         }
     return {}
-
-
-def _alarms(now: AgentStatus | None) -> AlarmStatus:
-    if now is None:
-        return AlarmStatus()
-    return AlarmStatus(
-        fired=now.pump.alarms_fired,
-        failures=now.pump.alarm_failures,
-        last_ms=now.pump.alarm_last_ms,
-        p50_ms=now.pump.alarm_p50_ms,
-        p99_ms=now.pump.alarm_p99_ms,
-    )
 
 
 def _kept_damage(layout: Layout) -> tuple[str, ...]:
