@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from securesystemslib.signer import CryptoSigner
+from tuf.api.metadata import DelegatedRole, Delegations
 
 from signing.trust import conformance
 from signing.trust_store import TrustStore
@@ -112,6 +113,25 @@ def test_download_walks_delegations_and_skips_what_is_there(client: Client) -> N
     assert client.download("plain.txt", "deep/er/file.bin") == 0
     assert client.blobs.asked == []
     assert client.download("absent", "plain.txt") == 1
+
+
+def test_a_role_with_two_parents_must_hold_for_each_of_them(client: Client) -> None:
+    repository = client.repository
+    parents = {name: repository.delegate(name, [f"{name}/*"]) for name in ("north", "south")}
+    shared = repository.delegate("shared", ["nothing"])
+    # Only the key that "north" names signs "shared".
+    keys = {"north": repository.signers["shared"][0].public_key, "south": CryptoSigner.generate_ed25519().public_key}
+    for name, parent in parents.items():
+        role = DelegatedRole("shared", [], 1, terminating=False, paths=["*/*"])
+        parent.delegations = Delegations({}, {"shared": role})
+        parent.add_key(keys[name], "shared")
+        repository.add_file(f"{name}/file", name.encode(), shared)
+    repository.publish()
+    assert client.init() == 0
+    assert client.download("south/file") == 1
+    # In one process too, where "shared" is known from its other parent by then.
+    assert client.download("north/file", "south/file") == 1
+    assert [path.name for path in client.downloads.iterdir()] == ["north%2Ffile"]
 
 
 def test_a_changed_file_is_refused_and_the_old_one_stays(client: Client) -> None:
