@@ -80,12 +80,12 @@ async def serve(state: Path, now_ms: NowMs, secrets: SecretsHandler) -> AsyncIte
     """
     async with contextlib.AsyncExitStack() as stack:
         threads = Threads(REQUEST_THREADS)
-        stack.callback(threads.close)
+        stack.push_async_callback(threads.close)
         parts = await threads.run(_open, state, now_ms, secrets)
         stack.push_async_callback(threads.run, parts.catalog.close)
         # Compression takes whole cores for long: a thread of its own, so that requests never wait behind it.
         background = Threads(1)
-        stack.callback(background.close)
+        stack.push_async_callback(background.close)
 
         device_door = DeviceDoor(
             DeviceServices(

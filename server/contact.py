@@ -266,11 +266,6 @@ class Contacts:
         plan = make_plan(needed, set(request.have), session.payloads.get(a.sha256 for a in needed))
         if plan is None:
             return _Offer(busy=True)
-        if chosen.member is None:
-            session.rollouts.join(place)
-            session.events.add(
-                now_ms, "assigned", device=device.id, what=f"{rollout.product} {rollout.release}", detail=rollout.name
-            )
         body = AssignmentBody(
             device=device.id,
             product=device.product,
@@ -280,7 +275,16 @@ class Contacts:
             plan=plan,
             conditions=rollout.conditions,
         )
-        return _Offer(self._director.assignment(body, version, now_ms))
+        text = self._director.assignment(body, version, now_ms)
+        what = f"{rollout.product} {rollout.release}"
+        if len(text) > limits.OBJECT_BYTES:
+            detail = f"its plan has {len(plan.steps)} steps: no device reads an assignment of {len(text)} bytes"
+            session.events.add(now_ms, "not-assignable", device=device.id, what=what, detail=detail)
+            return _Offer()
+        if chosen.member is None:
+            session.rollouts.join(place)
+            session.events.add(now_ms, "assigned", device=device.id, what=what, detail=rollout.name)
+        return _Offer(text)
 
     def _warm(self, product: str, now_ms: int) -> None:
         """Reads the manifests that an offer may need before the transaction begins: a bucket may be slow.

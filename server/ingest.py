@@ -24,6 +24,7 @@ from server.storage.catalog import Catalog
 
 ENVELOPE_BYTES: Final = 4 * limits.KIB  # around the payload: names, lengths, a signature
 LOSS_BYTES: Final = 4 * limits.KIB
+RANGES: Final = 1000  # in one receipt, so that it stays below limits.OBJECT_BYTES; the rest when it comes again
 LANE_PIECES: Final = 1024  # a lane with holes comes in pieces; each costs a query
 
 
@@ -123,10 +124,10 @@ class Ingest:
             device=body.device,
             epoch=body.epoch,
             generation=generation,
-            rows=tuple(ranges[: limits.RECEIPT_RANGES]),  # the rest is receipted when it comes again
+            rows=tuple(ranges[:RANGES]),
             losses=tuple(
                 RowRange(lane=loss.lane, first=loss.first, last=loss.last, rows_sha256=digest(raw))
-                for loss, raw in losses
+                for loss, raw in losses[: max(0, RANGES - len(ranges))]
             ),
         )
         return Ingested(self._director.receipts(receipt, version, now_ms), conflicts)

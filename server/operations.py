@@ -296,7 +296,7 @@ def _check_phases(phases: Sequence[Phase]) -> None:
 def _device(device: Device, releases: dict[str, Release], totals: dict[str, Totals], conflicts: int) -> dict[str, Any]:
     running = releases.get(device.report.manifest or "")
     return {
-        "id": device.id,
+        "device": device.id,
         "product": device.product,
         "groups": device.groups,
         "enrolled_ms": device.enrolled_ms,
@@ -304,10 +304,12 @@ def _device(device: Device, releases: dict[str, Release], totals: dict[str, Tota
         "certificate_expires": certificate_expiry(device.certificate_pem).isoformat(),
         "revoked": device.revoked_ms is not None,
         "set_apart": device.set_apart,
-        "release": device.report.release or (running.version if running is not None else ""),
-        "manifest": device.report.manifest,
-        "trial": device.report.trial,
-        "state": device.report.state,
+        "report": {
+            "release": device.report.release or (running.version if running is not None else ""),
+            "manifest": device.report.manifest,
+            "trial": device.report.trial,
+            "state": device.report.state,
+        },
         "inventory": device.inventory,
         "versions": device.versions,
         "counters": msgspec.structs.asdict(device.counters),
@@ -333,6 +335,7 @@ def _rollout(session: Session, rollout: Rollout) -> dict[str, Any]:
         "created_ms": rollout.created_ms,
         "state": rollout.state,
         "why": rollout.why,
+        "halted": rollout.why if rollout.state == "halted" else "",
         "phase": rollout.phase,
         "conditions": rollout.conditions,
         "phases": [

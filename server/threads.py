@@ -23,6 +23,6 @@ class Threads:
         """Runs `work` in a thread and waits for it. A cancelled caller does not stop work that began."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, lambda: work(*args, **kwargs))
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Waits for what runs, drops what has not begun."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        await asyncio.to_thread(self._pool.shutdown, wait=True, cancel_futures=True)

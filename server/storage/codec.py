@@ -1,5 +1,6 @@
 """How records stand in the catalog's text columns: JSON, read strictly."""
 
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import msgspec
@@ -15,3 +16,8 @@ def to_json(value: Any) -> str:
 def from_json(text: str, kind: type[T]) -> T:
     """What `to_json` wrote. A failure is a bug or a damaged catalog, never input."""
     return msgspec.json.decode(text, type=kind)
+
+
+def pairs(rows: Iterable[Any]) -> dict[Any, Any]:
+    """Rows of two columns, the first being the key."""
+    return {row[0]: row[1] for row in rows}

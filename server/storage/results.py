@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, func, insert, select, update
 
 from protocol.results import Loss
+from server.storage.codec import pairs
 from server.storage.records import Totals
 from server.storage.schema import conflicts, lane_totals, losses, results
 
@@ -46,7 +47,7 @@ class Results:
         """
         if not rows:
             return []
-        known = dict(
+        known = pairs(
             self._connection.execute(
                 select(results.c.seq, results.c.sha256).where(
                     results.c.device == device,
@@ -55,8 +56,6 @@ class Results:
                     results.c.seq.between(first, first + len(rows) - 1),
                 )
             )
-            .tuples()
-            .all()
         )
         fresh = []
         clashing: list[tuple[int, bytes, bytes]] = []
@@ -129,7 +128,7 @@ class Results:
                 lane_totals.c.device == device, lane_totals.c.epoch == epoch
             )
         )
-        return dict(rows.tuples().all())
+        return pairs(rows)
 
     def totals(self) -> dict[str, dict[str, Totals]]:
         """What is here of every machine, by lane, over all epochs."""
@@ -149,7 +148,7 @@ class Results:
     def conflict_counts(self) -> dict[str, int]:
         """How many quarantined rows each machine has."""
         rows = self._connection.execute(select(conflicts.c.device, func.count()).group_by(conflicts.c.device))
-        return dict(rows.tuples().all())
+        return pairs(rows)
 
     def rows(self, device: str, lane: str | None, after: int, limit: int) -> list[StoredRow]:
         """Rows in the order of their arrival, which within a lane is the order in which they were sent."""

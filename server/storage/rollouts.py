@@ -8,7 +8,7 @@ from sqlalchemy import Connection, Row, func, insert, select, update
 from protocol.errors import Reason
 from protocol.messages import Outcome
 from protocol.objects import Conditions
-from server.storage.codec import from_json, to_json
+from server.storage.codec import from_json, pairs, to_json
 from server.storage.records import Member, Phase, Rollout, RolloutState
 from server.storage.schema import members, rollouts
 
@@ -59,7 +59,7 @@ class Rollouts:
     def count(self) -> dict[str, int]:
         """How many there are in each state."""
         rows = self._connection.execute(select(rollouts.c.state, func.count()).group_by(rollouts.c.state))
-        return {"active": 0, "paused": 0, "halted": 0} | dict(rows.tuples().all())
+        return {"active": 0, "paused": 0, "halted": 0} | pairs(rows)
 
     def move(self, name: str, *, phase: int) -> None:
         """Opens a wider phase."""
@@ -82,7 +82,7 @@ class Rollouts:
         rows = self._connection.execute(
             select(members.c.phase, func.count()).where(members.c.rollout == name).group_by(members.c.phase)
         )
-        return dict(rows.tuples().all())
+        return pairs(rows)
 
     def memberships(self, device: str) -> dict[str, Member]:
         """A machine's places, by rollout."""
