@@ -112,7 +112,11 @@ class _Contact:
 
         # Whose keys sign the time must be known before the time is: a scratch copy, expiry not judged.
         keys = self._peek(director_source)
-        time_ms = self._learn_time(keys) if keys is not None else None
+        time_ms: int | None = None
+        if keys is not None:
+            time_ms = self._learn_time(keys)
+        elif self._link is None:
+            self._complain("clock", Reason.TIME, "the director does not tell whose keys sign the time")
 
         # Then everything is judged again, by the time that is known now.
         reading = judge.reading()
