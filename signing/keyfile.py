@@ -176,6 +176,8 @@ def _split(data: bytes, what: str) -> tuple[KeyFileHeader, bytes, bytes]:
         raise Refused(Reason.LENGTH, f"{what}: too long for a key file")
     line, _, rest = data.partition(b"\n")
     header = decode(line, KeyFileHeader, limit=KEY_FILE_BYTES)
+    if header.n & (header.n - 1):
+        raise Refused(Reason.METADATA, f"{what}: not a key file: scrypt's n is a power of two")
     try:
         return header, line, base64.b64decode(rest.strip(), validate=True)
     except binascii.Error as error:
