@@ -184,6 +184,9 @@ class Transfer:
                 began = spool.wants
                 try:
                     await self._stream(payload, spool, progress)
+                except LinkError:
+                    if spool.wants < payload.length_bytes:
+                        raise  # else the link dropped after the last byte, which is no failure
                 except Refused as refused:
                     spool.restart()
                     # Bytes that came over two connections may be of two minds (a cache, a server that was restored):
