@@ -122,6 +122,12 @@ class FolderSource:
             return
         self._taken.discard(frame.name)
 
+    def give_back(self, frame: Frame) -> None:
+        """As in the port."""
+        if frame.name in self._taken:
+            self._taken.discard(frame.name)
+            self._arrive(frame.name)
+
     async def close(self) -> None:
         """As in the port."""
         if self._rescanner is not None:

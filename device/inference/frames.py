@@ -34,7 +34,10 @@ class Frame:
 
 
 class FrameSource(Protocol):
-    """Gives frames in order. One task takes them; `finish` may come later, from another."""
+    """Gives frames in order. One task takes them; `finish` may come later, from another.
+
+    `finish` and `give_back` know a frame by its name; its bytes may be gone by then.
+    """
 
     async def take(self) -> Frame:
         """The next frame; waits for one. A frame that was taken is not given again in this life of the source."""
@@ -45,6 +48,10 @@ class FrameSource(Protocol):
 
         A frame that was taken and not finished when the power went is given again.
         """
+        ...
+
+    def give_back(self, frame: Frame) -> None:
+        """The frame was taken and will not be finished by whoever took it: it is given again."""
         ...
 
     @property

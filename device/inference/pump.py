@@ -111,10 +111,11 @@ class Pump:
         self._backlog = backlog
         self._latency = Latencies(4096)
         self._counts: dict[str, int] = {}
+        self._open: dict[str, Frame] = {}  # taken, and not yet finished
         self._failing: set[str] = set()  # sinks whose failure was told already
 
     async def run(self) -> None:
-        """Pumps until it is cancelled. Frames without durable rows are then still the source's."""
+        """Pumps until it is cancelled; may be run again then. Frames without durable rows go back to the source."""
         window = asyncio.Semaphore(_WINDOW)
         running: asyncio.Queue[asyncio.Task[_Inferred]] = asyncio.Queue()
         written: deque[_Inferred] = deque()
@@ -131,6 +132,7 @@ class Pump:
                 except BaseException:
                     window.release()
                     raise
+                self._open[frame.name] = _bare(frame)
                 running.put_nowait(asyncio.create_task(self._infer(frame, window)))
             for task in (order, writer):
                 if task.done():
@@ -142,6 +144,9 @@ class Pump:
             for task in left:
                 task.cancel()
             await asyncio.gather(*left, return_exceptions=True)
+            for frame in self._open.values():
+                self._source.give_back(frame)
+            self._open.clear()
 
     def numbers(self) -> PumpNumbers:
         """The counts so far. Never blocks."""
@@ -168,7 +173,7 @@ class Pump:
             rows.append(("alarms" if one.finding.alarm else "results", row))
         await self._raise_alarms([row for lane, row in rows if lane == "alarms"], frame)
         self._tally(frame, reply)
-        return _Inferred(frame, tuple(rows))
+        return _Inferred(_bare(frame), tuple(rows))
 
     async def _raise_alarms(self, rows: Sequence[bytes], frame: Frame) -> None:
         if not rows or not self._alarms:
@@ -217,7 +222,7 @@ class Pump:
             if len(written) >= self._backlog:
                 lost = written.popleft()
                 self._count("results_given_up", len(lost.rows))
-                await self._source.finish(lost.frame)
+                await self._finish(lost.frame)
             written.append(done)
             news.set()
 
@@ -258,11 +263,20 @@ class Pump:
             if left:
                 failed.append(_Inferred(one.frame, tuple(left)))
             else:
-                await self._source.finish(one.frame)
+                await self._finish(one.frame)
         return failed
+
+    async def _finish(self, frame: Frame) -> None:
+        await self._source.finish(frame)
+        self._open.pop(frame.name, None)
 
     def _count(self, what: str, more: int = 1) -> None:
         self._counts[what] = self._counts.get(what, 0) + more
+
+
+def _bare(frame: Frame) -> Frame:
+    """Without its bytes: hundreds may wait for a disk."""
+    return Frame(frame.name, frame.media_type, b"", frame.arrived_s)
 
 
 def _row(one: ModelReply, reply: FrameReply, frame: Frame, at_ms: int, sure: bool) -> ResultRow:

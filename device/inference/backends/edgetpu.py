@@ -5,6 +5,7 @@ so what can be imported must have `pycoral.utils.edgetpu.make_interpreter` to co
 `libedgetpu.so.1`.
 """
 
+import ctypes
 import importlib
 from collections.abc import Callable
 from typing import Any, Final
@@ -44,11 +45,20 @@ class EdgeTpuBackend:
         runtime: The module `ai_edge_litert.interpreter`, which is imported when none is handed in.
         pycoral: The genuine `pycoral.utils.edgetpu`; looked for when `look` says so.
         look: Whether to look for PyCoral.
+        open_library: Opens a shared library or raises OSError.
     """
 
     mode: Mode = "exclusive"
 
-    def __init__(self, runtime: LiteRtModule | None = None, pycoral: Any | None = None, *, look: bool = True) -> None:
+    def __init__(
+        self,
+        runtime: LiteRtModule | None = None,
+        pycoral: Any | None = None,
+        *,
+        look: bool = True,
+        open_library: Callable[[str], object] = ctypes.CDLL,
+    ) -> None:
+        self._open_library = open_library
         self._pycoral = genuine_pycoral() if pycoral is None and look else pycoral
         self._runtime = runtime
 
@@ -76,6 +86,8 @@ class EdgeTpuBackend:
         if self._pycoral is not None:
             return self._pycoral.make_interpreter(model)
         runtime = self._runtime or import_litert()
+        # Tried first, as the destructor of LiteRT's Delegate fails, noisily, when there is no library.
+        self._open_library(DELEGATE)
         return runtime.Interpreter(model_content=model, experimental_delegates=[runtime.load_delegate(DELEGATE)])
 
     def _on_the_cpu(self, model: bytes, threads: int, error: Exception) -> LiteRtSession:
