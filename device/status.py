@@ -31,7 +31,7 @@ STATUS_BYTES: Final = limits.MIB
 PENDING_SHOWN: Final = 50
 
 
-class UpdateNow(Message):
+class UpdateNow(Message, omit_defaults=False):
     """Where the update machine is. `why` is what it waits for, for people; empty when it does not wait."""
 
     state: str = State.IDLE.value
@@ -61,7 +61,7 @@ class AgentStatus(Message):
     trouble: tuple[str, ...] = ()  # what the agent found wrong with itself
 
 
-class RunningRelease(Message):
+class RunningRelease(Message, omit_defaults=False):
     """A release that a machine has."""
 
     version: str
@@ -69,7 +69,7 @@ class RunningRelease(Message):
     release_counter: int
 
 
-class LaneStatus(Message):
+class LaneStatus(Message, omit_defaults=False):
     """Rows of a lane: `produced = queued + receipted + lost`."""
 
     produced: int
@@ -86,7 +86,7 @@ class AlarmLatency(Message, omit_defaults=False):
     p99: float = 0.0
 
 
-class ContactStatus(Message):
+class ContactStatus(Message, omit_defaults=False):
     """The server, as the machine last met it."""
 
     server: str
@@ -96,7 +96,7 @@ class ContactStatus(Message):
     set_apart: bool = False  # the server saw this identity twice: a person decides
 
 
-class TimeStatus(Message):
+class TimeStatus(Message, omit_defaults=False):
     """Trusted time; not `sure` means that no signed time was verified since the machine was switched on."""
 
     ms: Millis
