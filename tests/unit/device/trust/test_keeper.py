@@ -169,3 +169,15 @@ def test_the_agents_end_loads_neither_tuf_nor_any_of_what_it_needs() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+async def test_two_keepers_do_not_write_one_folder_at_a_time(machine: Machine) -> None:
+    first, second = machine.trust(), machine.trust("--idle-s", "0.2")
+    await second.judge(machine.field.answer(), NONCE, clock.boot_seconds())
+    waiting = asyncio.ensure_future(first.judge(machine.field.answer(), NONCE, clock.boot_seconds()))
+    # The second one is left idle; once it has ended, the first one gets its turn.
+    assert (await asyncio.wait_for(waiting, 20)).may_install
+    assert second._process is not None
+    assert await asyncio.wait_for(second._process.wait(), 10) == 0
+    await first.close()
+    await second.close()
