@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+from blockbuster import blockbuster_ctx
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -236,6 +237,15 @@ async def running(folder: Path, settings: str = "") -> AsyncIterator[House]:
         await house.stop()
 
 
+@asynccontextmanager
+async def published(folder: Path, settings: str = "") -> AsyncIterator[House]:
+    """As `running`, with both repositories on offer, and a watch for blocking calls in the server's loop."""
+    with blockbuster_ctx(["server"]):
+        async with running(folder, settings) as house:
+            await house.publish()
+            yield house
+
+
 def client_context(ca_pem: str, files: tuple[Path, Path] | None = None) -> ssl.SSLContext:
     context = ssl.create_default_context(cadata=ca_pem)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -272,7 +282,12 @@ class Machine:
         connector = aiohttp.TCPConnector(ssl=self._context)
         async with (
             aiohttp.ClientSession(connector=connector, auto_decompress=False) as session,
-            session.request(method, self.house.running.device_url + path, data=data, headers=headers) as answer,
+            session.request(
+                method,
+                self.house.running.device_url + path,
+                data=None if data is None else io.BytesIO(data),
+                headers=headers,
+            ) as answer,
         ):
             return answer.status, await answer.read(), answer.headers
 

@@ -1,0 +1,115 @@
+"""O11, server's side: a copied machine is told from a machine that lost an answer, and nothing is deleted."""
+
+import secrets
+from pathlib import Path
+
+from tests.fakes.server_house import Machine, body_of, published, status
+
+
+def copy_of(machine: Machine) -> Machine:
+    """The second unit after somebody copied the disk."""
+    twin = Machine(machine.house, machine.name)
+    twin.key, twin.epoch, twin.sync_token = machine.key, machine.epoch, machine.sync_token
+    twin.known_inventory, twin.next_seq = machine.known_inventory, dict(machine.next_seq)
+    twin.use(machine.certificate)
+    return twin
+
+
+async def test_attack_o11_the_same_token_from_another_contact_sets_both_apart(tmp_path: Path) -> None:
+    async with published(tmp_path) as house:
+        manifest = await house.release("1.0.0", 1, [b"model"])
+        tractor = await house.enrol("tractor-1")
+        await tractor.sync()
+        twin = copy_of(tractor)
+        assert not (await tractor.sync()).set_apart
+        await house.rollout("first", "1.0.0")
+        answer = await twin.sync()
+        assert answer.set_apart and answer.assignment is None
+        again = await tractor.sync()
+        assert again.set_apart and again.assignment is None
+        assert [event["device"] for event in await house.events("clone")] == ["tractor-1"]
+
+        # Results of both are still kept, and a person may vouch for one.
+        assert (await tractor.send(tractor.batch("results", [b"kept"])))[0] == 200
+        await house.must("POST", "/api/v1/devices/tractor-1/readmit", {})
+        restored = await tractor.sync()
+        assert not restored.set_apart and restored.assignment is not None
+        assert body_of(restored.assignment)["manifest"]["sha256"] == manifest
+        assert (await twin.sync()).set_apart
+
+
+async def test_attack_o11_an_old_token_shown_after_weeks_is_a_clone_too(tmp_path: Path) -> None:
+    async with published(tmp_path) as house:
+        tractor = await house.enrol("tractor-1")
+        await tractor.sync()
+        twin = copy_of(tractor)
+        for _ in range(5):
+            await tractor.sync()
+        assert (await twin.sync()).set_apart
+
+
+async def test_attack_o11_a_lost_answer_is_a_retry_with_a_fresh_time(tmp_path: Path) -> None:
+    async with published(tmp_path) as house:
+        await house.release("1.0.0", 1, [b"model"])
+        await house.rollout("first", "1.0.0")
+        tractor = await house.enrol("tractor-1")
+        contact = secrets.token_hex(16)
+        lost = status("a" * 64, "none", None)
+        code, first = await tractor.contact(tractor.request(contact_id=contact))
+        assert code == 200
+        house.now_ms += 5_000
+        answer = await tractor.sync(contact_id=contact, statuses=[lost])
+        assert not answer.set_apart
+        assert answer.sync_token == first["sync_token"]
+        assert answer.assignment == first["assignment"]
+        assert body_of(answer.time)["time_ms"] == house.now_ms
+        assert not await house.events("clone")
+        # What the repeated contact told is kept: the device forgets it on the answer.
+        shown = await house.must("GET", "/api/v1/devices/tractor-1")
+        assert [entry["id"] for entry in shown["statuses"]] == [lost.id]
+        await tractor.sync()
+        assert not await house.events("clone")
+
+
+async def test_attack_o11_a_lost_token_is_renewed_by_certificate_and_reported(tmp_path: Path) -> None:
+    async with published(tmp_path) as house:
+        tractor = await house.enrol("tractor-1")
+        await tractor.sync()
+        tractor.sync_token = None
+        assert not (await tractor.sync()).set_apart
+        tractor.sync_token = secrets.token_hex(16)
+        assert not (await tractor.sync()).set_apart
+        assert len(await house.events("sync-token-lost")) == 2
+        assert not await house.events("clone")
+
+
+async def test_attack_o11_another_machines_token_is_no_token(tmp_path: Path) -> None:
+    async with published(tmp_path) as house:
+        one, two = await house.enrol("tractor-1"), await house.enrol("tractor-2")
+        await one.sync()
+        two.sync_token = one.sync_token
+        assert not (await two.sync()).set_apart
+        assert [event["device"] for event in await house.events("sync-token-lost")] == ["tractor-2"]
+
+
+async def test_attack_o11_more_rows_of_an_epoch_than_it_numbered_raise_the_alarm(tmp_path: Path) -> None:
+    async with published(tmp_path) as house:
+        tractor = await house.enrol("tractor-1")
+        await tractor.sync()
+        await tractor.send(tractor.batch("results", [b"0", b"1", b"2"]))
+        tractor.next_seq["results"] = 1
+        assert (await tractor.sync()).set_apart
+        assert [event["what"] for event in await house.events("clone")] == ["results"]
+        # A new epoch of its own ends it.
+        tractor.epoch = secrets.token_hex(16)
+        assert not (await tractor.sync()).set_apart
+
+
+async def test_attack_o11_a_contact_in_another_machines_name_is_refused(tmp_path: Path) -> None:
+    async with published(tmp_path) as house:
+        one = await house.enrol("tractor-1")
+        await house.enrol("tractor-2")
+        code, answer = await one.contact(one.request(device="tractor-2"))
+        assert (code, answer["reason"]) == (403, "wrong-device")
+        code, answer = await one.contact(one.request(product="weed-detector"))
+        assert (code, answer["reason"]) == (403, "wrong-product")
