@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-import itertools
+import secrets
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -43,7 +43,6 @@ class Bench:
         self.free_bytes = 1 << 40
         self.on_sleep: Callable[[float], None] = lambda _: None
         self.last_status: UpdateStatus | None = None
-        self._ids = itertools.count(1)
         self.db: StateDb
         self.store: Store
         self.updater: Updater
@@ -78,7 +77,7 @@ class Bench:
             machine=self.machine,
             world=World(
                 now=lambda: (self.now_ms, self.sure),
-                new_id=lambda: f"{next(self._ids):032x}",
+                new_id=lambda: secrets.token_hex(16),
                 random=lambda: 1.0,
                 signals_off=lambda: self.signals_off,
                 sleep=self.sleep,
