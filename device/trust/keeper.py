@@ -43,10 +43,6 @@ class StateFloors:
         """As `Floors.rise`."""
         self._database.raise_floor(name, value)
 
-    def forget(self, prefix: str) -> None:
-        """As `Floors.forget`."""
-        self._database.forget_floors(prefix)
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serves until idle or until standard input ends."""

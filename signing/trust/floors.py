@@ -19,10 +19,6 @@ class Floors(Protocol):
         """Raises the floor to `value`, durable on return. A lower value changes nothing."""
         ...
 
-    def forget(self, prefix: str) -> None:
-        """Drops every floor whose name begins with `prefix`: for a machine that changes hands, never for a contact."""
-        ...
-
 
 class MemoryFloors:
     """Floors that last as long as the process: for the conformance client, whose only state is the metadata folder."""
@@ -37,10 +33,6 @@ class MemoryFloors:
     def rise(self, name: str, value: int) -> None:
         """As `Floors.rise`, but not durable."""
         self._values[name] = max(value, self.read(name))
-
-    def forget(self, prefix: str) -> None:
-        """As `Floors.forget`."""
-        self._values = {name: value for name, value in self._values.items() if not name.startswith(prefix)}
 
 
 class KeyedFloor:
