@@ -29,7 +29,7 @@ from signing.managers import Register
 from signing.metadata import parse
 from signing.proposals import Proposal
 from signing.repository import RepositoryKind
-from signing.workspace import Workspace
+from signing.workspace import KINDS, Workspace
 
 FILE_NAME: Final = re.compile(r"^(image|director)/([a-z0-9][a-z0-9._-]{0,63})\Z")
 
@@ -89,6 +89,7 @@ class Event:
         self.folder = folder
         self._workspace = workspace
         self._register = Register(workspace)
+        self._published = {kind: workspace.current(kind) for kind in KINDS}
         self.payload: dict[tuple[RepositoryKind, str], Metadata[Any]] = {}
         for name in record.files:
             kind, role = split_name(name)
@@ -231,7 +232,7 @@ class Event:
 
     def _delegators(self, kind: RepositoryKind, role: str) -> list[tuple[Literal["role", "old root"], Root | Targets]]:
         """Who says which keys sign `role`: the proposed delegator where there is one, else the published."""
-        published = self._workspace.current(kind)
+        published = self._published[kind]
         if role == "root":
             own: list[tuple[Literal["role", "old root"], Root | Targets]] = [("role", self.payload[kind, role].signed)]
             if published is not None:
@@ -277,7 +278,7 @@ def open_event(workspace: Workspace, proposal: Proposal, now: datetime) -> Event
     check_free(workspace, proposal.files)
     folder = workspace.path / "events"
     closed = workspace.path / "closed"
-    number = 1 + sum(len(list(each.iterdir())) for each in (folder, closed) if each.is_dir())
+    number = 1 + sum(len(list(each.glob("[0-9]*"))) for each in (folder, closed) if each.is_dir())
     slug = re.sub(r"[^a-z0-9.-]+", "-", proposal.slug.lower()).strip("-.")[:56].rstrip("-.")
     record = EventRecord(
         format=1,

@@ -11,7 +11,8 @@
     blobs/SHA256       manifests and artifacts, to be pushed
 
 The folder may travel by any means (a share, a repository, a stick): what counts is signed, or looked at by each signer.
-`signers/`, `keys/` and `server.json` concern one person and need not travel. Every write is durable before it returns.
+`signers/`, `keys/` and `server.json` concern one person and must not travel: a `.gitignore` names them. Every write is
+durable before it returns.
 """
 
 import hashlib
@@ -31,6 +32,7 @@ from signing.online_keys import OnlineKeys, parse_online_keys
 from signing.repository import RepositoryKind, RepositorySet
 
 CHUNK_BYTES: Final = limits.MIB
+PRIVATE: Final = b"/keys/\n/signers/\n/server.json\n.tmp-*\n"
 SIGNED_FILE: Final = re.compile(r"^([1-9][0-9]*)\.([a-z0-9][a-z0-9._-]*)\.json\Z")
 KINDS: Final[tuple[RepositoryKind, ...]] = ("image", "director")
 
@@ -60,6 +62,7 @@ class Workspace:
         """Makes a workspace, or opens the one that is there."""
         durable.make_dir(path)
         if not (path / "workspace.json").exists():
+            durable.write(path / ".gitignore", PRIVATE, 0o644)
             durable.write(path / "workspace.json", encode(WorkspaceFormat(format=1)) + b"\n", 0o644)
         return cls.open(path)
 

@@ -1,5 +1,6 @@
 """`headland device`: machines as the server knows them; tokens to enrol them, and revocation."""
 
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
 
@@ -36,7 +37,7 @@ def list_devices(app: App, *, as_json: bool) -> None:
         report = each.get("report") or {}
         groups = ", ".join(each.get("groups") or ())
         cells = (each.get("device"), each.get("product"), report.get("release"), report.get("state"), groups)
-        table.add_row(*(escape(str(cell or "")) for cell in (*cells, each.get("last_contact_ms"))))
+        table.add_row(*(escape(str(cell or "")) for cell in (*cells, _when(each.get("last_contact_ms")))))
     emit(as_json, answer if isinstance(answer, dict) else {"devices": answer}, table)
 
 
@@ -101,3 +102,7 @@ def groups(app: App, *, name: str, groups: tuple[str, ...], as_json: bool) -> No
     with app.server() as server:
         answer = server.post(f"/devices/{quote(name, safe='')}/groups", body, Json)
     emit(as_json, answer, f"{name}: {', '.join(groups) or 'in no group'}")
+
+
+def _when(at_ms: int | None) -> str:
+    return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC") if at_ms else "never"
