@@ -58,13 +58,6 @@ def test_attack_o24_withholding_the_newer_role_only_delays_and_ends_with_its_exp
     assert reasons(verdict) == [("image", "expired")]
 
 
-def test_attack_u2_an_unlisted_release_is_assigned_in_vain(field: Field) -> None:
-    verdict = field.contact(assignment=assigned(field, "e" * 64))
-    assert verdict.assignment is not None
-    assert verdict.terms is not None
-    assert verdict.assignment.manifest.sha256 not in verdict.terms.listed
-
-
 def test_attack_u2_a_director_without_its_offline_keys_cannot_delegate_to_keys_of_its_own(field: Field) -> None:
     field.contact()
     field.passes(hours=1)
@@ -75,11 +68,3 @@ def test_attack_u2_a_director_without_its_offline_keys_cannot_delegate_to_keys_o
     verdict = field.contact(serve=False, assignment=assigned(field))
     assert ("director", "signature") in reasons(verdict)
     assert verdict.assignment is None
-
-
-def test_attack_u2_the_products_floor_holds_for_whatever_the_director_assigns(field: Field) -> None:
-    field.house.release("2.0.0", 5, b"newer", floor=5)
-    verdict = field.contact(assignment=assigned(field))
-    assert verdict.terms is not None
-    assert verdict.terms.floor == 5
-    assert verdict.terms.listed[DIGEST].release_counter == 1

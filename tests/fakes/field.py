@@ -143,14 +143,20 @@ class Field:
         return self.house.object(ClockBody(**body), at or self.now)
 
     def assignment(
-        self, manifest: str = "a" * 64, *, days: float = 1.0, version: int | None = None, **changes: Any
+        self,
+        manifest: str = "a" * 64,
+        *,
+        length: int = 10,
+        days: float = 1.0,
+        version: int | None = None,
+        **changes: Any,
     ) -> str:
         body = {
             "device": DEVICE,
             "product": PRODUCT,
             "rollout": "spring",
             "release": "1.0.0",
-            "manifest": Payload(sha256=manifest, length_bytes=10),
+            "manifest": Payload(sha256=manifest, length_bytes=length),
             "plan": TransferPlan(steps=(), full_bytes=0),
         } | changes
         return self.house.object(AssignmentBody(**body), self.now, version=version, days=days)
