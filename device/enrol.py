@@ -21,7 +21,9 @@ from device import identity as identities
 from device.identity import Enrolment
 from device.layout import Layout
 from device.link import Answer, Link
+from device.outbox import schema
 from device.retry import persist
+from device.state_db import StateDb
 from protocol import limits
 from protocol.errors import Reason, Refused, StateError
 from protocol.ids import digest
@@ -198,6 +200,9 @@ def _keep(layout: Layout, enrolment: Enrolment, answer: EnrolAnswer, ca_pem: str
     if not layout.settings.exists():
         folder_of_frames = (frames or layout.state / "frames").absolute()
         durable.write(layout.settings, first_settings(folder_of_frames).encode(), mode=0o644)
+    # The databases are made here, by a short process: their schema needs a library that the agent should not carry.
+    StateDb(layout.state_db).close()
+    schema.open_writer(layout.outbox_db).close()
     durable.write(folder / "enrolment.json", encode(enrolment))
     durable.unlink(folder / f"{enrolment.device}.csr.pem")
 

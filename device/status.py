@@ -180,7 +180,7 @@ def read_status(layout: Layout) -> DeviceStatus:
     said = read_agent_status(layout.status)
     now = said if running else None
     if not layout.state_db.exists():
-        raise StateError("the agent has not run here yet", hint=f"headland-device run --state {layout.state}")
+        raise StateError(f"{layout.state_db} is missing", hint=f"headland-device run --state {layout.state}")
     state = StateDb(layout.state_db)
     try:
         record = state.record()
