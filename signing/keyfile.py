@@ -2,7 +2,7 @@
 
 securesystemslib's own `file2:` opens unencrypted keys only, and PKCS#8 encryption runs 2,048 rounds of its key
 derivation. Here the private key lies inside scrypt and an AEAD, so that who finds the file must guess the passphrase
-at about a third of a second and 128 MiB a guess.
+at 128 MiB of memory a guess.
 
 The file is two lines of text: a JSON header (`KeyFileHeader`: parameters and the public key), and base64 of
 ChaCha20-Poly1305 over the PKCS#8 DER of the private key. The exact bytes of the header's line are the associated data:
