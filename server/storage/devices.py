@@ -143,7 +143,10 @@ class Devices:
         if fresh:
             self._connection.execute(
                 insert(table),
-                [{"id": item.id, "device": device, "received_ms": at_ms, "body": to_json(item)} for item in fresh],
+                [
+                    {"id": item.id, "device": device, "received_ms": at_ms, "ordinal": ordinal, "body": to_json(item)}
+                    for ordinal, item in enumerate(fresh)
+                ],
             )
         return fresh
 
@@ -151,7 +154,7 @@ class Devices:
         return self._connection.execute(
             select(table.c.body)
             .where(table.c.device == device)
-            .order_by(table.c.received_ms.desc(), table.c.id)
+            .order_by(table.c.received_ms.desc(), table.c.ordinal.desc())
             .limit(limit)
         ).scalars()
 

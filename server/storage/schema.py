@@ -196,6 +196,7 @@ statuses = Table(
     Column("id", String(32), primary_key=True),
     Column("device", String(64), ForeignKey("devices.id"), primary_key=True),
     Column("received_ms", BigInteger, nullable=False),
+    Column("ordinal", Integer, nullable=False),  # among those that came together
     Column("body", Text, nullable=False),
     Index("ix_statuses_device", "device", "received_ms"),
 )
@@ -206,6 +207,7 @@ alerts = Table(
     Column("id", String(32), primary_key=True),
     Column("device", String(64), ForeignKey("devices.id"), primary_key=True),
     Column("received_ms", BigInteger, nullable=False),
+    Column("ordinal", Integer, nullable=False),  # among those that came together
     Column("body", Text, nullable=False),
     Index("ix_alerts_device", "device", "received_ms"),
 )

@@ -1,0 +1,337 @@
+"""The catalog's promises: SQLite always, PostgreSQL too where `HEADLAND_TEST_POSTGRES` names an empty database."""
+
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import create_engine, text
+
+from protocol.messages import Alert, Inventory, UpdateStatus
+from protocol.objects import Conditions
+from protocol.results import Loss
+from protocol.wire import encode
+from server.storage.catalog import Catalog
+from server.storage.records import Compressed, Device, EnrolmentToken, Member, Phase, Release, Rollout
+from server.storage.schema import metadata
+
+POSTGRES = os.environ.get("HEADLAND_TEST_POSTGRES", "")
+
+
+@pytest.fixture(params=["sqlite", *(["postgres"] if POSTGRES else [])])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'catalog.db'}"
+    engine = create_engine(POSTGRES)
+    with engine.begin() as connection:
+        connection.execute(text("DROP SCHEMA public CASCADE"))
+        connection.execute(text("CREATE SCHEMA public"))
+    engine.dispose()
+    return POSTGRES
+
+
+@pytest.fixture
+def catalog(url: str) -> Iterator[Catalog]:
+    catalog = Catalog(url)
+    yield catalog
+    catalog.close()
+
+
+def device(name: str = "tractor-1", **more: object) -> Device:
+    base = Device(
+        id=name, product="pest-detector", groups=("all",), public_key=b"\x00key", certificate_pem="pem", enrolled_ms=1
+    )
+    return replace(base, **more)
+
+
+def enrol(catalog: Catalog, *names: str) -> None:
+    with catalog.write() as session:
+        for name in names or ("tractor-1",):
+            session.devices.enrol(device(name))
+
+
+def test_the_migrations_make_exactly_the_tables_that_the_code_uses(catalog: Catalog, url: str) -> None:
+    engine = create_engine(url)
+    with engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+    engine.dispose()
+
+
+def test_opening_it_again_keeps_what_is_there(url: str) -> None:
+    first = Catalog(url)
+    enrol(first)
+    first.close()
+    second = Catalog(url)
+    with second.read() as session:
+        assert session.devices.get("tractor-1") == device()
+    second.close()
+
+
+def test_a_block_that_raises_never_happened(catalog: Catalog) -> None:
+    with pytest.raises(RuntimeError), catalog.write() as session:
+        session.devices.enrol(device())
+        session.events.add(1, "enrolled")
+        raise RuntimeError
+    with catalog.read() as session:
+        assert session.devices.all() == []
+        assert session.events.after(0, 10) == []
+
+
+def test_embedded_commits_survive_a_power_cut(tmp_path: Path) -> None:
+    catalog = Catalog(f"sqlite:///{tmp_path / 'catalog.db'}")
+    with catalog.write() as session:
+        connection = session._connection
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+        assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2
+    catalog.close()
+
+
+def test_everything_of_a_device_comes_back(catalog: Catalog) -> None:
+    full = device(
+        set_apart="why",
+        token_counter=7,
+        contact_id="c" * 32,
+        answer=b"\x00answer",
+        object_version=1 << 40,
+        last_contact_ms=5,
+        inventory=Inventory(agent="0.1.0", platform="x", accelerators=("cpu",)),
+        inventory_sha256="a" * 64,
+        epoch="e" * 32,
+        versions={"image/root": 1},
+        unsure_of_time=True,
+    )
+    with catalog.write() as session:
+        session.devices.enrol(full)
+    with catalog.read() as session:
+        assert session.devices.get("tractor-1") == full
+        assert session.devices.all() == [replace(full, answer=None)]
+        assert session.devices.standing("tractor-1") == (b"\x00key", False)
+        assert session.devices.standing("nobody") is None
+        assert session.devices.count() == {"total": 1, "revoked": 0, "set_apart": 1}
+
+
+def test_saving_a_contact_changes_neither_groups_nor_revocation(catalog: Catalog) -> None:
+    enrol(catalog)
+    with catalog.write() as session:
+        session.devices.set_groups("tractor-1", ["late"])
+        session.devices.revoke("tractor-1", 9)
+        session.devices.save(device(groups=("all",), token_counter=3))
+    with catalog.read() as session:
+        kept = session.devices.get("tractor-1")
+        assert kept is not None
+        assert (kept.groups, kept.revoked_ms, kept.token_counter) == (("late",), 9, 3)
+
+
+def test_groups_are_counted_by_product_without_revoked_machines(catalog: Catalog) -> None:
+    enrol(catalog, "a", "b", "c")
+    with catalog.write() as session:
+        session.devices.set_groups("b", ["all", "early"])
+        session.devices.revoke("c", 1)
+        assert session.devices.group_size("pest-detector", "all") == 2
+        assert session.devices.group_size("pest-detector", "early") == 1
+        assert session.devices.group_size("weed-detector", "all") == 0
+
+
+def test_versions_of_objects_rise_whatever_the_clock_does(catalog: Catalog) -> None:
+    enrol(catalog)
+    with catalog.write() as session:
+        assert [session.devices.next_version("tractor-1", now) for now in (100, 100, 50, 200)] == [100, 101, 102, 200]
+
+
+def test_statuses_and_alerts_are_kept_once_by_machine_and_id(catalog: Catalog) -> None:
+    enrol(catalog, "a", "b")
+    one = UpdateStatus(id="1" * 32, manifest="a" * 64, rollout="r", state="TRIAL", at_ms=1, detail="nul \x00 ' \"")
+    alert = Alert(id="2" * 32, kind="k", at_ms=1)
+    with catalog.write() as session:
+        assert session.devices.add_statuses("a", [one, one], 0) == [one]
+        assert session.devices.add_statuses("a", [one], 2) == []
+        assert session.devices.add_statuses("b", [one], 3) == [one]
+        assert session.devices.add_alerts("a", [alert], 1) == [alert]
+        later = [UpdateStatus(id=f"{n:032x}", manifest="a" * 64, rollout="r", state="x", at_ms=1) for n in (9, 8, 7)]
+        session.devices.add_statuses("a", later, 1)
+        assert session.devices.statuses("a", 10) == [*reversed(later), one]
+        assert session.devices.alerts("b", 10) == []
+
+
+def test_rows_are_kept_exactly_once(catalog: Catalog) -> None:
+    with catalog.write() as session:
+        assert session.results.add("d", "e", "results", 0, [b"0", b"1"], at_ms=1) == []
+        assert session.results.add("d", "e", "results", 1, [b"1", b"2"], at_ms=1) == []
+        assert session.results.add("d", "e", "results", 1, [b"X", b"2", b"3"], at_ms=1) == [1]
+        assert session.results.add("d", "e", "results", 1, [b"X"], at_ms=1) == [1]
+        assert session.results.add("d", "other", "results", 0, [b"0"], at_ms=1) == []
+        assert session.results.add("d", "e", "alarms", 0, [], at_ms=1) == []
+    with catalog.read() as session:
+        assert session.results.totals()["d"]["results"].ingested == 5
+        assert session.results.conflict_counts() == {"d": 1}
+        assert session.results.next_seqs("d", "e") == {"results": 4}
+        rows = session.results.rows("d", "results", 0, 10)
+        assert [(row.epoch, row.seq, row.body) for row in rows] == [
+            ("e", 0, b"0"),
+            ("e", 1, b"1"),
+            ("e", 2, b"2"),
+            ("e", 3, b"3"),
+            ("other", 0, b"0"),
+        ]
+        assert session.results.rows("d", None, rows[3].id, 10) == rows[4:]
+
+
+def test_losses_count_each_number_once_and_not_what_arrived(catalog: Catalog) -> None:
+    def lose(session, first: int, last: int) -> None:
+        loss = Loss(lane="results", first=first, last=last, reason="budget", at_ms=1)
+        session.results.add_loss("d", "e", loss, encode(loss), 1)
+
+    with catalog.write() as session:
+        session.results.add("d", "e", "results", 3, [b"3"], at_ms=1)
+        for first, last in ((0, 4), (2, 9), (0, 4), (20, 20)):
+            lose(session, first, last)
+        session.results.recount_lost("d", "e", "results")
+        assert session.results.totals()["d"]["results"].lost == 10
+        # A row that was given up for lost comes after all.
+        session.results.add("d", "e", "results", 20, [b"late"], at_ms=1)
+        session.results.recount_lost("d", "e", "results")
+        totals = session.results.totals()["d"]["results"]
+        assert (totals.ingested, totals.lost) == (2, 9)
+
+
+def test_quarantine_is_bounded(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.storage.results.CONFLICTS_A_DEVICE", 3)
+    with catalog.write() as session:
+        session.results.add("d", "e", "results", 0, [b"x"] * 10, at_ms=1)
+        assert len(session.results.add("d", "e", "results", 0, [b"y"] * 10, at_ms=1)) == 10
+        assert session.results.conflict_counts() == {"d": 3}
+
+
+def test_a_token_is_found_by_its_hash_and_remembers_who_used_it(catalog: Catalog) -> None:
+    token = EnrolmentToken("tractor-1", "pest-detector", ("a", "b"), 100, None)
+    with catalog.write() as session:
+        session.tokens.add_enrolment("h" * 64, token, 1)
+        assert session.tokens.enrolment("h" * 64) == token
+        assert session.tokens.enrolment("x" * 64) is None
+        session.tokens.use_enrolment("h" * 64, b"key")
+        assert session.tokens.enrolment("h" * 64) == replace(token, used_by=b"key")
+        session.tokens.add_operator("o" * 64, "alice", 1, 100)
+        assert session.tokens.operator("o" * 64, 99) == "alice"
+        assert session.tokens.operator("o" * 64, 100) is None
+
+
+def test_signed_metadata_is_kept_for_ever_and_served_files_change(catalog: Catalog) -> None:
+    with catalog.write() as session:
+        session.repositories.add_signed("image", "root", 1, b"one")
+        session.repositories.add_signed("image", "root", 1, b"one")
+        session.repositories.add_signed("image", "root", 10, b"ten")
+        session.repositories.add_signed("image", "root", 2, b"two")
+        session.repositories.serve("image", {"timestamp.json": b"a", "1.snapshot.json": b"s"})
+        session.repositories.serve("image", {"timestamp.json": b"b"}, forget=["1.snapshot.json", "timestamp.json"])
+        session.repositories.serve("director", {"timestamp.json": b"d"})
+        assert list(session.repositories.signed("image")["root"]) == [1, 2, 10]
+        assert session.repositories.served("image", "timestamp.json") == b"b"
+        assert session.repositories.served_names("image") == ["timestamp.json"]
+        assert session.repositories.served("director", "timestamp.json") == b"d"
+
+
+def test_releases_are_listed_and_delisted(catalog: Catalog) -> None:
+    def release(version: str, counter: int) -> Release:
+        return Release("p", version, str(counter) * 64, 10, counter, 0, 2, 100, True)
+
+    with catalog.write() as session:
+        assert session.repositories.put_releases("p", [release("1.0.0", 1), release("1.1.0", 2)]) == []
+        assert [gone.version for gone in session.repositories.put_releases("p", [release("1.1.0", 2)])] == ["1.0.0"]
+        assert session.repositories.put_releases("p", [release("1.1.0", 2)]) == []
+        assert [(r.version, r.listed) for r in session.repositories.releases("p")] == [
+            ("1.1.0", True),
+            ("1.0.0", False),
+        ]
+        session.repositories.put_releases("p", [release("1.0.0", 1), release("1.1.0", 2)])
+        assert all(release.listed for release in session.repositories.releases())
+
+
+def test_a_job_is_claimed_by_one_and_by_another_after_its_lease(catalog: Catalog) -> None:
+    with catalog.write() as session:
+        session.payloads.want(["a" * 64, "a" * 64, "b" * 64], 1)
+        session.payloads.want(["a" * 64], 2)
+        assert session.payloads.waiting() == 2
+    claimed = []
+    for now in (10, 10, 10, 10 + 1000):
+        with catalog.write() as session:
+            claimed.append(session.payloads.claim(now, 1000))
+    assert claimed == ["a" * 64, "b" * 64, None, "a" * 64]
+    made = Compressed("a" * 64, 10, "p" * 64, 5, None, 0)
+    with catalog.write() as session:
+        session.payloads.put(made)
+        session.payloads.put(made)
+        session.payloads.want(["a" * 64], 3)
+        session.payloads.fail("b" * 64, "no", 2000)
+        assert session.payloads.get(["a" * 64, "b" * 64]) == {"a" * 64: made}
+        assert session.payloads.waiting() == 1
+        assert session.payloads.claim(2001, 1) is None
+        assert session.payloads.claim(2000 + 2000, 1) == "b" * 64
+
+
+def test_rollouts_keep_their_order_and_their_members(catalog: Catalog) -> None:
+    enrol(catalog, "a", "b")
+    base = Rollout(
+        name="one",
+        sequence=0,
+        product="p",
+        release="1.0.0",
+        manifest="m" * 64,
+        manifest_bytes=1,
+        release_counter=1,
+        era=0,
+        group="all",
+        phases=(Phase(count=1), Phase(percent=12.5, success_percent=80)),
+        conditions=Conditions(signals_clear=("driving",)),
+        created_ms=1,
+    )
+    with catalog.write() as session:
+        one = session.rollouts.add(base)
+        two = session.rollouts.add(replace(base, name="two"))
+        assert session.rollouts.all("p") == [two, one]
+        assert session.rollouts.get("one") == one
+        session.rollouts.join(Member("one", "a", 0, 5))
+        session.rollouts.join(Member("one", "b", 1, 6))
+        session.rollouts.end("one", "a", "committed", None, 7)
+        assert session.rollouts.taken("one") == {0: 1, 1: 1}
+        assert session.rollouts.memberships("a") == {"one": Member("one", "a", 0, 5, "committed", None, 7)}
+        session.rollouts.move("one", phase=1)
+        session.rollouts.turn("one", "halted", "why", judged_from_ms=9)
+        assert session.rollouts.get("one") == replace(one, phase=1, state="halted", why="why", judged_from_ms=9)
+        assert session.rollouts.count() == {"active": 1, "paused": 0, "halted": 1}
+
+
+def test_writers_in_many_threads_lose_nothing(catalog: Catalog) -> None:
+    enrol(catalog)
+
+    def work() -> None:
+        for _ in range(25):
+            with catalog.write() as session:
+                session.facts.put("n", session.facts.number("n") + 1)
+                session.devices.next_version("tractor-1", 0)
+
+    with catalog.write() as session:
+        session.facts.put("n", 0)
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    with catalog.read() as session:
+        assert session.facts.number("n") == 100
+        assert session.devices.get("tractor-1").object_version == 100
+
+
+def test_the_audit_trail_keeps_order_and_no_control_characters(catalog: Catalog) -> None:
+    with catalog.write() as session:
+        session.events.add(5, "a", device="d", what="x\x00\x1b[31m", detail="y" * 9999)
+        session.events.add(4, "b")
+    with catalog.read() as session:
+        first, second = session.events.after(0, 10)
+        assert (first.kind, second.kind) == ("a", "b")
+        assert first.what == "x\ufffd\ufffd[31m" and len(first.detail) == 4000
+        assert session.events.after(first.id, 10) == [second]
+        assert session.events.after(0, 10, device="d") == [first]

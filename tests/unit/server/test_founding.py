@@ -1,0 +1,212 @@
+"""`init` and the parts that are made at start: complete, once, never replacing a key."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from cryptography import x509
+
+from protocol.errors import SettingsError, StateError
+from server.ca import Authority, ensure_server_certificate
+from server.cli import main
+from server.clock import as_datetime
+from server.founding import FirstAnswers, found, open_layout
+from server.notify import Notifier
+from server.settings import read_settings
+from signing.online_keys import parse_online_keys
+from tests.fakes.server_house import START_MS, no_secret
+
+ANSWERS = FirstAnswers("127.0.0.1", 0, ("farm.example", "127.0.0.1"), "127.0.0.1", 0)
+
+
+def init(state: Path, now_ms: int = START_MS) -> None:
+    found(state, ANSWERS, lambda: now_ms, no_secret)
+
+
+def content(state: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(state)): path.read_bytes()
+        for path in sorted(state.rglob("*"))
+        if path.is_file() and not path.name.startswith("catalog.db")
+    }
+
+
+def test_init_makes_everything_once_and_again_changes_nothing(tmp_path: Path) -> None:
+    init(tmp_path)
+    before = content(tmp_path)
+    assert {"ca/ca.key", "ca/ca.pem", "tls/server.key", "operator.json", "online-keys.json", "server.toml"} <= set(
+        before
+    )
+    init(tmp_path, START_MS + 1000)
+    assert content(tmp_path) == before
+
+
+def test_init_brings_back_what_is_missing_and_keeps_the_rest(tmp_path: Path) -> None:
+    init(tmp_path)
+    before = content(tmp_path)
+    for name in ("online-keys.json", "tls/server.pem", "operator.json", "keys/director.clock.pem"):
+        (tmp_path / name).unlink()
+    init(tmp_path)
+    after = content(tmp_path)
+    assert set(after) == set(before)
+    assert after["ca/ca.key"] == before["ca/ca.key"]
+    assert after["keys/image.timestamp.pem"] == before["keys/image.timestamp.pem"]
+    old, new = (parse_online_keys(each["online-keys.json"]) for each in (before, after))
+    assert old["image"]["timestamp"].keyid == new["image"]["timestamp"].keyid
+    assert old["director"]["clock"].keyid != new["director"]["clock"].keyid
+
+
+def test_the_exported_keys_are_those_of_the_files_one_a_role(tmp_path: Path) -> None:
+    init(tmp_path)
+    keys = parse_online_keys((tmp_path / "online-keys.json").read_bytes())
+    assert {repository: sorted(roles) for repository, roles in keys.items()} == {
+        "image": ["snapshot", "timestamp"],
+        "director": ["assignments", "clock", "receipts", "snapshot", "timestamp"],
+    }
+
+
+def test_the_servers_certificate_names_all_names_and_is_renewed_in_time(tmp_path: Path) -> None:
+    authority = Authority.make(as_datetime(START_MS))
+    now = as_datetime(START_MS)
+
+    def made() -> bytes:
+        return (tmp_path / "server.pem").read_bytes()
+
+    ensure_server_certificate(authority, tmp_path, ("farm.example", "10.0.0.1"), now)
+    first = made()
+    names = x509.load_pem_x509_certificate(first).extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == ["farm.example"]
+    assert [str(address) for address in names.get_values_for_type(x509.IPAddress)] == ["10.0.0.1"]
+    ensure_server_certificate(authority, tmp_path, ("farm.example", "10.0.0.1"), now + timedelta(days=500))
+    assert made() == first
+    ensure_server_certificate(authority, tmp_path, ("farm.example", "10.0.0.1"), now + timedelta(days=600))
+    second = made()
+    assert second != first
+    ensure_server_certificate(authority, tmp_path, ("other.example",), now + timedelta(days=600))
+    third = made()
+    assert third != second
+    ensure_server_certificate(Authority.make(now), tmp_path, ("other.example",), now + timedelta(days=600))
+    assert made() != third
+
+
+def test_a_wrong_setting_is_refused_with_its_line_and_the_nearest_name(tmp_path: Path) -> None:
+    init(tmp_path)
+    path = tmp_path / "server.toml"
+    path.write_text(path.read_text() + "polls_s = 3\n")
+    with pytest.raises(
+        SettingsError, match=r"server.toml, line \d+: unknown key 'polls_s' in \[contact\]; did you mean 'poll_s'"
+    ):
+        read_settings(tmp_path)
+    path.write_text('[online_keys."director.clocks"]\nuri = "hsm:2"\npublic = "x"\n')
+    with pytest.raises(SettingsError, match=r"director\.clocks"):
+        init(tmp_path)
+    path.write_text('[online_keys."director.clock"]\nuri = "hsm:2"\npublic = "/nowhere.json"\n')
+    with pytest.raises(SettingsError, match=r"director\.clock "):
+        init(tmp_path)
+
+
+def test_an_online_key_may_live_elsewhere(tmp_path: Path) -> None:
+    init(tmp_path)
+    keys = json.loads((tmp_path / "online-keys.json").read_bytes())
+    elsewhere = tmp_path / "vault.pem"
+    (tmp_path / "keys" / "director.clock.pem").rename(elsewhere)
+    public = tmp_path / "clock.json"
+    public.write_text(json.dumps(keys["director"]["clock"]))
+    path = tmp_path / "server.toml"
+    path.write_text(f'[online_keys."director.clock"]\nuri = "file2:{elsewhere}"\npublic = "{public}"\n')
+    init(tmp_path)
+    assert json.loads((tmp_path / "online-keys.json").read_bytes()) == keys
+    assert not (tmp_path / "keys" / "director.clock.pem").exists()
+
+
+def test_a_folder_that_is_no_server_says_so(tmp_path: Path) -> None:
+    with pytest.raises(StateError, match="is not a server's state folder"):
+        open_layout(tmp_path)
+    result = CliRunner().invoke(main, ["status", "--state", str(tmp_path)])
+    assert result.exit_code == StateError.exit_code
+    assert "hint:" in result.output
+
+
+def test_status_of_a_stopped_server_is_read_from_its_catalog(tmp_path: Path) -> None:
+    init(tmp_path)
+    result = CliRunner().invoke(main, ["status", "--state", str(tmp_path), "--json"])
+    assert result.exit_code == 0, result.output
+    said = json.loads(result.output)
+    assert (said["listening"], said["devices"]["total"], said["repositories"]["image"]) == (None, 0, {})
+    assert "not running" in CliRunner().invoke(main, ["status", "--state", str(tmp_path)]).output
+
+
+def test_the_notifier_speaks_systemds_datagrams_and_is_silent_without_it(tmp_path: Path) -> None:
+    Notifier({}).say("READY=1")
+    path = str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+        channel.bind(path)
+        channel.settimeout(5)
+        notifier = Notifier({"NOTIFY_SOCKET": path, "WATCHDOG_USEC": "30000000"})
+        notifier.say("READY=1")
+        assert channel.recv(100) == b"READY=1"
+        assert notifier.watchdog_s == 30.0
+
+
+def test_the_process_tells_where_it_listens_and_stops_at_sigterm(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    command = [sys.executable, "-m", "server.cli"]
+    done = subprocess.run(
+        [*command, "init", "--state", str(state), "--device-port", "0", "--operator-port", "0", "--json"],
+        capture_output=True,
+        timeout=60,
+        check=True,
+    )
+    token = json.loads(Path(json.loads(done.stdout)["operator"]).read_bytes())["token"]
+    path = str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+        channel.bind(path)
+        channel.settimeout(30)
+        process = subprocess.Popen(
+            [*command, "run", "--state", str(state)],
+            env={**os.environ, "NOTIFY_SOCKET": path, "WATCHDOG_USEC": "200000"},
+            stderr=subprocess.PIPE,
+        )
+        try:
+            assert channel.recv(100) == b"READY=1"
+            assert channel.recv(100) == b"WATCHDOG=1"
+            urls = json.loads((state / "run.json").read_bytes())
+            assert urls["device_url"].startswith("https://localhost:")
+            assert json.loads((state / "operator.json").read_bytes())["url"] == urls["operator_url"]
+            started = time.monotonic()
+            process.send_signal(signal.SIGTERM)
+            _, log = process.communicate(timeout=30)
+            assert process.returncode == 0
+            assert time.monotonic() - started < 10
+            assert token.encode() not in log
+            assert not (state / "run.json").exists()
+        finally:
+            process.kill()
+            process.wait(timeout=10)
+
+
+def test_a_taken_port_is_said_in_words(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        answers = FirstAnswers("127.0.0.1", port, ("localhost",), "127.0.0.1", 0)
+        found(tmp_path, answers, lambda: START_MS, no_secret)
+        result = subprocess.run(
+            [sys.executable, "-m", "server.cli", "run", "--state", str(tmp_path)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert result.returncode == StateError.exit_code
+    assert f"port {port}" in result.stderr
+    assert "Traceback" not in result.stderr
