@@ -63,9 +63,17 @@ class Memory:
             raise StateError("the offer's assignment is not in state.db")
         return decode(found, AssignmentBody, limit=limits.ANSWER_BYTES)
 
-    def renew_plan(self, assignment: AssignmentBody) -> None:
-        """The next attempt goes by this one's plan."""
-        self._db.put(ASSIGNMENT, encode(assignment))
+    def renew_plan(self, assignment: AssignmentBody) -> bool:
+        """The next attempt goes by this one's plan.
+
+        Returns:
+            Whether it differs.
+        """
+        renewed = encode(assignment)
+        if renewed == self._db.get(ASSIGNMENT):
+            return False
+        self._db.put(ASSIGNMENT, renewed)
+        return True
 
     def refused(self) -> dict[Digest, str]:
         """Why, by the digest of each manifest that was refused on evidence."""

@@ -33,7 +33,7 @@ class Health:
     Args:
         digest: The release that serves now; None when nothing does.
         serving: Every model's worker is alive, loaded and warm.
-        inferences: Finished ones.
+        inferences: Finished ones, also those that failed.
         errors: Inferences that failed.
         crashes: What ended each worker that died by itself: `SIGSEGV`, `exit 1`.
         latency_ms: 95th percentile of the last inferences by model name, preprocessing included.

@@ -14,7 +14,7 @@ class Watched:
 
     Args:
         healthy_s: Seconds in which every model served.
-        inferences: Finished ones.
+        inferences: Finished ones, also those that failed.
         errors: Those that failed.
         this_start_s: Healthy seconds of this start alone.
     """
@@ -83,13 +83,13 @@ def find_evidence(health: Health, watched: Watched, rules: TrialRules, bounds: M
     """
     if health.crashes:
         return Evidence(Reason.TRIAL_CRASH, f"a worker died: {', '.join(health.crashes[:5])}")
-    tried = watched.inferences + watched.errors
-    if tried >= max(rules.min_inferences, 1) and watched.errors > rules.max_error_rate * tried:
+    enough = max(rules.min_inferences, 1)
+    if watched.inferences >= enough and watched.errors > rules.max_error_rate * watched.inferences:
         return Evidence(
             Reason.TRIAL_ERRORS,
-            f"{watched.errors} of {tried} inferences failed; at most {rules.max_error_rate:.1%} may",
+            f"{watched.errors} of {watched.inferences} inferences failed; at most {rules.max_error_rate:.1%} may",
         )
-    if health.inferences >= max(rules.min_inferences, 1):
+    if health.inferences >= enough:
         for model, latency_ms in (health.latency_ms or {}).items():
             bound = bounds.get(model)
             if bound is not None and latency_ms > bound.latency_ms:

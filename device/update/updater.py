@@ -10,7 +10,8 @@ import contextlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Final
+from enum import Enum, auto
+from typing import Final, overload
 
 from device.retry import backoff_s
 from device.state_db import Refusal, StateDb
@@ -64,6 +65,14 @@ class Progress:
     healthy_s: float = 0.0
     healthy_of_s: float = 0.0
     damaged: str = ""
+
+
+class _Obstacle(Enum):
+    """What a paused fetch waits for, as far as somebody may tell us that it is gone."""
+
+    NONE = auto()
+    LINK = auto()
+    PLAN = auto()  # the server lacks a blob, or planned for what we do not have
 
 
 @dataclass(frozen=True)
@@ -134,8 +143,8 @@ class Updater:
         self._damaged = ""
         self._link_lags = False
         self._mendings = 0
-        self._source_is_bad = False
-        self._delay = False  # whether a paused FETCH waits: not after a start, nor when the link just came back
+        self._obstacle = _Obstacle.NONE
+        self._delay = False  # whether a paused FETCH waits: not after a start, nor when its obstacle went away
 
     # What others call
 
@@ -226,9 +235,7 @@ class Updater:
 
     def link_is_up(self) -> None:
         """A contact succeeded: a download that waits for the link goes on now."""
-        if self._record.state is State.FETCH and self._record.failures and not self._source_is_bad:
-            self._delay = False
-            self._woken.set()
+        self._is_gone(_Obstacle.LINK)
 
     async def run_forever(self) -> None:
         """Drives the machine until it is cancelled. What goes wrong in a state is tried again after a while."""
@@ -344,18 +351,18 @@ class Updater:
         record = self._record
         if record.failures and self._delay:
             await self._world.sleep(self._backoff_s(record.failures))
-        self._source_is_bad = False
+        self._obstacle = _Obstacle.NONE
         try:
             await self._bring(self._offer())
         except Refused as refused:
             if refused.reason is Reason.WRONG_HARDWARE:  # an accelerator was unplugged since the offer came
                 return _Step(Event.FORBIDDEN, refused.reason, refused.message)
             # The source is bad, not the release: nothing is remembered against it.
-            self._source_is_bad = True
             return _Step(Event.PAUSED, refused.reason, refused.message)
         except NoSpaceError as error:
             return _Step(Event.PAUSED, detail=f"space: {error.message}")
         except LinkError as error:
+            self._obstacle = _Obstacle.LINK if error.retryable else _Obstacle.PLAN
             return _Step(Event.PAUSED, detail=f"link: {error.message}")
         except (OSError, StateError) as error:
             return _Step(Event.PAUSED, detail=f"disk: {error}")
@@ -480,25 +487,37 @@ class Updater:
         """Workers and `active` follow the record; when its release cannot serve, another one does meanwhile."""
         record = self._record
         wanted = [record.active, *(held.digest for held in (record.committed, record.previous) if held is not None)]
-        self._damaged = ""
+        damaged = ""  # told only at the end: this may be interrupted, and nothing is whole that was not seen to be
         for name in dict.fromkeys(wanted):
             try:
-                release = await self._converge(name) if name is not None else None
+                release = await self._converge(name)
             except (Refused, StateError, OSError) as error:
-                self._damaged = self._damaged or str(error)
+                damaged = damaged or str(error)
                 log.warning("release %s cannot serve: %s", (name or "")[:12], error)
                 continue
-            try:
-                await asyncio.to_thread(self._show, release)
-            except OSError as error:
-                self._link_lags = True
-                log.warning("the link `active` is behind: %s", error)
-            return
+            await self._show_or_later(release)
+            break
+        else:  # and what was rolled back must not go on either
+            await self._converge(None)
+            await self._show_or_later(None)
+        self._damaged = damaged
 
-    async def _converge(self, name: Digest) -> ReleaseSet:
-        release = await asyncio.to_thread(self._library.load, name)
+    @overload
+    async def _converge(self, name: Digest) -> ReleaseSet: ...
+    @overload
+    async def _converge(self, name: None) -> None: ...
+    async def _converge(self, name: Digest | None) -> ReleaseSet | None:
+        release = await asyncio.to_thread(self._library.load, name) if name is not None else None
         await self._workers.converge(release)
         return release
+
+    async def _show_or_later(self, release: ReleaseSet | None) -> None:
+        """A full disk must not keep a release from serving: `active` follows once it can."""
+        try:
+            await asyncio.to_thread(self._show, release)
+        except OSError as error:
+            self._link_lags = True
+            log.warning("the link `active` is behind: %s", error)
 
     def _show(self, release: ReleaseSet | None) -> None:
         if release is None:
@@ -584,10 +603,15 @@ class Updater:
             self._woken.set()
             return
         self._pending = None  # what was offered in between is not any more
-        if record.state is State.FETCH:
-            # The plan may have been renewed: the fetch that runs goes on, the next attempt goes by the new one.
-            await asyncio.to_thread(self._memory.renew_plan, assignment)
-            self.link_is_up()
+        if record.state is State.FETCH and await asyncio.to_thread(self._memory.renew_plan, assignment):
+            # The fetch that runs goes on, the next attempt goes by the new plan.
+            self._is_gone(_Obstacle.PLAN)
+
+    def _is_gone(self, obstacle: _Obstacle) -> None:
+        """What a paused fetch waited for is there: it goes on at once. Other pauses wait their time."""
+        if self._record.state is State.FETCH and self._record.failures and self._obstacle is obstacle:
+            self._delay = False
+            self._woken.set()
 
     def _runs(self, offer: Offer) -> bool:
         """Whether the offer is the committed release, in good order."""

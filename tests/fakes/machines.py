@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import secrets
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from device.state_db import StateDb
@@ -90,6 +91,9 @@ class Bench:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Updater]:
         """From power on to power off."""
+        # The power takes threads away too: none of this life may reach into the next one.
+        threads = ThreadPoolExecutor(4)
+        asyncio.get_running_loop().set_default_executor(threads)
         updater = self.boot()
         task = None
         try:
@@ -101,6 +105,8 @@ class Bench:
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await task
+            threads.shutdown(wait=True, cancel_futures=True)
+            asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(4))
             self.db.close()
             # A start of the agent finds no workers.
             self.workers.serving = None

@@ -1,5 +1,9 @@
 """Whole updates on a real state folder: committed, refused, rolled back, put off, repaired."""
 
+import asyncio
+import dataclasses
+
+import msgspec
 import pytest
 
 from device.update.ports import Health
@@ -134,6 +138,23 @@ async def test_the_first_release_of_a_machine_can_fail_too(bench):
         assert updater.record.active is None
         assert bench.active is None
         assert updater.report().manifest is None
+
+
+@pytest.mark.parametrize("held", [True, False])
+async def test_what_was_rolled_back_never_goes_on_serving(bench, held):
+    bench.workers.shown[NEW.digest] = Health(digest=NEW.digest, serving=True, crashes=("exit 1",))
+    async with bench.running():
+        if held:
+            await bench.install(OLD)
+            bench.workers.dead = {OLD.digest}
+        await bench.install(NEW, OLD)
+        assert bench.workers.serving is None
+        assert bench.active is None
+        assert bool(bench.updater.progress().damaged) is held
+        bench.workers.dead = set()
+        if held:
+            await bench.until(lambda: bench.workers.serving == OLD.digest)
+            assert bench.updater.report().manifest == OLD.digest
 
 
 async def test_a_machine_switched_off_and_on_three_times_in_a_trial_still_commits(bench):
@@ -315,3 +336,60 @@ async def test_a_kept_file_that_changed_before_activation_is_fetched_again(bench
         await bench.settled()
         assert updater.record.committed.digest == NEW.digest
         assert bench.workers.files[model] == NEW.model
+
+
+async def test_a_lost_link_pauses_and_goes_on_when_the_next_contact_succeeds(bench):
+    bench.source.up = False
+    async with bench.running() as updater:
+        await updater.offer(NEW.assignment(), NEW.manifest_bytes, terms(NEW), may_install=True)
+        await bench.until(lambda: updater.record.failures >= 2)
+        assert updater.record.state is State.FETCH
+        assert updater.progress().why.startswith("link: ")
+        assert bench.outcomes() == [("deferred", None)]
+        bench.source.up = True
+        await updater.offer(NEW.assignment(), NEW.manifest_bytes, terms(NEW), may_install=True)
+        updater.link_is_up()
+        await bench.settled()
+        assert updater.record.committed.digest == NEW.digest
+        assert updater.record.retries == 0
+
+
+async def test_a_renewed_plan_ends_the_wait_for_a_blob_that_the_server_lacks(bench):
+    step = NEW.plan.steps[0]
+    del bench.source.blobs[step.payload.sha256]
+    held = []
+
+    async def sleep(seconds):
+        held.append(seconds)
+        await asyncio.Event().wait()
+
+    async with bench.running() as updater:
+        updater._world = dataclasses.replace(updater._world, sleep=sleep)
+        await updater.offer(NEW.assignment(), NEW.manifest_bytes, terms(NEW), may_install=True)
+        await bench.until(lambda: bool(held))
+        asked = len(bench.source.asked)
+        updater.link_is_up()
+        await updater.offer(NEW.assignment(), NEW.manifest_bytes, terms(NEW), may_install=True)
+        await asyncio.sleep(0.05)
+        assert len(bench.source.asked) == asked, "contacts do not hurry what they cannot help"
+        other = Release("1.1.0", 2, NEW.model)
+        bench.source.add([other])
+        renewed = msgspec.structs.replace(
+            NEW.assignment(), plan=msgspec.structs.replace(NEW.plan, full_bytes=NEW.plan.full_bytes + 1)
+        )
+        await updater.offer(renewed, NEW.manifest_bytes, terms(NEW), may_install=True)
+        await bench.until(lambda: len(bench.source.asked) > asked)
+
+
+async def test_inferences_of_all_starts_count_also_when_workers_count_from_nothing(bench):
+    rules = TrialRules(healthy_s=20.0, min_healthy_s=2.0, min_inferences=30, max_failed_starts=1)
+    slow = Release("1.3.0", 3, noise(900, 4), trial=rules)
+    bench.source.add([slow])
+    bench.workers.shown[slow.digest] = Health(digest=slow.digest, serving=True, inferences=16)
+    async with bench.running() as updater:
+        await updater.offer(slow.assignment(), slow.manifest_bytes, terms(slow), may_install=True)
+        await bench.until(lambda: updater.record.healthy_s >= 20.0)
+        assert updater.record.state is State.TRIAL
+    async with bench.running() as updater:
+        await bench.settled()
+        assert updater.record.committed.digest == slow.digest
