@@ -12,6 +12,7 @@ import pytest
 from tuf.api.metadata import DelegatedRole, Metadata, MetaFile, Targets
 
 from protocol import limits
+from protocol.objects import Step, TransferPlan
 from signing.trust_store import HttpSource
 from tests.fakes.field import NONCE, PRODUCT, Field, reasons
 from tests.fakes.repository_server import http_server
@@ -173,3 +174,10 @@ def test_attack_o16_versions_beyond_all_numbers_are_refused(field: Field) -> Non
     verdict = field.contact(serve=False)
     assert reasons(verdict) == [("image", "limit")]
     assert field.contact(serve=False).terms == verdict.terms
+
+
+def test_attack_t2_a_rightly_signed_object_beyond_its_limit_is_refused_unread(field: Field) -> None:
+    step = Step(artifact="a" * 64, length_bytes=1, method="have")
+    text = field.assignment(plan=TransferPlan(steps=(step,) * 3000, full_bytes=0))
+    assert len(text) > limits.OBJECT_BYTES
+    assert reasons(field.contact(serve=False, assignment=text)) == [("assignment", "length")]
