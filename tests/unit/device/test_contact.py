@@ -1,136 +1,24 @@
 """A contact over links that break anywhere: nothing is told twice or never, and nothing unjudged is acted upon."""
 
-import itertools
-
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec
 
-from device.contact import Contact, Facts, read_record
-from device.drain import Drain
-from device.outbox.box import Outbox
-from device.state_db import StateDb
-from device.store import Store
+from device.contact import read_record
 from device.trust.port import Complaint, Terms
 from protocol.errors import LinkError, Reason, Refused
 from protocol.ids import digest
-from protocol.messages import Alert, Counters, ErrorAnswer, Inventory, UpdateStatus, VersionReport
-from protocol.objects import AssignmentBody, Payload, ReceiptsBody, RowRange, TransferPlan
-from tests.fakes.sync_server import FakeServer
-from tests.fakes.trust import FakeTrust
-
-DEVICE = "tractor-1"
-MANIFEST = b'{"a": "manifest"}'
-
-
-class Manifests:
-    def __init__(self) -> None:
-        self.fetched: list[str] = []
-        self.error: Exception | None = None
-
-    async def small(self, payload: Payload, limit: int) -> bytes:
-        self.fetched.append(payload.sha256)
-        if self.error is not None:
-            raise self.error
-        return MANIFEST
-
-
-class Updates:
-    def __init__(self) -> None:
-        self.offers: list[tuple] = []
-        self.learnt: list[Terms] = []
-        self.withdrawn = 0
-        self.link_up = 0
-
-    async def offer(self, assignment, manifest_bytes, terms, may_install):
-        self.offers.append((assignment, manifest_bytes, terms, may_install))
-
-    async def learn(self, terms):
-        self.learnt.append(terms)
-
-    def withdraw(self):
-        self.withdrawn += 1
-
-    def link_is_up(self):
-        self.link_up += 1
-
-    def report(self) -> VersionReport:
-        return VersionReport(state="idle")
-
-
-class Timepiece:
-    def __init__(self) -> None:
-        self.reloads = 0
-
-    def boot_s(self) -> float:
-        return 12.5
-
-    def reload(self) -> None:
-        self.reloads += 1
-
-
-class Machine:
-    """A device without processes: real outbox, store and state, and a server in memory."""
-
-    def __init__(self, folder, outbox: Outbox, key: ec.EllipticCurvePrivateKey) -> None:
-        self.server = FakeServer(key.public_key())
-        self.trust = FakeTrust()
-        self.state = StateDb(folder / "state.db")
-        self.store = Store(folder / "store", keep_free_bytes=0)
-        self.outbox = outbox
-        self.manifests = Manifests()
-        self.updates = Updates()
-        self.clock = Timepiece()
-        self.inventory = Inventory(agent="0.1.0", platform="linux-x86_64", accelerators=("cpu",))
-        self._tokens = (f"{number:032x}" for number in itertools.count(1000))
-        self.drain = Drain(outbox, self.server, self.trust, key)
-        self.contact = self.restarted()
-
-    def restarted(self) -> Contact:
-        self.contact = Contact(
-            DEVICE,
-            "pest-detector",
-            door=self.server,
-            trust=self.trust,
-            state=self.state,
-            store=self.store,
-            outbox=self.outbox,
-            manifests=self.manifests,
-            updates=self.updates,
-            clock=self.clock,
-            facts=lambda: Facts(self.inventory, Counters(bytes_received=7), 1_800_000_000_000, sure_of_time=False),
-            draw_token=lambda: next(self._tokens),
-        )
-        return self.contact
-
-    async def meets(self) -> None:
-        await self.contact.make()
+from protocol.messages import Alert, ErrorAnswer, Inventory, UpdateStatus
+from protocol.objects import ReceiptsBody, RowRange
+from tests.fakes.contact_machine import DEVICE, MANIFEST, assignment, opened
 
 
 @pytest.fixture
 async def machine(tmp_path):
-    tokens = (f"{number:032x}" for number in itertools.count(1))
-    box = await Outbox.opened(
-        tmp_path / "outbox.db", DEVICE, budget_bytes=1 << 24, now_ms=lambda: 5, draw_token=lambda: next(tokens)
-    )
-    machine = Machine(tmp_path, box, ec.generate_private_key(ec.SECP256R1()))
-    yield machine
-    await box.close()
-    machine.state.close()
+    async with opened(tmp_path) as machine:
+        yield machine
 
 
 def status(number: int) -> UpdateStatus:
     return UpdateStatus(id=f"{number:032x}", manifest="0" * 64, rollout="r", state="fetch", at_ms=1)
-
-
-def assignment() -> AssignmentBody:
-    return AssignmentBody(
-        device=DEVICE,
-        product="pest-detector",
-        rollout="summer",
-        release="1.0.0",
-        manifest=Payload(sha256=digest(MANIFEST), length_bytes=len(MANIFEST)),
-        plan=TransferPlan(steps=(), full_bytes=0),
-    )
 
 
 async def test_a_first_contact_tells_who_where_and_what(machine):

@@ -1,0 +1,160 @@
+"""The command: what a technician sees, what a program gets, and how each error comes out."""
+
+import fcntl
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from device import identity
+from device.cli import main
+from device.contact import ContactRecord
+from device.identity import Enrolment
+from device.inference.workers import ModelStatus, WorkersStatus
+from device.layout import Layout
+from device.outbox.box import Outbox
+from device.settings import DeviceSettings, load
+from device.state_db import Refusal, StateDb
+from device.status import AgentStatus, UpdateNow, read_agent_status, write_status
+from device.update.states import Ended, Held, UpdateRecord
+from protocol.errors import Reason, SettingsError, StateError
+from protocol.messages import Alert, Counters
+from protocol.wire import encode
+
+DIGEST = "ab" * 32
+
+
+def command(*arguments: object, code: int = 0):
+    done = CliRunner().invoke(main, [str(part) for part in arguments])
+    assert done.exit_code == code, (done.output, done.exception)
+    return done
+
+
+@pytest.fixture
+async def machine(tmp_path) -> Layout:
+    """A state folder as an agent leaves it."""
+    layout = Layout(tmp_path / "machine")
+    layout.identity.mkdir(parents=True)
+    layout.run.mkdir()
+    identity.keep_key(layout.identity / "key.pem")
+    enrolment = Enrolment(server="https://farm:8443", device="tractor-1", product="pest-detector")
+    (layout.identity / "enrolment.json").write_bytes(encode(enrolment))
+    state = StateDb(layout.state_db)
+    held = Held(digest=DIGEST, version="1.1.0", release_counter=7)
+    failed = Held(digest="cd" * 32, version="1.2.1", release_counter=9)
+    ended = Ended(
+        release=failed,
+        rollout="r",
+        outcome="rolled-back",
+        reason=Reason.TRIAL_LATENCY,
+        detail="980 ms where 250 may be",
+    )
+    state.write_record(
+        UpdateRecord(active=DIGEST, committed=held, last=ended),
+        refusal=Refusal(manifest=failed.digest, release="1.2.1", reason=Reason.TRIAL_LATENCY, at_ms=1, detail="slow"),
+    )
+    state.add_alert(Alert(id="0" * 32, kind="stale-metadata", at_ms=1, reason=Reason.EXPIRED))
+    state.count("bytes_received", 12345)
+    state.count("frames_inferred", 20)
+    state.put("contact", encode(ContactRecord(last_ms=1_790_000_000_000)))
+    state.close()
+    box = await Outbox.opened(
+        layout.outbox_db, "tractor-1", budget_bytes=1 << 20, now_ms=lambda: 0, draw_token=lambda: "e" * 32
+    )
+    for number in range(5):
+        await box.enqueue("results", b"row %d" % number)
+    await box.close()
+    return layout
+
+
+def test_status_without_the_agent_is_read_from_the_databases(machine):
+    status = json.loads(command("status", "--state", machine.state, "--json").stdout)
+    assert status["running"] is False
+    assert (status["device"], status["product"]) == ("tractor-1", "pest-detector")
+    assert status["release"] == {"version": "1.1.0", "manifest": DIGEST, "release_counter": 7}
+    assert status["last_update"]["reason"] == "trial-latency"
+    assert status["lanes"]["results"] == {"produced": 5, "queued": 5, "receipted": 0, "lost": 0}
+    assert status["results_produced"] == 5
+    assert (status["bytes_received"], status["frames_inferred"]) == (12345, 20)
+    assert status["contact"]["last_ms"] == 1_790_000_000_000
+    assert status["alerts"][0]["kind"] == "stale-metadata"
+    assert status["refusals"][0]["release"] == "1.2.1"
+
+
+def test_status_with_the_agent_has_its_own_account_too(machine):
+    account = AgentStatus(
+        pid=4711,
+        agent="0.1.0",
+        started_ms=1,
+        at_ms=2,
+        sure_of_time=True,
+        update=UpdateNow(state="wait", release="1.3.0", why="signals: driving"),
+        workers=WorkersStatus(
+            manifest=DIGEST,
+            serving=True,
+            models={
+                "leaf": ModelStatus(model_digest=DIGEST, variant="gpu", accelerator="cpu", fallback="no CUDA here")
+            },
+        ),
+        counters=Counters(frames_inferred=99, frames_dropped=1),
+        contact_trouble="no route to host",
+    )
+    write_status(machine.status, account)
+    assert read_agent_status(machine.status) == account
+    stale = json.loads(command("status", "--state", machine.state, "--json").stdout)
+    assert stale["models"] == {}, "an account of an agent that is gone is not believed"
+    with machine.lock.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        status = json.loads(command("status", "--state", machine.state, "--json").stdout)
+        shown = command("status", "--state", machine.state).stdout
+    assert (status["running"], status["pid"], status["serving"]) == (True, 4711, True)
+    assert status["models"]["leaf"]["fallback"] == "no CUDA here"
+    assert status["frames_inferred"] == 99
+    assert status["update"]["why"] == "signals: driving"
+    assert status["contact"]["trouble"] == "no route to host"
+    for words in ("1.1.0", "waits: signals: driving", "no CUDA here", "no route to host", "1.2.1: rolled-back"):
+        assert words in shown
+
+
+def test_a_refusal_is_listed_and_lifted_by_name(machine):
+    listed = json.loads(command("refusals", "list", "--state", machine.state, "--json").stdout)
+    assert listed["refusals"][0]["reason"] == "trial-latency"
+    assert "1.2.1" in command("refusals", "list", "--state", machine.state).stdout
+    lifted = json.loads(command("refusals", "lift", "1.2.1", "--state", machine.state, "--json").stdout)
+    assert lifted["lifted"][0]["release"] == "1.2.1"
+    again = command("refusals", "lift", "1.2.1", "--state", machine.state, code=6)
+    assert "not refused here" in again.stderr
+    assert "Nothing is refused" in command("refusals", "list", "--state", machine.state).stdout
+
+
+def test_a_machine_that_is_not_enrolled_says_what_to_do(tmp_path):
+    for arguments in (("status",), ("refusals", "list")):
+        done = command(*arguments, "--state", tmp_path, code=6)
+        assert "error:" in done.stderr
+        assert "hint: headland-device" in done.stderr
+
+
+def test_a_bad_token_is_a_refusal_for_people_and_programs(tmp_path):
+    done = command("enroll", "--state", tmp_path / "m", "--token", "HL1.nonsense", "--json", code=4)
+    assert json.loads(done.stdout)["reason"] == "token"
+    assert "hint:" in done.stderr
+
+
+def test_settings_with_an_unknown_key_are_refused_with_line_and_nearest_name(tmp_path):
+    path = tmp_path / "device.toml"
+    path.write_text("[inference]\nframes = 'x'\n\n[outbox]\nbudgetbytes = 1\n")
+    with pytest.raises(SettingsError, match=r"line 5.*budgetbytes.*budget_bytes"):
+        load(path)
+    path.write_text("[outbox]\nbudget_bytes = 5\n")
+    with pytest.raises(SettingsError, match="line 2"):
+        load(path)
+    with pytest.raises(StateError):
+        load(tmp_path / "nothing.toml")
+    path.write_text("")
+    assert load(path) == DeviceSettings()
+
+
+def test_an_account_that_was_cut_short_is_no_account(machine):
+    machine.status.write_bytes(b'{"pid": 1')
+    assert read_agent_status(machine.status) is None
+    assert [path.name for path in machine.run.iterdir()] == ["status.json"]

@@ -1,0 +1,137 @@
+"""Identity: mutual TLS 1.3 with one CA's servers, with a dead clock too, and renewal under an expired certificate."""
+
+import asyncio
+import ssl
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+from device import identity
+from device.identity import Enrolment
+from device.link import Link
+from device.renewal import renew
+from protocol import limits
+from protocol.errors import LinkError, Reason, Refused, StateError
+from protocol.messages import RenewAnswer, RenewRequest
+from protocol.wire import decode, encode
+from server.ca import Authority, read_csr
+
+NOW = datetime(2026, 6, 1, tzinfo=UTC)
+LONG_AGO = NOW - timedelta(days=20_000)
+
+
+class House:
+    """A CA, a TLS server under it, and one enrolled machine."""
+
+    def __init__(self, folder: Path, *, server_made: datetime = NOW, device_made: datetime = NOW) -> None:
+        self.authority = Authority.make(min(server_made, device_made, NOW) - timedelta(days=2))
+        self.folder = folder
+        self.names: list[str] = []
+        key = ec.generate_private_key(ec.SECP256R1())
+        (folder / "server.pem").write_text(self.authority.issue_server(key, ["127.0.0.1"], server_made))
+        (folder / "server.key").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+        device = folder / "identity"
+        device.mkdir()
+        device_key = identity.keep_key(device / "key.pem")
+        csr = read_csr(identity.make_csr(device_key, "tractor-1"), "tractor-1")
+        (device / "cert.pem").write_text(self.authority.issue_device("tractor-1", csr, device_made, 10))
+        (device / "ca.pem").write_text(self.authority.pem())
+        (device / "enrolment.json").write_bytes(
+            encode(Enrolment(server="https://x", device="tractor-1", product="pest-detector"))
+        )
+        self.who = identity.load(device)
+
+    async def __aenter__(self) -> "House":
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.load_cert_chain(self.folder / "server.pem", self.folder / "server.key")
+        context.load_verify_locations(cadata=self.authority.pem())
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.verify_flags = ssl.VerifyFlags(context.verify_flags | identity.NO_CHECK_TIME)
+        app = web.Application()
+        app.add_routes([web.get("/who", self._who), web.post("/v1/renew", self._renew)])
+        self.runner = web.AppRunner(app)
+        await self.runner.setup()
+        site = web.TCPSite(self.runner, "127.0.0.1", 0, ssl_context=context)
+        await site.start()
+        self.url = f"https://127.0.0.1:{self.runner.addresses[0][1]}"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.runner.cleanup()
+
+    async def _who(self, request: web.Request) -> web.Response:
+        transport = request.transport
+        assert transport is not None
+        tls = transport.get_extra_info("ssl_object")
+        return web.json_response({"serial": tls.getpeercert()["serialNumber"], "version": tls.version()})
+
+    async def _renew(self, request: web.Request) -> web.Response:
+        asked = decode(await request.read(), RenewRequest, limit=limits.ENROL_BYTES)
+        csr = read_csr(asked.csr_pem, "tractor-1")
+        pem = self.authority.issue_device("tractor-1", csr, NOW, 100)
+        return web.Response(body=encode(RenewAnswer(certificate_pem=pem)))
+
+
+async def ask(link: Link) -> bytes:
+    try:
+        return (await link.get("/who", limit=1000)).content()
+    finally:
+        await link.close()
+
+
+@pytest.mark.parametrize(
+    ("server_made", "device_made"),
+    [(NOW, NOW), (NOW, LONG_AGO), (LONG_AGO, NOW), (datetime(2040, 1, 1, tzinfo=UTC), NOW)],
+    ids=["now", "device-expired", "server-expired", "server-not-yet-valid"],
+)
+async def test_a_dead_clock_does_not_break_tls(tmp_path, server_made, device_made):
+    async with House(tmp_path, server_made=server_made, device_made=device_made) as house:
+        assert b"TLSv1.3" in await ask(Link(house.url, house.who.tls()))
+
+
+async def test_a_server_of_another_ca_is_not_spoken_to(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    other = House(tmp_path / "b")
+    async with House(tmp_path / "a") as house:
+        with pytest.raises(LinkError, match="certificate"):
+            await ask(Link(house.url, other.who.tls()))
+
+
+async def test_a_renewed_certificate_is_shown_from_the_next_connection_on(tmp_path):
+    async with House(tmp_path, device_made=LONG_AGO) as house:
+        tls = house.who.tls()
+        link = Link(house.url, tls)
+        before = await ask(link)
+        assert await renew(house.who, tls, link)
+        after = await ask(link)
+        assert before != after
+        assert identity.load(house.who.folder).certificate().not_valid_after_utc > NOW
+
+
+async def test_a_renewal_for_somebody_else_is_refused(tmp_path):
+    async with House(tmp_path) as house:
+        other = ec.generate_private_key(ec.SECP256R1())
+        csr = read_csr(identity.make_csr(other, "tractor-1"), "tractor-1")
+        kept = (house.who.folder / "cert.pem").read_bytes()
+        with pytest.raises(Refused) as caught:
+            await asyncio.to_thread(
+                house.who.replace_certificate, house.authority.issue_device("tractor-1", csr, NOW, 10)
+            )
+        assert caught.value.reason is Reason.CERTIFICATE
+        assert (house.who.folder / "cert.pem").read_bytes() == kept
+
+
+def test_a_damaged_identity_says_so(tmp_path):
+    house = House(tmp_path)
+    (house.who.folder / "key.pem").write_bytes(b"not a key")
+    with pytest.raises(StateError, match="damaged"):
+        identity.load(house.who.folder)
+    (house.who.folder / "key.pem").unlink()
+    with pytest.raises(StateError, match="not enrolled"):
+        identity.load(house.who.folder)
