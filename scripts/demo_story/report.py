@@ -1,0 +1,122 @@
+"""What the demo tells: progress for a person, a table at the end, and one JSON object for a program."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from processes import DemoError
+from rich.console import Console
+from rich.table import Table
+
+
+@dataclass
+class Step:
+    name: str
+    ok: bool = False
+    detail: str = ""
+    seconds: float = 0.0
+
+
+@dataclass
+class MachineFacts:
+    """Per machine, from its own `status` and from the server."""
+
+    id: str
+    release: str
+    bytes_received: int
+    bytes_full: int
+    frames_inferred: int
+    frames_dropped: int
+    results_produced: int
+    results_ingested: int
+    results_lost: int
+
+
+@dataclass
+class Refusal:
+    machine: str
+    what: str
+    reason: str
+
+
+@dataclass
+class Report:
+    as_json: bool
+    steps: list[Step] = field(default_factory=list)
+    machines: list[MachineFacts] = field(default_factory=list)
+    refused: list[Refusal] = field(default_factory=list)
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # Progress goes to stderr, so that --json leaves stdout to the one object.
+        self.console = Console(file=sys.stderr if self.as_json else sys.stdout, highlight=False)
+
+    @property
+    def ok(self) -> bool:
+        return bool(self.steps) and all(step.ok for step in self.steps)
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[Step]:
+        """Runs one step; a DemoError ends the story with this step red."""
+        step = Step(name)
+        self.steps.append(step)
+        self.console.print(f"[bold]{len(self.steps)}. {name}[/bold]")
+        begun = time.monotonic()
+        try:
+            yield step
+            step.ok = True
+        except DemoError as error:
+            step.detail = str(error)
+            raise
+        except Exception as error:
+            step.detail = f"{type(error).__name__}: {error}"
+            raise DemoError(step.detail) from error
+        finally:
+            step.seconds = round(time.monotonic() - begun, 1)
+            mark = "[green]verified[/green]" if step.ok else "[red]failed[/red]"
+            self.console.print(f"   {mark} in {step.seconds} s: {step.detail}", markup=True)
+
+    def say(self, text: str) -> None:
+        self.console.print(f"   {text}", markup=False)
+
+    def refuse(self, machine: str, what: str, reason: str) -> None:
+        self.refused.append(Refusal(machine, what, reason))
+        self.say(f"refused by {machine}: {what}: {reason}")
+
+    def show(self) -> None:
+        if self.as_json:
+            document = {
+                "ok": self.ok,
+                "steps": [asdict(step) for step in self.steps],
+                "machines": [asdict(machine) for machine in self.machines],
+                "refused": [asdict(refusal) for refusal in self.refused],
+            } | self.extra
+            print(json.dumps(document))
+            return
+        machines = Table("machine", "release", "bytes received", "of full", "frames", "dropped", title="Machines")
+        for column in ("produced", "ingested", "lost"):
+            machines.add_column(column, justify="right")
+        for m in self.machines:
+            machines.add_row(
+                m.id,
+                m.release,
+                f"{m.bytes_received:,}",
+                f"{m.bytes_full:,}",
+                str(m.frames_inferred),
+                str(m.frames_dropped),
+                str(m.results_produced),
+                str(m.results_ingested),
+                str(m.results_lost),
+            )
+        refused = Table("by", "what", "reason", title="Refused")
+        for r in self.refused:
+            refused.add_row(r.machine, r.what, r.reason)
+        self.console.print(machines)
+        self.console.print(refused)
+        for name, value in self.extra.items():
+            self.console.print(f"{name.replace('_', ' ')}: {value}", markup=False)
+        self.console.print("[green]every step was verified[/green]" if self.ok else "[red]not verified[/red]")
