@@ -105,7 +105,8 @@ class FolderSource:
             except OSError as error:
                 # Not a plain file, too large, or the disk cannot read it: it would be so the next time too.
                 _log.warning("frame %s is dropped: %s", name, error)
-                await self._drop(name)
+                self._dropped += 1
+                await self._delete(name)
                 continue
             except BaseException:
                 self._taken.discard(name)
@@ -152,12 +153,12 @@ class FolderSource:
             oldest = heapq.heappop(self._heap)
             del self._arrived[oldest]
             self._taken.add(oldest)
-            task = asyncio.ensure_future(self._drop(oldest))
+            self._dropped += 1
+            task = asyncio.ensure_future(self._delete(oldest))
             task.add_done_callback(_report)
         self._news.set()
 
-    async def _drop(self, name: str) -> None:
-        self._dropped += 1
+    async def _delete(self, name: str) -> None:
         with contextlib.suppress(OSError):
             await asyncio.to_thread(self._remove, name, keep=False)
             self._taken.discard(name)

@@ -13,7 +13,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 from device.inference.alarms import FIRE_S, AlarmSink
 from device.inference.frames import Frame, FrameSource
@@ -116,31 +116,21 @@ class Pump:
 
     async def run(self) -> None:
         """Pumps until it is cancelled; may be run again then. Frames without durable rows go back to the source."""
-        window = asyncio.Semaphore(_WINDOW)
         running: asyncio.Queue[asyncio.Task[_Inferred]] = asyncio.Queue()
         written: deque[_Inferred] = deque()
         news = asyncio.Event()
-        order = asyncio.create_task(self._keep_order(running, written, news))
-        writer = asyncio.create_task(self._write(written, news))
+        parts = [
+            asyncio.create_task(part)
+            for part in (self._feed(running), self._keep_order(running, written, news), self._write(written, news))
+        ]
         try:
-            while True:
-                await window.acquire()
-                if order.done() or writer.done():
-                    break
-                try:
-                    frame = await self._source.take()
-                except BaseException:
-                    window.release()
-                    raise
-                self._open[frame.name] = _bare(frame)
-                running.put_nowait(asyncio.create_task(self._infer(frame, window)))
-            for task in (order, writer):
-                if task.done():
-                    task.result()  # only a bug ends them
+            done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+            for part in done:
+                part.result()  # only a bug ends one of them, and then the others must not go on without it
         finally:
-            left = [order, writer]
+            left: list[asyncio.Task[Any]] = [*parts]
             while not running.empty():
-                left.append(running.get_nowait())  # type: ignore[arg-type]  # tasks of another result, cancelled alike
+                left.append(running.get_nowait())
             for task in left:
                 task.cancel()
             await asyncio.gather(*left, return_exceptions=True)
@@ -158,6 +148,14 @@ class Pump:
             alarm_p50_ms=self._latency.percentile(50),
             alarm_p99_ms=self._latency.percentile(99),
         )
+
+    async def _feed(self, running: "asyncio.Queue[asyncio.Task[_Inferred]]") -> None:
+        window = asyncio.Semaphore(_WINDOW)
+        while True:
+            await window.acquire()
+            frame = await self._source.take()
+            self._open[frame.name] = _bare(frame)
+            running.put_nowait(asyncio.create_task(self._infer(frame, window)))
 
     async def _infer(self, frame: Frame, window: asyncio.Semaphore) -> _Inferred:
         at_ms, sure = self._now_ms()

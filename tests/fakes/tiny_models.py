@@ -208,6 +208,13 @@ def with_external_buffers() -> bytes:
     return _packed(model)
 
 
+def without_graphs() -> bytes:
+    """A TFLite model without a graph: LiteRT 2.3 follows the missing pointer and ends with SIGSEGV as it loads."""
+    model = tfl.ModelT.InitFromPackedBuf(brightness_tflite(), 0)
+    model.subgraphs = None
+    return _packed(model)
+
+
 def with_custom_operator() -> bytes:
     """A TFLite model whose one operator is Coral's, as compiled models have it."""
     model = tfl.ModelT.InitFromPackedBuf(brightness_tflite(), 0)

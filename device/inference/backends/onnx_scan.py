@@ -38,8 +38,12 @@ _TAG_BYTES: Final = 5  # a tag has 32 bits; parsers differ on what they make of 
 _VARINT_BYTES: Final = 10
 
 
-def refuse_external_data(model: bytes) -> None:
+def refuse_external_data(model: bytes, *, most_fields: int = _FIELDS) -> None:
     """Returns when the file refers to no other.
+
+    Args:
+        model: The file.
+        most_fields: A walk over more is given up.
 
     Raises:
         Refused: `EXTERNAL_DATA`; `MODEL_LOAD` for what is not the wire format of an ONNX model; `LIMIT` for too many
@@ -47,12 +51,13 @@ def refuse_external_data(model: bytes) -> None:
     """
     if model[4:8] == b"ORTM":
         raise Refused(Reason.MODEL_LOAD, "a model in onnxruntime's own format: releases carry ONNX")
-    _Walk(model).message("model", 0, len(model), 0)
+    _Walk(model, most_fields).message("model", 0, len(model), 0)
 
 
 class _Walk:
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, most_fields: int) -> None:
         self._data = data
+        self._most_fields = most_fields
         self._fields = 0
 
     def message(self, kind: str, start: int, end: int, depth: int) -> None:
@@ -62,8 +67,8 @@ class _Walk:
         at = start
         while at < end:
             self._fields += 1
-            if self._fields > _FIELDS:
-                raise Refused(Reason.LIMIT, f"an ONNX model of more than {_FIELDS} fields")
+            if self._fields > self._most_fields:
+                raise Refused(Reason.LIMIT, f"an ONNX model of more than {self._most_fields} fields")
             tag, at = self._varint(at, end, _TAG_BYTES)
             field, wire = tag >> 3, tag & 7
             if tag > 0xFFFF_FFFF or field == 0:

@@ -1,0 +1,120 @@
+"""Alarm sinks: a program, a line that is raised, a socket."""
+
+import asyncio
+import socket
+import sys
+import time
+
+import pytest
+
+from device.inference.alarms import make_sinks
+from device.inference.settings import CommandAlarm, FileAlarm, InferenceSettings, SocketAlarm
+from protocol.errors import SettingsError
+from protocol.settings import parse_settings
+
+ROW = b'{"frame":"a.png","alarm":true}'
+
+
+async def until(condition) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110  (files and processes tell nobody)
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+async def sink_of():
+    made = []
+
+    def make(settings):
+        (sink,) = make_sinks([settings])
+        made.append(sink)
+        return sink
+
+    yield make
+    for sink in made:
+        await sink.close()
+
+
+async def test_a_program_gets_the_row_as_one_line(sink_of, tmp_path):
+    out = tmp_path / "out"
+    copy = f"import sys, pathlib; pathlib.Path({str(out)!r}).write_text(sys.stdin.read())"
+    sink = sink_of(CommandAlarm(argv=(sys.executable, "-c", copy)))
+    await sink.fire(ROW)
+    await until(lambda: out.exists() and out.read_bytes() == ROW + b"\n")
+
+
+async def test_a_program_holds_nobody_up_and_is_ended_in_time(sink_of, tmp_path):
+    sink = sink_of(CommandAlarm(argv=("sleep", "60"), limit_s=0.3))
+    began = time.monotonic()
+    for _ in range(4):
+        await sink.fire(ROW)
+    assert time.monotonic() - began < 2
+    with pytest.raises(OSError, match="still running"):
+        await sink.fire(ROW)
+    await asyncio.sleep(0.6)
+    await sink.fire(ROW)
+
+
+async def test_a_program_that_is_not_there_is_an_error(sink_of):
+    with pytest.raises(OSError, match="no-such"):
+        await sink_of(CommandAlarm(argv=("/no-such-program",))).fire(ROW)
+
+
+async def test_a_line_is_raised_held_and_lowered(sink_of, tmp_path):
+    line = tmp_path / "value"
+    sink = sink_of(FileAlarm(path=str(line), hold_s=0.3))
+    await sink.fire(ROW)
+    assert line.read_text() == "1"
+    await asyncio.sleep(0.2)
+    await sink.fire(ROW)
+    await asyncio.sleep(0.2)
+    assert line.read_text() == "1"
+    await until(lambda: line.read_text() == "0")
+    await sink.fire(ROW)
+    assert line.read_text() == "1"
+    await sink.close()
+    assert line.read_text() == "0"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_socket_gets_a_line_and_its_listener_may_come_and_go(sink_of, tmp_path, stream):
+    path = str(tmp_path / "s")
+    sink = sink_of(SocketAlarm(path=path, stream=stream))
+    with pytest.raises(OSError):
+        await sink.fire(ROW)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM if stream else socket.SOCK_DGRAM) as listener:
+        listener.bind(path)
+        if stream:
+            listener.listen()
+        await sink.fire(ROW)
+        listener.settimeout(5)
+        if stream:
+            connection, _ = listener.accept()
+            with connection:
+                assert connection.recv(1000) == ROW + b"\n"
+        else:
+            assert listener.recv(1000) == ROW + b"\n"
+
+
+def test_settings_name_sinks_by_their_kind():
+    text = """
+frames = "/data/frames"
+[[alarms]]
+kind = "command"
+argv = ["/usr/bin/stop"]
+[[alarms]]
+kind = "file"
+path = "/sys/class/gpio/gpio7/value"
+[[alarms]]
+kind = "socket"
+path = "/run/stop.sock"
+stream = true
+"""
+    settings = parse_settings(text, InferenceSettings, source="device.toml")
+    assert settings.alarms == (
+        CommandAlarm(argv=("/usr/bin/stop",)),
+        FileAlarm(path="/sys/class/gpio/gpio7/value"),
+        SocketAlarm(path="/run/stop.sock", stream=True),
+    )
+    with pytest.raises(SettingsError, match="line 8: unknown key 'pth'"):
+        parse_settings(text.replace('path = "/sys', 'pth = "/sys'), InferenceSettings, source="device.toml")

@@ -1,0 +1,161 @@
+"""Frames from a folder: whole ones, in the order of their names, each until its results are durable."""
+
+import asyncio
+import os
+import time
+
+import pytest
+
+from device.inference.folder_source import FolderSource
+from tests.fakes.release_sets import grey_png
+
+PNG = grey_png(7)
+
+
+@pytest.fixture
+async def opened(tmp_path):
+    made = []
+
+    async def make(**options) -> FolderSource:
+        source = FolderSource(tmp_path / "frames", clock=time.monotonic, rescan_s=0.2, **options)
+        made.append(source)
+        await source.start()
+        return source
+
+    (tmp_path / "frames").mkdir()
+    yield make
+    for source in made:
+        await source.close()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "frames"
+
+
+def film(folder, name, data=PNG):
+    (folder / f".{name}").write_bytes(data)
+    (folder / f".{name}").rename(folder / name)
+
+
+async def take(source):
+    return await asyncio.wait_for(source.take(), 10)
+
+
+async def test_a_renamed_frame_is_seen_at_once(opened, folder):
+    source = await opened()
+    began = time.monotonic()
+    film(folder, "a.png")
+    frame = await take(source)
+    assert (frame.name, frame.media_type, frame.data) == ("a.png", "image/png", PNG)
+    assert began <= frame.arrived_s <= time.monotonic()
+    assert frame.arrived_s - began < 0.15
+
+
+async def test_a_frame_that_is_written_in_place_counts_when_it_is_closed(opened, folder):
+    source = await opened()
+    with (folder / "a.npz").open("wb") as file:
+        file.write(b"PK-first")
+        file.flush()
+        await asyncio.sleep(0.5)
+        assert source.waiting == 0
+        file.write(b"-second")
+    frame = await take(source)
+    assert (frame.media_type, frame.data) == ("application/x-npz", b"PK-first-second")
+
+
+async def test_a_frame_moved_in_from_elsewhere_is_seen(opened, folder, tmp_path):
+    source = await opened()
+    (tmp_path / "b.png").write_bytes(PNG)
+    (tmp_path / "b.png").rename(folder / "b.png")
+    assert (await take(source)).name == "b.png"
+
+
+async def test_what_lies_there_is_taken_up_in_the_order_of_names(opened, folder):
+    for name in ("c.jpg", "a.png", "b.JPEG"):
+        (folder / name).write_bytes(b"\xff\xd8...\xff\xd9" if "j" in name.lower() else PNG)
+    (folder / "half.jpg").write_bytes(b"\xff\xd8...")
+    os.utime(folder / "half.jpg", (1, 1))  # cut off by a power cut, long ago
+    for name in ("notes.txt", ".hidden.png", "x.png.part"):
+        (folder / name).write_bytes(PNG)
+    source = await opened()
+    assert [(await take(source)).name for _ in range(4)] == ["a.png", "b.JPEG", "c.jpg", "half.jpg"]
+    assert source.waiting == 0
+
+
+async def test_a_file_stays_until_its_results_are_durable(opened, folder):
+    source = await opened()
+    film(folder, "a.png")
+    frame = await take(source)
+    await asyncio.sleep(0.5)  # a rescan must not give it again
+    assert source.waiting == 0
+    assert (folder / "a.png").exists()
+    await source.finish(frame)
+    assert not (folder / "a.png").exists()
+    film(folder, "a.png")  # the name is free again
+    assert (await take(source)).name == "a.png"
+
+
+async def test_a_restart_gives_again_what_was_not_finished(opened, folder):
+    first = await opened()
+    film(folder, "a.png")
+    await take(first)
+    await first.close()
+    assert (await take(await opened())).name == "a.png"
+
+
+async def test_what_is_given_back_is_given_again(opened, folder):
+    source = await opened()
+    film(folder, "a.png")
+    frame = await take(source)
+    source.give_back(frame)
+    assert (await take(source)).name == "a.png"
+
+
+async def test_frames_are_kept_when_a_person_wants_them(opened, folder):
+    source = await opened(keep=True)
+    film(folder, "a.png")
+    await source.finish(await take(source))
+    assert [path.name for path in (folder / "done").iterdir()] == ["a.png"]
+    await asyncio.sleep(0.4)
+    assert source.waiting == 0
+
+
+async def test_of_too_many_the_oldest_are_dropped_and_counted(opened, folder):
+    for number in range(8):
+        (folder / f"{number}.png").write_bytes(PNG)
+    source = await opened(waiting=3)
+    assert source.dropped == 5
+    assert [(await take(source)).name for _ in range(3)] == ["5.png", "6.png", "7.png"]
+    async with asyncio.timeout(5):
+        while len(list(folder.iterdir())) > 3:  # noqa: ASYNC110  (the files go in threads)
+            await asyncio.sleep(0.01)
+
+
+async def test_what_is_no_plain_file_never_holds_it_up(opened, folder, tmp_path):
+    (tmp_path / "secret").write_bytes(PNG)
+    source = await opened()
+    (folder / "a-link.png").symlink_to(tmp_path / "secret")
+    os.mkfifo(folder / "b-pipe.png")
+    (folder / "c-folder.png").mkdir()
+    film(folder, "d.png")
+    assert (await take(source)).name == "d.png"
+    (folder / "link").symlink_to(tmp_path / "secret")
+    (folder / "link").rename(folder / "e.png")
+    film(folder, "f.png")
+    assert (await take(source)).name == "f.png"
+    assert (tmp_path / "secret").exists()
+    assert source.dropped == 1
+
+
+async def test_the_folder_is_made_and_its_loss_is_survived(tmp_path):
+    source = FolderSource(tmp_path / "later", rescan_s=0.1)
+    await source.start()
+    try:
+        (tmp_path / "later").rmdir()
+        await asyncio.sleep(0.3)
+        (tmp_path / "later").mkdir()
+        film(tmp_path / "later", "a.png")
+        assert (await take(source)).name == "a.png"
+    finally:
+        await source.close()
