@@ -35,7 +35,8 @@ PREFIX: Final = "HL1."
 TOKEN_BYTES: Final = 4096
 CA_BYTES: Final = 64 * limits.KIB
 ROOTS_BYTES: Final = 2 * limits.METADATA_BYTES + limits.ENROL_BYTES  # an answer carries both roots
-ATTEMPTS: Final = 4  # a person waits: a few tries, then the reason
+ATTEMPTS: Final = 3  # a person waits: a few tries, then the reason
+LONGEST_WAIT_S: Final = 1.0
 
 
 class Door(Protocol):
@@ -117,7 +118,7 @@ async def enrol(
             return (await ask(door)).content()
 
         try:
-            return await persist(attempt, attempts=ATTEMPTS, random=random, sleep=sleep)
+            return await persist(attempt, attempts=ATTEMPTS, random=random, sleep=sleep, longest_s=LONGEST_WAIT_S)
         finally:
             await door.close()
 
