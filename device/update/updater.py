@@ -280,15 +280,18 @@ class Updater:
             if self._record.state is State.IDLE:  # its retry
                 return _Step(Event.WITHDRAWN)
             return _Step(Event.FORBIDDEN, Reason.DELISTED, f"release {offer.release.version} was delisted")
-        pending, self._pending = self._pending, None
         withdrawn, self._withdrawn = self._withdrawn, False
+        pending = self._pending
+        step = None
         if pending is not None and terms is not None:
             # Judged again: a commit may have raised the floor since it came.
             verdict = await self._judge(pending.assignment, pending.manifest, terms)
             if isinstance(verdict, rules.Accepted) and not self._runs(verdict.offer):
                 await asyncio.to_thread(self._store.put, pending.manifest)
-                return _Step(Event.OFFERED, offer=verdict.offer, facts={ASSIGNMENT: encode(pending.assignment)})
-        return _Step(Event.WITHDRAWN) if withdrawn and offer is not None else None
+                step = _Step(Event.OFFERED, offer=verdict.offer, facts={ASSIGNMENT: encode(pending.assignment)})
+        if self._pending is pending:  # only now: a full disk must not lose the offer
+            self._pending = None
+        return step or (_Step(Event.WITHDRAWN) if withdrawn and offer is not None else None)
 
     async def _work(self) -> _Step:
         self._progress = Progress(self._record.state)
