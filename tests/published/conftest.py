@@ -19,15 +19,15 @@ class PublishedRelease:
 
     Args:
         folder: For `headland release build`.
-        model: What it is.
-        files: The model file of each variant.
-        direct: Raw outputs of each case by variant and case name, from the runtime called directly.
+        models: What it holds, by name.
+        files: The model file by model and variant.
+        direct: Raw outputs by model, variant and case, from the runtime called directly.
     """
 
     folder: Path
-    model: PublishedModel
-    files: dict[str, Path]
-    direct: dict[str, dict[str, Arrays]]
+    models: dict[str, PublishedModel]
+    files: dict[str, dict[str, Path]]
+    direct: dict[str, dict[str, dict[str, Arrays]]]
 
 
 @pytest.fixture(scope="session")
@@ -50,30 +50,36 @@ def fetched() -> Callable[[str], Path]:
 
 @pytest.fixture
 def published_model(tmp_path: Path, fetched: Callable[[str], Path]) -> Callable[..., PublishedRelease]:
-    """Writes the release of one model of the catalogue: `published_model("nudenet", version="1.0.0", counter=1)`."""
+    """Writes a release of models of the catalogue: `published_model("nudenet", version="1.0.0", counter=1)`."""
 
-    def write(name: str, *, product: str = "published", version: str = "1.0.0", counter: int = 1) -> PublishedRelease:
-        model = CATALOGUE[name]
+    def write(
+        *names: str, product: str = "published", version: str = "1.0.0", counter: int = 1, healthy_s: float = 1.0
+    ) -> PublishedRelease:
         folder = tmp_path / f"{product}-{version}"
         folder.mkdir()
+        models = {name: CATALOGUE[name] for name in names}
         lines = [
             f'product = "{product}"',
             f'version = "{version}"',
             f"counter = {counter}",
-            "trial = { healthy_s = 1.0, min_healthy_s = 0.5, min_inferences = 1 }",
+            f"trial = {{ healthy_s = {healthy_s}, min_healthy_s = {healthy_s / 2}, min_inferences = 1 }}",
             "",
-            *model_lines(folder, model, fetched),
         ]
+        files: dict[str, dict[str, Path]] = {}
+        direct: dict[str, dict[str, dict[str, Arrays]]] = {}
+        for name, model in models.items():
+            lines += model_lines(folder, model, fetched)
+            cases = model.cases()
+            files[name] = {variant: fetched(pin) for variant, pin in model.files.items()}
+            direct[name] = {
+                variant: {case.name: run_directly(path, case.feeds) for case in cases}
+                for variant, path in files[name].items()
+            }
+            for variant, outputs in direct[name].items():
+                for case in cases[:2]:
+                    np.savez(folder / f"{name}-{case.name}-{variant}.npz", **outputs[case.name])
         (folder / "release.toml").write_text("\n".join(lines) + "\n")
-        cases = model.cases()
-        files = {variant: fetched(pin) for variant, pin in model.files.items()}
-        direct = {
-            variant: {case.name: run_directly(path, case.feeds) for case in cases} for variant, path in files.items()
-        }
-        for variant, outputs in direct.items():
-            for case in cases[:2]:
-                np.savez(folder / f"{model.name}-{case.name}-{variant}.npz", **outputs[case.name])
-        return PublishedRelease(folder=folder, model=model, files=files, direct=direct)
+        return PublishedRelease(folder=folder, models=models, files=files, direct=direct)
 
     return write
 

@@ -8,9 +8,7 @@ import io
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
-from numpy.typing import NDArray
 from PIL import Image
 
 from device.inference.canary_client import SubprocessCanary
@@ -21,12 +19,13 @@ from device.update.ports import ReleaseSet
 from protocol.errors import Reason, Refused
 from protocol.ids import digest
 from protocol.messages import Inventory
-from protocol.release import Anomaly, Classify, Detect, Model, parse_manifest
+from protocol.release import parse_manifest
 from protocol.selection import needed_artifacts, select_variants
 from signing.checker import SubprocessChecker
 from tests.fakes.managers_tool import ManagersTool
-from tests.published.catalogue import CATALOGUE, Array, Arrays, PublishedModel
+from tests.published.catalogue import CATALOGUE, PublishedModel
 from tests.published.conftest import PublishedRelease
+from tests.published.meaning import hold
 
 Write = Callable[..., PublishedRelease]
 STATELESS = sorted(set(CATALOGUE) - {"wake-word"})
@@ -100,17 +99,17 @@ async def test_built_signed_pushed_and_tried_it_finds_what_its_runtime_called_di
     release = published_model(name)
     manifest_bytes = publish(tool, release)
     (model,) = parse_manifest(manifest_bytes).models
-    assert {variant.name for variant in model.variants} == set(release.files)
+    assert {variant.name for variant in model.variants} == set(release.files[name])
     for variant in model.variants:
-        assert variant.artifact.sha256 == digest(release.files[variant.name].read_bytes())
+        assert variant.artifact.sha256 == digest(release.files[name][variant.name].read_bytes())
         tags = variant.hardware
         on_disk = installed(tool, manifest_bytes, tmp_path / f"store-{variant.name}", machine(*tags))
         assert on_disk.variants[name].name == variant.name
         await SubprocessCanary(tmp_path / "run").check(on_disk)
-        found = await infer(on_disk, release.model)
-        for case in release.model.cases():
+        found = await infer(on_disk, CATALOGUE[name])
+        for case in CATALOGUE[name].cases():
             size = Image.open(io.BytesIO(case.data)).size if case.suffix == ".png" else (0, 0)
-            hold(model, found[case.name], release.direct[variant.name][case.name], size)
+            hold(model, found[case.name], release.direct[name][variant.name][case.name], size)
 
 
 async def test_a_model_that_remembers_earlier_frames_is_built_and_passes_the_canary(
@@ -120,7 +119,7 @@ async def test_a_model_that_remembers_earlier_frames_is_built_and_passes_the_can
     release = published_model("wake-word")
     on_disk = installed(tool, publish(tool, release), tmp_path / "store", machine())
     await SubprocessCanary(tmp_path / "run").check(on_disk)
-    found = await infer(on_disk, release.model)
+    found = await infer(on_disk, CATALOGUE["wake-word"])
     assert not any(finding.alarm for finding in found.values())
 
 
@@ -129,8 +128,8 @@ def test_a_release_whose_golden_outputs_are_another_case_is_refused_by_the_build
     name: str, tool: ManagersTool, published_model: Write
 ) -> None:
     release = published_model(name)
-    for variant in release.files:
-        one, other = (release.folder / f"{name}-{case.name}-{variant}.npz" for case in release.model.cases()[:2])
+    for variant in release.files[name]:
+        one, other = (release.folder / f"{name}-{case.name}-{variant}.npz" for case in CATALOGUE[name].cases()[:2])
         swapped = one.read_bytes()
         one.write_bytes(other.read_bytes())
         other.write_bytes(swapped)
@@ -151,60 +150,13 @@ async def test_a_published_model_with_a_swapped_file_is_refused_by_canary_and_wo
         await SubprocessCanary(tmp_path / "run").check(on_disk)
     assert refused.value.reason is Reason.HASH
     with pytest.raises(Refused) as refused:
-        await infer(on_disk, release.model)
+        await infer(on_disk, CATALOGUE["text-direction"])
     assert refused.value.reason is Reason.HASH
 
 
 def test_published_models_do_what_their_authors_say(published_model: Write) -> None:
     """Else the comparison above could hold between two answers that mean nothing."""
     release = published_model("text-direction")
-    direction = release.direct["onnx"]
+    direction = release.direct["text-direction"]["onnx"]
     assert next(iter(direction["upright"].values()))[0].argmax() == 0
     assert next(iter(direction["turned"].values()))[0].argmax() == 1
-
-
-# What the direct outputs mean, by other code than the product's.
-
-
-def hold(model: Model, found: Finding, direct: Arrays, frame_size: tuple[int, int]) -> None:
-    raw = np.asarray(direct[model.task.output], np.float64)
-    match model.task:
-        case Classify():
-            order = np.argsort(-raw.reshape(-1), kind="stable")[: len(found.scores)]
-            assert [score.label for score in found.scores] == [model.labels[i] for i in order]
-            assert [score.score for score in found.scores] == pytest.approx(raw.reshape(-1)[order], abs=1e-4)
-        case Anomaly(threshold=threshold):
-            assert found.anomaly == pytest.approx(raw.max(), abs=1e-4)
-            assert found.alarm == (raw.max() >= threshold)
-        case Detect(score_threshold=least, iou_threshold=overlap):
-            expected = boxes_of(raw[0], least, overlap)
-            assert len(found.detections) == len(expected)
-            for detection, (score, kind, box) in zip(found.detections, expected, strict=True):
-                assert detection.label == str(kind)
-                assert detection.score == pytest.approx(score, abs=1e-4)
-                size = np.array([*frame_size, *frame_size], np.float64)
-                wanted = np.clip(box * size / 320, 0, size)
-                assert detection.box == pytest.approx(wanted, abs=0.05)
-
-
-def boxes_of(raw: Array, least: float, overlap: float) -> list[tuple[float, int, NDArray[np.float64]]]:
-    """Boxes of a YOLO output `[4 + classes, N]`, the best first: the textbook's greedy suppression, class by class."""
-    candidates = []
-    for column in np.asarray(raw, np.float64).T:
-        x, y, width, height = column[:4]
-        kind = int(column[4:].argmax())
-        if column[4 + kind] >= least:
-            corners = np.array([x - width / 2, y - height / 2, x + width / 2, y + height / 2])
-            candidates.append((float(column[4 + kind]), kind, corners))
-    kept: list[tuple[float, int, NDArray[np.float64]]] = []
-    for candidate in sorted(candidates, key=lambda item: -item[0]):
-        if all(other[1] != candidate[1] or shared(other[2], candidate[2]) <= overlap for other in kept):
-            kept.append(candidate)
-    return kept
-
-
-def shared(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
-    width = max(0.0, min(one[2], other[2]) - max(one[0], other[0]))
-    height = max(0.0, min(one[3], other[3]) - max(one[1], other[1]))
-    areas = (one[2] - one[0]) * (one[3] - one[1]) + (other[2] - other[0]) * (other[3] - other[1])
-    return float(width * height / (areas - width * height))
