@@ -171,13 +171,12 @@ def releases_of(product: str, signed: Targets) -> tuple[ListedRelease, ...]:
     """The releases in the signed part of a product's role, by era and counter.
 
     Raises:
-        Refused: `METADATA`: a target that is not a release of this product, or two with one version or counter.
+        Refused: `METADATA`: a target that is not a release of this product, or two with one counter.
     """
     found = [_release(product, path, signed) for path in signed.targets]
-    if len({release.version for release in found}) != len(found) or len(
-        {(release.era, release.release_counter) for release in found}
-    ) != len(found):
-        raise Refused(Reason.METADATA, f"{product}.json lists two releases of one version or counter")
+    # Two of one version cannot be: the version is the target's path.
+    if len({(release.era, release.release_counter) for release in found}) != len(found):
+        raise Refused(Reason.METADATA, f"{product}.json lists two releases of one counter")
     return tuple(sorted(found, key=lambda release: (release.era, release.release_counter)))
 
 

@@ -84,11 +84,15 @@ def test_attack_T1_key_listed_twice_in_a_role(house: Managers) -> None:
     refuse(house, {"2.root.json": data}, Reason.METADATA, Reason.SIGNATURE)
 
 
-def test_attack_T1_root_signed_by_its_own_new_keys_only(house: Managers) -> None:
+def test_attack_T1_root_that_only_its_old_or_only_its_new_keys_signed(house: Managers) -> None:
+    """All else that the new root asks for is right, so that only its own signatures can be at fault."""
     house.keys |= {name: CryptoSigner.generate_ed25519() for name in ("mallory", "eve")}
     root = house.make_root("image", 2, ("mallory", "eve"))
-    refuse(house, {"2.root.json": house.sign(root, ("mallory", "eve"))}, Reason.SIGNATURE)
-    refuse(house, {"2.root.json": house.sign(root, ("alice", "bob"))}, Reason.SIGNATURE)
+    targets = house.sign(house.make_image_targets(2), ("mallory", "eve"))
+    for by in (("mallory", "eve"), ("alice", "bob"), ("alice", "mallory"), ("alice", "bob", "eve")):
+        refuse(house, {"2.root.json": house.sign(root, by), "targets.json": targets}, Reason.SIGNATURE)
+    both = house.sign(root, ("alice", "bob", "mallory", "eve"))
+    assert max(accept("image", house.image, {"2.root.json": both, "targets.json": targets}, NOW).roots) == 2
 
 
 def test_attack_T1_online_keys_sign_no_release(house: Managers) -> None:

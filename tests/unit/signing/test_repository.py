@@ -4,10 +4,11 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from securesystemslib.signer import CryptoSigner
+from securesystemslib.signer import CryptoSigner, Signature, SSlibKey
 from tuf.api.metadata import DelegatedRole, Metadata, Snapshot, TargetFile, Targets, Timestamp
 
 from protocol.errors import Reason, Refused, StateError
+from protocol.limits import MANIFEST_BYTES
 from protocol.objects import ClockBody, ProductTerms
 from signing.metadata import parse, terms_field
 from signing.repository import RepositorySet, accept, read_release_list, render_online
@@ -252,6 +253,64 @@ def test_no_flipped_bit_of_a_signed_role_is_published(house: Managers) -> None:
         broken = data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
         with pytest.raises(Refused):
             offer(house, product=broken)
+
+
+def test_new_keys_of_a_product_need_its_role_anew(house: Managers) -> None:
+    house.keys["dora"] = CryptoSigner.generate_ed25519()
+    top = house.make_image_targets(2)
+    for name in ("alice", "bob"):
+        top.revoke_key(house.keys[name].public_key.keyid, PRODUCT)
+    top.add_key(house.keys["dora"].public_key, PRODUCT)
+    targets = house.sign(top)
+    refused(Reason.SIGNATURE, lambda: offer(house, targets=targets))
+    product = house.sign(house.make_product(3), ("carol", "dora"))
+    assert offer(house, targets=targets, product=product).delegated[PRODUCT] == product
+
+
+def test_files_stand_only_in_the_roles_of_products(house: Managers) -> None:
+    path = f"{PRODUCT}/releases/1.1.0.json"
+    for kind, published, top in (
+        ("image", house.image, house.make_image_targets(2)),
+        ("director", house.director, house.make_director_targets(2)),
+    ):
+        top.targets[path] = TargetFile.from_data(path, b"{}", ["sha256"])
+        files = {"targets.json": house.sign(top)}
+        refused(Reason.METADATA, lambda k=kind, p=published, f=files: accept(k, p, f, NOW))  # type: ignore[misc]
+
+
+def test_the_directors_roles_have_no_paths(house: Managers) -> None:
+    top = house.make_director_targets(2)
+    assert top.delegations is not None and top.delegations.roles is not None
+    old = top.delegations.roles["clock"]
+    top.delegations.roles["clock"] = DelegatedRole("clock", old.keyids, 1, True, ["*"])
+    files = {"targets.json": house.sign(top)}
+    refused(Reason.METADATA, lambda: accept("director", house.director, files, NOW))
+
+
+def test_a_products_role_delegates_no_further(house: Managers) -> None:
+    role = house.make_product(3)
+    role.delegations = house.make_image_targets(1).delegations
+    refused(Reason.METADATA, lambda: offer(house, product=house.sign(role)))
+
+
+def test_a_manifest_that_no_machine_would_read_is_refused(house: Managers) -> None:
+    data = house.release("1.1.0", 2, b" " * (MANIFEST_BYTES + 1), publish=False)
+    refused(Reason.LIMIT, lambda: offer(house, product=data))
+
+
+def test_thousands_of_signatures_keys_or_roles_are_refused_before_any_is_verified(house: Managers) -> None:
+    role: Metadata[Targets] = Metadata(house.make_product(3))
+    role.signatures = {f"{number:064x}": Signature(f"{number:064x}", "00") for number in range(65)}
+    refused(Reason.LIMIT, lambda: offer(house, product=role.to_bytes()))
+    mine = house.keys["alice"].public_key
+    root = house.make_root("image", 2)
+    root.keys = {f"{n:064x}": SSlibKey(f"{n:064x}", mine.keytype, mine.scheme, mine.keyval) for n in range(257)}
+    root.roles["root"].keyids = list(root.keys)[:3]
+    refused(Reason.LIMIT, lambda: offer(house, root_2=Metadata(root).to_bytes()))
+    top = house.make_image_targets(2)
+    assert top.delegations is not None
+    top.delegations.roles = {f"p{n}": DelegatedRole(f"p{n}", [], 1, True, [f"p{n}/*"]) for n in range(257)}
+    refused(Reason.LIMIT, lambda: offer(house, targets=Metadata(top).to_bytes()))
 
 
 def test_an_object_has_its_body_inside_the_signed_bytes(house: Managers) -> None:
