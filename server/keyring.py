@@ -13,9 +13,10 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from securesystemslib.signer import CryptoSigner, SecretsHandler, Signer
 
-from protocol.errors import SettingsError
+from protocol.errors import HeadlandError, SettingsError
 from server.settings import OnlineKey
 from signing import durable
+from signing.keys import open_signer
 from signing.online_keys import ONLINE_ROLES, key_from_dict, render_online_keys
 
 Keyring = Mapping[str, Mapping[str, Signer]]
@@ -62,9 +63,9 @@ def _load(folder: Path, name: str, elsewhere: Mapping[str, OnlineKey], secrets: 
         key = elsewhere[name]
         try:
             public = key_from_dict(msgspec.json.decode(Path(key.public).read_bytes(), type=dict[str, object]))
-            return Signer.from_priv_key_uri(key.uri, public)
-        except Exception as error:
-            raise SettingsError(f"online key {name}: {key.uri} cannot be used: {error}") from error
+            return open_signer(key.uri, public, secrets)
+        except (OSError, msgspec.MsgspecError, HeadlandError) as error:
+            raise SettingsError(f"online key {name} cannot be used: {error}") from error
     path = folder / f"{name}.pem"
     try:
         private = load_pem_private_key(path.read_bytes(), password=None)
