@@ -14,6 +14,8 @@ import pytest
 from blockbuster import blockbuster_ctx
 
 from device.outbox.box import MIN_BUDGET_BYTES, LaneCounts, Outbox, read_counts
+from device.outbox.room import record_loss
+from device.outbox.spans import Spans
 from protocol import limits
 from protocol.errors import Refused, StateError
 from protocol.ids import digest
@@ -272,6 +274,27 @@ async def test_rows_that_were_sent_once_are_dropped_after_those_that_were_not(op
     await fill(box, "results", (b"x" * 1000 for _ in range(400)))
     assert box.lost() > 0
     assert rows_of(await box.next_batch(20_000)) == rows_of(sent), "the server may have them: they are still there"
+
+
+async def test_a_row_that_is_dropped_while_its_batch_is_read_does_not_go_out(opened, monkeypatch):
+    box = await opened()
+    for number in range(3):
+        await box.enqueue("results", b"row %d" % number)
+    loop, real, raced = asyncio.get_running_loop(), box._read, []
+
+    def read(*arguments):
+        pick = real(*arguments)
+        if not raced:
+            raced.append(pick)
+            drop = box._change(lambda draft: record_loss(draft, (1, "results"), Spans(((0, 0),)), "budget", 7))
+            asyncio.run_coroutine_threadsafe(drop, loop).result(10)
+        return pick
+
+    monkeypatch.setattr(box, "_read", read)
+    batch = await box.next_batch()
+    assert len(raced[0].lanes[0].rows) == 3
+    assert [row for _, _, row in rows_of(batch)] == [b"row 1", b"row 2"]
+    assert len(batch.losses) == 1, "a row is sent or told as lost, never both"
 
 
 async def test_a_row_over_the_limit_is_refused_and_takes_no_number(opened):
