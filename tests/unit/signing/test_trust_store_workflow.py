@@ -278,3 +278,11 @@ def test_a_full_disk_is_an_error_of_the_system_and_nothing_is_half_kept(
         )
     assert store.open().stored().versions["timestamp"] == 1
     assert store.refresh() == 2
+
+
+def test_a_role_of_another_version_than_the_snapshot_names_is_mixed_and_no_rollback(tmp_path: Path) -> None:
+    repository = PlainRepository(NOW, hashes=False)
+    store = Store(tmp_path / "image", repository)
+    repository.targets.version = 7
+    repository.files["1.targets.json"] = repository.sign(repository.targets, repository.signers["targets"])
+    assert refused(store) is Reason.METADATA

@@ -23,6 +23,8 @@ def test_an_honest_first_contact_says_everything(field: Field) -> None:
     field.serve()
     verdict = field.contact(assignment=field.assignment(), receipts=(field.receipts(), field.receipts()))
     assert verdict.complaints == ()
+    for shelf in (field.image_shelf, field.director_shelf):
+        assert len(shelf.asked) == len(set(shelf.asked)), "a file was fetched for the scratch copy and again"
     assert verdict.may_install
     assert verdict.time_ms == ms(NOW)
     assert verdict.terms is not None
