@@ -109,10 +109,10 @@ async def _work(parts: Parts, notifier: Notifier, on_ready: Callable[[Parts], No
             await parts.updater.start()
             ready.set()
             on_ready(parts)
-            notifier.ready()
         await parts.updater.run_forever()
 
     async def contact() -> None:
+        # What runs is known once the updater has started; before that a report would say that nothing does.
         await ready.wait()
         await parts.contact_loop.run()
 
@@ -123,10 +123,12 @@ async def _work(parts: Parts, notifier: Notifier, on_ready: Callable[[Parts], No
         finally:
             await parts.source.close()
 
+    notifier.ready()
     async with asyncio.TaskGroup() as group:
         group.create_task(up("inference", infer, give_up_after=INFERENCE_FAILURES))
         group.create_task(up("updates", update))
-        group.create_task(up("contact", contact))
+        if not parts.isolated:
+            group.create_task(up("contact", contact))
         group.create_task(up("status", lambda: _tell(parts, notifier, started_ms)))
         group.create_task(up("counts", lambda: _every(COUNTS_S, parts.totals.keep)))
         group.create_task(up("clock", lambda: _every(CLOCK_S, parts.clock.keep)))
@@ -176,6 +178,7 @@ def status_of(parts: Parts, started_ms: int) -> AgentStatus:
         counters=parts.totals.now(parts.outbox.produced()),
         frames_waiting=parts.source.waiting,
         contact_trouble=parts.contact_loop.trouble,
+        trouble=(parts.isolated,) if parts.isolated else (),
     )
 
 

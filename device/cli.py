@@ -24,6 +24,7 @@ LEVELS: Final = ("debug", "info", "warning", "error")
 state_option = click.option(
     "--state",
     envvar="HEADLAND_DEVICE_STATE",
+    show_envvar=True,
     default=DEFAULT_STATE,
     show_default=True,
     type=click.Path(file_okay=False, path_type=Path),
@@ -39,7 +40,13 @@ def main() -> None:
 
 @main.command()
 @state_option
-@click.option("--token", required=True, envvar="HEADLAND_TOKEN", help="The one-time token from the release manager.")
+@click.option(
+    "--token",
+    required=True,
+    envvar="HEADLAND_TOKEN",
+    show_envvar=True,
+    help="The one-time token from the release manager.",
+)
 @click.option("--server", default="", help="Ask this address instead of the token's (https://host:port).")
 @click.option("--frames", type=click.Path(file_okay=False, path_type=Path), help="The folder the camera writes to.")
 @json_option

@@ -25,6 +25,7 @@ from device.layout import Layout
 from device.link import Link
 from device.outbox.box import Outbox
 from device.renewal import renew
+from device.rescue import open_state
 from device.settings import DeviceSettings
 from device.state_db import StateDb
 from device.store import Store
@@ -45,7 +46,7 @@ ALARMS: Final = "alarms"
 
 @dataclass(frozen=True)
 class Parts:
-    """What the agent's tasks work with."""
+    """What the agent's tasks work with. `isolated`: why no server may be spoken to; empty when all is well."""
 
     layout: Layout
     inventory: Inventory
@@ -57,6 +58,7 @@ class Parts:
     pump: Pump
     updater: Updater
     contact_loop: ContactLoop
+    isolated: str = ""
 
 
 class WakingSink:
@@ -95,7 +97,7 @@ async def assembled(layout: Layout, settings: DeviceSettings) -> AsyncIterator[P
         who = await asyncio.to_thread(identity.load, layout.identity)
         device, product = who.enrolment.device, who.enrolment.product
         tls = await asyncio.to_thread(who.tls)
-        state = await asyncio.to_thread(StateDb, layout.state_db)
+        state, isolated = await asyncio.to_thread(open_state, layout)
         stack.callback(state.close)
         clock = await asyncio.to_thread(Clock, state)
 
@@ -192,6 +194,7 @@ async def assembled(layout: Layout, settings: DeviceSettings) -> AsyncIterator[P
                 monotonic=time.monotonic,
                 random=random.random,
             ),
+            isolated=isolated,
         )
 
 

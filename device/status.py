@@ -18,7 +18,8 @@ from device.inference.workers import ModelStatus, Swap, WorkersStatus
 from device.layout import Layout
 from device.outbox.box import read_counts
 from device.outbox.damage import quarantined
-from device.state_db import Refusal, StateDb
+from device.rescue import open_for_reading
+from device.state_db import Refusal
 from device.totals import BYTES, DROPPED, INFERRED
 from device.update.states import Ended, State, UpdateRecord
 from protocol import limits
@@ -181,7 +182,7 @@ def read_status(layout: Layout) -> DeviceStatus:
     now = said if running else None
     if not layout.state_db.exists():
         raise StateError(f"{layout.state_db} is missing", hint=f"headland-device run --state {layout.state}")
-    state = StateDb(layout.state_db)
+    state = open_for_reading(layout)
     try:
         record = state.record()
         contact = read_record(state)

@@ -15,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from device.outbox.box import read_counts
+
 BIN = Path(sys.executable).parent
 MODELS = Path(__file__).resolve().parents[2] / "scripts" / "demo_models"
 PRODUCT = "pest-detector"
@@ -165,6 +167,10 @@ class Machine:
         release = self.status()["release"]
         return None if release is None else release["version"]
 
+    def produced(self) -> int:
+        """Rows that were ever produced, from the outbox itself."""
+        return sum(counts.produced for counts in read_counts(self.state / "outbox.db").values())
+
     def queued(self) -> int:
         return sum(lane["queued"] for lane in self.status()["lanes"].values())
 
@@ -181,6 +187,7 @@ class Stage:
         )
         self.server = Child([BIN / "headland-server", "run", "--state", self.state], root / "server.log")
         self.machines: list[Machine] = []
+        self.tokens: list[str] = []
         self._env = {
             "HEADLAND_WORKSPACE": str(root / "workspace"),
             "HEADLAND_PASSPHRASE_FILE": str(root / "passphrase"),
@@ -239,7 +246,9 @@ class Stage:
         self.manager("rollout", "create", name, "--release", version, "--group", group)
 
     def token(self, name: str, group: str = "field") -> str:
-        return str(self.manager("device", "token", name, "--product", PRODUCT, "--group", group)["token"])
+        token = str(self.manager("device", "token", name, "--product", PRODUCT, "--group", group)["token"])
+        self.tokens.append(token)
+        return token
 
     def machine(self, name: str, group: str = "field") -> Machine:
         """Enrolled, not yet started."""

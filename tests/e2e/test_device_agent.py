@@ -1,5 +1,6 @@
 """A machine as its people meet it: real agent, real server, real managers' tool, real models and frames."""
 
+import base64
 import json
 import shutil
 import signal
@@ -36,6 +37,10 @@ def tractor(stage) -> Machine:
     machine.film(30)
     until("1.0.0 to be committed", lambda: machine.film(1) or machine.runs() == "1.0.0", 60)
     return machine
+
+
+def secret_of(token: str) -> str:
+    return str(json.loads(base64.urlsafe_b64decode(token[4:] + "=" * (-len(token[4:]) % 4)))["secret"])
 
 
 def numbers_by_lane(rows: list[dict]) -> dict[tuple[str, str], list[int]]:
@@ -178,6 +183,42 @@ def test_attack_o11_a_copied_identity_sets_both_apart_and_loses_no_result(stage)
     assert "clone" in {event["kind"] for event in events}
     for machine in (original, copy):
         assert machine.agent.end() == 0
+
+
+def test_a_damaged_state_database_stops_installs_and_not_inference(stage, tractor):
+    until("the outbox to drain", lambda: tractor.waiting() == 0 and tractor.queued() == 0)
+    tractor.agent.end(signal.SIGKILL)
+    database = tractor.state / "state.db"
+    kept = database.read_bytes()
+    database.write_bytes(b"\xff" * len(kept))
+    logs = [path for suffix in ("-wal", "-shm") if (path := database.with_name(f"state.db{suffix}")).exists()]
+    saved = {path: path.read_bytes() for path in logs}
+    for path in logs:
+        path.unlink()
+    before = tractor.produced()
+    tractor.start()
+    tractor.film(5)
+    until("frames to be inferred", lambda: tractor.waiting() == 0)
+    status = tractor.status()
+    assert status["release"]["version"] == "1.0.0"
+    assert "damaged" in status["trouble"][0]
+    assert status["results_produced"] >= before + 5
+    assert tractor.agent.end() == 0
+    database.write_bytes(kept)
+    for path, data in saved.items():
+        path.write_bytes(data)
+    tractor.start()
+    until("the outbox to drain", lambda: tractor.queued() == 0)
+    assert len(stage.rows("tractor-1")) == tractor.status()["results_produced"]
+
+
+def test_attack_o22_neither_log_nor_status_nor_report_holds_a_secret(stage, tractor):
+    key = (tractor.state / "identity" / "key.pem").read_text().splitlines()[1:-1]
+    told = tractor.agent.said() + json.dumps(tractor.status()) + json.dumps(stage.seen("/devices/tractor-1"))
+    told += (tractor.state / "run" / "status.json").read_text() + stage.server.said()
+    assert not [line for line in key if line in told]
+    assert stage.tokens
+    assert not [token for token in stage.tokens if token[4:] in told or secret_of(token) in told]
 
 
 def test_the_models_of_the_demo_are_the_ones_that_were_installed(tractor):

@@ -2,7 +2,10 @@
 
 import fcntl
 import json
+import tomllib
+from pathlib import Path
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 
@@ -158,3 +161,19 @@ def test_an_account_that_was_cut_short_is_no_account(machine):
     machine.status.write_bytes(b'{"pid": 1')
     assert read_agent_status(machine.status) is None
     assert [path.name for path in machine.run.iterdir()] == ["status.json"]
+
+
+def test_the_readme_lists_every_setting_with_the_value_that_holds_without_it(tmp_path):
+    text = (Path(__file__).resolve().parents[3] / "device" / "README.md").read_text()
+    listed, alarms = text.split("```toml\n")[1:3]
+    path = tmp_path / "device.toml"
+    path.write_text(listed.split("```")[0])
+    assert load(path) == DeviceSettings()
+    shown = tomllib.loads(path.read_text())
+    assert shown == json.loads(msgspec.json.encode(DeviceSettings())), "every key, none forgotten"
+    path.write_text(alarms.split("```")[0])
+    assert [type(alarm).__name__ for alarm in load(path).inference.alarms] == [
+        "CommandAlarm",
+        "FileAlarm",
+        "SocketAlarm",
+    ]
