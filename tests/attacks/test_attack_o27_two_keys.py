@@ -9,7 +9,7 @@ from tuf.api.metadata import Metadata, Root
 
 from protocol.errors import Refused
 from signing.events import open_event, open_events
-from signing.keyfile import uri_of, write_key_file
+from signing.keyfile import open_key_file, public_key_of, uri_of, write_key_file
 from signing.managers import Register
 from signing.metadata import parse
 from signing.online_keys import key_to_dict
@@ -73,6 +73,35 @@ def test_attack_O27_an_event_that_was_edited_by_hand_is_not_signed(tool: Manager
     file.write_bytes(Metadata(root).to_bytes())
     said = tool.fail("keys", "sign", "--as", "bob", "--yes", code=4)
     assert "two keys of alice" in said
+
+
+def test_attack_O27_an_event_with_two_keys_of_one_owner_is_not_pushed_even_when_signed(tool: ManagersTool) -> None:
+    """Somebody signs by other means than this tool what the tool would not sign."""
+    path, signer = second_key(tool)
+    tool.run("keys", "rotate", "--threshold", 1)
+    Register(tool.workspace).propose_key("alice", signer.public_key, uri_of(path))
+    (event,) = open_events(tool.workspace)
+    files: dict[str, list[dict[str, str]]] = {}
+    for (kind, role), metadata in event.payload.items():
+        if role == "root":
+            metadata.signed.add_key(signer.public_key, "root")
+            (event.folder / "payload" / kind / "root.json").write_bytes(Metadata(metadata.signed).to_bytes())
+        files[f"{kind}/{role}"] = [
+            {"keyid": made.keyid, "sig": made.signature}
+            for made in (Metadata(metadata.signed).sign(manager) for manager in everybody(tool))
+        ]
+    (event.folder / "signatures").mkdir()
+    (event.folder / "signatures" / "mallory.json").write_text(json.dumps({"files": files}))
+    (event,) = open_events(tool.workspace)
+    assert event.ready()
+    assert "two keys of alice" in tool.fail("release", "push", code=4)
+    assert tool.server.published == 1
+
+
+def everybody(tool: ManagersTool) -> list[CryptoSigner]:
+    paths = sorted((tool.path / "keys").glob("*.key"))
+    passphrase = tool.passphrase.read_text().strip()
+    return [open_key_file(path.read_bytes(), public_key_of(path), passphrase, path.name) for path in paths]
 
 
 def test_attack_O27_a_strangers_key_in_an_event_is_not_signed(tool: ManagersTool) -> None:

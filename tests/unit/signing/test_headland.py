@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from protocol.release import parse_manifest
+from signing.events import open_events
 from tests.fakes.managers_tool import ManagersTool
 
 
@@ -99,14 +100,49 @@ def test_a_manifest_that_is_not_here_is_not_signed(begun: ManagersTool) -> None:
 
 def test_a_manifest_that_was_changed_in_the_workspace_is_not_signed(begun: ManagersTool) -> None:
     built = begun.build("1.0.0", 1)
-    begun.workspace.blob(built["manifest_sha256"]).write_bytes(b"{}")
-    begun.fail("release", "sign", "--as", "alice", "--yes", code=4)
+    blob = begun.workspace.blob(built["manifest_sha256"])
+    blob.write_bytes(blob.read_bytes() + b"\n")  # the same manifest to every reader, and another release
+    assert "was changed" in begun.fail("release", "sign", "--as", "alice", "--yes", code=4)
+
+
+def test_a_list_that_says_something_else_than_the_manifest_is_not_signed(begun: ManagersTool) -> None:
+    begun.build("1.0.0", 1)
+    (event,) = open_events(begun.workspace)
+    payload = event.folder / "payload" / "image" / "pest-detector.json"
+    payload.write_bytes(payload.read_bytes().replace(b'"release_counter":1', b'"release_counter":7'))
+    assert "the list says 1.0.0 (counter 7)" in begun.fail("release", "sign", "--as", "alice", "--yes", code=4)
+
+
+@pytest.mark.parametrize("change", [("--threshold", 4), ("--remove", "alice", "--remove", "bob")])
+def test_a_rotation_that_leaves_a_threshold_which_nobody_could_meet_is_refused(
+    begun: ManagersTool, change: tuple[object, ...]
+) -> None:
+    begun.fail("keys", "rotate", *change, code=6)
+    assert begun.run("release", "list")["open"] == []
+
+
+def test_a_floor_only_rises(begun: ManagersTool) -> None:
+    begun.run("release", "delist", "--floor", 5)
+    begun.sign("alice", "bob")
+    begun.push()
+    for floor in (4, 5):
+        assert "only rises" in begun.fail("release", "delist", "--floor", floor, code=6)
+
+
+def test_control_characters_from_elsewhere_do_not_reach_the_terminal(begun: ManagersTool) -> None:
+    folder = begun.describe("1.0.0", 1, top='notes = "\\u001b[2Kall is well"')
+    begun.run("release", "build", folder)
+    said = begun.invoke("release", "sign", "--as", "alice", "--yes").stderr
+    assert "\x1b[2K" not in said
+    assert "\\x1b[2Kall is well" in said
 
 
 def test_one_event_at_a_time_is_open_for_a_product(begun: ManagersTool) -> None:
     begun.build("1.0.0", 1)
+    tried = len(begun.checker.attempts)
     said = begun.fail("release", "build", begun.describe("1.1.0", 2), code=6)
     assert "is open" in said
+    assert len(begun.checker.attempts) == tried, "it is told before any model is tried"
     begun.fail("keys", "rotate", "--threshold", 3, code=6)
     begun.run("release", "cancel", "--yes")
     begun.build("1.1.0", 2)
