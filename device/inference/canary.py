@@ -48,7 +48,7 @@ def check(manifest: ReleaseManifest, variants: dict[str, str], files: dict[Diges
 def _try(model: Model, variant: Variant, files: dict[Digest, Path], threads: int) -> Tried:
     path = files.get(variant.artifact.sha256)
     if path is None:
-        raise Refused(Reason.MODEL_LOAD, f"model {model.name}: its file is not there")
+        raise Refused(Reason.HASH, f"model {model.name}: its file is not there")
     backend = choose(variant.runtime, variant.accelerator)
     if backend.mode == "exclusive":
         check_description(variant, backend.describe(read_artifact(path, variant.artifact)))

@@ -132,13 +132,14 @@ def read_artifact(path: Path, artifact: Artifact) -> bytes:
     """The bytes of an artifact, length and hash checked on what was read.
 
     Raises:
-        Refused: `LENGTH`, `HASH`; `MODEL_LOAD` when the file cannot be read.
+        Refused: `LENGTH`, `HASH`; the latter also when the file is missing or cannot be read: it is the store that is
+            damaged then, and nothing was learnt about the release.
     """
     try:
         with path.open("rb") as file:
             data = file.read(artifact.length_bytes + 1)
     except OSError as error:
-        raise Refused(Reason.MODEL_LOAD, f"artifact {artifact.sha256[:12]} cannot be read: {error}") from error
+        raise Refused(Reason.HASH, f"artifact {artifact.sha256[:12]} cannot be read: {error}") from error
     if len(data) != artifact.length_bytes:
         raise Refused(Reason.LENGTH, f"artifact {artifact.sha256[:12]} is not {artifact.length_bytes} bytes long")
     if digest(data) != artifact.sha256:
@@ -150,13 +151,13 @@ def read_golden(golden: Golden, files: Mapping[Digest, Path]) -> tuple[bytes, by
     """Input and expected outputs of a golden case, hash checked.
 
     Raises:
-        Refused: `LIMIT`, `LENGTH`, `HASH`; `MODEL_LOAD` when a file is missing.
+        Refused: `LIMIT`, `LENGTH`, `HASH`.
     """
     for artifact in (golden.input, golden.expected):
         if artifact.length_bytes > limits.GOLDEN_BYTES:
             raise Refused(Reason.LIMIT, f"golden {golden.name} of more than {limits.GOLDEN_BYTES} bytes")
         if artifact.sha256 not in files:
-            raise Refused(Reason.MODEL_LOAD, f"golden {golden.name}: artifact {artifact.sha256[:12]} is not there")
+            raise Refused(Reason.HASH, f"golden {golden.name}: artifact {artifact.sha256[:12]} is not there")
     return (
         read_artifact(files[golden.input.sha256], golden.input),
         read_artifact(files[golden.expected.sha256], golden.expected),

@@ -51,7 +51,7 @@ def _load(order: Order) -> tuple[LoadedModel, Ready]:
     variant: Variant = next(variant for variant in order.model.variants if variant.name == order.variant)
     files = {digest: Path(path) for digest, path in order.files.items()}
     if variant.artifact.sha256 not in files:
-        raise Refused(Reason.MODEL_LOAD, f"model {order.model.name}: its file is not there")
+        raise Refused(Reason.HASH, f"model {order.model.name}: its file is not there")
     backend = choose(variant.runtime, variant.accelerator)  # imported before the limit counts what is there
     confine(memory_mib=variant.bounds.memory_mib if order.limit_memory else None, cpu_s=None)
     began = time.perf_counter()

@@ -94,7 +94,7 @@ class ProcessWorkers:
         self._swap: Swap | None = None
 
     async def converge(self, release: ReleaseSet | None) -> None:
-        """As in the port. Besides, `TRIAL_GOLDEN`: a golden input does not hold in the worker that is to serve."""
+        """As in the port."""
         async with self._turn:
             old = self._crew
             if release is None:
@@ -137,7 +137,7 @@ class ProcessWorkers:
             try:
                 return await self._crew.infer(frame, deaths)
             except CrewGone:
-                continue
+                await asyncio.sleep(0)  # whatever state the crew is in, the loop stays free to change it
 
     def health(self) -> Health:
         """As in the port."""

@@ -54,7 +54,8 @@ class Canary(Protocol):
         """Loads every model and holds every golden input, under the limits of the manifest's bounds.
 
         Raises:
-            Refused: `MODEL_LOAD`, `MODEL_CRASH`, `MODEL_SHAPE`, `GOLDEN`, `BOUNDS`, `EXTERNAL_DATA`.
+            Refused: `MODEL_LOAD`, `MODEL_CRASH`, `MODEL_SHAPE`, `GOLDEN`, `BOUNDS`, `EXTERNAL_DATA`; `HASH`, `LENGTH`
+                when a file is missing or not what was signed, which says nothing about the release.
         """
         ...
 
@@ -68,7 +69,8 @@ class Workers(Protocol):
         A backend that can overlap is warm before the old worker lets go; frames wait meanwhile, none is dropped.
 
         Raises:
-            Refused: `MODEL_LOAD`, `MODEL_CRASH`: it does not come up; what served before goes on serving.
+            Refused: It does not come up; what served before goes on serving. As `Canary.check`, but `TRIAL_GOLDEN` for
+                a golden input that does not hold in the worker that was to serve.
         """
         ...
 

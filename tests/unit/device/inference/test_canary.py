@@ -142,7 +142,11 @@ async def test_a_missing_or_changed_file_is_refused(tmp_path):
     release = make_release(tmp_path / "release", ModelSpec(tiny.brightness()))
     path = release.files[release.variants["light"].artifact.sha256]
     data = path.read_bytes()
-    for change, reason in ((lambda: path.write_bytes(data[:-1] + b"!"), Reason.HASH), (path.unlink, Reason.MODEL_LOAD)):
+    for change, reason in (
+        (lambda: path.write_bytes(data[:-1] + b"!"), Reason.HASH),
+        (lambda: path.write_bytes(data[:-1]), Reason.LENGTH),
+        (path.unlink, Reason.HASH),
+    ):
         change()
         with pytest.raises(Refused) as refused:
             await SubprocessCanary(tmp_path / "scratch").check(release)

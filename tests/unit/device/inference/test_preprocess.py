@@ -137,8 +137,8 @@ def test_a_cut_frame_is_unreadable_unless_every_pixel_was_there():
 
 def test_a_decompression_bomb_is_unreadable_before_it_is_decoded():
     out = io.BytesIO()
-    Image.new("1", (20_000, 20_000)).save(out, "PNG")
-    with pytest.raises(UnreadableFrame, match="pixels"):
+    Image.new("1", (8_000, 8_000)).save(out, "PNG")
+    with pytest.raises(UnreadableFrame, match="over 50000000 pixels"):
         decode_image(out.getvalue(), "image/png", ImagePreprocessing(width=8, height=8))
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from device.inference.frames import Frame
 from device.inference.keeper import Backoff
+from device.inference.worker_process import WorkerProcess
 from device.inference.workers import ProcessWorkers
 from protocol.errors import Reason, Refused
 from protocol.ids import digest
@@ -107,6 +108,20 @@ async def test_a_swap_drops_no_frame_and_mixes_none(workers, good, better):
     assert (swap.old, swap.new, swap.gap_ms) == (good.digest, better.digest, 0.0)
     # The evidence is the new release's alone.
     assert workers.health().inferences == sum(r.manifest == better.digest for r in replies)
+
+
+async def test_the_old_worker_lets_go_only_when_the_new_one_serves(workers, good, better, monkeypatch):
+    await workers.converge(good)
+    served = []
+    stop = WorkerProcess.stop
+
+    async def watched(process: WorkerProcess) -> None:
+        served.append((workers.health().digest, workers.health().serving))
+        await stop(process)
+
+    monkeypatch.setattr(WorkerProcess, "stop", watched)
+    await workers.converge(better)
+    assert served == [(better.digest, True)]
 
 
 async def test_a_release_that_does_not_come_up_leaves_the_old_one_serving(workers, good, tmp_path):
