@@ -1,5 +1,6 @@
 """The managers' tool from the first key to a delisted release, as three people use it."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -189,6 +190,17 @@ def test_a_rotation_needs_the_old_roots_threshold_and_the_new_ones(begun: Manage
     begun.sign("alice")
     begun.push()
     begun.publish("1.0.0", 1, "carol", "dora")
+
+
+def test_a_rotation_that_was_cut_after_the_key_was_made_takes_that_key(begun: ManagersTool) -> None:
+    def proposed() -> str:
+        begun.run("keys", "rotate", "--manager", "bob")
+        return str(next(m["next_keyid"] for m in begun.run("keys", "show")["managers"] if m["name"] == "bob"))
+
+    first = proposed()
+    shutil.rmtree(begun.path / "events")
+    assert proposed() == first
+    assert len(list((begun.path / "keys").glob("bob-*.key"))) == 2
 
 
 def test_a_cancelled_rotation_leaves_the_old_key(begun: ManagersTool) -> None:
