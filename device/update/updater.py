@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 PERSIST_S: Final = 10.0  # the most of a trial that a cut forgets; a tenth of a short trial
 INTERRUPTIBLE: Final = frozenset({State.IDLE, State.FETCH, State.CHECK, State.WAIT})
-BAD_SOURCE: Final = frozenset({Reason.HASH, Reason.LENGTH})  # says nothing against the release
+DAMAGE: Final = frozenset({Reason.HASH, Reason.LENGTH})  # of a source or of our disk: nothing against the release
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,8 @@ class Updater:
         await self.learn(terms)
         if not may_install:
             return rules.Later("trust: time is not sure, or metadata has expired")
-        verdict = await self._judge(assignment, manifest_bytes, terms)
+        newest = await asyncio.to_thread(self._memory.terms)
+        verdict = await self._judge(assignment, manifest_bytes, newest or terms)
         if isinstance(verdict, rules.Accepted):
             await self._accept(verdict.offer, assignment, manifest_bytes)
         elif not self._is_underway(assignment.manifest.sha256):
@@ -221,7 +222,10 @@ class Updater:
 
     async def learn(self, terms: Terms) -> None:
         """Keeps what the newest trusted repository says: ACTIVATE looks at it without a network."""
-        if await asyncio.to_thread(self._memory.learn, terms) and self._record.offer is not None:
+        if terms.product != self._machine.product:
+            return
+        delists = await asyncio.to_thread(self._memory.learn, terms)
+        if delists and self._record.offer is not None:
             self._woken.set()
 
     def withdraw(self) -> None:
@@ -356,7 +360,7 @@ class Updater:
             await self._world.sleep(self._backoff_s(record.failures))
         self._obstacle = _Obstacle.NONE
         try:
-            await self._bring(self._offer())
+            await self._bring()
         except Refused as refused:
             if refused.reason is Reason.WRONG_HARDWARE:  # an accelerator was unplugged since the offer came
                 return _Step(Event.FORBIDDEN, refused.reason, refused.message)
@@ -371,16 +375,13 @@ class Updater:
             return _Step(Event.PAUSED, detail=f"disk: {error}")
         return _Step(Event.FETCHED)
 
-    async def _bring(self, offer: Offer) -> None:
+    async def _bring(self) -> None:
         await self._collect()
         assignment = await asyncio.to_thread(self._memory.assignment)
         needed = self._library.needed(await self._manifest(assignment.manifest))
-        if rules.is_repair(offer.release, self._record):
-            missing = set(await asyncio.to_thread(self._library.drop_damaged, needed))
-        else:
-            missing = {
-                a.sha256 for a in await asyncio.to_thread(lambda: [a for a in needed if not self._library.has(a)])
-            }
+        # Files may have their length and not their bytes: looked at once, not again after each pause.
+        find = self._library.missing if self._record.failures else self._library.drop_damaged
+        missing = await asyncio.to_thread(find, needed)
         total = sum(step.travels_bytes() for step in assignment.plan.steps if step.artifact in missing)
         self._progress = Progress(State.FETCH, bytes_total=total)
         await self._fetcher.fetch(assignment.plan, needed, self._received)
@@ -395,7 +396,8 @@ class Updater:
         try:
             await self._canary.check(release)
         except Refused as refused:
-            return _Step(Event.REFUSED, refused.reason, refused.message)
+            event = Event.DAMAGED if refused.reason in DAMAGE else Event.REFUSED
+            return _Step(event, refused.reason, refused.message)
         return _Step(Event.CHECKED)
 
     async def _wait(self) -> _Step:
@@ -433,7 +435,7 @@ class Updater:
         try:
             release = await self._converge(self._offer().release.digest)
         except Refused as refused:
-            return _Step(Event.FAILED, refused.reason, refused.message)
+            return _failed(refused)
         except StateError as error:
             return _Step(Event.DAMAGED, Reason.HASH, error.message)
         await asyncio.to_thread(self._show, release)
@@ -456,7 +458,7 @@ class Updater:
                 try:
                     await self._workers.converge(release)
                 except Refused as refused:
-                    return _Step(Event.FAILED, refused.reason, refused.message)
+                    return _failed(refused)
                 continue
             watched = watch.take(health, passed_s)
             self._progress = Progress(State.TRIAL, healthy_s=watched.healthy_s)
@@ -643,7 +645,7 @@ class Updater:
         if isinstance(verdict, rules.Later):
             await self._tell_once(Word(name, rollout, state, "deferred", None, verdict.why))
         elif not is_told(self._record, name, rollout, verdict.reason):
-            outcome: Outcome = "deferred" if verdict.reason in BAD_SOURCE else "refused"
+            outcome: Outcome = "deferred" if verdict.reason in DAMAGE else "refused"
             await self._tell_once(Word(name, rollout, state, outcome, verdict.reason, verdict.message))
 
     async def _tell_once(self, word: Word) -> None:
@@ -666,6 +668,12 @@ class Updater:
         return backoff_s(
             failures, self._world.random(), first_s=settings.first_backoff_s, longest_s=settings.longest_backoff_s
         )
+
+
+def _failed(refused: Refused) -> _Step:
+    """The workers of a release on trial do not come up."""
+    event = Event.DAMAGED if refused.reason in DAMAGE else Event.FAILED
+    return _Step(event, refused.reason, refused.message)
 
 
 def _spent(record: UpdateRecord) -> _Step:

@@ -311,7 +311,9 @@ async def test_a_committed_release_that_lost_a_file_is_reported_missing_and_repa
         await bench.install(OLD)
         await bench.install(NEW, OLD)
     model = next(name for name, content in NEW.artifacts.items() if content == NEW.model)
-    (bench.folder / "store/sha256" / model).unlink()
+    path = bench.folder / "store/sha256" / model
+    path.chmod(0o600)
+    path.write_bytes(b"torn")  # in place: its second name under `active` is torn with it
     async with bench.running() as updater:
         assert updater.report().manifest is None
         assert bench.workers.serving == OLD.digest
@@ -393,3 +395,36 @@ async def test_inferences_of_all_starts_count_also_when_workers_count_from_nothi
     async with bench.running() as updater:
         await bench.settled()
         assert updater.record.committed.digest == slow.digest
+
+
+@pytest.mark.parametrize("where", ["check", "trial"])
+async def test_a_file_that_the_disk_changed_is_no_evidence_against_the_release(bench, where):
+    """Canary and workers read the bytes: when those are not the signed ones, they are fetched again."""
+    model = next(name for name, content in NEW.artifacts.items() if content == NEW.model)
+    spoilt = []
+
+    def spoil():
+        if not spoilt:
+            spoilt.append(True)
+            path = bench.store.path(model)
+            path.chmod(0o600)
+            path.write_bytes(bytes(len(NEW.model)))
+        if bench.store.path(model).read_bytes() != NEW.model:
+            raise Refused(Reason.HASH, "other bytes than those signed")
+
+    async with bench.running() as updater:
+        await bench.install(OLD)
+        owner, name = (bench.canary, "check") if where == "check" else (bench.workers, "converge")
+        plain = getattr(owner, name)
+
+        async def look(release):
+            if release is not None and release.digest == NEW.digest:
+                spoil()
+            await plain(release)
+
+        setattr(owner, name, look)
+        await updater.offer(NEW.assignment(), NEW.manifest_bytes, terms(NEW, OLD), may_install=True)
+        await bench.until(lambda: updater.record.committed.digest == NEW.digest)
+        assert spoilt
+        assert bench.db.refusals() == ()
+        assert ("refused", "hash") not in bench.outcomes()
