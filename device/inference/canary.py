@@ -19,7 +19,7 @@ from device.inference.backends import choose
 from device.inference.canary_request import CanaryAnswer, CanaryRequest, Tried, chosen
 from device.inference.latency import percentile
 from device.inference.loaded import LoadedModel, check_description, load_model, read_artifact, read_golden
-from device.inference.rlimits import confine
+from device.inference.rlimits import confine, die_with
 from protocol import limits
 from protocol.errors import Reason, Refused
 from protocol.ids import Digest
@@ -93,6 +93,8 @@ def answer(path: Path) -> CanaryAnswer:
     """Reads the request, sets this process's limits, and tries."""
     try:
         request = decode(path.read_bytes(), CanaryRequest, limit=_REQUEST_BYTES, reason=Reason.MANIFEST)
+        if request.parent_pid is not None:
+            die_with(request.parent_pid)
         manifest = parse_manifest(Path(request.manifest).read_bytes())
         pairs = chosen(manifest, request.variants).values()
         for _, variant in pairs:

@@ -77,6 +77,7 @@ class SubprocessCanary:
             variants={model: variant.name for model, variant in release.variants.items()},
             threads=self._threads,
             cpu_s=cpu_limit_s(wall_s, self._threads, os.cpu_count() or 1),
+            parent_pid=os.getpid(),
         )
         (folder / "request.json").write_bytes(encode(request))
         return folder

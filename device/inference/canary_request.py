@@ -16,6 +16,7 @@ class CanaryRequest(Message):
     variants: dict[str, str]  # variant to try, by model name
     threads: Count = 1
     cpu_s: int | None = None  # processor seconds, after which the process is killed
+    parent_pid: int | None = None  # the process ends with this one
 
 
 class Tried(Message):

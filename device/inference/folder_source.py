@@ -73,8 +73,12 @@ class FolderSource:
         loop = asyncio.get_running_loop()
         observer = Observer()
         observer.schedule(_Watch(loop, self._arrive), str(self._folder), recursive=False)
-        await asyncio.to_thread(observer.start)
-        self._observer = observer
+        try:
+            await asyncio.to_thread(observer.start)
+            self._observer = observer
+        except OSError as error:
+            # The system has no watch left to give: reading the folder finds the frames too, only later.
+            _log.warning("the frame folder cannot be watched, it is read every %g s: %s", self._rescan_s, error)
         await self._rescan()
         self._rescanner = loop.create_task(self._keep_rescanning())
 
