@@ -59,11 +59,7 @@ class Evil:
         self.before = self.published()
 
     def published(self) -> dict[tuple[str, str], bytes]:
-        database = sqlite3.connect(f"file:{self.server_state / 'catalog.db'}?mode=ro", uri=True)
-        try:
-            rows = database.execute("SELECT repository, name, content FROM served_files").fetchall()
-        finally:
-            database.close()
+        rows = self._ask("SELECT repository, name, content FROM served_files")
         return {(repository, name): bytes(content) for repository, name, content in rows}
 
     def replay(self) -> None:
@@ -91,8 +87,8 @@ class Evil:
         """Signs whatever it likes to assign, with the stolen key."""
         parsed = decode(body, AssignmentBody, limit=len(body))
         keys = load_keys(self.server_state / "keys", {}, lambda name: "")["director"]
-        now = datetime.now(UTC)
-        return sign_object(parsed, keys["assignments"], int(now.timestamp()), now + timedelta(days=1))
+        version = self._ask("SELECT object_version + 1 FROM devices WHERE id = ?", parsed.device)[0][0]
+        return sign_object(parsed, keys["assignments"], version, datetime.now(UTC) + timedelta(days=1))
 
     def assign(self, device: str, *, signed: str) -> None:
         """Makes `device` hear this assignment at each contact."""
@@ -102,13 +98,7 @@ class Evil:
 
     def payloads(self) -> dict[str, "Payload"]:
         """The server's payloads by artifact."""
-        database = sqlite3.connect(f"file:{self.server_state / 'catalog.db'}?mode=ro", uri=True)
-        try:
-            rows = database.execute(
-                'SELECT artifact, payload, payload_bytes, "index", index_bytes FROM compressed'
-            ).fetchall()
-        finally:
-            database.close()
+        rows = self._ask('SELECT artifact, payload, payload_bytes, "index", index_bytes FROM compressed')
         return {
             artifact: Payload(
                 {"sha256": payload, "length_bytes": payload_bytes},
@@ -119,6 +109,13 @@ class Evil:
 
     def stop_lying(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _ask(self, query: str, *values: str) -> list[Any]:
+        database = sqlite3.connect(f"file:{self.server_state / 'catalog.db'}?mode=ro", uri=True)
+        try:
+            return database.execute(query, values).fetchall()
+        finally:
+            database.close()
 
     def _serve(self, files: dict[tuple[str, str], bytes]) -> None:
         for (repository, name), data in files.items():

@@ -291,6 +291,7 @@ class Story:
         self.until_reported(name, "hash")
         self.report.refuse(name, "a blob swapped on the server", "hash")
         self.managers("rollout", "halt", "swapped")
+        wait_for(f"{name} to hear of the halt", lambda: self.at_rest(name) == "1.1.0")
         payload.write_bytes(good)
 
     def another_machines_assignment(self, name: str, *, of: str) -> None:
