@@ -52,6 +52,7 @@ RESIGN_CHECK_S: Final = 60.0
 IDLE_CHECK_S: Final = 0.5  # between looks for work when there was none
 KEEPALIVE_S: Final = 75.0
 HANDSHAKE_S: Final = 20.0
+LINGER_S: Final = 1.0  # reading on after an early answer, so that the client sees it before the door closes
 GRACE_S: Final = 10.0  # for requests in flight at a stop; what takes longer resumes
 
 log = logging.getLogger("headland.server")
@@ -231,7 +232,12 @@ async def _listen(
 ) -> int:
     # auto_decompress: a compressed request is refused, not unpacked on the way to the refusal.
     runner = web.AppRunner(
-        app, access_log=None, auto_decompress=False, keepalive_timeout=KEEPALIVE_S, shutdown_timeout=GRACE_S
+        app,
+        access_log=None,
+        auto_decompress=False,
+        keepalive_timeout=KEEPALIVE_S,
+        lingering_time=LINGER_S,
+        shutdown_timeout=GRACE_S,
     )
     await runner.setup()
     stack.push_async_callback(runner.cleanup)

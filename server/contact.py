@@ -28,6 +28,7 @@ from server.storage.records import Device, Member, Rollout
 from server.sync_token import Standing
 
 MANIFESTS_KEPT: Final = 64  # parsed, in memory; a fleet runs a handful
+ANSWER_KEPT_MS: Final = 600_000  # a retry after that is answered anew: what was assigned then may be halted now
 
 
 @dataclass(frozen=True)
@@ -87,48 +88,40 @@ class Contacts:
                 shown = sync_token.number_of(secret, device.id, request.sync_token)
             standing = sync_token.judge(device, shown, request.sync_token, request.contact_id)
             passed = self._passed(session, request)
+            last_ms = device.last_contact_ms or 0
             device = self._recognise(session, device, standing, shown, passed=passed, now_ms=now_ms)
             self._record(session, device, request, now_ms)
             device = _reported(device, request, now_ms)
             version = max(device.object_version + 1, now_ms // 1000)
             device = replace(device, object_version=version)
             time = self._director.time(device.id, request.nonce, version, now_ms)
-            generation = session.facts.get("generation") or ""
             want_inventory = device.inventory is None or device.inventory_sha256 != request.inventory_sha256
+            kept = None
             if standing is Standing.RETRY and device.answer is not None:
                 kept = decode(device.answer, SyncAnswer, limit=limits.ANSWER_BYTES)
-                answer = SyncAnswer(
-                    contact_id=request.contact_id,
-                    sync_token=kept.sync_token,
-                    generation=generation,
-                    time=time,
-                    image_timestamp=image.decode(),
-                    director_timestamp=director.decode(),
-                    assignment=kept.assignment,
-                    receipts=kept.receipts,
-                    poll_s=kept.poll_s,
-                    want_inventory=want_inventory,
-                    set_apart=bool(device.set_apart) or passed,
-                )
-            else:
+            if kept is not None and now_ms - last_ms < ANSWER_KEPT_MS:
+                offer = _Offer(kept.assignment)
+            elif device.set_apart or want_inventory:
                 offer = _Offer()
-                if not device.set_apart and not want_inventory:
-                    offer = self._offer(session, device, request, version=version, now_ms=now_ms)
-                number = max(abs(device.token_counter), shown or 0) + 1
-                busy = offer.busy or want_inventory
-                answer = SyncAnswer(
-                    contact_id=request.contact_id,
-                    sync_token=sync_token.issue(secret, device.id, number),
-                    generation=generation,
-                    time=time,
-                    image_timestamp=image.decode(),
-                    director_timestamp=director.decode(),
-                    assignment=offer.assignment,
-                    poll_s=min(self._settings.busy_poll_s, self._settings.poll_s) if busy else self._settings.poll_s,
-                    want_inventory=want_inventory,
-                    set_apart=bool(device.set_apart) or passed,
-                )
-                device = replace(device, token_counter=number, contact_id=request.contact_id, answer=encode(answer))
+            else:
+                offer = self._offer(session, device, request, version=version, now_ms=now_ms)
+            number = max(abs(device.token_counter), shown or 0) + 1
+            busy = offer.busy or want_inventory
+            answer = SyncAnswer(
+                contact_id=request.contact_id,
+                sync_token=sync_token.issue(secret, device.id, number) if kept is None else kept.sync_token,
+                generation=session.facts.get("generation") or "",
+                time=time,
+                image_timestamp=image.decode(),
+                director_timestamp=director.decode(),
+                assignment=offer.assignment,
+                poll_s=min(self._settings.busy_poll_s, self._settings.poll_s) if busy else self._settings.poll_s,
+                want_inventory=want_inventory,
+                set_apart=bool(device.set_apart) or passed,
+            )
+            if kept is None:
+                device = replace(device, token_counter=number, contact_id=request.contact_id)
+            device = replace(device, answer=encode(answer))
             session.devices.save(device)
         return answer
 
@@ -211,31 +204,41 @@ class Contacts:
         self, session: Session, device: Device, request: SyncRequest, fresh: list[UpdateStatus], now_ms: int
     ) -> None:
         mine = session.rollouts.memberships(device.id)
-        if not mine:
-            return
         for rollout in session.rollouts.all(device.product):
+            runs_it = request.report.manifest == rollout.manifest
             member = mine.get(rollout.name)
-            if member is None:
+            # It may have the release already, by an earlier rollout or a stick: a place taken, and committed.
+            if member is None and not (runs_it and self._join(session, device, rollout, now_ms)):
                 continue
             ended = _last_end(rollout, fresh)
             if ended is not None and ended.outcome is not None:
                 session.rollouts.end(rollout.name, device.id, ended.outcome, ended.reason, now_ms)
-            elif request.report.manifest == rollout.manifest and member.outcome != "committed":
+            elif runs_it and (member is None or member.outcome != "committed"):
                 session.rollouts.end(rollout.name, device.id, "committed", None, now_ms)
             else:
                 continue
             advance(session, rollout, now_ms)
+
+    def _join(self, session: Session, device: Device, rollout: Rollout, now_ms: int) -> bool:
+        """Gives a machine a place in a rollout that runs, if there is one for it."""
+        phase = self._place(session, device, rollout, None)
+        if phase is None:
+            return False
+        session.rollouts.join(Member(rollout=rollout.name, device=device.id, phase=phase, offered_ms=now_ms))
+        return True
+
+    def _place(self, session: Session, device: Device, rollout: Rollout, member: Member | None) -> int | None:
+        if rollout.state != "active" or rollout.group not in device.groups:
+            return None
+        size = session.devices.group_size(rollout.product, rollout.group)
+        return rollouts.place(rollout, member, device.id, session.rollouts.taken(rollout.name), size)
 
     def _offer(self, session: Session, device: Device, request: SyncRequest, *, version: int, now_ms: int) -> _Offer:
         releases = {release.manifest: release for release in session.repositories.releases(device.product)}
         mine = session.rollouts.memberships(device.id)
         candidates = []
         for rollout in session.rollouts.all(device.product):
-            phase = None
-            if rollout.state == "active" and rollout.group in device.groups:
-                size = session.devices.group_size(rollout.product, rollout.group)
-                taken = session.rollouts.taken(rollout.name)
-                phase = rollouts.place(rollout, mine.get(rollout.name), device.id, taken, size)
+            phase = self._place(session, device, rollout, mine.get(rollout.name))
             listed = rollout.manifest in releases and releases[rollout.manifest].listed
             candidates.append(rollouts.Candidate(rollout, phase, mine.get(rollout.name), listed))
         runs = releases.get(device.report.manifest or "")

@@ -33,6 +33,7 @@ HARDENING: Final = {
     "X-Content-Type-Options": "nosniff",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
     "Referrer-Policy": "no-referrer",
+    "Server": "headland",  # and not which libraries of which version
 }
 
 
@@ -101,6 +102,11 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     except Exception:
         log.exception("%s %s failed", request.method, request.path)
         answer = error_answer(500, "the server failed; its log says how")
-    if not answer.prepared:
-        answer.headers.update(HARDENING)
+    if answer.status in (408, 413, 415):
+        answer.force_close()  # the rest of the body is not read
     return answer
+
+
+async def harden(request: web.Request, answer: web.StreamResponse) -> None:
+    """For every answer of an application, as its `on_response_prepare`."""
+    answer.headers.update(HARDENING)

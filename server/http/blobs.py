@@ -6,9 +6,10 @@ from typing import Final
 from aiohttp import web
 
 from protocol import limits
+from protocol.errors import HeadlandError
 from protocol.ids import is_digest
 from server.clock import NowMs
-from server.http.answers import HARDENING, NotFoundError, Status
+from server.http.answers import NotFoundError, Status, log
 from server.http.bodies import stream_body
 from server.http.ranges import UnsatisfiableRangeError, parse_range
 from server.storage.blobs import BlobStore
@@ -34,7 +35,6 @@ async def send_blob(request: web.Request, blobs: BlobStore) -> web.StreamRespons
         "Cache-Control": "private, max-age=31536000, immutable",
         "Accept-Ranges": "bytes",
         "Content-Type": "application/octet-stream",
-        **HARDENING,
     }
     if request.headers.get("If-None-Match") == f'"{digest}"':
         return web.Response(status=304, headers=headers)
@@ -54,10 +54,18 @@ async def send_blob(request: web.Request, blobs: BlobStore) -> web.StreamRespons
     await answer.prepare(request)
     if request.method == "HEAD":
         return answer
-    async for chunk in blobs.read(digest, first, count):
-        async with asyncio.timeout(SEND_TIMEOUT_S):
-            await answer.write(chunk)
-    await answer.write_eof()
+    try:
+        async for chunk in blobs.read(digest, first, count):
+            async with asyncio.timeout(SEND_TIMEOUT_S):
+                await answer.write(chunk)
+        await answer.write_eof()
+    except ConnectionResetError:
+        pass  # the machine drove off; it asks for the rest when it is back
+    except (HeadlandError, TimeoutError) as error:
+        # The head has gone out: all that is left to say is that the answer broke off.
+        log.warning("blob %s broke off: %s", digest, str(error) or "the client takes nothing")
+        if request.transport is not None:
+            request.transport.abort()
     return answer
 
 

@@ -20,7 +20,7 @@ from server.ca import Authority, ClientCertificate, read_client
 from server.clock import NowMs
 from server.contact import Contacts
 from server.enrolment import Enrolment
-from server.http.answers import NotFoundError, Status, errors, json_answer
+from server.http.answers import NotFoundError, Status, errors, harden, json_answer
 from server.http.blobs import send_blob
 from server.http.bodies import plain_bodies, read_body
 from server.ingest import ENVELOPE_BYTES, Ingest
@@ -63,6 +63,7 @@ class DeviceDoor:
     def application(self) -> web.Application:
         """The aiohttp application."""
         app = web.Application(middlewares=[errors, plain_bodies])
+        app.on_response_prepare.append(harden)
         app.add_routes(
             [
                 web.get("/v1/ca", self._ca),

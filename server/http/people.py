@@ -13,7 +13,7 @@ from aiohttp import web
 from protocol import limits
 from protocol.errors import Refused, StateError
 from server.clock import NowMs
-from server.http.answers import Handler, Status, errors, json_answer
+from server.http.answers import Handler, Status, errors, harden, json_answer
 from server.http.blobs import send_blob, take_blob
 from server.http.bodies import plain_bodies, read_json
 from server.http.devices import send_metadata
@@ -59,6 +59,7 @@ class PeopleDoor:
     def application(self) -> web.Application:
         """The aiohttp application."""
         app = web.Application(middlewares=[errors, plain_bodies, self._authenticate])
+        app.on_response_prepare.append(harden)
         app.add_routes(
             [
                 web.get("/api/v1/status", self._status),

@@ -95,6 +95,8 @@ class Catalog:
             event.listen(self._engine, "connect", _prepare_sqlite)
             event.listen(self._engine, "begin", _begin_sqlite)
         self._migrate()
+        if self._embedded and parsed.database:
+            Path(parsed.database).chmod(0o600)  # SQLite gives its journal files the same mode
 
     @contextmanager
     def read(self) -> Iterator[Session]:

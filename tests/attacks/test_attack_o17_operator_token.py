@@ -108,6 +108,7 @@ def test_attack_o17_secrets_on_disk_are_for_their_owner_only(tmp_path: Path) -> 
         tmp_path / "server", FirstAnswers("127.0.0.1", 0, ("localhost",), "127.0.0.1", 0), lambda: START_MS, no_secret
     )
     secrets = [layout.operator, layout.ca / "ca.key", layout.tls / "server.key", *layout.keys.iterdir()]
-    assert len(secrets) == 3 + 7
+    secrets.append(layout.state / "catalog.db")
+    assert len(secrets) == 4 + 7
     for path in (*secrets, layout.state, layout.keys, layout.ca):
         assert path.stat().st_mode & 0o077 == 0, path

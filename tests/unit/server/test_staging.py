@@ -64,6 +64,35 @@ async def test_a_broken_release_halts_by_itself_and_the_reason_is_on_the_server(
     assert (await house.must("GET", "/api/v1/rollouts/bad"))["state"] == "halted"
 
 
+async def test_a_machine_that_has_the_release_already_counts_as_committed(house: House) -> None:
+    manifest = await house.release("1.0.0", 1, [b"model"])
+    first, second = await house.enrol("tractor-1"), await house.enrol("tractor-2")
+    first.manifest = manifest  # by a stick
+    await house.rollout("staged", "1.0.0", phases=[{"devices": ["tractor-1"]}, {"percent": 100}])
+    assert (await first.sync()).assignment is None
+    assert (await second.sync()).assignment is not None
+    (named, _) = (await house.must("GET", "/api/v1/rollouts/staged"))["phases"]
+    assert named["members"]["tractor-1"]["outcome"] == "committed"
+
+
+async def test_a_retry_after_a_season_gets_what_holds_now_under_the_same_token(house: House) -> None:
+    await house.release("1.0.0", 1, [b"model"])
+    await house.rollout("first", "1.0.0")
+    tractor = await house.enrol("tractor-1")
+    request = tractor.request()
+    _, lost = await tractor.contact(request)
+    assert lost["assignment"]
+    await house.must("POST", "/api/v1/rollouts/first/halt", {})
+    _, soon = await tractor.contact(request)
+    assert soon["assignment"] == lost["assignment"]
+    house.now_ms += 180 * 86_400_000
+    _, late = await tractor.contact(request)
+    assert late.get("assignment") is None
+    assert late["sync_token"] == lost["sync_token"]
+    tractor.sync_token = late["sync_token"]
+    assert not (await tractor.sync()).set_apart
+
+
 async def test_pausing_offers_nothing_until_it_is_resumed(house: House) -> None:
     await house.release("1.0.0", 1, [b"model"])
     tractor = await house.enrol("tractor-1")

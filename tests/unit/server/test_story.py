@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import os
 
+import aiohttp
 import pytest
 
 from protocol import limits
@@ -222,3 +223,36 @@ async def test_one_range_is_answered_and_nothing_else(
         assert got == data[piece]
     else:
         assert headers["Content-Range"] == "bytes */100"
+
+
+async def test_a_machine_that_drives_off_in_the_middle_disturbs_nobody(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = os.urandom(20_000_000)
+    await house.put_blobs(data)
+    tractor = await house.enrol("tractor-1")
+    await tractor.sync()
+    context = tractor._context
+    assert context is not None
+    for _ in range(3):
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=context)) as session:
+            answer = await session.get(house.running.device_url + f"/v1/blobs/{digest(data)}")
+            assert await answer.content.readexactly(1000) == data[:1000]
+            answer.close()
+    got = b""
+    while len(got) < len(data):
+        code, piece, _ = await tractor.ask(
+            "GET", f"/v1/blobs/{digest(data)}", headers={"Range": f"bytes={len(got)}-{len(got) + 9_999_999}"}
+        )
+        assert code == 206
+        got += piece
+    assert got == data
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+async def test_answers_do_not_say_what_the_server_is_made_of(house: House) -> None:
+    tractor = await house.enrol("tractor-1")
+    for path in ("/v1/ca", "/v1/nothing", "/v1/tuf/image/timestamp.json"):
+        _, _, headers = await tractor.ask("GET", path)
+        assert headers["Server"] == "headland"
+        assert headers["X-Content-Type-Options"] == "nosniff"
