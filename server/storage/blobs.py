@@ -1,5 +1,6 @@
 """Blobs by digest, in a folder or in a bucket. What is here is whole and durable; what failed left nothing."""
 
+import asyncio
 import hashlib
 import secrets
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
@@ -20,7 +21,7 @@ UPLOAD_PART_BYTES: Final = 5 << 20  # the smallest part that S3 takes
 class BlobStore(Protocol):
     """Immutable bytes named by their sha256.
 
-    `put` and `put_file` verify while they write; once they return, the blob is whole and durable, and doing it again
+    `put` and `put_now` verify while they write; once they return, the blob is whole and durable, and doing it again
     changes nothing. Readers never see a part of a blob.
     """
 
@@ -144,8 +145,6 @@ class FolderBlobs(ObjectBlobs):
 
     async def put(self, digest: Digest, chunks: AsyncIterable[bytes], limit_bytes: int) -> int:
         """See `BlobStore`."""
-        import asyncio
-
         if (held := await self.length(digest)) is not None:
             await _check_again(digest, chunks, limit_bytes)
             return held
