@@ -7,7 +7,7 @@ has a connection of its own, so that draining a backlog does not hold up new row
 import asyncio
 import sqlite3
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from device.outbox import changes, damage, schema
 from device.outbox.book import Book, Draft, load
 from device.outbox.reading import Pick, pick_epoch, read_pick
 from device.outbox.room import make_room
-from device.outbox.writer import Append, Writer
+from device.outbox.writer import Rows, Writer
 from protocol import limits
 from protocol.errors import Reason, Refused, StateError
 from protocol.messages import LanePosition
@@ -117,11 +117,16 @@ class Outbox:
             Refused: `LIMIT`: larger than a row may be.
             StateError: The disk did not take the row, even after older ones were dropped. It has no number: try again.
         """
-        if lane not in LANES:
-            raise ValueError(f"no lane is called {lane!r}")
-        if len(row) > limits.ROW_BYTES:
-            raise Refused(Reason.LIMIT, f"a row of {len(row)} bytes: at most {limits.ROW_BYTES} travel")
-        return await self._writer.append(lane, row)
+        return (await self.enqueue_all(((lane, row),)))[0]
+
+    async def enqueue_all(self, rows: Rows) -> list[int]:
+        """As `enqueue` for several rows: all are durable when this returns, or none is."""
+        for lane, row in rows:
+            if lane not in LANES:
+                raise ValueError(f"no lane is called {lane!r}")
+            if len(row) > limits.ROW_BYTES:
+                raise Refused(Reason.LIMIT, f"a row of {len(row)} bytes: at most {limits.ROW_BYTES} travel")
+        return await self._writer.append(rows)
 
     # What is there
 
@@ -278,8 +283,7 @@ class Outbox:
     async def _change(self, change: Callable[[Draft], T]) -> T:
         return await self._writer.run(lambda: self._transact(change))
 
-    def _append(self, group: Sequence[Append]) -> list[int]:
-        rows = [(work.lane, work.body) for work in group]
+    def _append(self, rows: Rows) -> list[int]:
         try:
             return self._transact(lambda draft: changes.insert(draft, rows))
         except sqlite3.Error as error:
@@ -321,7 +325,7 @@ class Outbox:
         self._book = draft.book()
         return result
 
-    def _insert_squeezed(self, draft: Draft, rows: Sequence[tuple[str, bytes]]) -> list[int]:
+    def _insert_squeezed(self, draft: Draft, rows: Rows) -> list[int]:
         make_room(draft, schema.used_bytes(draft.connection) - SQUEEZE_BYTES, self._now_ms())
         return changes.insert(draft, rows)
 

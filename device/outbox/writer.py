@@ -5,6 +5,7 @@ It knows nothing of rows and lanes; what is done inside a transaction comes in a
 
 import asyncio
 import contextlib
+import itertools
 import queue
 import threading
 from collections.abc import Callable, Sequence
@@ -15,17 +16,20 @@ from protocol.errors import StateError
 
 T = TypeVar("T")
 
-GROUP_ROWS: Final = 1024  # bounds the time that the first row of a group waits for the last
+GROUP_ROWS: Final = 1024  # from here on a group is not made longer: the first row would wait too long for the last
 STOP_S: Final = 10.0  # a flush on a slow card; after that the process ends with the thread, which is safe
+
+
+Rows = Sequence[tuple[str, bytes]]
+"""Lane and exact bytes of each."""
 
 
 @dataclass(frozen=True)
 class Append:
-    """A row that waits to be durable; `future` gets its number."""
+    """Rows that wait to be durable together; `future` gets their numbers."""
 
-    lane: str
-    body: bytes
-    future: "asyncio.Future[int]"
+    rows: Rows
+    future: "asyncio.Future[list[int]]"
 
 
 @dataclass(frozen=True)
@@ -38,10 +42,10 @@ class Writer:
     """Runs appends in groups and jobs one by one, in the order in which they came.
 
     Args:
-        append: Makes a group durable and returns the number of each row; runs in the thread.
+        append: Makes rows durable and returns the number of each; runs in the thread.
     """
 
-    def __init__(self, append: Callable[[Sequence[Append]], list[int]]) -> None:
+    def __init__(self, append: Callable[[Rows], list[int]]) -> None:
         self._append = append
         self._queue: queue.SimpleQueue[Append | _Job | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name="outbox-writer", daemon=True)
@@ -51,10 +55,10 @@ class Writer:
         """Starts the thread."""
         self._thread.start()
 
-    async def append(self, lane: str, body: bytes) -> int:
-        """Returns the row's number once it is durable."""
-        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._put(Append(lane, body, future))
+    async def append(self, rows: Rows) -> list[int]:
+        """Returns the rows' numbers once all of them are durable."""
+        future: asyncio.Future[list[int]] = asyncio.get_running_loop().create_future()
+        self._put(Append(rows, future))
         return await future
 
     async def run(self, job: Callable[[], T]) -> T:
@@ -80,17 +84,19 @@ class Writer:
         while not stop:
             work = self._queue.get()
             group: list[Append] = []
+            length = 0
             while True:
                 if isinstance(work, Append):
                     group.append(work)
+                    length += len(work.rows)
                 else:
                     self._flush(group)
-                    group = []
+                    group, length = [], 0
                     if work is None:
                         stop = True
                         break
                     self._do(work)
-                if len(group) >= GROUP_ROWS:
+                if length >= GROUP_ROWS:
                     break
                 try:
                     work = self._queue.get_nowait()
@@ -102,11 +108,11 @@ class Writer:
         if not group:
             return
         try:
-            numbers: list[int] = self._append(group)
+            numbers = iter(self._append([row for work in group for row in work.rows]))
         except BaseException as error:
             _settle(group, [error] * len(group))
         else:
-            _settle(group, numbers)
+            _settle(group, [list(itertools.islice(numbers, len(work.rows))) for work in group])
 
     def _do(self, job: _Job) -> None:
         try:

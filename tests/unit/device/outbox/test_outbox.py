@@ -126,6 +126,16 @@ async def test_many_waiting_rows_share_a_transaction_and_keep_their_order(opened
     assert [row for _, _, row in rows_of(await box.next_batch())] == [b"%d" % n for n in range(5000)]
 
 
+async def test_rows_that_are_enqueued_together_are_kept_together_or_not_at_all(opened):
+    box = await opened()
+    rows = [("results", b"r0"), ("alarms", b"a0"), ("results", b"r1")]
+    with pytest.raises(Refused):
+        await box.enqueue_all([*rows, ("results", b"x" * (limits.ROW_BYTES + 1))])
+    numbers, single = await asyncio.gather(box.enqueue_all(rows), box.enqueue("alarms", b"a1"))
+    assert (numbers, single) == ([0, 0, 1], 1)
+    assert await box.enqueue_all([]) == []
+
+
 async def test_rows_and_epoch_survive_the_process(opened):
     box = await opened()
     for number in range(10):
