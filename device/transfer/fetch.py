@@ -122,7 +122,7 @@ class Transfer:
         steps = {step.artifact: step for step in plan.steps}
         missing = await asyncio.to_thread(self._missing, artifacts)
         chosen = [(artifact, _fitting(artifact, steps.get(artifact.sha256))) for artifact in missing]
-        await asyncio.to_thread(self._store.check_space, peak_bytes(self._store, missing))
+        await asyncio.to_thread(lambda: self._store.check_space(peak_bytes(self._store, missing)))
         for artifact, step in chosen:
             await self._fetch_one(artifact, step, progress)
 

@@ -28,12 +28,7 @@ class FakeWorkers:
         if release is not None:
             if release.digest in self.dead:
                 raise Refused(Reason.MODEL_LOAD, f"release {release.manifest.version} does not load")
-            for path in release.files.values():
-                assert path.is_file()
-            self.files = {
-                variant.artifact.sha256: release.files[variant.artifact.sha256].read_bytes()
-                for variant in release.variants.values()
-            }
+            self.files = await asyncio.to_thread(_read, release)
         if wanted != self.serving:
             self.history.append(wanted)
         self.serving = wanted
@@ -63,3 +58,8 @@ class FakeCanary:
         await asyncio.sleep(0)
         if release.digest in self.refuses:
             raise Refused(self.refuses[release.digest], f"release {release.manifest.version} fails its golden inputs")
+
+
+def _read(release: ReleaseSet) -> dict[Digest, bytes]:
+    found = {digest: path.read_bytes() for digest, path in release.files.items()}
+    return {variant.artifact.sha256: found[variant.artifact.sha256] for variant in release.variants.values()}

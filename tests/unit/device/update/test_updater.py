@@ -5,6 +5,7 @@ import dataclasses
 
 import msgspec
 import pytest
+from blockbuster import blockbuster_ctx
 
 from device.update.ports import Health
 from device.update.rules import Accepted, Later
@@ -153,8 +154,8 @@ async def test_what_was_rolled_back_never_goes_on_serving(bench, held):
         assert bool(bench.updater.progress().damaged) is held
         bench.workers.dead = set()
         if held:
-            await bench.until(lambda: bench.workers.serving == OLD.digest)
-            assert bench.updater.report().manifest == OLD.digest
+            await bench.until(lambda: bench.updater.report().manifest == OLD.digest)
+            assert bench.workers.serving == OLD.digest
 
 
 async def test_a_machine_switched_off_and_on_three_times_in_a_trial_still_commits(bench):
@@ -428,3 +429,12 @@ async def test_a_file_that_the_disk_changed_is_no_evidence_against_the_release(b
         assert spoilt
         assert bench.db.refusals() == ()
         assert ("refused", "hash") not in bench.outcomes()
+
+
+async def test_nothing_of_an_update_holds_up_the_event_loop(bench):
+    """Inference shares the loop: disk and database are touched in threads only."""
+    async with bench.running():
+        with blockbuster_ctx(scanned_modules=["device"]):
+            await bench.install(OLD)
+            await bench.install(NEW, OLD)
+        assert bench.outcomes() == [("committed", None), ("committed", None)]
