@@ -106,7 +106,7 @@ async def assembled(layout: Layout, settings: DeviceSettings) -> AsyncIterator[P
             return reading.ms, reading.sure
 
         totals = await asyncio.to_thread(Totals, state)
-        stack.callback(totals.keep)
+        stack.callback(_keep_last, totals)
         outbox = await Outbox.opened(
             layout.outbox_db,
             device,
@@ -204,6 +204,12 @@ def _open_store(layout: Layout, settings: DeviceSettings) -> Store:
         keep_free_bytes=settings.store.keep_free_bytes,
         budget_bytes=settings.store.budget_bytes or None,
     )
+
+
+def _keep_last(totals: Totals) -> None:
+    """At the end of the agent: a full disk must not turn a clean stop into a failure."""
+    with contextlib.suppress(StateError):
+        totals.keep()
 
 
 def _report_damage(state: StateDb, detail: str, now_ms: int) -> None:

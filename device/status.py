@@ -7,6 +7,7 @@ The agent renews `run/status.json` each second. `read_status` puts it together w
 import contextlib
 import fcntl
 import os
+import time
 from pathlib import Path
 from typing import Final
 
@@ -30,6 +31,7 @@ from protocol.wire import Message, decode, encode
 
 STATUS_BYTES: Final = limits.MIB
 PENDING_SHOWN: Final = 50
+SILENT_S: Final = 15.0  # the account is renewed each second; a machine under load may be late
 
 
 class UpdateNow(Message, omit_defaults=False):
@@ -226,7 +228,11 @@ def read_status(layout: Layout) -> DeviceStatus:
             time=TimeStatus(ms=reading.ms, sure=reading.sure),
             alerts=state.pending_alerts(PENDING_SHOWN),
             pending_statuses=len(state.pending_statuses(PENDING_SHOWN)),
-            trouble=(*(now.trouble if now is not None else ()), *_kept_damage(layout)),
+            trouble=(
+                *(now.trouble if now is not None else ()),
+                *(_silence(layout.status) if running else ()),
+                *_kept_damage(layout),
+            ),
         )
     finally:
         state.close()
@@ -259,6 +265,15 @@ def _lanes(layout: Layout) -> dict[str, LaneStatus]:
             for lane, counts in read_counts(layout.outbox_db).items()
         }
     return {}
+
+
+def _silence(path: Path) -> tuple[str, ...]:
+    """An agent that holds its folder and says nothing hangs, or has just been started."""
+    try:
+        silent_s = time.time() - path.stat().st_mtime
+    except OSError:
+        return ()
+    return (f"the agent has not renewed its account for {silent_s:.0f} s",) if silent_s > SILENT_S else ()
 
 
 def _kept_damage(layout: Layout) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ WAL with synchronous=FULL: with NORMAL a power cut takes acknowledged rows, with
 read back on each connection, since SQLite falls back without a word where a file system cannot do WAL.
 """
 
+import os
 import sqlite3
 from pathlib import Path
 from typing import Final
@@ -27,6 +28,8 @@ def open_writer(path: Path) -> sqlite3.Connection:
         StateError: The file system cannot hold it durably, or a newer agent wrote it.
     """
     fresh = not path.exists()
+    if fresh:
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
     connection = _connect(path, read_only=False)
     try:
         _bring_up(connection, path)

@@ -2,6 +2,8 @@
 
 import fcntl
 import json
+import os
+import time
 import tomllib
 from pathlib import Path
 
@@ -155,6 +157,16 @@ def test_settings_with_an_unknown_key_are_refused_with_line_and_nearest_name(tmp
         load(tmp_path / "nothing.toml")
     path.write_text("")
     assert load(path) == DeviceSettings()
+
+
+def test_an_agent_that_hangs_shows(machine):
+    write_status(machine.status, AgentStatus(pid=1, agent="0.1.0", started_ms=1, at_ms=2, sure_of_time=True))
+    long_ago = time.time() - 60
+    os.utime(machine.status, (long_ago, long_ago))
+    with machine.lock.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        status = json.loads(command("status", "--state", machine.state, "--json").stdout)
+    assert "not renewed" in status["trouble"][0]
 
 
 def test_an_account_that_was_cut_short_is_no_account(machine):
