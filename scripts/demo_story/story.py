@@ -5,7 +5,6 @@ import random
 import re
 import shutil
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -77,10 +76,13 @@ class Story:
         self.proxy: Proxy | None = None
         self.evil = Evil(root / "evil", self.server.state)
         self.broken = root / "broken"
+        command = [sys.executable, str(SCRIPTS / "make_broken_models.py"), str(self.broken)]
+        self.maker = Process("broken models", command, self.logs / "broken-models.log")
         self.built: dict[str, dict[str, Any]] = {}
         self.seen_events = 0
 
     def play(self) -> None:
+        self.maker.start()
         self.keys()
         self.fleet()
         self.first_release()
@@ -184,8 +186,8 @@ class Story:
             expect(not link.cuts_left, f"only {drops} drops fell into the download", first)
             link.cap(None)
             self.until_trial(second, "1.1.0")
-            for _ in range(3):
-                time.sleep(2.5)
+            for healthy_s in (0.5, 2.2, 0.5):  # two cuts before a start counts as healthy, one after
+                self.until_healthy_for(second, healthy_s)
                 self.machines[second].process.kill()
                 self.machines[second].process.start()
             for name in MACHINES:
@@ -202,7 +204,7 @@ class Story:
 
     def broken_models(self) -> None:
         with self.report.step("Broken models, rightly signed: refused in CHECK, rolled back in TRIAL, halted") as step:
-            self.make_broken_models()
+            self.await_broken_models()
             self.release("1.2.0", "--untried", "the bench was taken")
             self.rollout("broken", "1.2.0", "percent=100")
             self.until_halted("broken")
@@ -220,7 +222,7 @@ class Story:
             for each in MACHINES:
                 wait_for(f"{each} to run 1.1.0", lambda each=each: self.at_rest(each) == "1.1.0")
             tried = [e for e in self.events(name) if e["kind"].startswith("update-")]
-            time.sleep(3)
+            time.sleep(2)
             expect(
                 self.at_rest(name) == "1.1.0"
                 and len(tried) == len([e for e in self.events(name) if e["kind"].startswith("update-")]),
@@ -238,7 +240,7 @@ class Story:
                 self.another_machines_assignment("tractor-1", of="tractor-2")
                 self.replayed_metadata("tractor-2")
                 self.signed_by_one_manager("sprayer-1")
-            self.delisted_release("tractor-1")
+                self.delisted_release("tractor-1")
             for name in MACHINES:
                 expect(self.at_rest(name) == "1.1.0", "an attack changed what runs", (name, self.at_rest(name)))
             step.detail = "every machine still runs 1.1.0; every reason is on the server"
@@ -322,11 +324,9 @@ class Story:
         body = self.assignment_body(name, "1.3.0")
         self.managers("release", "delist", "1.3.0")
         self.sign_and_push()
-        with self.server_in_enemy_hands():
-            self.evil.assign(name, signed=self.evil.sign_assignment(body))
-            reason = self.until_reported(name, "delisted", "not-listed")
-            self.report.refuse(name, f"{PRODUCT} 1.3.0, which the managers delisted", reason)
-            self.evil.stop_lying()
+        self.evil.assign(name, signed=self.evil.sign_assignment(body))
+        reason = self.until_reported(name, "delisted", "not-listed")
+        self.report.refuse(name, f"{PRODUCT} 1.3.0, which the managers delisted", reason)
 
     @contextmanager
     def server_in_enemy_hands(self) -> Iterator[None]:
@@ -348,11 +348,11 @@ class Story:
         self.sign_and_push()
         self.manifest(version)
 
-    def make_broken_models(self) -> None:
+    def await_broken_models(self) -> None:
         """Out of the committed 1.1.0: one with noise in its weights, one that is slow when it sees a pest."""
-        maker = [sys.executable, str(SCRIPTS / "make_broken_models.py"), str(self.broken)]
-        done = subprocess.run(maker, capture_output=True, text=True, timeout=120, check=False)
-        expect(done.returncode == 0, "the broken models were not made", done.stderr[-600:])
+        maker = self.maker
+        wait_for("the broken models to be made", lambda: not maker.alive, 120)
+        expect((self.broken / f"{PRODUCT}-1.2.1.toml").exists(), "the broken models were not made", maker.tail())
 
     def sign_and_push(self) -> None:
         for name in ("bob", "carol"):
@@ -526,6 +526,19 @@ class Story:
 
         wait_for(f"{name} to try {version}", look, 60, pause_s=0.3)
 
+    def until_healthy_for(self, name: str, healthy_s: float) -> None:
+        """Waits for so much more healthy time in a trial."""
+        machine = self.machines[name]
+        wait_for(f"the agent of {name}", lambda: machine.status()["running"])
+        begun = machine.status()["update"]["healthy_s"]
+
+        def look() -> bool:
+            update = machine.status()["update"]
+            expect(update["state"] == "trial", f"the trial of {name} ended too early to be cut", update)
+            return bool(update["healthy_s"] >= begun + healthy_s)
+
+        wait_for(f"{name} to be healthy for {healthy_s} s", look, pause_s=0.2)
+
     def alive(self, name: str) -> None:
         process = self.machines[name].process
         expect(process.alive, f"{name} ended by itself", process.tail())
@@ -565,6 +578,7 @@ class Story:
         }
 
     def end(self) -> None:
+        self.maker.stop()
         for machine in self.machines.values():
             machine.stop_filming()
             machine.process.stop()
