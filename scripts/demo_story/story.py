@@ -529,13 +529,17 @@ class Story:
     def until_healthy_for(self, name: str, healthy_s: float) -> None:
         """Waits for so much more healthy time in a trial."""
         machine = self.machines[name]
-        wait_for(f"the agent of {name}", lambda: machine.status()["running"])
-        begun = machine.status()["update"]["healthy_s"]
+
+        def on_trial() -> dict[str, Any] | None:
+            status = machine.status()
+            expect(status["release"]["version"] != "1.1.0", "the trial ended before it could be cut", name)
+            return status["update"] if status["running"] and status["update"]["state"] == "trial" else None
+
+        begun = wait_for(f"{name} to go on with its trial", on_trial, pause_s=0.2)["healthy_s"]
 
         def look() -> bool:
-            update = machine.status()["update"]
-            expect(update["state"] == "trial", f"the trial of {name} ended too early to be cut", update)
-            return bool(update["healthy_s"] >= begun + healthy_s)
+            update = on_trial()
+            return update is not None and update["healthy_s"] >= begun + healthy_s
 
         wait_for(f"{name} to be healthy for {healthy_s} s", look, pause_s=0.2)
 
