@@ -21,7 +21,7 @@ from tests.fakes.trust import FakeTrust
 KEY = ec.generate_private_key(ec.SECP256R1())
 
 steps = st.one_of(
-    st.tuples(st.just("enqueue"), st.sampled_from(LANES), st.integers(1, 40), st.sampled_from([10, 900, 5000])),
+    st.tuples(st.just("enqueue"), st.sampled_from(LANES), st.integers(5, 40), st.sampled_from([10, 9000, 30_000])),
     st.tuples(st.just("drain"), st.sampled_from(["whole", "no request", "no answer"])),
     st.tuples(st.just("restart")),
     st.tuples(st.just("fresh epoch")),
@@ -108,6 +108,7 @@ class History:
         numbers = Counter()
         for epoch, record in self.server.losses:
             loss = decode(record, Loss, limit=1000)
+            assert (loss.reason, loss.exact) == ("budget", True), "nothing was damaged here"
             numbers.update((epoch, loss.lane, number) for number in range(loss.first, loss.last + 1))
         assert all(count == 1 for count in numbers.values()), "no number is lost twice"
         assert sum(numbers.values()) == lost
@@ -115,7 +116,7 @@ class History:
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
-@given(st.lists(steps, max_size=25))
+@given(st.lists(steps, min_size=15, max_size=40))
 def test_in_any_history_each_row_arrives_once_or_is_told_as_lost(history):
     async def play() -> None:
         with tempfile.TemporaryDirectory() as folder:
