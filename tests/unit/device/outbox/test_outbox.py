@@ -233,6 +233,22 @@ async def test_a_new_generation_gets_all_kept_rows_again(opened):
     assert not await box.meet_generation("8" * 32)
 
 
+async def test_rows_that_made_room_are_not_missed_when_a_new_generation_asks_again(opened):
+    box = await opened(MIN_BUDGET_BYTES)
+    await box.meet_generation(GENERATION)
+    await fill(box, "results", (b"x" * 1000 for _ in range(150)))
+    await drain(box, 50_000)
+    await fill(box, "results", (b"y" * 1000 for _ in range(150)))
+    await box.meet_generation("8" * 32)
+    counts = box.counts()["results"]
+    assert 150 < counts.queued < 300
+    assert counts == LaneCounts(produced=300, queued=counts.queued, receipted=300 - counts.queued)
+    while (batch := await box.next_batch(50_000)) is not None:
+        assert not batch.losses
+        await box.apply_receipt(receipt(batch, generation="8" * 32))
+    assert box.lost() == 0
+
+
 async def test_beyond_the_budget_receipted_rows_go_first_then_results_and_alarms_last(opened):
     box = await opened(MIN_BUDGET_BYTES)
     await box.meet_generation(GENERATION)
