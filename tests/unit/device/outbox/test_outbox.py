@@ -238,11 +238,11 @@ async def test_rows_that_made_room_are_not_missed_when_a_new_generation_asks_aga
     await box.meet_generation(GENERATION)
     await fill(box, "results", (b"x" * 1000 for _ in range(150)))
     await drain(box, 50_000)
-    await fill(box, "results", (b"y" * 1000 for _ in range(150)))
+    await fill(box, "results", (b"y" * 1000 for _ in range(100)))
     await box.meet_generation("8" * 32)
     counts = box.counts()["results"]
-    assert 150 < counts.queued < 300
-    assert counts == LaneCounts(produced=300, queued=counts.queued, receipted=300 - counts.queued)
+    assert 100 < counts.queued < 250, "some of the receipted rows are still held, some made room"
+    assert counts == LaneCounts(produced=250, queued=counts.queued, receipted=250 - counts.queued)
     while (batch := await box.next_batch(50_000)) is not None:
         assert not batch.losses
         await box.apply_receipt(receipt(batch, generation="8" * 32))
