@@ -85,6 +85,7 @@ CASES = {
     ),
 }  # fmt: skip
 
+
 @pytest.fixture(params=CASES.values(), ids=CASES)
 def case(request) -> Case:
     return request.param
