@@ -96,7 +96,7 @@ def description(
         "",
         "# Short, for a demo: a release for real machines would be on trial for minutes.",
         "[trial]",
-        "healthy_s = 6.0",
+        "healthy_s = 4.0",
         "min_healthy_s = 2.0",
         "min_inferences = 5",
         "",

@@ -186,7 +186,7 @@ class Story:
             expect(not link.cuts_left, f"only {drops} drops fell into the download", first)
             link.cap(None)
             self.until_trial(second, "1.1.0")
-            for healthy_s in (0.3, 0.3, 0.3):  # none of these starts lasts long enough to count as a healthy one
+            for healthy_s in (0.2, 0.2, 0.0):  # none of these starts lasts long enough to count as a healthy one
                 self.until_healthy_for(second, healthy_s)
                 self.machines[second].process.kill()
                 self.machines[second].process.start()

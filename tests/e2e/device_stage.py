@@ -237,7 +237,7 @@ class Stage:
         folder = self.root / f"release-{version}"
         shutil.copytree(MODELS, folder)
         description = folder / f"{PRODUCT}-{version}.toml"
-        text = description.read_text().replace("healthy_s = 6.0", "healthy_s = 1.0")
+        text = description.read_text().replace("healthy_s = 4.0", "healthy_s = 1.0")
         description.write_text(text.replace("min_healthy_s = 2.0", "min_healthy_s = 0.5"))
         self.manager("release", "build", description)
         self.sign_and_push()
