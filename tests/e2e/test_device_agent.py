@@ -75,9 +75,8 @@ def test_results_queue_while_the_server_is_away_and_drain_when_it_is_back(stage,
     tractor.film(25)
     try:
         until("results to queue", lambda: tractor.queued() >= 25)
-        status = tractor.status()
-        assert status["contact"]["trouble"]
-        assert status["serving"]
+        until("the trouble to be told", lambda: tractor.status()["contact"]["trouble"])
+        assert tractor.status()["serving"]
     finally:
         stage.start_server()
     until("the outbox to drain", lambda: tractor.queued() == 0)
