@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import click
 
@@ -24,17 +25,21 @@ def fill(page: str) -> str:
 
 
 def block(name: str) -> str:
-    """The block of one command: its own help, then that of each of its commands."""
-    texts = "\n\n".join(_helps(COMMANDS[name], name))
+    """The block of one command: its own help, then that of each of its groups."""
+    command = COMMANDS[name]
+    texts = "\n\n".join(_helps(command, click.Context(command, info_name=name, **_how(command))))
     return f"<!-- help: {name} -->\n```\n{texts}\n```\n<!-- end of help -->"
 
 
-def _helps(command: click.Command, name: str) -> Iterator[str]:
-    context = click.Context(command, info_name=name, terminal_width=WIDTH, max_content_width=WIDTH)
+def _how(command: click.Command) -> dict[str, Any]:
+    return {**command.context_settings, "terminal_width": WIDTH, "max_content_width": WIDTH}
+
+
+def _helps(command: click.Command, context: click.Context) -> Iterator[str]:
+    lines = [f"$ {context.command_path} --help", *command.get_help(context).splitlines()]
+    yield "\n".join(line.rstrip() for line in lines)
     if isinstance(command, click.Group):
-        lines = [f"$ {name} --help", command.get_help(context)]
-        yield "\n".join(line.rstrip() for line in "\n".join(lines).splitlines())
-        for child in sorted(command.list_commands(context)):
-            found = command.get_command(context, child)
-            if isinstance(found, click.Group):
-                yield from _helps(found, f"{name} {child}")
+        for name in sorted(command.list_commands(context)):
+            child = command.get_command(context, name)
+            if isinstance(child, click.Group):
+                yield from _helps(child, click.Context(child, info_name=name, parent=context, **_how(child)))
