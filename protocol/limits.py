@@ -20,6 +20,7 @@ OBJECT_BYTES: Final = 256 * KIB  # one signed object of an answer: an assignment
 ROOT_ROTATIONS_A_REFRESH: Final = 4096  # 300 genuine roots are walked; endless ones are not
 MANIFEST_BYTES: Final = MIB
 MANIFEST_ARTIFACTS: Final = 1024
+INTERLOCKS: Final = 64  # signals of one machine; each is a file that is looked at
 TIME_STATEMENT_AGE_S: Final = 60  # a nonce older than this is refused: a kept answer must not hold time back
 
 # Messages

@@ -119,11 +119,16 @@ ObjectBody = AssignmentBody | ClockBody | ReceiptsBody
 
 
 class ProductTerms(Message):
-    """The field `headland` of a product's role: its name inside the signed bytes, and the floor of its counters."""
+    """The field `headland` of a product's role: its name inside the signed bytes, and what holds for all its releases.
+
+    `interlocks` are machine signals (such as `driving`) that must be off before anything is activated. They are the
+    managers': an assignment may ask for more, never for less.
+    """
 
     kind: Literal["product"]
     product: ProductName
     floor: Count = 0
+    interlocks: Annotated[tuple[Name, ...], msgspec.Meta(max_length=limits.INTERLOCKS)] = ()
 
 
 class ImageTerms(Message):

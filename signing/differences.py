@@ -149,11 +149,20 @@ def _eras(old: Any, new: Targets) -> Iterator[Line]:
             yield f"{product}: era {before.get(product, 0)} -> {era}: its release counter starts anew", True
 
 
+def _interlocks(before: set[str], after: set[str]) -> Iterator[Line]:
+    for signal in sorted(after - before):
+        yield f"interlock added: nothing is activated while {signal} is on", False
+    for signal in sorted(before - after):
+        yield f"interlock REMOVED: releases may be activated while {signal} is on", True
+
+
 def _product(workspace: Workspace, product: str, old: Any, new: Targets) -> Iterator[Line]:
     before = {release.version: release for release in releases_of(product, old)} if isinstance(old, Targets) else {}
     after = {release.version: release for release in releases_of(product, new)}
-    floor = terms(new, ProductTerms, product).floor
-    old_floor = terms(old, ProductTerms, product).floor if isinstance(old, Targets) else 0
+    said = terms(new, ProductTerms, product)
+    told = terms(old, ProductTerms, product) if isinstance(old, Targets) else None
+    yield from _interlocks(set(told.interlocks) if told is not None else set(), set(said.interlocks))
+    floor, old_floor = said.floor, told.floor if told is not None else 0
     if floor != old_floor:
         yield f"counter floor {old_floor} -> {floor}: machines refuse what lies below", floor < old_floor
     for version, release in before.items():

@@ -10,11 +10,14 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
+import msgspec
 from securesystemslib.signer import Key
 from tuf.api.exceptions import UnsignedMetadataError
 from tuf.api.metadata import DelegatedRole, Delegations, Metadata, Root, TargetFile, Targets
 
+from protocol import limits
 from protocol.errors import Reason, Refused, StateError
+from protocol.ids import parse_name
 from protocol.objects import ROLES, DirectorTerms, ImageTerms, ProductTerms, ReleaseTerms
 from protocol.release import ReleaseManifest, manifest_path
 from signing.metadata import expiry, parse, plain, terms, terms_field
@@ -122,12 +125,31 @@ def delist(image: RepositorySet, product: str, versions: Collection[str], floor:
             listed = ", ".join(release.version for release in releases_of(product, signed)) or "none"
             raise StateError(f"{product} {version} is not listed; listed: {listed}")
     if floor is not None:
-        present = terms(signed, ProductTerms, f"{product}.json").floor
-        if floor <= present:
-            raise StateError(f"the floor of {product} is {present}; it only rises")
-        signed.unrecognized_fields.update(terms_field(ProductTerms(kind="product", product=product, floor=floor)))
+        present = terms(signed, ProductTerms, f"{product}.json")
+        if floor <= present.floor:
+            raise StateError(f"the floor of {product} is {present.floor}; it only rises")
+        signed.unrecognized_fields.update(terms_field(msgspec.structs.replace(present, floor=floor)))
     what = ", ".join(versions) or f"all below counter {floor}"
     return Proposal(f"{product}-delist", f"delist {product} {what}", {("image", product): signed})
+
+
+def set_interlocks(image: RepositorySet, product: str, signals: Collection[str], now: datetime) -> Proposal:
+    """Replaces the machine signals that must be off before any release of the product is activated.
+
+    Raises:
+        StateError: They are so already, or too many.
+        Refused: `METADATA`: a name that no signal can have.
+    """
+    signed = _next(product_role(image, product), now, product)
+    present = terms(signed, ProductTerms, f"{product}.json")
+    wanted = tuple(sorted({parse_name(signal, "signal") for signal in signals}))
+    if wanted == present.interlocks:
+        raise StateError(f"the interlocks of {product} are {', '.join(wanted) or 'none'} already")
+    if len(wanted) > limits.INTERLOCKS:
+        raise StateError(f"at most {limits.INTERLOCKS} interlocks")
+    signed.unrecognized_fields.update(terms_field(msgspec.structs.replace(present, interlocks=wanted)))
+    title = f"interlocks of {product}: {', '.join(wanted) or 'none'}"
+    return Proposal(f"{product}-interlocks", title, {("image", product): signed})
 
 
 def resign(

@@ -259,7 +259,12 @@ def _terms(product: str, image: ImageView) -> Terms:
         for digest, release in image.listed.items()
     }
     return Terms(
-        product=product, role_version=image.role_version, era=image.era, floor=image.floor, listed=dict(listed)
+        product=product,
+        role_version=image.role_version,
+        era=image.era,
+        floor=image.floor,
+        listed=dict(listed),
+        interlocks=image.interlocks,
     )
 
 

@@ -3,7 +3,7 @@
 from typing import Protocol
 
 from protocol.errors import Reason
-from protocol.ids import Count, Digest, Length, Millis, ProductName, Version
+from protocol.ids import Count, Digest, Length, Millis, Name, ProductName, Version
 from protocol.messages import SyncAnswer
 from protocol.objects import AssignmentBody, ReceiptsBody
 from protocol.wire import Message
@@ -26,6 +26,7 @@ class Terms(Message):
     era: Count = 0
     floor: Count = 0
     listed: dict[Digest, Listed] = {}  # by the manifest's digest
+    interlocks: tuple[Name, ...] = ()  # signals that must be off before anything is activated
 
 
 class Complaint(Message):

@@ -151,7 +151,9 @@ def look_again(
         raise Refused(Reason.REFUSED_BEFORE, f"release {release.version} was refused here: {refused[release.digest]}")
     if not is_repair(release, record):
         _check_floors(release, terms, floor)
-    return _conditions_hold(offer.conditions, now_ms, sure_of_time, signals_off)
+    # The managers' interlocks and the assignment's own: an assignment adds, it never takes away.
+    signals_clear = dict.fromkeys((*terms.interlocks, *offer.conditions.signals_clear))
+    return _conditions_hold(offer.conditions, signals_clear, now_ms, sure_of_time, signals_off)
 
 
 def is_repair(release: Held, record: UpdateRecord) -> bool:
@@ -191,12 +193,16 @@ def _check_floors(release: Held, terms: Terms, floor: Floor) -> None:
 
 
 def _conditions_hold(
-    conditions: Conditions, now_ms: int, sure_of_time: bool, signals_off: Collection[str]
+    conditions: Conditions,
+    signals_clear: Collection[str],
+    now_ms: int,
+    sure_of_time: bool,
+    signals_off: Collection[str],
 ) -> Later | None:
     late = conditions.activate_before_ms
     if late is not None and sure_of_time and now_ms >= late:
         raise Refused(Reason.EXPIRED, "the time by which it had to be activated has passed")
-    raised = [name for name in conditions.signals_clear if name not in signals_off]
+    raised = [name for name in signals_clear if name not in signals_off]
     if raised:
         return Later(f"signals: {', '.join(raised)}")
     asks_time = late is not None or conditions.not_before_ms is not None or conditions.window_utc is not None

@@ -117,6 +117,21 @@ def delist(app: App, *, versions: tuple[str, ...], product: str | None, floor: i
     emit(as_json, signing_steps.view(event), signing_steps.next_step(event))
 
 
+@release.command()
+@click.argument("signals", nargs=-1, metavar="[SIGNAL]...")
+@click.option("--product", help="Needed when there are several.")
+@json_option
+@pass_app
+@headland_errors
+def interlocks(app: App, *, signals: tuple[str, ...], product: str | None, as_json: bool) -> None:
+    """Propose which machine signals (such as driving) must be off before anything is activated; replaces the list."""
+    workspace = app.workspace()
+    name = pick_product(workspace, product)
+    proposal = proposals.set_interlocks(workspace.need("image"), name, signals, app.now())
+    event = open_event(workspace, proposal, app.now())
+    emit(as_json, signing_steps.view(event), signing_steps.next_step(event))
+
+
 @release.command("list")
 @click.option("--product", help="Needed when there are several.")
 @json_option

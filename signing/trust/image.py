@@ -29,6 +29,7 @@ class ImageView:
         floor: Of the product's release counters.
         listed: By the manifest's digest.
         versions: By role.
+        interlocks: Machine signals that must be off before anything of the product is activated.
     """
 
     role_version: int
@@ -36,6 +37,7 @@ class ImageView:
     floor: int
     listed: Mapping[Digest, ListedRelease]
     versions: Mapping[str, int]
+    interlocks: tuple[str, ...] = ()
 
 
 class ImageStore:
@@ -88,6 +90,7 @@ class ImageStore:
             role_version=role.version,
             era=era,
             floor=max(said.floor, floor.value()),
+            interlocks=said.interlocks,
             listed={release.manifest_sha256: release for release in releases_of(self._product, role)},
             versions=trusted.versions,
         )

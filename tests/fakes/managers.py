@@ -34,6 +34,7 @@ class Managers:
         self.now = now
         self.product = product
         self.threshold = threshold
+        self.interlocks: tuple[str, ...] = ()  # of every product role that is made from now on
         self.keys: dict[str, Signer] = {name: CryptoSigner.generate_ed25519() for name in NAMES}
         self.online: dict[str, dict[str, Signer]] = {
             kind: {role: CryptoSigner.generate_ed25519() for role in roles} for kind, roles in ONLINE_ROLES.items()
@@ -105,7 +106,9 @@ class Managers:
             version=version,
             expires=expiry(self.now, "product"),
             targets=releases or {},
-            unrecognized_fields=terms_field(ProductTerms(kind="product", product=product or self.product, floor=floor)),
+            unrecognized_fields=terms_field(
+                ProductTerms(kind="product", product=product or self.product, floor=floor, interlocks=self.interlocks)
+            ),
         )
 
     # Signing and publishing.

@@ -4,9 +4,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from tuf.api.metadata import Targets
 
+from protocol.objects import ProductTerms
 from protocol.release import parse_manifest
 from signing.events import open_events
+from signing.metadata import parse, terms
 from tests.fakes.managers_tool import ManagersTool
 
 
@@ -128,6 +131,30 @@ def test_a_floor_only_rises(begun: ManagersTool) -> None:
     begun.push()
     for floor in (4, 5):
         assert "only rises" in begun.fail("release", "delist", "--floor", floor, code=6)
+
+
+def test_interlocks_are_shown_to_signers_and_outlast_releases_floors_and_delistings(begun: ManagersTool) -> None:
+    def listed() -> tuple[str, ...]:
+        role = parse(begun.workspace.need("image").delegated["pest-detector"], Targets, "product")
+        return terms(role.signed, ProductTerms, "product").interlocks
+
+    begun.run("release", "interlocks", "spraying", "driving")
+    said = begun.invoke("release", "sign", "--as", "alice", "--yes").stderr
+    assert "nothing is activated while driving is on" in said
+    begun.sign("bob")
+    begun.push()
+    begun.build("1.0.0", 3)
+    begun.sign("alice", "bob")
+    begun.push()
+    begun.run("release", "delist", "1.0.0", "--floor", 4)
+    begun.sign("alice", "bob")
+    begun.push()
+    assert listed() == ("driving", "spraying")
+    assert "already" in begun.fail("release", "interlocks", "driving", "spraying", code=6)
+    begun.fail("release", "interlocks", "../driving", code=4)
+    begun.run("release", "interlocks")
+    said = begun.invoke("release", "sign", "--as", "alice", "--yes").stderr
+    assert "! interlock REMOVED: releases may be activated while driving is on" in said
 
 
 def test_control_characters_from_elsewhere_do_not_reach_the_terminal(begun: ManagersTool) -> None:

@@ -18,6 +18,14 @@ def field(tmp_path: Path) -> Field:
     return Field(tmp_path, NOW)
 
 
+def test_the_managers_interlocks_reach_the_machine_and_its_memory(field: Field) -> None:
+    field.house.interlocks = ("driving",)
+    field.house.release("1.0.0", 1, b"manifest one")
+    field.serve()
+    assert field.contact().terms.interlocks == ("driving",)
+    assert field.contact().terms.interlocks == ("driving",), "from what is stored"
+
+
 def test_an_honest_first_contact_says_everything(field: Field) -> None:
     field.house.release("1.0.0", 1, b"manifest one", floor=1)
     field.serve()
