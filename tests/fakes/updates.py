@@ -206,9 +206,12 @@ class BlobSource:
             if drop is not None:
                 step = drop - self.sent
             if step:
-                self.sent += step
-                yield blob[at : at + step]
-                at += step
+                piece = blob[at : at + step]
+                self.sent += len(piece)
+                yield piece
+                at += len(piece)
+                if len(piece) < step:
+                    raise LinkError("the answer ended early")
             if drop is not None:
                 self.drops_at.remove(drop)
                 raise LinkError("the link dropped")
