@@ -97,26 +97,26 @@ class Report:
             } | self.extra
             print(json.dumps(document))
             return
-        machines = Table("machine", "release", "bytes received", "of full", "frames", "dropped", title="Machines")
-        for column in ("produced", "ingested", "lost"):
+        machines = Table("machine", "release", title="Machines", box=None, pad_edge=False)
+        for column in ("received", "full", "frames", "dropped", "produced", "ingested", "lost"):
             machines.add_column(column, justify="right")
         for m in self.machines:
-            machines.add_row(
-                m.id,
-                m.release,
-                f"{m.bytes_received:,}",
-                f"{m.bytes_full:,}",
-                str(m.frames_inferred),
-                str(m.frames_dropped),
-                str(m.results_produced),
-                str(m.results_ingested),
-                str(m.results_lost),
-            )
-        refused = Table("by", "what", "reason", title="Refused")
+            sizes = (f"{size / 1e6:.2f} MB" for size in (m.bytes_received, m.bytes_full))
+            sums = (m.frames_inferred, m.frames_dropped, m.results_produced, m.results_ingested, m.results_lost)
+            machines.add_row(m.id, m.release, *sizes, *map(str, sums))
+        refused = Table("by", "what", "reason", title="\nRefused", box=None, pad_edge=False)
         for r in self.refused:
             refused.add_row(r.machine, r.what, r.reason)
         self.console.print(machines)
         self.console.print(refused)
+        self.console.print()
         for name, value in self.extra.items():
-            self.console.print(f"{name.replace('_', ' ')}: {value}", markup=False)
+            self.console.print(f"{name.replace('_', ' ')}: {_told(value)}", markup=False)
         self.console.print("[green]every step was verified[/green]" if self.ok else "[red]not verified[/red]")
+
+
+def _told(value: object) -> str:
+    """For people: nested facts on one line."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_told(inner)}" for key, inner in value.items())
+    return f"{value:,}" if isinstance(value, int) else str(value)

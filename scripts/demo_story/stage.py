@@ -6,6 +6,7 @@ import re
 import shutil
 import socket
 import sys
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -75,15 +76,31 @@ class Stage:
         self.maker = Process("broken models", command, self.logs / "broken-models.log")
         self.built: dict[str, dict[str, Any]] = {}
         self.seen_events = 0
+        self.office = ThreadPoolExecutor(1, "managers")
+        self.coming: dict[str, Future[None]] = {}
 
     # What the managers do.
 
-    def release(self, version: str, *options: str) -> None:
-        self.report.say(f"building {PRODUCT} {version}")
-        folder = self.broken if version.startswith("1.2.") else MODELS
-        self.managers("release", "build", folder / f"{PRODUCT}-{version}.toml", *options)
+    def publish(self, version: str, *options: str) -> None:
+        """Builds a release, has two managers sign it, pushes it. No machine gets it before a rollout says so."""
+        if version.startswith("1.2."):
+            self.await_broken_models()
+            description = self.broken / f"{PRODUCT}-{version}.toml"
+        elif version.startswith("1.3."):
+            description = self.with_config(version)
+        else:
+            description = MODELS / f"{PRODUCT}-{version}.toml"
+        self.managers("release", "build", description, *options)
         self.sign_and_push()
         self.manifest(version)
+
+    def publish_meanwhile(self, version: str, *options: str) -> None:
+        """As `publish`, in the managers' own time: one release after the other, while the machines work."""
+        self.coming[version] = self.office.submit(self.publish, version, *options)
+
+    def await_published(self, version: str) -> None:
+        self.report.say(f"{PRODUCT} {version}: built, signed by two, pushed")
+        self.coming.pop(version).result(timeout=120)
 
     def await_broken_models(self) -> None:
         """Out of the committed 1.1.0: one with noise in its weights, one that is slow when it sees a pest."""
@@ -319,6 +336,7 @@ class Stage:
         }
 
     def end(self) -> None:
+        self.office.shutdown(cancel_futures=True)
         self.maker.stop()
         for machine in self.machines.values():
             machine.stop_filming()
