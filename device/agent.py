@@ -93,6 +93,9 @@ def held(layout: Layout) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise StateError(f"another agent runs on {layout.state}") from error
+        # What the agent before this one said of itself would be taken for what this one says.
+        with contextlib.suppress(OSError):
+            layout.status.unlink()
         yield
     finally:
         os.close(descriptor)
@@ -156,7 +159,7 @@ async def _every(interval_s: float, action: Callable[[], None]) -> None:
 def status_of(parts: Parts, started_ms: int) -> AgentStatus:
     """What only the running agent knows. Never blocks."""
     reading = parts.clock.now()
-    progress = parts.updater.progress()
+    progress = parts.updater.progress() if parts.updater.started else None
     return AgentStatus(
         pid=os.getpid(),
         agent=parts.inventory.agent,
@@ -172,7 +175,9 @@ def status_of(parts: Parts, started_ms: int) -> AgentStatus:
             healthy_s=progress.healthy_s,
             healthy_of_s=progress.healthy_of_s,
             damaged=progress.damaged,
-        ),
+        )
+        if progress is not None
+        else None,
         workers=parts.workers.status(),
         pump=parts.pump.numbers(),
         counters=parts.totals.now(parts.outbox.produced()),

@@ -25,7 +25,7 @@ def _machine(status: DeviceStatus) -> Table:
     last = status.last_update
     contact, latency = status.contact, status.alarm_latency_ms
     rows = {
-        "agent": f"runs as process {status.pid}, version {status.agent}" if status.running else "does not run",
+        "agent": _agent(status),
         "release": f"{release.version} ({release.manifest[:12]})" if release is not None else "none yet",
         "on trial": status.trial[:12] if status.trial is not None else "",
         "serving": "yes" if status.serving else ("no" if status.running else ""),
@@ -54,6 +54,12 @@ def _machine(status: DeviceStatus) -> Table:
         if value:
             table.add_row(name, value)
     return table
+
+
+def _agent(status: DeviceStatus) -> str:
+    if not status.running:
+        return "does not run"
+    return "starts" if status.pid is None else f"runs as process {status.pid}, version {status.agent}"
 
 
 def update_line(update: UpdateNow) -> str:

@@ -55,7 +55,7 @@ class AgentStatus(Message):
     started_ms: Millis
     at_ms: Millis
     sure_of_time: bool
-    update: UpdateNow = UpdateNow()
+    update: UpdateNow | None = None  # not known before the updater has taken up its record
     workers: WorkersStatus = WorkersStatus()
     pump: PumpNumbers = PumpNumbers()
     counters: Counters = Counters()
@@ -203,7 +203,7 @@ def read_status(layout: Layout) -> DeviceStatus:
             models=now.workers.models if now is not None else {},
             serving=now is not None and now.workers.serving,
             swap=now.workers.swap if now is not None else None,
-            update=now.update if now is not None else _update_at_rest(record),
+            update=_update(record, now),
             last_update=record.last,
             refusals=state.refusals(),
             lanes=lanes,
@@ -243,6 +243,16 @@ def _release(record: UpdateRecord, which: str) -> RunningRelease | None:
     if held is None:
         return None
     return RunningRelease(version=held.version, manifest=held.digest, release_counter=held.release_counter)
+
+
+def _update(record: UpdateRecord, now: AgentStatus | None) -> UpdateNow:
+    """The record says where the update is; the agent adds its details when its account is of the same state.
+
+    An account may be a second old, and an agent that has just been started has not taken the record up yet.
+    """
+    if now is not None and now.update is not None and now.update.state == record.state.value:
+        return now.update
+    return _update_at_rest(record)
 
 
 def _update_at_rest(record: UpdateRecord) -> UpdateNow:

@@ -135,6 +135,7 @@ class Updater:
         self._library = Library(store, machine.inventory)
         self._teller = Teller(db, world.new_id)
         self._record = UpdateRecord()
+        self._started = False
         self._progress = Progress(State.IDLE)
         # What others asked for, until the loop takes it up.
         self._pending: _Pending | None = None
@@ -152,6 +153,11 @@ class Updater:
     def record(self) -> UpdateRecord:
         """The record as it is stored."""
         return self._record
+
+    @property
+    def started(self) -> bool:
+        """Whether `start` has taken up the record; before that, nothing is known of the update."""
+        return self._started
 
     def progress(self) -> Progress:
         """Where the update is. Cheap."""
@@ -189,6 +195,7 @@ class Updater:
         if resumed != found:
             await asyncio.to_thread(self._db.write_record, resumed)
         self._record = resumed
+        self._started = True
         if resumed.state is State.TRIAL:
             if not states.is_spent(resumed):
                 return  # the trial's own work converges, and judges a release that does not come up

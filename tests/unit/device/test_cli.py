@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from device import identity
+from device.agent import held
 from device.cli import main
 from device.contact import ContactRecord
 from device.identity import Enrolment
@@ -21,7 +22,7 @@ from device.outbox.box import Outbox
 from device.settings import DeviceSettings, load
 from device.state_db import Refusal, StateDb
 from device.status import AgentStatus, UpdateNow, read_agent_status, write_status
-from device.update.states import Ended, Held, UpdateRecord
+from device.update.states import Ended, Held, Offer, State, UpdateRecord
 from protocol.errors import Reason, SettingsError, StateError
 from protocol.messages import Alert, Counters
 from protocol.wire import encode
@@ -86,7 +87,42 @@ def test_status_without_the_agent_is_read_from_the_databases(machine):
     assert status["refusals"][0]["release"] == "1.2.1"
 
 
+def put_record(machine: Layout, state_now: State) -> None:
+    """An update to 1.3.0 that has come so far."""
+    state = StateDb(machine.state_db)
+    offer = Offer(release=Held(digest="ef" * 32, version="1.3.0", release_counter=10), rollout="r")
+    state.write_record(msgspec.structs.replace(state.record(), state=state_now, offer=offer, healthy_s=2.5))
+    state.close()
+
+
+def status_beside_agent(machine: Layout) -> dict:
+    """The status while somebody holds the folder as a running agent does."""
+    with machine.lock.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return json.loads(command("status", "--state", machine.state, "--json").stdout)
+
+
+@pytest.mark.parametrize("told", [None, UpdateNow(), UpdateNow(state="check", release="1.3.0")])
+def test_an_account_that_lags_behind_the_record_does_not_say_where_the_update_is(machine, told):
+    put_record(machine, State.TRIAL)
+    write_status(
+        machine.status,
+        AgentStatus(pid=1, agent="0.1.0", started_ms=1, at_ms=2, sure_of_time=True, update=told),
+    )
+    update = status_beside_agent(machine)["update"]
+    assert (update["state"], update["release"], update["healthy_s"]) == ("trial", "1.3.0", 2.5)
+
+
+def test_an_agent_starts_without_the_account_of_the_one_before_it(machine):
+    write_status(machine.status, AgentStatus(pid=4711, agent="0.1.0", started_ms=1, at_ms=2, sure_of_time=True))
+    with held(machine):
+        status = json.loads(command("status", "--state", machine.state, "--json").stdout)
+        assert "starts" in command("status", "--state", machine.state).stdout
+    assert (status["running"], status["pid"]) == (True, None)
+
+
 def test_status_with_the_agent_has_its_own_account_too(machine):
+    put_record(machine, State.WAIT)
     account = AgentStatus(
         pid=4711,
         agent="0.1.0",
