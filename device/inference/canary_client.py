@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from device.inference.canary_request import CanaryAnswer, CanaryRequest, cpu_limit_s, wall_limit_s
-from device.inference.endings import ending_of, reason_of
+from device.inference.endings import ending_of, once_more_if_killed, verdict_of
 from device.inference.spawning import end_process, python_command, worker_environment
 from device.update.ports import ReleaseSet
 from protocol import limits
@@ -59,7 +59,7 @@ class SubprocessCanary:
         wall_s = self._wall_limit_s or wall_limit_s(list(release.variants.values()))
         folder = await asyncio.to_thread(self._write_request, release, wall_s)
         try:
-            answer = await self._run(folder / "request.json", wall_s)
+            answer = await once_more_if_killed(lambda: self._run(folder / "request.json", wall_s), asyncio.sleep)
         finally:
             await asyncio.to_thread(_remove, folder)
         if not answer.ok:
@@ -102,7 +102,7 @@ class SubprocessCanary:
         if process.returncode != 0:
             tail = complaints[-_TAIL_BYTES:].decode(errors="replace").strip()
             ending = ending_of(process.returncode)
-            raise Refused(reason_of(process.returncode), f"the model ended its process: {ending}; {tail}")
+            raise verdict_of(process.returncode, f"the model ended its process: {ending}; {tail}")
         return _parse(out)
 
 

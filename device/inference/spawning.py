@@ -36,9 +36,8 @@ def worker_environment(environ: Mapping[str, str]) -> dict[str, str]:
 async def end_process(process: asyncio.subprocess.Process) -> None:
     """Kills what is left of a process and its group, and waits until it is gone. Safe to repeat."""
     if process.returncode is None:
+        # Not by the process's own `kill`: that looks for the end itself, and asyncio then hears of 255 for a status.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(process.wait(), _END_S)

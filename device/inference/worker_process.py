@@ -10,7 +10,7 @@ from typing import Final
 
 from device.inference.cancelling import cancel
 from device.inference.dialogue import HEAD_BYTES, PREFIX, Answer, Failed, FromWorker, Order, Ready, Task
-from device.inference.endings import ending_of, reason_of
+from device.inference.endings import ending_of, verdict_of
 from device.inference.frames import Frame
 from device.inference.spawning import end_process, python_command
 from protocol.errors import Reason, Refused
@@ -122,8 +122,8 @@ class WorkerProcess:
             except (EOFError, ConnectionError):
                 await end_process(process)
                 code = process.returncode or 0
-                raise Refused(
-                    reason_of(code),
+                raise verdict_of(
+                    code,
                     f"model {order.model.name} ended its worker: {ending_of(code)}; {await tail.text()}",
                 ) from None
         except BaseException:

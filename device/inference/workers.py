@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from device.inference.canary_request import wall_limit_s
 from device.inference.crew import Crew
 from device.inference.dialogue import Order
+from device.inference.endings import once_more_if_killed
 from device.inference.frames import Frame
 from device.inference.keeper import Backoff, CrewGone, Sleep
 from device.inference.replies import FrameReply
@@ -262,9 +263,13 @@ class ProcessWorkers:
 
     async def _start(self, order: Order) -> WorkerProcess:
         variant = next(variant for variant in order.model.variants if variant.name == order.variant)
-        return await WorkerProcess.start(
-            order,
-            environ=self._environ,
-            load_limit_s=wall_limit_s([variant]),
-            frame_limit_s=self._frame_limit(variant.bounds.latency_ms),
-        )
+
+        async def attempt() -> WorkerProcess:
+            return await WorkerProcess.start(
+                order,
+                environ=self._environ,
+                load_limit_s=wall_limit_s([variant]),
+                frame_limit_s=self._frame_limit(variant.bounds.latency_ms),
+            )
+
+        return await once_more_if_killed(attempt, self._sleep)

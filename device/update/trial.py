@@ -1,6 +1,6 @@
 """What the workers' evidence says of a release on trial. Pure; local evidence only, the server is never asked."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from device.update.ports import Health
@@ -81,7 +81,7 @@ def find_evidence(health: Health, watched: Watched, rules: TrialRules, bounds: M
         rules: Of the manifest.
         bounds: Of the variant that runs, by model name.
     """
-    if health.crashes:
+    if speak_of_the_model(health.crashes):
         return Evidence(Reason.TRIAL_CRASH, f"a worker died: {', '.join(health.crashes[:5])}")
     enough = max(rules.min_inferences, 1)
     if watched.inferences >= enough and watched.errors > rules.max_error_rate * watched.inferences:
@@ -98,6 +98,11 @@ def find_evidence(health: Health, watched: Watched, rules: TrialRules, bounds: M
                     f"model {model} takes {latency_ms:.0f} ms (95th percentile); at most {bound.latency_ms:.0f} ms",
                 )
     return None
+
+
+def speak_of_the_model(crashes: Sequence[str]) -> bool:
+    """Whether these ends of workers are evidence. One SIGKILL alone is none: a model that eats the memory gets more."""
+    return len(crashes) > 1 or any(ending != "SIGKILL" for ending in crashes)
 
 
 def is_time_up(watched: Watched, rules: TrialRules) -> bool:

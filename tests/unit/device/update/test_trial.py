@@ -41,6 +41,11 @@ def test_one_dead_worker_is_enough():
     assert found(health(crashes=("SIGSEGV",))) is Reason.TRIAL_CRASH
 
 
+def test_one_worker_killed_from_outside_is_no_evidence_and_two_are():
+    assert found(health(crashes=("SIGKILL",))) is None
+    assert found(health(crashes=("SIGKILL", "SIGKILL"))) is Reason.TRIAL_CRASH
+
+
 @pytest.mark.parametrize(
     ("inferences", "errors", "reason"),
     [(9, 9, None), (10, 1, None), (10, 2, Reason.TRIAL_ERRORS), (100, 10, None), (100, 11, Reason.TRIAL_ERRORS)],
