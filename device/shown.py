@@ -28,7 +28,7 @@ def _machine(status: DeviceStatus) -> Table:
         "agent": _agent(status),
         "release": f"{release.version} ({release.manifest[:12]})" if release is not None else "none yet",
         "on trial": status.trial[:12] if status.trial is not None else "",
-        "serving": "yes" if status.serving else ("no" if status.running else ""),
+        "serving": "yes" if status.serving else ("no" if status.pid is not None else ""),
         "update": update_line(status.update),
         "last update": ""
         if last is None
@@ -59,7 +59,11 @@ def _machine(status: DeviceStatus) -> Table:
 def _agent(status: DeviceStatus) -> str:
     if not status.running:
         return "does not run"
-    return "starts" if status.pid is None else f"runs as process {status.pid}, version {status.agent}"
+    return (
+        "runs, and has not told of itself yet"
+        if status.pid is None
+        else f"runs as process {status.pid}, version {status.agent}"
+    )
 
 
 def update_line(update: UpdateNow) -> str:

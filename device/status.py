@@ -21,6 +21,7 @@ from device.outbox.box import read_counts
 from device.outbox.damage import quarantined
 from device.rescue import open_for_reading
 from device.state_db import Refusal
+from device.store import free_bytes
 from device.totals import BYTES, DROPPED, INFERRED
 from device.update.states import Ended, State, UpdateRecord
 from protocol import limits
@@ -31,6 +32,7 @@ from protocol.wire import Message, decode, encode
 
 STATUS_BYTES: Final = limits.MIB
 PENDING_SHOWN: Final = 50
+FULL_BYTES: Final = 256 * limits.KIB
 SILENT_S: Final = 15.0  # the account is renewed each second; a machine under load may be late
 
 
@@ -231,6 +233,7 @@ def read_status(layout: Layout) -> DeviceStatus:
             trouble=(
                 *(now.trouble if now is not None else ()),
                 *(_silence(layout.status) if running else ()),
+                *_fullness(layout.state),
                 *_kept_damage(layout),
             ),
         )
@@ -284,6 +287,12 @@ def _silence(path: Path) -> tuple[str, ...]:
     except OSError:
         return ()
     return (f"the agent has not renewed its account for {silent_s:.0f} s",) if silent_s > SILENT_S else ()
+
+
+def _fullness(folder: Path) -> tuple[str, ...]:
+    """On a full disk the agent goes on, and can keep neither results nor its account of itself."""
+    free = free_bytes(folder)
+    return () if free >= FULL_BYTES else (f"the disk of the state folder is full: {free} bytes are free",)
 
 
 def _kept_damage(layout: Layout) -> tuple[str, ...]:

@@ -117,7 +117,7 @@ def test_an_agent_starts_without_the_account_of_the_one_before_it(machine):
     write_status(machine.status, AgentStatus(pid=4711, agent="0.1.0", started_ms=1, at_ms=2, sure_of_time=True))
     with held(machine):
         status = json.loads(command("status", "--state", machine.state, "--json").stdout)
-        assert "starts" in command("status", "--state", machine.state).stdout
+        assert "has not told of itself yet" in command("status", "--state", machine.state).stdout
     assert (status["running"], status["pid"]) == (True, None)
 
 
@@ -203,6 +203,12 @@ def test_an_agent_that_hangs_shows(machine):
         fcntl.flock(lock, fcntl.LOCK_EX)
         status = json.loads(command("status", "--state", machine.state, "--json").stdout)
     assert "not renewed" in status["trouble"][0]
+
+
+def test_a_full_disk_is_named(machine, monkeypatch):
+    monkeypatch.setattr("device.status.free_bytes", lambda folder: 4096)
+    status = json.loads(command("status", "--state", machine.state, "--json").stdout)
+    assert status["trouble"] == ["the disk of the state folder is full: 4096 bytes are free"]
 
 
 def test_an_account_that_was_cut_short_is_no_account(machine):
