@@ -142,6 +142,11 @@ async def _tell(parts: Parts, notifier: Notifier, started_ms: int) -> None:
     while True:
         numbers = parts.pump.numbers()
         parts.totals.saw(numbers.frames_inferred, numbers.frames_dropped)
+        workers = parts.workers.status()
+        if parts.fallbacks.changed(workers):
+            # On a full disk it is told later; the watchdog must hear of us now.
+            with contextlib.suppress(StateError):
+                await asyncio.to_thread(parts.fallbacks.tell, workers, parts.clock.now().ms)
         try:
             await asyncio.to_thread(write_status, parts.layout.status, status_of(parts, started_ms))
         except OSError as error:

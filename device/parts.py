@@ -16,6 +16,7 @@ from device.clock import Clock
 from device.contact import Contact, Facts
 from device.contact_loop import ContactLoop, News
 from device.drain import Drain
+from device.fallbacks import Fallbacks
 from device.inference.alarms import make_sinks
 from device.inference.canary_client import SubprocessCanary
 from device.inference.folder_source import FolderSource
@@ -58,6 +59,7 @@ class Parts:
     pump: Pump
     updater: Updater
     contact_loop: ContactLoop
+    fallbacks: Fallbacks
     isolated: str = ""
 
 
@@ -194,6 +196,7 @@ async def assembled(layout: Layout, settings: DeviceSettings) -> AsyncIterator[P
                 monotonic=time.monotonic,
                 random=random.random,
             ),
+            fallbacks=await asyncio.to_thread(Fallbacks, state, draw_token),
             isolated=isolated,
         )
 

@@ -50,10 +50,10 @@ class UpdateStatus(Message):
 
 
 class Alert(Message):
-    """Something that a person should know; ends with `active` false."""
+    """Something that a person should know. `id` is drawn once: the server keeps each alert once."""
 
     id: Token
-    kind: Name  # `stale-metadata`, `refused-metadata`, `state-rebuilt`
+    kind: Name  # `stale-metadata`, `refused-metadata`, `outbox-damaged`, `accelerator-fallback`, ...
     at_ms: Millis
     reason: Reason | None = None
     detail: Annotated[str, msgspec.Meta(max_length=2000)] = ""
