@@ -196,7 +196,7 @@ def _open(state: Path, now_ms: NowMs, secrets: SecretsHandler) -> _Parts:
         blobs=blobs,
         authority=authority,
         enrolment=Enrolment(catalog, authority, now_ms, lifetimes),
-        contacts=Contacts(catalog, blobs, director, now_ms, settings.contact),
+        contacts=Contacts(catalog, blobs, director, publisher, now_ms=now_ms, settings=settings.contact),
         ingest=Ingest(catalog, director, now_ms),
         publisher=publisher,
         compressor=Compressor(catalog, blobs, layout.scratch, now_ms, settings.transfers.compression_level),

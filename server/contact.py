@@ -20,7 +20,7 @@ from server import rollouts, sync_token
 from server.clock import NowMs
 from server.director import Director
 from server.plan import make_plan
-from server.publish import current_versions
+from server.publish import Publisher, current_versions
 from server.settings import Contact
 from server.storage.blobs import BlobStore
 from server.storage.catalog import Catalog, Session
@@ -28,6 +28,7 @@ from server.storage.records import Device, Member, Rollout
 from server.sync_token import Standing
 
 MANIFESTS_KEPT: Final = 64  # parsed, in memory; a fleet runs a handful
+PUSH_AGAIN: Final = "`headland release push --again`"
 ANSWER_KEPT_MS: Final = 600_000  # a retry after that is answered anew: what was assigned then may be halted now
 
 
@@ -46,16 +47,25 @@ class Contacts:
         catalog: What is known.
         blobs: For manifests.
         director: Signs.
+        publisher: Gets ahead again when machines trust newer online roles than are on offer.
         now_ms: The clock.
         settings: Poll intervals.
     """
 
     def __init__(
-        self, catalog: Catalog, blobs: BlobStore, director: Director, now_ms: NowMs, settings: Contact
+        self,
+        catalog: Catalog,
+        blobs: BlobStore,
+        director: Director,
+        publisher: Publisher,
+        *,
+        now_ms: NowMs,
+        settings: Contact,
     ) -> None:
         self._catalog = catalog
         self._blobs = blobs
         self._director = director
+        self._publisher = publisher
         self._now_ms = now_ms
         self._settings = settings
         self._manifests: dict[str, ReleaseManifest] = {}
@@ -78,10 +88,6 @@ class Contacts:
                 raise Refused(
                     Reason.WRONG_PRODUCT, f"{device.id} was enrolled for {device.product}, not for {request.product}"
                 )
-            image = session.repositories.served("image", "timestamp.json")
-            director = session.repositories.served("director", "timestamp.json")
-            if image is None or director is None:
-                raise StateError("nothing was published yet", hint="`headland release push`")
             secret = bytes.fromhex(session.facts.get("sync_secret") or "")
             shown = None
             if request.sync_token is not None:
@@ -91,6 +97,10 @@ class Contacts:
             last_ms = device.last_contact_ms or 0
             device = self._recognise(session, device, standing, shown, passed=passed, now_ms=now_ms)
             self._record(session, device, request, now_ms)
+            image = session.repositories.served("image", "timestamp.json")
+            director = session.repositories.served("director", "timestamp.json")
+            if image is None or director is None:
+                raise StateError("nothing was published yet", hint="`headland release push`")
             device = _reported(device, request, now_ms)
             version = max(device.object_version + 1, now_ms // 1000)
             device = replace(device, object_version=version)
@@ -189,14 +199,13 @@ class Contacts:
             )
         ours = current_versions(session)
         behind = {role for role, version in request.versions.items() if version > ours.get(role, version)}
-        if behind and request.versions != device.versions:
-            session.events.add(
-                now_ms,
-                "server-behind",
-                device=device.id,
-                what=", ".join(sorted(behind)),
-                detail="it trusts newer metadata than this server has: `headland push --again`",
-            )
+        caught_up = (
+            bool(behind) and not device.set_apart and self._publisher.catch_up(session, request.versions, now_ms)
+        )
+        if behind and (caught_up or request.versions != device.versions):
+            detail = "it trusts newer metadata than this server has: "
+            detail += "signed anew above it; who else has the online keys?" if caught_up else PUSH_AGAIN
+            session.events.add(now_ms, "server-behind", device=device.id, what=", ".join(sorted(behind)), detail=detail)
         if not device.set_apart:
             self._advance(session, device, request, fresh, now_ms)
 

@@ -24,6 +24,9 @@ from server.storage.records import REPOSITORIES, Release, RepositoryKind
 from signing.metadata import parse
 from signing.repository import ListedRelease, RepositorySet, accept, read_release_list, render_online
 
+ONLINE = ("timestamp", "snapshot")
+VERSION_REACH = 1 << 52  # of what machines report; above that only rotated keys help. Half of what JSON numbers hold
+CATCH_UP_PAUSE_MS = 600_000  # a machine that lies makes the fleet fetch a snapshot this often, not at each contact
 SNAPSHOTS_KEPT = 3  # a machine in the middle of a refresh still finds the one that its timestamp names
 
 
@@ -127,8 +130,36 @@ class Publisher:
             self._render(session, now_ms)
         return True
 
+    def catch_up(self, session: Session, seen: Mapping[str, int], now_ms: int) -> bool:
+        """Signs snapshot and timestamp anew, above those that a machine trusts (`adr/getting-ahead-again.md`).
+
+        Not while it trusts newer offline roles too: such a snapshot would go back, and waits for the managers' push.
+
+        Args:
+            session: A `write`.
+            seen: Versions that the machine trusts, by `REPOSITORY/ROLE`; its word only.
+            now_ms: The clock.
+
+        Returns:
+            Whether it did.
+        """
+        ours = current_versions(session)
+        ahead = {role: version for role, version in seen.items() if version > ours.get(role, version)}
+        online = [version for role, version in ahead.items() if role.partition("/")[2] in ONLINE]
+        reached = [version for version in online if version < VERSION_REACH]
+        if not reached:
+            return False
+        # Kept, so that whatever is signed next is above it, if not now then at the managers' push.
+        session.facts.put("seen_version", max(session.facts.number("seen_version"), *reached))
+        if len(reached) < len(ahead) or 0 <= now_ms - session.facts.number("caught_up_ms") < CATCH_UP_PAUSE_MS:
+            return False
+        session.facts.put("caught_up_ms", now_ms)
+        self._render(session, now_ms)
+        return True
+
     def _render(self, session: Session, now_ms: int) -> None:
-        version = max(session.facts.number("online_version") + 1, now_ms // 1000)
+        before = max(session.facts.number("online_version"), session.facts.number("seen_version"))
+        version = max(before + 1, now_ms // 1000)
         for repository in REPOSITORIES:
             published = _load(session, repository)
             if published is None:
