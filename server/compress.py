@@ -17,7 +17,8 @@ from server.storage.blobs import BlobStore
 from server.storage.catalog import Catalog
 from server.storage.records import Compressed
 
-LEASE_MS = 15 * 60_000  # longer than the largest artifact takes; after a crash this is the wait
+LEASE_MS = 60_000  # after a crash this is the wait; who works renews it
+RENEW_MS = LEASE_MS // 4
 
 
 class Compressor:
@@ -62,12 +63,17 @@ class Compressor:
     def _make(self, artifact: str) -> Compressed:
         source = hashlib.sha256()
         length_bytes = 0
+        renewed_ms = self._now_ms()
 
         def chunks() -> Iterator[bytes]:
-            nonlocal length_bytes
+            nonlocal length_bytes, renewed_ms
             for chunk in self._blobs.read_now(artifact, limits.SEGMENT_OUTPUT_BYTES):
                 source.update(chunk)
                 length_bytes += len(chunk)
+                if not 0 <= self._now_ms() - renewed_ms < RENEW_MS:
+                    renewed_ms = self._now_ms()
+                    with self._catalog.write() as session:
+                        session.payloads.renew(artifact, renewed_ms, LEASE_MS)
                 yield chunk
 
         segments: list[Segment] = []

@@ -90,6 +90,14 @@ class Payloads:
         )
         return str(row.subject)
 
+    def renew(self, artifact: str, now_ms: int, lease_ms: int) -> None:
+        """Holds a claimed job for `lease_ms` from now on."""
+        self._connection.execute(
+            update(jobs)
+            .where(jobs.c.kind == COMPRESS, jobs.c.subject == artifact)
+            .values(claimed_until_ms=now_ms + lease_ms)
+        )
+
     def fail(self, artifact: str, error: str, now_ms: int) -> None:
         """Puts a job off: twice as long after each failure."""
         tries = self._connection.execute(
