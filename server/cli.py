@@ -93,6 +93,8 @@ def run(state: Path, *, as_json: bool) -> None:
     )
     # These name connections that robots open and drop all day.
     logging.getLogger("asyncio").setLevel(logging.ERROR)
+    # What a handler of ours raises is logged by `server.http.answers`; here come only tracebacks of garbled requests.
+    logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     asyncio.run(run_server(state, system_now_ms, _secret, Notifier(os.environ)))
 

@@ -51,6 +51,18 @@ async def test_attack_o17_guessing_tokens_is_slowed_down(tmp_path: Path) -> None
         assert codes == [401] * 20 + [429] * 2
 
 
+async def test_attack_o17_who_guesses_from_a_shared_address_locks_nobody_out(tmp_path: Path) -> None:
+    async with published(tmp_path) as house:
+        for number in range(30):
+            await house.ask("GET", "/api/v1/status", token=f"guess-{number}")
+        assert (await house.ask("GET", "/api/v1/status"))[0] == 200
+
+
+async def test_attack_o17_a_token_that_is_no_text_is_refused_and_nothing_fails(tmp_path: Path) -> None:
+    async with published(tmp_path) as house:
+        assert (await house.ask("GET", "/api/v1/status", token="gu\udcffess"))[0] == 401
+
+
 async def test_attack_o17_a_token_ends_after_its_year(tmp_path: Path) -> None:
     async with published(tmp_path) as house:
         house.now_ms += 366 * 86_400_000

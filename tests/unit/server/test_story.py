@@ -13,7 +13,7 @@ from protocol.objects import AssignmentBody
 from protocol.results import Loss, rows_sha256
 from protocol.transfer import decompress, open_segment, parse_index
 from protocol.wire import decode, encode
-from tests.fakes.server_house import House, body_of, signed_by, status
+from tests.fakes.server_house import House, body_of, make_manifest, signed_by, status
 
 
 async def test_a_machine_enrols_and_is_given_time_signed_over_its_nonce(house: House) -> None:
@@ -256,3 +256,25 @@ async def test_answers_do_not_say_what_the_server_is_made_of(house: House) -> No
         _, _, headers = await tractor.ask("GET", path)
         assert headers["Server"] == "headland"
         assert headers["X-Content-Type-Options"] == "nosniff"
+
+
+async def test_what_a_catalog_out_of_a_backup_lacks_comes_back_by_the_same_push(house: House) -> None:
+    await house.stop()
+    backup = await asyncio.to_thread((house.state / "catalog.db").read_bytes)
+    await house.start()
+    await house.release("1.0.0", 1, [b"model"])
+    await house.stop()
+    for path in house.state.glob("catalog.db*"):
+        path.unlink()
+    await asyncio.to_thread((house.state / "catalog.db").write_bytes, backup)
+    await house.start()
+    manifest = encode(make_manifest("1.0.0", 1, [b"model"]))
+    for data in (b"model", b"golden", manifest):
+        # As the tool does: only what the server says that it lacks.
+        if (await house.ask("HEAD", f"/api/v1/blobs/{digest(data)}"))[0] == 404:
+            await house.put_blobs(data)
+    await house.publish()
+    await house.payloads()
+    tractor = await house.enrol("tractor-1")
+    await house.rollout("first", "1.0.0")
+    assert (await tractor.sync()).assignment
