@@ -4,6 +4,7 @@ Work is done in a `Session`, which is one transaction: `read` sees one moment, `
 not at all. Calls block: from an event loop they go through a thread.
 """
 
+import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,8 +15,10 @@ from typing import Any
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, create_engine, event, make_url
+from sqlalchemy.exc import OperationalError
 
 import server.migrations
+from protocol.errors import LinkError
 from server.storage.devices import Devices
 from server.storage.events import Events
 from server.storage.facts import Facts
@@ -24,6 +27,8 @@ from server.storage.repository import Repositories
 from server.storage.results import Results
 from server.storage.rollouts import Rollouts
 from server.storage.tokens import Tokens
+
+log = logging.getLogger("headland.server")
 
 BUSY_TIMEOUT_S = 30  # another process (`status`, a backup) holds SQLite for moments, not for longer
 
@@ -101,18 +106,23 @@ class Catalog:
     @contextmanager
     def read(self) -> Iterator[Session]:
         """A transaction that sees one moment and changes nothing."""
-        with self._engine.connect() as connection:
+        with _in_our_words(), self._engine.connect() as connection:
             yield Session(connection)
 
     @contextmanager
     def write(self) -> Iterator[Session]:
-        """A transaction that is durable once the block has ended, and never happened when it raised."""
-        if not self._embedded:
-            with self._engine.begin() as connection:
+        """A transaction that is durable once the block has ended, and never happened when it raised.
+
+        Raises:
+            LinkError: The disk is full, the database is away: the same may go well later.
+        """
+        with _in_our_words():
+            if not self._embedded:
+                with self._engine.begin() as connection:
+                    yield Session(connection)
+                return
+            with self._writing, self._writer() as connection, connection.begin():
                 yield Session(connection)
-            return
-        with self._writing, self._writer() as connection, connection.begin():
-            yield Session(connection)
 
     def close(self) -> None:
         """Lets go of all connections."""
@@ -124,10 +134,19 @@ class Catalog:
     def _migrate(self) -> None:
         config = Config()
         config.set_main_option("script_location", str(Path(server.migrations.__file__).parent))
-        with self._writing, self._writer() as connection:
+        with _in_our_words(), self._writing, self._writer() as connection:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
             connection.commit()
+
+
+@contextmanager
+def _in_our_words() -> Iterator[None]:
+    try:
+        yield
+    except OperationalError as error:
+        log.warning("the catalog: %s", error.orig)
+        raise LinkError("the catalog does not work", hint="its disk may be full: the server's log says") from error
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
