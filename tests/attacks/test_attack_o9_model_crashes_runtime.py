@@ -36,8 +36,12 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize(("spec", "reason"), HOSTILE.values(), ids=HOSTILE)
-async def test_attack_o9_a_hostile_model_is_refused_and_the_live_one_never_notices(tmp_path, spec, reason):
+WORDS = {"out-of-memory": "allocate memory", "endless-loop": "hangs"}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+async def test_attack_o9_a_hostile_model_is_refused_and_the_live_one_never_notices(tmp_path, case):
+    spec, reason = HOSTILE[case]
     good = make_release(tmp_path / "good", ModelSpec(tiny.brightness()))
     bad = make_release(tmp_path / "bad", spec, version="2.0.0")
     workers = ProcessWorkers(clock=time.monotonic)
@@ -58,6 +62,8 @@ async def test_attack_o9_a_hostile_model_is_refused_and_the_live_one_never_notic
         with pytest.raises(Refused) as refused:
             await SubprocessCanary(tmp_path / "scratch", wall_limit_s=4.0).check(bad)
         assert refused.value.reason is reason
+        # Two limits share a reason: a memory limit that is gone must not hide behind the time limit.
+        assert WORDS.get(case, "") in refused.value.message
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
