@@ -97,11 +97,6 @@ class StateDb:
         with self._transaction() as connection:
             _raise_floor(connection, name, value)
 
-    def forget_floors(self, prefix: str) -> None:
-        """Forgets every floor whose name begins with `prefix`: only after the rotation that DESIGN section 3 names."""
-        with self._transaction() as connection:
-            connection.execute("DELETE FROM floors WHERE substr(name, 1, ?) = ?", (len(prefix), prefix))
-
     # The update record
 
     def record(self) -> UpdateRecord:
@@ -124,7 +119,7 @@ class StateDb:
             record: The new one.
             floors: Raised.
             statuses: Queued for the server.
-            refusal: Remembered.
+            refusal: Remembered; the first one of a manifest stays.
             facts: Set, as by `put`.
         """
         with self._transaction() as connection:
@@ -136,16 +131,14 @@ class StateDb:
             _tell(connection, statuses, facts or {})
 
     def tell(self, statuses: Iterable[UpdateStatus], facts: Mapping[str, bytes]) -> None:
-        """Queues statuses together with the facts that say that they were told, in one transaction."""
+        """Queues statuses together with the facts that say that they were told, in one transaction.
+
+        A status whose id is queued already is kept once.
+        """
         with self._transaction() as connection:
             _tell(connection, statuses, facts)
 
     # Refusals
-
-    def add_refusal(self, refusal: Refusal) -> None:
-        """Remembers a refusal; the first one of a manifest stays."""
-        with self._transaction() as connection:
-            _add_refusal(connection, refusal)
 
     def refusals(self) -> tuple[Refusal, ...]:
         """All that is refused, oldest first."""
@@ -175,11 +168,6 @@ class StateDb:
         return lifted
 
     # What waits for the server
-
-    def add_status(self, status: UpdateStatus) -> None:
-        """Queues a status; the same id twice is kept once."""
-        with self._transaction() as connection:
-            _add_status(connection, status)
 
     def pending_statuses(self, limit: int) -> tuple[UpdateStatus, ...]:
         """The oldest queued statuses, at most `limit`."""

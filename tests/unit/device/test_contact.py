@@ -55,13 +55,13 @@ async def test_the_token_rolls_and_the_inventory_is_sent_only_when_it_changed(ma
 @pytest.mark.parametrize("where", ["request", "answer"])
 async def test_a_broken_contact_is_repeated_under_its_id_even_after_a_restart(machine, where):
     await machine.meets()
-    machine.state.add_status(status(1))
+    machine.state.tell([status(1)], {})
     setattr(machine.server, f"cut_{where}s", 2)
     for _ in range(2):
         with pytest.raises(LinkError):
             await machine.meets()
         machine.restarted()
-        machine.state.add_status(status(2))  # what happened since belongs to the next contact
+        machine.state.tell([status(2)], {})  # what happened since belongs to the next contact
     await machine.meets()
     tries = machine.server.requests[1:]
     assert len({request.contact_id for request in tries}) == 1
@@ -242,9 +242,10 @@ async def test_a_receipt_in_a_contact_settles_rows(machine):
 async def test_a_request_stays_within_its_limit_with_everything_pending(machine):
     long = "x" * 2000
     for number in range(64):
-        machine.state.add_status(
-            UpdateStatus(id=f"{number:032x}", manifest="0" * 64, rollout="r" * 64, state="fetch", at_ms=1, detail=long)
+        told = UpdateStatus(
+            id=f"{number:032x}", manifest="0" * 64, rollout="r" * 64, state="fetch", at_ms=1, detail=long
         )
+        machine.state.tell([told], {})
         machine.state.add_alert(Alert(id=f"{number:032x}", kind="k" * 64, at_ms=1, detail=long))
     machine.trust.versions = {f"director/role-{number}": 1 << 50 for number in range(200)}
     await machine.meets()

@@ -55,16 +55,13 @@ def test_values_and_the_record_come_back_after_reopening(db, tmp_path):
     again.close()
 
 
-def test_a_floor_never_falls_and_only_its_prefix_is_forgotten(db):
+def test_a_floor_never_falls_and_is_found_by_its_prefix(db):
     assert db.floor("image/timestamp") == 0
     db.raise_floor("image/timestamp", 7)
     db.raise_floor("image/timestamp", 5)
     db.raise_floor("image_timestamp", 3)
     assert db.floor("image/timestamp") == 7
     assert db.floors("image/") == {"image/timestamp": 7}
-    db.forget_floors("image/")
-    assert db.floor("image/timestamp") == 0
-    assert db.floor("image_timestamp") == 3
 
 
 def test_one_step_is_one_transaction(db, monkeypatch):
@@ -90,9 +87,11 @@ def test_one_step_is_one_transaction(db, monkeypatch):
 
 def test_refusals_are_kept_once_and_lifted_by_version_or_digest(db):
     other = "cd" * 32
-    db.add_refusal(Refusal(manifest=DIGEST, release="1.2.0", reason=Reason.GOLDEN, at_ms=1))
-    db.add_refusal(Refusal(manifest=DIGEST, release="1.2.0", reason=Reason.HASH, at_ms=2))
-    db.add_refusal(Refusal(manifest=other, release="1.2.1", reason=Reason.TRIAL_CRASH, at_ms=3))
+    db.write_record(UpdateRecord(), refusal=Refusal(manifest=DIGEST, release="1.2.0", reason=Reason.GOLDEN, at_ms=1))
+    db.write_record(UpdateRecord(), refusal=Refusal(manifest=DIGEST, release="1.2.0", reason=Reason.HASH, at_ms=2))
+    db.write_record(
+        UpdateRecord(), refusal=Refusal(manifest=other, release="1.2.1", reason=Reason.TRIAL_CRASH, at_ms=3)
+    )
     assert [(r.manifest, r.reason) for r in db.refusals()] == [(DIGEST, Reason.GOLDEN), (other, Reason.TRIAL_CRASH)]
     assert db.lift_refusal("1.9.9") == ()
     assert db.lift_refusal("cd") == ()
@@ -103,14 +102,14 @@ def test_refusals_are_kept_once_and_lifted_by_version_or_digest(db):
 
 def test_statuses_are_told_in_order_once_and_bounded(db):
     for number in (1, 2, 3, 2):
-        db.add_status(status(number))
+        db.tell([status(number)], {})
     assert [s.at_ms for s in db.pending_statuses(2)] == [1, 2]
     db.drop_statuses([status(1).id, "unknown"])
     assert [s.at_ms for s in db.pending_statuses(9)] == [2, 3]
     with db._transaction():
         for number in range(4, STATUSES_KEPT + 10):
             db._connection.execute("INSERT INTO statuses (id, body) VALUES (?, ?)", (f"{number:032x}", b"{}"))
-    db.add_status(status(999_999))
+    db.tell([status(999_999)], {})
     assert db._connection.execute("SELECT count(*) FROM statuses").fetchone() == (STATUSES_KEPT,)
 
 
