@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import signal
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -27,6 +28,7 @@ from server.founding import (
     Layout,
     catalog_url,
     certificate_names,
+    hold,
     open_keys,
     open_layout,
     prepare_catalog,
@@ -77,11 +79,12 @@ async def serve(state: Path, now_ms: NowMs, secrets: SecretsHandler) -> AsyncIte
 
     Raises:
         SettingsError: `server.toml` is wrong.
-        StateError: Not a server's folder, or a port is taken.
+        StateError: Not a server's folder, another server runs on it, or a port is taken.
     """
     async with contextlib.AsyncExitStack() as stack:
         threads = Threads(REQUEST_THREADS)
         stack.push_async_callback(threads.close)
+        stack.callback(os.close, await threads.run(lambda: hold(open_layout(state))))
         parts = await threads.run(_open, state, now_ms, secrets)
         stack.push_async_callback(threads.run, parts.catalog.close)
         # Compression takes whole cores for long: a thread of its own, so that requests never wait behind it.
@@ -253,7 +256,12 @@ async def _listen(
             backlog=512,
         )
     except OSError as error:
-        raise StateError(f"cannot listen on {host} port {port}: {error.strerror}") from error
+        # asyncio's own words name the address once more; the system's are enough.
+        said = os.strerror(error.errno) if error.errno else str(error)
+        raise StateError(
+            f"cannot listen on {host} port {port}: {said}",
+            hint="stop what listens there, or choose another port in server.toml",
+        ) from error
     stack.callback(listener.close)
     return int(listener.sockets[0].getsockname()[1])
 

@@ -25,6 +25,7 @@ STATE = click.option(
     show_envvar=True,
     help="The server's state folder.",
 )
+PORT = click.IntRange(0, 65535)
 _DEFAULTS = ServerSettings()
 
 
@@ -37,10 +38,14 @@ def main() -> None:
 @main.command()
 @STATE
 @click.option("--device-host", default=_DEFAULTS.devices.host, show_default=True, help="Address for machines.")
-@click.option("--device-port", default=_DEFAULTS.devices.port, show_default=True, help="Port for machines; 0: any.")
+@click.option(
+    "--device-port", type=PORT, default=_DEFAULTS.devices.port, show_default=True, help="Port for machines; 0: any."
+)
 @click.option("--name", "names", multiple=True, help="DNS name or IP address for machines; repeatable.")
 @click.option("--operator-host", default=_DEFAULTS.operators.host, show_default=True, help="Address for people.")
-@click.option("--operator-port", default=_DEFAULTS.operators.port, show_default=True, help="Port for people; 0: any.")
+@click.option(
+    "--operator-port", type=PORT, default=_DEFAULTS.operators.port, show_default=True, help="Port for people; 0: any."
+)
 @json_option
 @headland_errors
 def init(
@@ -95,6 +100,9 @@ def run(state: Path, *, as_json: bool) -> None:
     logging.getLogger("asyncio").setLevel(logging.ERROR)
     # What a handler of ours raises is logged by `server.http.answers`; here come only tracebacks of garbled requests.
     logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
+    # It remarks on each manager of a threshold who did not sign: that is what thresholds are for.
+    logging.getLogger("securesystemslib").setLevel(logging.WARNING)
+    logging.getLogger("tuf").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     asyncio.run(run_server(state, system_now_ms, _secret, Notifier(os.environ)))
 

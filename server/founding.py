@@ -1,13 +1,19 @@
 """`headland-server init`: makes what a server needs once, and only what is missing. Keys are never replaced."""
 
+import fcntl
+import ipaddress
 import json
+import os
+import re
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Final
 
 from securesystemslib.signer import SecretsHandler
 
-from protocol.errors import StateError
+from protocol.errors import SettingsError, StateError
+from protocol.settings import parse_settings
 from server.ca import Authority, ensure_server_certificate
 from server.clock import NowMs, as_datetime
 from server.keyring import Keyring, export_public, load_keys, make_keys
@@ -17,6 +23,9 @@ from server.tokens import new_secret, secret_sha256
 from signing import durable
 
 OPERATOR_TOKEN_LIFETIME = timedelta(days=365)
+HOST_NAME: Final = re.compile(
+    r"(\*\.)?[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*\.?"
+)
 
 
 @dataclass(frozen=True)
@@ -61,6 +70,11 @@ class Layout:
         return self.state / "run.json"
 
     @property
+    def lock(self) -> Path:
+        """Held by the server that runs on this folder."""
+        return self.state / "lock"
+
+    @property
     def starts(self) -> Path:
         """How often it started: held against the catalog's own count to notice a restored backup."""
         return self.state / "starts"
@@ -96,6 +110,8 @@ def found(state: Path, answers: FirstAnswers, now_ms: NowMs, secrets: SecretsHan
             operator_host=answers.operator_host,
             operator_port=answers.operator_port,
         )
+        # Read before it is kept: a wrong answer must not leave a file behind that later answers do not change.
+        certificate_names(parse_settings(text, ServerSettings, source=SETTINGS_FILE))
         durable.write(settings_file, text.encode(), mode=0o644)
     settings = read_settings(state)
     if not (layout.ca / "ca.pem").exists():
@@ -125,6 +141,37 @@ def open_layout(state: Path) -> Layout:
     return layout
 
 
+def hold(layout: Layout) -> int:
+    """Holds the folder against a second server; the kernel lets go of it when the process ends, however it ends.
+
+    Two servers on one catalog would each count starts, empty the other's spools and sign timestamps of their own. Ports
+    do not keep them apart: with port 0, or after an edit of `server.toml`, both would listen.
+
+    Returns:
+        The open file; closing it lets go.
+
+    Raises:
+        StateError: Another server runs on it.
+    """
+    descriptor = os.open(layout.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise StateError(
+            f"another server runs on {layout.state}", hint=f"`headland-server status --state {layout.state}` says where"
+        ) from error
+    return descriptor
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
 def open_keys(layout: Layout, settings: ServerSettings, secrets: SecretsHandler) -> Keyring:
     """All online signers."""
     return load_keys(layout.keys, settings.online_keys, secrets)
@@ -136,8 +183,19 @@ def catalog_url(settings: ServerSettings, state: Path) -> str:
 
 
 def certificate_names(settings: ServerSettings) -> tuple[str, ...]:
-    """All names under which the server is reached."""
-    return tuple(dict.fromkeys((*settings.devices.names, *settings.operators.names)))
+    """All names under which the server is reached.
+
+    Raises:
+        SettingsError: One is neither a host name nor an address, so that no certificate could stand for it.
+    """
+    names = tuple(dict.fromkeys((*settings.devices.names, *settings.operators.names)))
+    for name in names:
+        if not _is_address(name) and not HOST_NAME.fullmatch(name):
+            raise SettingsError(
+                f"{SETTINGS_FILE}: {name!r} is neither a host name nor an IP address",
+                hint="names are such as farm.example or 10.0.0.1, without scheme and port",
+            )
+    return names
 
 
 def prepare_catalog(catalog: Catalog) -> None:

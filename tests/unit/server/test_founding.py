@@ -18,7 +18,7 @@ from protocol.errors import SettingsError, StateError
 from server.ca import Authority, ensure_server_certificate
 from server.cli import main
 from server.clock import as_datetime
-from server.founding import FirstAnswers, found, open_layout
+from server.founding import FirstAnswers, found, hold, open_layout
 from server.notify import Notifier
 from server.settings import read_settings
 from signing.online_keys import parse_online_keys
@@ -193,6 +193,37 @@ def test_the_process_tells_where_it_listens_and_stops_at_sigterm(tmp_path: Path)
             process.wait(timeout=10)
 
 
+def test_a_second_server_on_the_same_folder_is_refused_whatever_its_ports(tmp_path: Path) -> None:
+    init(tmp_path)
+    held = hold(open_layout(tmp_path))
+    try:
+        before = content(tmp_path)
+        result = subprocess.run(
+            [sys.executable, "-m", "server.cli", "run", "--state", str(tmp_path), "--json"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert result.returncode == StateError.exit_code
+        assert "another server runs on" in json.loads(result.stdout)["error"]
+        assert "hint:" in result.stderr
+        assert content(tmp_path) == before
+    finally:
+        os.close(held)
+    os.close(hold(open_layout(tmp_path)))
+
+
+@pytest.mark.parametrize("name", ["a b", "https://farm.example", "farm.example:8443", ""])
+def test_a_wrong_answer_at_init_leaves_nothing_that_the_next_answer_could_not_change(tmp_path: Path, name: str) -> None:
+    with pytest.raises(SettingsError, match="neither a host name nor an IP address"):
+        found(tmp_path, FirstAnswers("127.0.0.1", 0, (name,), "127.0.0.1", 0), lambda: START_MS, no_secret)
+    with pytest.raises(SettingsError):
+        found(tmp_path, FirstAnswers("127.0.0.1", 99999, ("a",), "127.0.0.1", 0), lambda: START_MS, no_secret)
+    init(tmp_path)
+    assert read_settings(tmp_path).devices.names == ANSWERS.names
+
+
 def test_a_taken_port_is_said_in_words(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -208,5 +239,6 @@ def test_a_taken_port_is_said_in_words(tmp_path: Path) -> None:
             check=False,
         )
     assert result.returncode == StateError.exit_code
-    assert f"port {port}" in result.stderr
+    assert f"port {port}: Address already in use" in result.stderr
+    assert "hint:" in result.stderr
     assert "Traceback" not in result.stderr
