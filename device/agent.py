@@ -27,7 +27,8 @@ from device.settings import load as load_settings
 from device.status import AgentStatus, UpdateNow, write_status
 from device.supervision import GivenUpError, keep_up
 from device.systemd import Notifier
-from protocol.errors import HeadlandError, StateError
+from protocol.errors import HeadlandError, Refused, StateError
+from protocol.messages import ErrorAnswer
 from protocol.wire import Message, encode
 from signing import durable
 
@@ -92,7 +93,9 @@ def held(layout: Layout) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise StateError(f"another agent runs on {layout.state}") from error
+            raise StateError(
+                f"another agent runs on {layout.state}", hint=f"headland-device status --state {layout.state} shows it"
+            ) from error
         # What the agent before this one said of itself would be taken for what this one says.
         with contextlib.suppress(OSError):
             layout.status.unlink()
@@ -216,8 +219,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         asyncio.run(run(layout, load_settings(layout.settings), on_ready=ready))
     except HeadlandError as error:
         sys.stderr.write(f"error: {error.message}\n")
-        if error.hint:
+        if error.hint and error.hint not in error.message:
             sys.stderr.write(f"hint: {error.hint}\n")
+        if options.json:
+            reason = error.reason.value if isinstance(error, Refused) else ""
+            sys.stdout.buffer.write(encode(ErrorAnswer(error=error.message, reason=reason, hint=error.hint)) + b"\n")
+            sys.stdout.flush()
         return error.exit_code
     return 0
 

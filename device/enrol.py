@@ -25,7 +25,7 @@ from device.outbox import schema
 from device.retry import persist
 from device.state_db import StateDb
 from protocol import limits
-from protocol.errors import Reason, Refused, StateError
+from protocol.errors import LinkError, Reason, Refused, StateError
 from protocol.ids import digest
 from protocol.messages import EnrolAnswer, EnrolRequest, TokenContent
 from protocol.wire import decode, encode
@@ -73,7 +73,10 @@ def read_token(text: str) -> TokenContent:
         data = base64.b64decode(body + "=" * (-len(body) % 4), altchars=b"-_", validate=True)
     except (binascii.Error, ValueError) as error:
         raise Refused(Reason.TOKEN, "the token is damaged: was a part of it lost in copying?") from error
-    return decode(data, TokenContent, limit=TOKEN_BYTES, reason=Reason.TOKEN)
+    try:
+        return decode(data, TokenContent, limit=TOKEN_BYTES, reason=Reason.TOKEN)
+    except Refused as error:
+        raise Refused(Reason.TOKEN, "the token is damaged: was a part of it lost in copying?") from error
 
 
 async def enrol(
@@ -108,6 +111,8 @@ async def enrol(
     token_text = "".join(token_text.split())  # a token that came by mail may be broken into lines
     token = read_token(token_text)
     url = (server or token.server).rstrip("/")
+    if not url.startswith("https://"):
+        raise StateError(f"{url!r} is no address of a server", hint="such as https://farm.example:8443")
     done = await asyncio.to_thread(_already, layout, token)
     if done is not None:
         return done
@@ -119,6 +124,11 @@ async def enrol(
 
         try:
             return await persist(attempt, attempts=ATTEMPTS, random=random, sleep=sleep, longest_s=LONGEST_WAIT_S)
+        except LinkError as error:
+            if error.status is not None or error.hint:
+                raise
+            hint = "is headland-server running, and is this its address for machines? --server names another"
+            raise LinkError(f"no answer from {url}: {error.message}", retryable=error.retryable, hint=hint) from error
         finally:
             await door.close()
 

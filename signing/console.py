@@ -76,7 +76,7 @@ def progress_console() -> Console:
 
 def _complain(message: str, hint: str, reason: str, *, as_json: bool) -> None:
     click.echo(f"error: {message}", err=True)
-    if hint:
+    if hint and hint not in message:  # what names the nearest right name says it once
         click.echo(f"hint: {hint}", err=True)
     if as_json:
         click.echo(msgspec.json.encode(ErrorAnswer(error=message, reason=reason, hint=hint)))

@@ -123,6 +123,7 @@ def test_alarms_raise_the_stop_line(tractor):
 def test_a_second_agent_on_the_same_folder_is_refused(tractor):
     answer = run_json(BIN / "headland-device", "run", "--state", tractor.state, code=6)
     assert "another agent" in answer["stderr"]
+    assert "another agent" in answer["error"]
 
 
 def test_a_token_is_good_for_one_machine_and_repeating_it_changes_nothing(stage, tmp_path):

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
-from device import identity
+from device import agent, identity
 from device.agent import held
 from device.cli import main
 from device.contact import ContactRecord
@@ -209,6 +209,14 @@ def test_a_full_disk_is_named(machine, monkeypatch):
     monkeypatch.setattr("device.status.free_bytes", lambda folder: 4096)
     status = json.loads(command("status", "--state", machine.state, "--json").stdout)
     assert status["trouble"] == ["the disk of the state folder is full: 4096 bytes are free"]
+
+
+def test_an_agent_that_cannot_start_says_so_to_a_program(tmp_path, capsys):
+    (tmp_path / "device.toml").write_text("[inferrence]\n")
+    assert agent.main(["--state", str(tmp_path), "--json"]) == SettingsError.exit_code
+    said = capsys.readouterr()
+    assert "line 1: unknown key 'inferrence'; did you mean 'inference'?" in json.loads(said.out)["error"]
+    assert said.err.count("did you mean") == 1
 
 
 def test_an_account_that_was_cut_short_is_no_account(machine):

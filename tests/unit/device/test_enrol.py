@@ -262,3 +262,21 @@ async def test_a_power_cut_at_any_disk_effect_is_mended_by_enrolling_again(tmp_p
             assert len({request.csr_pem for request in server.requests}) == 1
         number += 1
     assert number > 20
+
+
+async def test_a_server_that_does_not_answer_is_named_with_what_to_look_at(layout, server):
+    server.cuts = 99
+    with pytest.raises(LinkError, match=r"no answer from https://.*: cut") as raised:
+        await enrolled(layout, server)
+    assert "--server" in raised.value.hint
+
+
+async def test_what_is_no_address_of_a_server_is_refused_before_anything_is_kept(layout, server):
+    with pytest.raises(StateError, match="'nonsense' is no address"):
+        await enrol(layout, server.token(), server="nonsense", open_door=server.open_door, sleep=nap)
+    assert not layout.state.exists()
+
+
+async def test_a_damaged_token_is_called_damaged(layout, server):
+    with pytest.raises(Refused, match="the token is damaged"):
+        await enrolled(layout, server, "HL1.AAAA")
