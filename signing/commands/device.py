@@ -1,10 +1,12 @@
 """`headland device`: machines as the server knows them; tokens to enrol them, and revocation."""
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
 
 import click
+from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
@@ -50,10 +52,7 @@ def show(app: App, *, name: str, as_json: bool) -> None:
     """One machine: what it runs, what it reported, what it sent."""
     with app.server() as server:
         one = server.get(f"/devices/{quote(name, safe='')}", Json)
-    table = Table(title=name, show_header=False)
-    for key, value in one.items():
-        table.add_row(escape(key), escape(str(value)))
-    emit(as_json, one, table)
+    emit(as_json, one, Group(*_one(name, one)))
 
 
 @device.command()
@@ -102,6 +101,63 @@ def groups(app: App, *, name: str, groups: tuple[str, ...], as_json: bool) -> No
     with app.server() as server:
         answer = server.post(f"/devices/{quote(name, safe='')}/groups", body, Json)
     emit(as_json, answer, f"{name}: {', '.join(groups) or 'in no group'}")
+
+
+NEWEST = 10
+"""So many statuses and alerts are shown to a person; `--json` has all that the server tells."""
+
+
+def _one(name: str, one: Json) -> Iterator[Table]:
+    """A machine as a person asks after it: itself, its rollouts, what it said."""
+    table = Table(title=name, show_header=False)
+    for key, value in one.items():
+        match key, value:
+            case (("statuses" | "alerts" | "rollouts"), _):
+                continue
+            case "report", dict():
+                rows = [("release", value.get("release") or "none yet"), ("manifest", value.get("manifest"))]
+                rows += [("on trial", value.get("trial")), ("state", value.get("state"))]
+            case _, int() if key.endswith("_ms") and not isinstance(value, bool):
+                rows = [(_spoken(key.removesuffix("_ms")), _when(value))]
+            case _:
+                rows = [(_spoken(key), _words(value))]
+        for label, text in rows:
+            if text:
+                table.add_row(escape(label), escape(str(text)))
+    yield table
+    if one.get("rollouts"):
+        places = Table("rollout", "phase", "outcome", "reason")
+        for rollout, place in one["rollouts"].items():
+            cells = (rollout, place["phase"] + 1, place["outcome"] or "", place["reason"] or "")
+            places.add_row(*(escape(str(cell)) for cell in cells))
+        yield places
+    for key, columns in (
+        ("statuses", ("state", "outcome", "reason", "rollout", "detail")),
+        ("alerts", ("kind", "reason", "detail")),
+    ):
+        if one.get(key):
+            told = Table("at", *columns, title=f"Newest {key}", title_justify="left")
+            for each in one[key][:NEWEST]:
+                told.add_row(_when(each.get("at_ms")), *(escape(str(each.get(column) or "")) for column in columns))
+            yield told
+
+
+def _spoken(key: str) -> str:
+    return key.replace("_", " ")
+
+
+def _words(value: Any) -> str:
+    match value:
+        case True | False:
+            return "yes" if value else "no"
+        case dict():
+            inner = ((_spoken(str(key)), _words(each), isinstance(each, dict)) for key, each in value.items())
+            return "; ".join(f"{key}: {text}" if nested else f"{key} {text}" for key, text, nested in inner)
+        case list():
+            return ", ".join(_words(each) for each in value)
+        case None:
+            return ""
+    return str(value)
 
 
 def _when(at_ms: int | None) -> str:

@@ -109,7 +109,7 @@ def pause(app: App, *, name: str, as_json: bool) -> None:
 @pass_app
 @headland_errors
 def resume(app: App, *, name: str, as_json: bool) -> None:
-    """Go on with a paused rollout."""
+    """Go on with a rollout that was paused, or halted."""
     _act(app, name, "resume", as_json)
 
 
@@ -119,7 +119,7 @@ def resume(app: App, *, name: str, as_json: bool) -> None:
 @pass_app
 @headland_errors
 def halt(app: App, *, name: str, as_json: bool) -> None:
-    """End a rollout: it is assigned to nobody any more."""
+    """Stop a rollout: it is assigned to nobody any more, until somebody resumes it."""
     _act(app, name, "halt", as_json)
 
 
@@ -171,22 +171,37 @@ def _act(app: App, name: str, action: str, as_json: bool) -> None:
     emit(as_json, answer, f"{name}: {answer.get('state', action)}")
 
 
+def _size(phase: Json) -> str:
+    """Whom a phase is for, in the words in which it was asked for."""
+    if phase.get("devices") is not None:
+        return "devices=" + "+".join(phase["devices"])
+    if phase.get("count") is not None:
+        return f"count={phase['count']}"
+    return f"percent={phase['percent']:g}" if phase.get("percent") is not None else ""
+
+
 def _list_table(answer: Any) -> Table:
     rollouts = answer.get("rollouts", []) if isinstance(answer, dict) else answer
     table = Table(title="Rollouts")
     for column in ("name", "release", "group", "state", "why"):
         table.add_column(column)
     for each in rollouts:
-        table.add_row(*(escape(str(each.get(key) or "")) for key in ("name", "release", "group", "state", "halted")))
+        table.add_row(*(escape(str(each.get(key) or "")) for key in ("name", "release", "group", "state", "why")))
     return table
 
 
 def _one_table(one: Json) -> Table:
     table = Table(title=f"{one.get('name')}: {one.get('product')} {one.get('release')} to {one.get('group')}")
-    columns = ("phase", "contacted", "committed", "failed", "unseen")
-    for column in columns:
+    columns = ("places", "contacted", "committed", "failed", "unseen")
+    for column in ("phase", "for", *columns, "who failed"):
         table.add_column(column)
     for number, phase in enumerate(one.get("phases", []), 1):
-        table.add_row(str(number), *(escape(str(phase.get(column, ""))) for column in columns[1:]))
-    table.caption = " ".join(escape(str(one[key])) for key in ("state", "halted") if one.get(key))
+        failed = ", ".join(
+            f"{device} ({member['reason']})"
+            for device, member in phase.get("members", {}).items()
+            if member.get("reason") and member.get("outcome") != "committed"
+        )
+        numbers = (str(phase.get(column, "")) for column in columns)
+        table.add_row(*(escape(cell) for cell in (str(number), _size(phase), *numbers, failed)))
+    table.caption = " ".join(escape(str(one[key])) for key in ("state", "why") if one.get(key))
     return table

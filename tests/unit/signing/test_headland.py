@@ -1,5 +1,6 @@
 """The managers' tool from the first key to a delisted release, as three people use it."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -358,6 +359,44 @@ def test_a_rollout_is_asked_of_the_server_in_its_words(begun: ManagersTool) -> N
 @pytest.mark.parametrize("phase", ["success=100", "count=1,percent=5", "count=x", "half=1"])
 def test_a_phase_that_says_not_exactly_one_size_is_refused(begun: ManagersTool, phase: str) -> None:
     begun.fail("rollout", "create", "a", "--release", "1.0.0", "--group", "g", "--phase", phase, code=6)
+
+
+def test_a_person_sees_a_machine_in_words(begun: ManagersTool) -> None:
+    begun.server.answers["/devices/m1"] = {
+        "device": "m1",
+        "groups": ["north", "late"],
+        "last_contact_ms": 1_790_000_000_000,
+        "revoked": False,
+        "report": {"release": "1.0.0", "manifest": "ab" * 32, "trial": None, "state": "idle"},
+        "lanes": {"alarms": {"next_seq": 3, "queued": 0}},
+        "statuses": [{"state": "check", "outcome": "refused", "reason": "golden", "detail": "[/far] off", "at_ms": 1}],
+        "rollouts": {"spring": {"phase": 0, "outcome": "refused", "reason": "golden"}},
+    }
+    said = begun.invoke("device", "show", "m1").stdout
+    for words in ("north, late", "2026-09-21", "revoked", "no", "alarms: next seq 3; queued 0", "[/far] off", "spring"):
+        assert words in said
+    assert not {"{", "_ms", "None", "False"} & set(re.findall(r"\{|_ms|None|False", said))
+
+
+def test_a_person_sees_whom_a_phase_is_for_who_failed_and_why_it_stands(begun: ManagersTool) -> None:
+    failed = {"outcome": "rolled-back", "reason": "trial-latency", "ended_ms": 1}
+    begun.server.answers["/rollouts/spring"] = {
+        "name": "spring",
+        "product": "pest-detector",
+        "release": "1.0.0",
+        "group": "north",
+        "state": "paused",
+        "why": "by operator",
+        "halted": "",
+        "phases": [
+            {"count": 1, "places": 1, "contacted": 1, "failed": 1, "members": {"m1": failed}},
+            {"percent": 100.0, "places": 2, "members": {}},
+            {"devices": ["m8", "m9"], "members": {}},
+        ],
+    }
+    said = begun.invoke("rollout", "status", "spring").stdout
+    for words in ("count=1", "percent=100 ", "devices=m8+m9", "m1 (trial-latency)", "paused by operator"):
+        assert words in said
 
 
 def test_devices_are_shown_given_tokens_and_revoked(begun: ManagersTool) -> None:
