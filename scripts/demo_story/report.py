@@ -6,10 +6,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from processes import DemoError
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 
@@ -78,7 +81,7 @@ class Report:
         finally:
             step.seconds = round(time.monotonic() - begun, 1)
             mark = "[green]verified[/green]" if step.ok else "[red]failed[/red]"
-            self.console.print(f"   {mark} in {step.seconds} s: {step.detail}", markup=True)
+            self.console.print(f"   {mark} in {step.seconds} s: {escape(step.detail)}")
 
     def say(self, text: str) -> None:
         self.console.print(f"   {text}", markup=False)
@@ -110,9 +113,28 @@ class Report:
         self.console.print(machines)
         self.console.print(refused)
         self.console.print()
+        kept = self.extra.get("kept")
         for name, value in self.extra.items():
+            if name == "kept":
+                continue
             self.console.print(f"{name.replace('_', ' ')}: {_told(value)}", markup=False)
         self.console.print("[green]every step was verified[/green]" if self.ok else "[red]not verified[/red]")
+        if kept is not None:
+            self._tell_kept(kept)
+
+    def _tell_kept(self, kept: dict[str, Any]) -> None:
+        """Where everything runs on, as commands to paste: to look, and to end it."""
+        tools = Path(sys.executable).parent
+        machine = next(iter(kept["machines"].values()))
+        print(f"\nServer, machines and cameras run on in {kept['folder']} (also its logs). To look:")
+        for tool, rest in (
+            ("headland", f"--workspace {quote(kept['workspace'])} device list"),
+            ("headland", f"--workspace {quote(kept['workspace'])} rollout status"),
+            ("headland-server", f"status --state {quote(kept['server'])}"),
+            ("headland-device", f"status --state {quote(machine)}"),
+        ):
+            print(f"  {quote(str(tools / tool))} {rest}")
+        print(f"To end it:\n  {kept['stop']} && rm -r {quote(kept['folder'])}")
 
 
 def _told(value: object) -> str:
