@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import logging
 import os
@@ -83,6 +84,7 @@ async def serve(state: Path, now_ms: NowMs, secrets: SecretsHandler) -> AsyncIte
     """
     async with contextlib.AsyncExitStack() as stack:
         threads = Threads(REQUEST_THREADS)
+        stack.enter_context(await threads.run(_alone, state))
         stack.push_async_callback(threads.close)
         stack.callback(os.close, await threads.run(lambda: hold(open_layout(state))))
         parts = await threads.run(_open, state, now_ms, secrets)
@@ -175,8 +177,31 @@ class _Parts:
     online_keys: bytes
 
 
+def _alone(state: Path) -> contextlib.ExitStack:
+    """Holds the folder until closed: a second server on it would sweep away what the first is writing.
+
+    Raises:
+        StateError: A server runs on it, or there is no such folder.
+    """
+    held = contextlib.ExitStack()
+    try:
+        descriptor = os.open(state, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise StateError(
+            f"{state} is not a server's state folder", hint="`headland-server init --state DIR` makes one"
+        ) from error
+    held.callback(os.close, descriptor)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        held.close()
+        raise StateError(f"another server runs on {state}") from error
+    return held
+
+
 def _open(state: Path, now_ms: NowMs, secrets: SecretsHandler) -> _Parts:
     layout = open_layout(state)
+    durable.unlink(layout.run)  # of a server that was killed: nobody listens there
     settings = read_settings(state)
     durable.remove_tree(layout.scratch)
     durable.make_dir(layout.scratch)

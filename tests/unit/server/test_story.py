@@ -8,12 +8,14 @@ import aiohttp
 import pytest
 
 from protocol import limits
+from protocol.errors import SettingsError, StateError
 from protocol.ids import digest
 from protocol.objects import AssignmentBody
 from protocol.results import Loss, rows_sha256
 from protocol.transfer import decompress, open_segment, parse_index
 from protocol.wire import decode, encode
-from tests.fakes.server_house import House, body_of, make_manifest, signed_by, status
+from server.app import serve
+from tests.fakes.server_house import House, body_of, make_manifest, no_secret, signed_by, status
 
 
 async def test_a_machine_enrols_and_is_given_time_signed_over_its_nonce(house: House) -> None:
@@ -278,3 +280,23 @@ async def test_what_a_catalog_out_of_a_backup_lacks_comes_back_by_the_same_push(
     tractor = await house.enrol("tractor-1")
     await house.rollout("first", "1.0.0")
     assert (await tractor.sync()).assignment
+
+
+async def test_a_second_server_on_the_same_folder_does_not_start_and_disturbs_nothing(house: House) -> None:
+    incoming = house.state / "blobs" / "incoming" / "an-upload"
+    await asyncio.to_thread(incoming.write_bytes, b"half")
+    with pytest.raises(StateError, match="another server runs"):
+        async with serve(house.state, lambda: house.now_ms, no_secret):
+            pass
+    assert incoming.exists()
+
+
+async def test_where_a_killed_server_listened_is_not_told_as_where_the_next_one_does(house: House) -> None:
+    await house.stop()
+    run = house.state / "run.json"
+    await asyncio.to_thread(run.write_text, "{}")
+    (house.state / "tls" / "server.pem").unlink()
+    (house.state / "server.toml").write_text("[nonsense]\n")
+    with pytest.raises(SettingsError):
+        await house.start()
+    assert not run.exists()
