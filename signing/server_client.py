@@ -68,9 +68,17 @@ class ServerClient:
 
     Args:
         access: Address, CA and token.
+
+    Raises:
+        StateError: The address is not https.
     """
 
     def __init__(self, access: ServerAccess) -> None:
+        if not access.url.startswith("https://"):
+            raise StateError(
+                f"{access.url!r:.80} is no https address: the token would travel in the open",
+                hint="take operator.json from the server again",
+            )
         context = ssl.create_default_context(cadata=access.ca_pem)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         self._base = access.url.rstrip("/")

@@ -15,8 +15,12 @@ The folder may travel by any means (a share, a repository, a stick): what counts
 durable before it returns.
 """
 
+import contextlib
+import fcntl
 import hashlib
+import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, Literal
 
@@ -32,7 +36,7 @@ from signing.online_keys import OnlineKeys, parse_online_keys
 from signing.repository import RepositoryKind, RepositorySet
 
 CHUNK_BYTES: Final = limits.MIB
-PRIVATE: Final = b"/keys/\n/signers/\n/server.json\n.tmp-*\n"
+PRIVATE: Final = b"/keys/\n/signers/\n/server.json\n/lock\n.tmp-*\n"
 SIGNED_FILE: Final = re.compile(r"^([1-9][0-9]*)\.([a-z0-9][a-z0-9._-]*)\.json\Z")
 KINDS: Final[tuple[RepositoryKind, ...]] = ("image", "director")
 
@@ -82,6 +86,25 @@ class Workspace:
             ) from error
         decode(content, WorkspaceFormat, limit=limits.KIB)
         return cls(path)
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Holds the folder against other commands that build or push here. Signing needs no lock: a file each.
+
+        Raises:
+            StateError: Another command works on it.
+        """
+        descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise StateError(
+                    f"another `headland` builds or pushes in {self.path}", hint="wait until it is done"
+                ) from error
+            yield
+        finally:
+            os.close(descriptor)
 
     # The server.
 

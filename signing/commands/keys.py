@@ -131,7 +131,8 @@ def init(
         proposal = proposals.first(product, public, needed, online, app.now())
     else:
         proposal = proposals.add_product(image, product, public, needed, app.now())
-    event = open_event(workspace, proposal, app.now())
+    with workspace.alone():
+        event = open_event(workspace, proposal, app.now())
     who = ", ".join(manager.name for manager in chosen)
     text = f"{needed} of {who} sign for {product}. Each runs: headland keys sign --as NAME\n"
     emit(as_json, signing_steps.view(event), text + signing_steps.next_step(event))
@@ -203,7 +204,8 @@ def rotate(
         online=workspace.set_online_keys(online_file.read_bytes()) if online_file is not None else None,
         new_era_of=era,
     )
-    event = open_event(workspace, proposals.change_keys(sets, change, app.now()), app.now())
+    with workspace.alone():
+        event = open_event(workspace, proposals.change_keys(sets, change, app.now()), app.now())
     emit(as_json, signing_steps.view(event), signing_steps.next_step(event))
 
 
@@ -225,7 +227,8 @@ def resign(app: App, *, roles: tuple[str, ...], as_json: bool) -> None:
     if not wanted:
         raise StateError("nothing is due; name a role to sign it again all the same")
     pairs = [(_kind(each.repository), each.role) for each in wanted]
-    event = open_event(workspace, proposals.resign(sets, pairs, app.now()), app.now())
+    with workspace.alone():
+        event = open_event(workspace, proposals.resign(sets, pairs, app.now()), app.now())
     emit(as_json, signing_steps.view(event), signing_steps.next_step(event))
 
 

@@ -39,14 +39,16 @@ def release() -> None:
 def build(app: App, *, source: Path, untried: str | None, as_json: bool) -> None:
     """Build a release from a description (TOML), or from a folder with a release.toml."""
     console = progress_console()
-    built = build_release(
-        source,
-        app.workspace(),
-        app.checker,
-        app.now(),
-        untried=untried,
-        say=lambda line: console.print(line, markup=False, style="dim"),
-    )
+    workspace = app.workspace()
+    with workspace.alone():
+        built = build_release(
+            source,
+            workspace,
+            app.checker,
+            app.now(),
+            untried=untried,
+            say=lambda line: console.print(line, markup=False, style="dim"),
+        )
     manifest = built.manifest
     lines = [f"{manifest.product} {manifest.version} (counter {manifest.release_counter}) is {built.sha256}"]
     lines += [f"  {name}: golden inputs hold" for name in built.tried]
@@ -113,7 +115,8 @@ def delist(app: App, *, versions: tuple[str, ...], product: str | None, floor: i
     workspace = app.workspace()
     name = pick_product(workspace, product)
     proposal = proposals.delist(workspace.need("image"), name, versions, floor, app.now())
-    event = open_event(workspace, proposal, app.now())
+    with workspace.alone():
+        event = open_event(workspace, proposal, app.now())
     emit(as_json, signing_steps.view(event), signing_steps.next_step(event))
 
 
@@ -128,7 +131,8 @@ def interlocks(app: App, *, signals: tuple[str, ...], product: str | None, as_js
     workspace = app.workspace()
     name = pick_product(workspace, product)
     proposal = proposals.set_interlocks(workspace.need("image"), name, signals, app.now())
-    event = open_event(workspace, proposal, app.now())
+    with workspace.alone():
+        event = open_event(workspace, proposal, app.now())
     emit(as_json, signing_steps.view(event), signing_steps.next_step(event))
 
 

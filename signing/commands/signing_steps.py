@@ -94,7 +94,7 @@ def push_open(app: App, wanted: str | None, *, again: bool, as_json: bool) -> No
     """Publishes the open events that are ready; with none ready, says what is missing."""
     workspace = app.workspace()
     published = []
-    with app.server() as server, UploadBars() as meter:
+    with workspace.alone(), app.server() as server, UploadBars() as meter:
         if again:
             push_again(workspace, server, meter)
             emit(as_json, {"published": [], "again": True}, "the server has everything that is in force")

@@ -412,3 +412,11 @@ def test_devices_are_shown_given_tokens_and_revoked(begun: ManagersTool) -> None
         ("/devices/m1/revoke", {}),
         ("/devices/m1/groups", {"groups": ["south"]}),
     ]
+
+
+def test_two_pushes_or_builds_at_once_do_not_write_into_each_other(begun: ManagersTool) -> None:
+    source = begun.describe("1.0.0", 1)
+    with begun.workspace.alone():
+        for command in (("release", "build", source), ("release", "push"), ("keys", "resign", "image/root")):
+            assert "another `headland`" in begun.fail(*command, code=6)
+    begun.publish("1.0.0", 1)

@@ -199,3 +199,8 @@ def test_metadata_goes_as_its_exact_text(server: Server, client: ServerClient) -
     assert json.loads(server.requests[0][3]) == {
         "files": [{"repository": "image", "name": "targets.json", "content": '{"signed": "é"}'}]
     }
+
+
+def test_the_token_never_travels_in_the_open(server: Server) -> None:
+    with pytest.raises(StateError, match="no https address"):
+        ServerClient(ServerAccess(url="http://farm.example:8444", ca_pem="", token="secret"))
