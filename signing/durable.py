@@ -93,23 +93,12 @@ class Disk:
             data: The whole content.
             mode: Permissions of the new file, whatever the umask.
         """
-        self.before("create", path)
-        fd, name = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, dir=path.parent)
-        temporary = Path(name)
+        temporary = self._temporary(path, data, mode)
         try:
-            try:
-                os.fchmod(fd, mode)
-                self.before("write", path)
-                _write_all(fd, data)
-                self.before("fsync", path)
-                os.fsync(fd)
-            finally:
-                os.close(fd)
             self.before("rename", path)
             temporary.replace(path)
         except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
+            _forget(temporary)
             raise
         self.sync_dir(path.parent)
 
@@ -119,23 +108,12 @@ class Disk:
         Raises:
             FileExistsError: `path` exists; it is untouched.
         """
-        self.before("create", path)
-        fd, name = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, dir=path.parent)
-        temporary = Path(name)
+        temporary = self._temporary(path, data, mode)
         try:
-            try:
-                os.fchmod(fd, mode)
-                self.before("write", path)
-                _write_all(fd, data)
-                self.before("fsync", path)
-                os.fsync(fd)
-            finally:
-                os.close(fd)
             self.before("link", path)
             os.link(temporary, path)
         finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
+            _forget(temporary)
         self.sync_dir(path.parent)
 
     def make_dir(self, path: Path, mode: int = 0o700) -> None:
@@ -247,6 +225,25 @@ class Disk:
         for entry in _temporaries(folder):
             self.unlink(entry)
 
+    def _temporary(self, path: Path, data: bytes, mode: int) -> Path:
+        """A synced file with this content beside `path`; none stays when that fails."""
+        self.before("create", path)
+        fd, name = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, dir=path.parent)
+        temporary = Path(name)
+        try:
+            try:
+                os.fchmod(fd, mode)
+                self.before("write", path)
+                _write_all(fd, data)
+                self.before("fsync", path)
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+        except BaseException:
+            _forget(temporary)
+            raise
+        return temporary
+
 
 def _nothing(effect: str, path: Path) -> None:
     """No fail point."""
@@ -255,6 +252,12 @@ def _nothing(effect: str, path: Path) -> None:
 def _temporaries(folder: Path) -> Iterator[Path]:
     with contextlib.suppress(FileNotFoundError):
         yield from sorted(folder.glob(f"{TEMPORARY_PREFIX}*"))
+
+
+def _forget(temporary: Path) -> None:
+    """Best effort: the failure that led here is the one to tell, and `sweep` finds what stays."""
+    with contextlib.suppress(OSError):
+        temporary.unlink()
 
 
 def _write_all(fd: int, data: bytes) -> None:
