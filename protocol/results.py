@@ -120,7 +120,7 @@ def open_batch(batch: SignedBatch) -> BatchBody:
     except zstandard.ZstdError as error:
         raise Refused(Reason.BATCH, f"a batch that does not decompress: {error}") from error
     if len(packed) != batch.body_bytes:
-        raise Refused(Reason.LENGTH, f"a batch of another length than its signed {batch.body_bytes} bytes")
+        raise Refused(Reason.LENGTH, f"a batch of another length than the {batch.body_bytes} bytes of its envelope")
     body = unpack(packed, BatchBody, limit=limits.BATCH_BODY_BYTES, reason=Reason.BATCH)
     if body.device != batch.device:
         raise Refused(Reason.WRONG_DEVICE, f"a batch of {body.device} in the envelope of {batch.device}")
