@@ -144,7 +144,7 @@ async def _tell(parts: Parts, notifier: Notifier, started_ms: int) -> None:
     """Renews the status each second, and tells the watchdog that the loop goes round."""
     while True:
         numbers = parts.pump.numbers()
-        parts.totals.saw(numbers.frames_inferred, numbers.frames_dropped)
+        parts.totals.saw(numbers.frames_inferred, numbers.frames_dropped, numbers.frames_unkept, parts.outbox.mark())
         workers = parts.workers.status()
         if parts.fallbacks.changed(workers):
             # On a full disk it is told later; the watchdog must hear of us now.

@@ -5,6 +5,7 @@ import contextlib
 import logging
 import random
 import secrets
+import sqlite3
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -118,6 +119,10 @@ async def assembled(layout: Layout, settings: DeviceSettings) -> AsyncIterator[P
             on_damage=lambda detail: _report_damage(state, detail, now()[0]),
         )
         stack.push_async_callback(outbox.close)
+        mark = await asyncio.to_thread(totals.last_mark, outbox.epoch)
+        if mark is not None:
+            with contextlib.suppress(sqlite3.DatabaseError):  # a damaged outbox tells of it where rows are sent
+                totals.catch_up(await outbox.rows_since(mark))
         inventory = await hardware.probe(settings.machine.hardware, layout.state)
         link = Link(settings.server.url or who.enrolment.server, tls)
         stack.push_async_callback(link.close)

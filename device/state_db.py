@@ -199,11 +199,17 @@ class StateDb:
 
     def count(self, name: str, more: int) -> None:
         """Adds `more` to the running total `name`."""
+        self.count_all({name: more}, {})
+
+    def count_all(self, more: Mapping[str, int], facts: Mapping[str, bytes]) -> None:
+        """Adds to several running totals, and sets the facts that say how far was counted, in one transaction."""
         with self._transaction() as connection:
-            connection.execute(
+            connection.executemany(
                 "INSERT INTO counters (name, value) VALUES (?, ?) ON CONFLICT(name) DO UPDATE SET value = value + ?",
-                (name, more, more),
+                [(name, value, value) for name, value in more.items()],
             )
+            for key, value in facts.items():
+                _put(connection, key, value)
 
     def counters(self) -> dict[str, Count]:
         """All running totals by name."""

@@ -60,6 +60,7 @@ class PumpNumbers(Message):
     """Counted since the pump was made."""
 
     frames_inferred: int = 0  # every model answered it
+    frames_unkept: int = 0  # of these, those whose rows wait to become durable: a cut has them inferred again
     frames_dropped: int = 0  # before anybody took them, given up, or unfit for every model
     frames_unreadable: int = 0
     results_produced: int = 0  # rows that are durable
@@ -76,6 +77,7 @@ class PumpNumbers(Message):
 class _Inferred:
     frame: Frame
     rows: tuple[tuple[str, bytes], ...]
+    answered: bool  # by every model
 
 
 class Pump:
@@ -170,8 +172,8 @@ class Pump:
             row = encode(_row(one, reply, frame, at_ms, sure))
             rows.append(("alarms" if one.finding.alarm else "results", row))
         await self._raise_alarms([row for lane, row in rows if lane == "alarms"], frame)
-        self._tally(frame, reply)
-        return _Inferred(_bare(frame), tuple(rows))
+        answered = self._tally(frame, reply)
+        return _Inferred(_bare(frame), tuple(rows), answered)
 
     async def _raise_alarms(self, rows: Sequence[bytes], frame: Frame) -> None:
         if not rows or not self._alarms:
@@ -192,7 +194,9 @@ class Pump:
         else:
             self._failing.discard(sink.name)
 
-    def _tally(self, frame: Frame, reply: FrameReply) -> None:
+    def _tally(self, frame: Frame, reply: FrameReply) -> bool:
+        """Counts the frame; tells whether every model answered it."""
+        answered = False
         kinds = {one.kind for one in reply.replies}
         if not kinds:
             self._count("frames_dropped")
@@ -203,8 +207,11 @@ class Pump:
             self._count("frames_unreadable")
             _log.warning("frame %s is unreadable: %s", frame.name, next(r.message for r in reply.replies if r.message))
         else:
+            answered = True
             self._count("frames_inferred")
+            self._count("frames_unkept")
         self._count("inference_errors", sum(one.kind == "error" for one in reply.replies))
+        return answered
 
     async def _keep_order(
         self, running: "asyncio.Queue[asyncio.Task[_Inferred]]", written: deque[_Inferred], news: asyncio.Event
@@ -220,7 +227,7 @@ class Pump:
             if len(written) >= self._backlog:
                 lost = written.popleft()
                 self._count("results_given_up", len(lost.rows))
-                await self._finish(lost.frame)
+                await self._finish(lost)
             written.append(done)
             news.set()
 
@@ -259,14 +266,16 @@ class Pump:
                     self._count("results_produced")
                     self._failing.discard("sink")
             if left:
-                failed.append(_Inferred(one.frame, tuple(left)))
+                failed.append(_Inferred(one.frame, tuple(left), one.answered))
             else:
-                await self._finish(one.frame)
+                await self._finish(one)
         return failed
 
-    async def _finish(self, frame: Frame) -> None:
-        await self._source.finish(frame)
-        self._open.pop(frame.name, None)
+    async def _finish(self, one: _Inferred) -> None:
+        if one.answered:
+            self._count("frames_unkept", -1)
+        await self._source.finish(one.frame)
+        self._open.pop(one.frame.name, None)
 
     def _count(self, what: str, more: int = 1) -> None:
         self._counts[what] = self._counts.get(what, 0) + more

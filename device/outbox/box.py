@@ -23,11 +23,13 @@ from protocol.errors import Reason, Refused, StateError
 from protocol.messages import LanePosition
 from protocol.objects import ReceiptsBody
 from protocol.results import LANES, BatchBody
+from protocol.wire import Message
 
 T = TypeVar("T")
 
 CHECKED_BYTES: Final = 64 * limits.MIB  # up to here the whole file is checked at start: under a second on a slow card
 SQUEEZE_BYTES: Final = 256 * limits.KIB  # what is dropped when the disk, not the budget, is full
+RECALLED: Final = 1000
 MIN_BUDGET_BYTES: Final = 256 * limits.KIB
 
 
@@ -39,6 +41,18 @@ class LaneCounts:
     queued: int = 0
     receipted: int = 0
     lost: int = 0
+
+
+class Mark(Message):
+    """A moment in the life of an outbox.
+
+    Args:
+        epoch: The current one.
+        next_seqs: The number that the next row of each lane got.
+    """
+
+    epoch: str
+    next_seqs: dict[str, int]
 
 
 class Outbox:
@@ -164,6 +178,17 @@ class Outbox:
     def lost(self) -> int:
         """Rows that were dropped, each covered by a loss record."""
         return sum(lane.lost for lane in self.counts().values())
+
+    def mark(self) -> Mark:
+        """How far the current epoch is numbered now."""
+        book = self._book
+        return Mark(epoch=book.epoch, next_seqs={lane: book.lane(book.current, lane).next_seq for lane in LANES})
+
+    async def rows_since(self, mark: Mark) -> list[bytes]:
+        """The newest rows since `mark` that are still held, at most `RECALLED` a lane; none when its epoch ended."""
+        if mark.epoch != self.epoch:
+            return []
+        return await asyncio.to_thread(self._recall, mark)
 
     # Rows out
 
@@ -335,6 +360,15 @@ class Outbox:
     def _read(self, book: Book, number: int, limit_bytes: int) -> Pick:
         with self._reading:
             return read_pick(self._reader, book, number, limit_bytes)
+
+    def _recall(self, mark: Mark) -> list[bytes]:
+        query = "SELECT body FROM rows WHERE epoch = ? AND lane = ? AND seq >= ? ORDER BY seq DESC LIMIT ?"
+        with self._reading:
+            return [
+                bytes(body)
+                for lane, first in mark.next_seqs.items()
+                for (body,) in self._reader.execute(query, (self._book.current, lane, first, RECALLED))
+            ]
 
     def _close_connections(self) -> None:
         with self._reading:
