@@ -10,6 +10,7 @@ tried again. Beyond that bound the oldest are given up, and counted.
 
 import asyncio
 import logging
+import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -286,13 +287,18 @@ def _bare(frame: Frame) -> Frame:
     return Frame(frame.name, frame.media_type, b"", frame.arrived_s)
 
 
+def _readable(name: str) -> str:
+    """The name as text that can travel: it may be any bytes, and must not end the inference of all other frames."""
+    return os.fsencode(name).decode(errors="backslashreplace")
+
+
 def _row(one: ModelReply, reply: FrameReply, frame: Frame, at_ms: int, sure: bool) -> ResultRow:
     assert one.finding is not None
     return ResultRow(
         at_ms=at_ms,
         model=one.model_digest,
         manifest=reply.manifest,
-        frame=frame.name,
+        frame=_readable(frame.name),
         task=_TASKS[type(one.model.task)],
         accelerator=one.accelerator,
         latency_ms=round(one.latency_ms, 3),

@@ -1,6 +1,7 @@
 """From frames to durable rows: alarms first, order kept, and nothing stops it."""
 
 import asyncio
+import os
 import time
 from collections.abc import Callable
 
@@ -150,6 +151,15 @@ async def test_rows_say_what_made_them_and_keep_the_frames_order(bench):
     )  # fmt: skip
     numbers = bench.pump.numbers()
     assert (numbers.frames_inferred, numbers.results_produced, numbers.frames_dropped) == (4, 4, 0)
+
+
+async def test_a_frame_whose_name_is_no_text_is_one_as_any_other(bench):
+    bench.start()
+    name = os.fsdecode(b"1-\xff\xfe.jpg")
+    bench.frames.put(name, "2-b\u00e4ume.jpg")
+    await bench.until(lambda: len(bench.frames.finished) == 2)
+    assert bench.rows.names == ["1-\\xff\\xfe.jpg", "2-b\u00e4ume.jpg"]
+    assert bench.frames.finished[0] == name
 
 
 async def test_an_alarm_fires_before_its_row_is_enqueued_and_waits_for_no_disk(bench):
