@@ -146,7 +146,10 @@ def open_key_file(data: bytes, public_key: Key, passphrase: str, what: str) -> C
     try:
         plain = _cipher(header, passphrase).decrypt(bytes.fromhex(header.nonce), sealed, line)
     except InvalidTag as error:
-        raise StateError(f"{what}: the passphrase is wrong, or the file was changed") from error
+        raise StateError(
+            f"{what}: the passphrase is wrong, or the file was changed",
+            hint="try once more; a key that is lost is replaced with `headland keys rotate --manager NAME`",
+        ) from error
     key: Any = load_der_private_key(plain, None)
     return CryptoSigner(key, public_key)
 

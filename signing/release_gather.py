@@ -120,7 +120,10 @@ class Gathering:
         # The compiler for the Edge TPU leaves an operator that the ordinary runtime cannot load.
         if self.checker.can_read(runtime) and variant.accelerator != "edgetpu":
             self.say(f"reading {path.name}")
-            found = self.checker.describe(path)
+            try:
+                found = self.checker.describe(path)
+            except Refused as error:  # the runtimes speak of the model, not of its file
+                raise Refused(error.reason, f"{path.name}: {error.message}", hint=error.hint) from error
             return found if stated is None else _agreed(path.name, stated, found)
         if stated is None:
             raise StateError(

@@ -53,8 +53,9 @@ def test_the_private_key_is_not_in_the_file(tmp_path: Path) -> None:
 
 def test_a_wrong_passphrase_is_told_as_such(tmp_path: Path) -> None:
     made = write(tmp_path / "a.key")
-    with pytest.raises(StateError, match="passphrase is wrong"):
+    with pytest.raises(StateError, match="passphrase is wrong") as raised:
         open_signer(uri_of(tmp_path / "a.key"), made.public_key, lambda what: "wrong horse")
+    assert "keys rotate" in raised.value.hint
 
 
 def test_no_flipped_bit_opens(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def test_labels_may_stand_in_a_file(tool: ManagersTool) -> None:
 
 def test_a_model_that_does_not_load_is_refused(tool: ManagersTool) -> None:
     tool.checker.unreadable = Refused(Reason.MODEL_LOAD, "not a model")
-    assert "not a model" in fails(tool, tool.describe("1.0.0", 1), 4)
+    assert ".onnx: not a model" in fails(tool, tool.describe("1.0.0", 1), 4)
 
 
 def test_golden_inputs_that_do_not_hold_are_refused(tool: ManagersTool) -> None:
