@@ -52,6 +52,7 @@ from signing import durable
 
 REQUEST_THREADS: Final = 8  # SQLite writes one at a time; the rest read
 RESIGN_CHECK_S: Final = 60.0
+COUNT_S: Final = 60.0  # a restored backup that is older than this is noticed at the start
 IDLE_CHECK_S: Final = 0.5  # between looks for work when there was none
 KEEPALIVE_S: Final = 75.0
 HANDSHAKE_S: Final = 20.0
@@ -136,6 +137,7 @@ async def serve(state: Path, now_ms: NowMs, secrets: SecretsHandler) -> AsyncIte
         await stack.enter_async_context(
             _tasks(
                 _every(RESIGN_CHECK_S, "signing snapshot and timestamp anew", threads, parts.publisher.resign),
+                _every(COUNT_S, "counting", threads, lambda: _count(parts.layout, parts.catalog, now_ms())),
                 _every(IDLE_CHECK_S, "making payloads", background, parts.compressor.work),
             )
         )
@@ -211,7 +213,7 @@ def _open(state: Path, now_ms: NowMs, secrets: SecretsHandler) -> _Parts:
     blobs = open_blobs(settings.storage.blobs, state)
     catalog = Catalog(catalog_url(settings, state))
     prepare_catalog(catalog)
-    _count_start(layout, catalog, now_ms())
+    _count(layout, catalog, now_ms())
     lifetimes = settings.lifetimes
     director = Director(keyring, timedelta(days=lifetimes.assignment_days))
     publisher = Publisher(catalog, blobs, keyring, now_ms, timedelta(seconds=lifetimes.resign_after_s))
@@ -232,9 +234,13 @@ def _open(state: Path, now_ms: NowMs, secrets: SecretsHandler) -> _Parts:
     )
 
 
-def _count_start(layout: Layout, catalog: Catalog, now_ms: int) -> None:
-    """Counts starts in the catalog and, after it, in a file: a catalog that counts fewer came out of a backup, and
-    begins a new generation, so that machines send what they still hold."""
+def _count(layout: Layout, catalog: Catalog, now_ms: int) -> bool:
+    """Counts starts and minutes in the catalog and, after it, in a file: a catalog that counts fewer came out of a
+    backup, and begins a new generation, so that machines send what they still hold.
+
+    Returns:
+        False: there is no more to do now.
+    """
     try:
         outside = int(layout.starts.read_text())
     except (FileNotFoundError, ValueError):
@@ -243,10 +249,11 @@ def _count_start(layout: Layout, catalog: Catalog, now_ms: int) -> None:
         inside = session.facts.number("starts")
         if inside < outside:
             session.facts.put("generation", secret_sha256(new_secret())[:32])
-            session.events.add(now_ms, "server-restored", detail=f"the catalog counts {inside} starts of {outside}")
+            session.events.add(now_ms, "server-restored", detail=f"the catalog counts {inside} of {outside}")
         count = max(inside, outside) + 1
         session.facts.put("starts", count)
     durable.write(layout.starts, str(count).encode())
+    return False
 
 
 def _announce(layout: Layout, running: Running) -> None:

@@ -3,6 +3,8 @@
 import asyncio
 import hashlib
 import os
+import sqlite3
+from contextlib import closing
 
 import aiohttp
 import pytest
@@ -300,3 +302,27 @@ async def test_where_a_killed_server_listened_is_not_told_as_where_the_next_one_
     with pytest.raises(SettingsError):
         await house.start()
     assert not run.exists()
+
+
+async def test_a_backup_of_the_same_run_is_noticed_before_any_machine_calls(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.app.COUNT_S", 0.02)
+    await house.stop()
+    await house.start()
+    before = (await house.must("GET", "/api/v1/status"))["generation"]
+    backup = house.state.parent / "backup.db"
+
+    def back_up() -> None:
+        with closing(sqlite3.connect(house.state / "catalog.db")) as live, closing(sqlite3.connect(backup)) as copy:
+            live.backup(copy)
+
+    await asyncio.to_thread(back_up)
+    await asyncio.sleep(0.3)
+    await house.stop()
+    for path in house.state.glob("catalog.db*"):
+        path.unlink()
+    await asyncio.to_thread(backup.rename, house.state / "catalog.db")
+    await house.start()
+    assert (await house.must("GET", "/api/v1/status"))["generation"] != before
+    assert len(await house.events("server-restored")) == 1
