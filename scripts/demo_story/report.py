@@ -134,7 +134,7 @@ class Report:
             ("headland-device", f"status --state {quote(machine)}"),
         ):
             print(f"  {quote(str(tools / tool))} {rest}")
-        print(f"To end it:\n  {kept['stop']} && rm -r {quote(kept['folder'])}")
+        print(f"To end it, and to remove it when all have ended:\n  {kept['stop']}\n  rm -r {quote(kept['folder'])}")
 
 
 def _told(value: object) -> str:
