@@ -36,7 +36,8 @@ def _machine(status: DeviceStatus) -> Table:
         + (f", {last.reason.value}" if last.reason is not None else "")
         + (f" ({last.detail})" if last.detail else ""),
         "frames": f"{status.frames_inferred} inferred, {status.frames_dropped} dropped, "
-        f"{status.frames_waiting} waiting",
+        f"{status.frames_waiting} waiting"
+        + (f", {status.frames_unreadable} unreadable since the agent started" if status.frames_unreadable else ""),
         "alarms": f"{status.alarms_fired} fired; last {latency.last:.1f} ms after the frame, "
         f"median {latency.p50:.1f} ms, 99 % within {latency.p99:.1f} ms"
         if status.alarms_fired

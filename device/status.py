@@ -129,6 +129,7 @@ class DeviceStatus(Message, omit_defaults=False):
     frames_inferred: int
     frames_dropped: int
     frames_waiting: int
+    frames_unreadable: int  # since the agent started
     inference_errors: int
     results_produced: int
     alarms_fired: int  # since the agent started
@@ -212,6 +213,7 @@ def read_status(layout: Layout) -> DeviceStatus:
             frames_inferred=now.counters.frames_inferred if now is not None else totals.get(INFERRED, 0),
             frames_dropped=now.counters.frames_dropped if now is not None else totals.get(DROPPED, 0),
             frames_waiting=now.frames_waiting if now is not None else 0,
+            frames_unreadable=now.pump.frames_unreadable if now is not None else 0,
             inference_errors=now.pump.inference_errors if now is not None else 0,
             results_produced=sum(lane.produced for lane in lanes.values()),
             alarms_fired=now.pump.alarms_fired if now is not None else 0,

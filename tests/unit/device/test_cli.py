@@ -16,6 +16,7 @@ from device.agent import held
 from device.cli import main
 from device.contact import ContactRecord
 from device.identity import Enrolment
+from device.inference.pump import PumpNumbers
 from device.inference.workers import ModelStatus, WorkersStatus
 from device.layout import Layout
 from device.outbox.box import Outbox
@@ -203,6 +204,14 @@ def test_an_agent_that_hangs_shows(machine):
         fcntl.flock(lock, fcntl.LOCK_EX)
         status = json.loads(command("status", "--state", machine.state, "--json").stdout)
     assert "not renewed" in status["trouble"][0]
+
+
+def test_unreadable_frames_are_not_lost_silently(machine):
+    account = AgentStatus(
+        pid=1, agent="0.1.0", started_ms=1, at_ms=2, sure_of_time=True, pump=PumpNumbers(frames_unreadable=4)
+    )
+    write_status(machine.status, account)
+    assert status_beside_agent(machine)["frames_unreadable"] == 4
 
 
 def test_a_full_disk_is_named(machine, monkeypatch):
