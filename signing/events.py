@@ -262,7 +262,14 @@ class Event:
 
     def _signature_files(self) -> list[dict[str, tuple[SignatureEntry, ...]]]:
         paths = sorted((self.folder / "signatures").glob("*.json"))
-        return [decode(path.read_bytes(), SignatureFile, limit=limits.MIB).files for path in paths]
+        found = []
+        for path in paths:
+            try:
+                found.append(decode(path.read_bytes(), SignatureFile, limit=limits.MIB).files)
+            except Refused as error:
+                hint = f"remove it; {path.stem} signs again"
+                raise Refused(error.reason, f"{path} is damaged: {error.message}", hint=hint) from error
+        return found
 
     def _names(self, keyids: Any) -> tuple[str, ...]:
         return tuple(sorted(self._register.owner(keyid) or f"key {keyid[:12]}" for keyid in keyids))

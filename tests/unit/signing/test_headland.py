@@ -420,3 +420,15 @@ def test_two_pushes_or_builds_at_once_do_not_write_into_each_other(begun: Manage
         for command in (("release", "build", source), ("release", "push"), ("keys", "resign", "image/root")):
             assert "another `headland`" in begun.fail(*command, code=6)
     begun.publish("1.0.0", 1)
+
+
+def test_a_damaged_signature_file_is_named_and_can_be_made_again(begun: ManagersTool) -> None:
+    begun.build("1.0.0", 1)
+    begun.sign("alice", "bob")
+    (damaged,) = begun.path.glob("events/*/signatures/alice.json")
+    damaged.write_bytes(damaged.read_bytes()[:40])
+    said = begun.fail("release", "push", code=4)
+    assert str(damaged) in said and "alice signs again" in said
+    damaged.unlink()
+    begun.sign("alice")
+    begun.push()
