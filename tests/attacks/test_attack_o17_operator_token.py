@@ -7,10 +7,11 @@ from urllib.parse import urlsplit
 import aiohttp
 from tuf.api.metadata import Metadata, Targets
 
+from device.enrol import read_token
 from protocol.wire import encode
 from server.founding import FirstAnswers, found
 from signing.repository import ROOT_FILE
-from tests.fakes.server_house import START_MS, House, client_context, make_manifest, no_secret, published
+from tests.fakes.server_house import START_MS, House, Machine, client_context, make_manifest, no_secret, published
 
 
 async def raw(house: House, path: str, headers: dict[str, str]) -> int:
@@ -82,6 +83,21 @@ async def test_attack_o17_operator_and_device_doors_do_not_mix(tmp_path: Path) -
         code, _, _ = await tractor.ask("GET", "/api/v1/status", headers={"Authorization": f"Bearer {house.token}"})
         assert code == 404
         assert (await house.ask("GET", "/v1/tuf/image/timestamp.json"))[0] == 404
+
+
+async def test_attack_o17_a_token_made_for_one_door_opens_no_other(tmp_path: Path) -> None:
+    async with published(tmp_path) as house:
+        tractor = await house.enrol("tractor-1")
+        sync_token = (await tractor.sync()).sync_token
+        enrolment = await house.make_token("tractor-2")
+        secret = read_token(enrolment).secret
+        for token in (enrolment, secret, sync_token):
+            assert (await house.ask("GET", "/api/v1/status", token=token))[0] == 401
+        stranger = Machine(house, "tractor-2")
+        for token in (house.token, sync_token):
+            code, answer = await stranger.enrol(token)
+            assert (code, answer["reason"]) == (403, "token")
+        assert (await stranger.enrol(enrolment))[0] == 200, "the right token at the right door"
 
 
 async def test_attack_o17_who_holds_all_of_the_server_still_cannot_publish_a_release(tmp_path: Path) -> None:
