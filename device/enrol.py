@@ -27,11 +27,10 @@ from device.state_db import StateDb
 from protocol import limits
 from protocol.errors import LinkError, Reason, Refused, StateError
 from protocol.ids import digest
-from protocol.messages import EnrolAnswer, EnrolRequest, TokenContent
+from protocol.messages import ENROLMENT_MARK, EnrolAnswer, EnrolRequest, TokenContent
 from protocol.wire import decode, encode
 from signing import durable
 
-PREFIX: Final = "HL1."
 TOKEN_BYTES: Final = 4096
 CA_BYTES: Final = 64 * limits.KIB
 ROOTS_BYTES: Final = 2 * limits.METADATA_BYTES + limits.ENROL_BYTES  # an answer carries both roots
@@ -66,9 +65,9 @@ def read_token(text: str) -> TokenContent:
     Raises:
         Refused: `TOKEN`: it is no token, or was cut when it was copied.
     """
-    if not text.startswith(PREFIX) or len(text) > TOKEN_BYTES:
-        raise Refused(Reason.TOKEN, f"an enrolment token begins with {PREFIX!r}; this does not look like one")
-    body = text[len(PREFIX) :]
+    if not text.startswith(ENROLMENT_MARK) or len(text) > TOKEN_BYTES:
+        raise Refused(Reason.TOKEN, f"an enrolment token begins with {ENROLMENT_MARK!r}; this does not look like one")
+    body = text[len(ENROLMENT_MARK) :]
     try:
         data = base64.b64decode(body + "=" * (-len(body) % 4), altchars=b"-_", validate=True)
     except (binascii.Error, ValueError) as error:

@@ -1,6 +1,6 @@
 """What device and server say to each other: enrolment and the one round trip that is a contact."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 
@@ -145,8 +145,12 @@ class RenewAnswer(Message):
     certificate_pem: str
 
 
+ENROLMENT_MARK: Final = "HL1."
+"""How the text of an enrolment token begins."""
+
+
 class TokenContent(Message):
-    """What an enrolment token says; printed as `HL1.` and base64url of its JSON."""
+    """What an enrolment token says; printed as `ENROLMENT_MARK` and base64url of its JSON."""
 
     server: str  # https://host:port of the device listener
     secret: str

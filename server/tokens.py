@@ -6,14 +6,11 @@
 import base64
 import hashlib
 import secrets
-from typing import Final
 
 from protocol import limits
 from protocol.errors import Reason, Refused
-from protocol.messages import TokenContent
+from protocol.messages import ENROLMENT_MARK, TokenContent
 from protocol.wire import decode, encode
-
-PREFIX: Final = "HL1."
 
 
 def new_secret() -> str:
@@ -28,7 +25,7 @@ def secret_sha256(secret: str) -> str:
 
 def render_token(content: TokenContent) -> str:
     """What a technician types or scans."""
-    return PREFIX + base64.urlsafe_b64encode(encode(content)).decode().rstrip("=")
+    return ENROLMENT_MARK + base64.urlsafe_b64encode(encode(content)).decode().rstrip("=")
 
 
 def read_token(text: str) -> TokenContent:
@@ -37,9 +34,9 @@ def read_token(text: str) -> TokenContent:
     Raises:
         Refused: `TOKEN`: it is not spelt as one.
     """
-    if not text.startswith(PREFIX) or len(text) > limits.ENROL_BYTES:
+    if not text.startswith(ENROLMENT_MARK) or len(text) > limits.ENROL_BYTES:
         raise Refused(Reason.TOKEN, "not an enrolment token")
-    body = text[len(PREFIX) :]
+    body = text[len(ENROLMENT_MARK) :]
     try:
         raw = base64.urlsafe_b64decode(body + "=" * (-len(body) % 4))
     except ValueError as error:
