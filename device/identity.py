@@ -55,9 +55,19 @@ class Identity:
     key: ec.EllipticCurvePrivateKey
 
     def tls(self) -> ssl.SSLContext:
-        """A context for mutual TLS 1.3 with the server; blocking, reads the certificate that holds now."""
-        context = private_context(cafile=self.folder / "ca.pem")
-        context.load_cert_chain(self.folder / "cert.pem", self.folder / "key.pem")
+        """A context for mutual TLS 1.3 with the server; blocking, reads the certificate that holds now.
+
+        Raises:
+            StateError: A certificate is missing or damaged.
+        """
+        try:
+            context = private_context(cafile=self.folder / "ca.pem")
+            context.load_cert_chain(self.folder / "cert.pem", self.folder / "key.pem")
+        except OSError as error:  # ssl.SSLError is one
+            raise StateError(
+                f"ca.pem or cert.pem in {self.folder} is damaged: {error}",
+                hint="put the file back from a copy, or enrol with a fresh state folder and a new token",
+            ) from error
         return context
 
     def certificate(self) -> x509.Certificate:
@@ -100,6 +110,13 @@ def private_context(*, cafile: Path | None = None, cadata: str | None = None) ->
     context.load_verify_locations(cafile=cafile, cadata=cadata)
     context.verify_flags |= ssl.VERIFY_X509_STRICT
     context.verify_flags = ssl.VerifyFlags(context.verify_flags | NO_CHECK_TIME)
+    return context
+
+
+def closed_context() -> ssl.SSLContext:
+    """TLS that trusts nobody, for a machine that cannot show who it is: every handshake fails."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
     return context
 
 

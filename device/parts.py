@@ -6,6 +6,7 @@ import logging
 import random
 import secrets
 import sqlite3
+import ssl
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -99,8 +100,8 @@ async def assembled(layout: Layout, settings: DeviceSettings) -> AsyncIterator[P
     async with contextlib.AsyncExitStack() as stack:
         who = await asyncio.to_thread(identity.load, layout.identity)
         device, product = who.enrolment.device, who.enrolment.product
-        tls = await asyncio.to_thread(who.tls)
-        state, isolated = await asyncio.to_thread(open_state, layout)
+        tls, cut_off = await asyncio.to_thread(open_tls, who)
+        state, damaged = await asyncio.to_thread(open_state, layout)
         stack.callback(state.close)
         clock = await asyncio.to_thread(Clock, state)
 
@@ -202,8 +203,17 @@ async def assembled(layout: Layout, settings: DeviceSettings) -> AsyncIterator[P
                 random=random.random,
             ),
             fallbacks=await asyncio.to_thread(Fallbacks, state, draw_token),
-            isolated=isolated,
+            isolated=damaged or cut_off,
         )
+
+
+def open_tls(who: identity.Identity) -> tuple[ssl.SSLContext, str]:
+    """TLS with the server and an empty text; or TLS that reaches nobody, and why: inference goes on. Blocking."""
+    try:
+        return who.tls(), ""
+    except StateError as error:
+        LOG.critical("no server is spoken to: %s", error.message)
+        return identity.closed_context(), f"no server is spoken to: {error.message}"
 
 
 def _open_store(layout: Layout, settings: DeviceSettings) -> Store:

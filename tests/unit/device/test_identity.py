@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from device import identity
 from device.identity import Enrolment
 from device.link import Link
+from device.parts import open_tls
 from device.renewal import renew
 from protocol import limits
 from protocol.errors import LinkError, Reason, Refused, StateError
@@ -135,3 +136,20 @@ def test_a_damaged_identity_says_so(tmp_path):
     (house.who.folder / "key.pem").unlink()
     with pytest.raises(StateError, match="not enrolled"):
         identity.load(house.who.folder)
+
+
+@pytest.mark.parametrize("name", ["cert.pem", "ca.pem"])
+@pytest.mark.parametrize("damage", [b"", b"-----BEGIN CERTIFICATE-----\nMIIB", None])
+def test_a_damaged_certificate_cuts_the_machine_off_and_does_not_end_it(
+    tmp_path: Path, name: str, damage: bytes | None
+) -> None:
+    who = House(tmp_path).who
+    assert open_tls(who)[1] == ""
+    path = who.folder / name
+    path.unlink() if damage is None else path.write_bytes(damage)
+    with pytest.raises(StateError, match=r"cert\.pem.* is damaged"):
+        who.tls()
+    tls, why = open_tls(who)
+    assert why.startswith("no server is spoken to")
+    assert tls.verify_mode is ssl.CERT_REQUIRED
+    assert tls.get_ca_certs() == []
