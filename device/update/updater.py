@@ -19,9 +19,9 @@ from device.store import NoSpaceError, Store
 from device.transfer import part_names
 from device.trust.port import Terms
 from device.update import rules, states
-from device.update.library import Library
 from device.update.memory import ASSIGNMENT, Memory, floors_of
 from device.update.ports import Canary, ReleaseSet, Workers
+from device.update.releases import Library
 from device.update.sets import Sets
 from device.update.states import Event, Offer, State, UpdateRecord
 from device.update.telling import Teller, Word, is_told
