@@ -14,6 +14,16 @@ INDEX_BYTES: Final = 16 * MIB  # 128 bytes a segment is ample: this reaches 128 
 ARTIFACT_BYTES: Final = 64 * GIB  # larger than any model that a machine in a field runs
 ZSTD_WINDOW_BYTES: Final = 8 * MIB  # decoder memory on a small machine; the encoder is told the same
 
+# Patches: what bounds the memory to apply one, whatever its size
+GROUP_CODED_BYTES: Final = 8 * MIB  # decoded streams of the open group, held in memory
+GROUP_PAYLOAD_BYTES: Final = 9 * MIB  # the same when nothing of it compressed, with room for the operations
+GROUP_OUTPUT_BYTES: Final = 64 * MIB  # copies cost no memory, but a cut applies the open group again
+GROUP_CONTROL_BYTES: Final = 512 * KIB  # the coded operations of one group
+GROUP_OPERATIONS: Final = 1 << 16  # kept as numbers between the two passes over them
+GROUP_STREAMS: Final = 32  # one a kind is the use; a header stays small
+PATCH_SEGMENT_BYTES: Final = 256 * KIB  # what one cut can cost at most
+PATCH_SEGMENTS: Final = 1 << 18  # reaches the largest artifact
+
 # Signed objects
 METADATA_BYTES: Final = 5_000_000  # ngclient's own cap for targets metadata
 OBJECT_BYTES: Final = 256 * KIB  # one signed object of an answer: an assignment with a plan of a thousand steps

@@ -35,7 +35,8 @@ class Step(Message):
     have: the device reported it; nothing travels.
     full: `payload` is the artifact compressed, segment by segment; `index` lists the segments, and is absent for a
         payload of at most 1 MiB, which is one zstd frame, spooled and hashed whole.
-    delta: as `full`, with a patch against `base` (the codec comes with its own issue; the place is kept).
+    delta: `payload` is a patch of codec version `codec` against the artifact `base`; `index` lists the hashes of its
+        segments, and is absent for a payload of at most 1 MiB.
     """
 
     artifact: Digest
@@ -44,6 +45,7 @@ class Step(Message):
     payload: Payload | None = None
     index: Payload | None = None
     base: Digest | None = None
+    codec: Annotated[int, msgspec.Meta(ge=1, le=1000)] | None = None
 
     def travels_bytes(self) -> int:
         """Payload and index together."""

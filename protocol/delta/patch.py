@@ -1,0 +1,208 @@
+"""The container of a patch: groups in a row, the index of its segments, and the file that the command line writes.
+
+A **group** is what is applied at once: it needs nothing but the base and its own bytes, so a cut redoes at most the
+open one. A **segment** is what is fetched and hashed at once: a fixed run of payload bytes, whatever groups lie in it.
+No decoder sees a group before the hashes of all its segments held.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Final, Literal
+
+import msgspec
+
+from protocol import limits
+from protocol.errors import Reason, Refused
+from protocol.ids import Length
+from protocol.transfer import Sha256Bytes
+from protocol.wire import Message, unpack
+
+CODEC: Final = 1
+"""The version of the codec, the first byte of each group. A patch is offered to agents that say they apply it."""
+
+MAGIC: Final = b"HLD1"
+DIGEST_PREFIX_BYTES: Final = 8  # in a patch file, against mistakes; the signed plan carries the whole digests
+
+
+class PatchIndex(Message):
+    """What the plan signs of a patch of more than 1 MiB: the hash of each segment, the last of which may be shorter."""
+
+    format: Literal[2]
+    output_bytes: Length
+    payload_bytes: Length
+    segment_bytes: Literal[262144]
+    segments: Annotated[tuple[Sha256Bytes, ...], msgspec.Meta(max_length=limits.PATCH_SEGMENTS)]
+
+
+def parse_patch_index(data: bytes, output_bytes: int, payload_bytes: int) -> PatchIndex:
+    """Reads an index whose hash was checked before, and holds it against the signed lengths.
+
+    Raises:
+        Refused: `METADATA`, `LENGTH`: malformed, or it does not add up to the signed lengths.
+    """
+    index = unpack(data, PatchIndex, limit=limits.INDEX_BYTES)
+    if index.output_bytes != output_bytes or index.payload_bytes != payload_bytes:
+        raise Refused(Reason.LENGTH, f"a patch index for {index.output_bytes} bytes where {output_bytes} are signed")
+    if len(index.segments) != -(-payload_bytes // index.segment_bytes):
+        raise Refused(Reason.LENGTH, f"a patch index of {len(index.segments)} segments for {payload_bytes} bytes")
+    return index
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """One stream of a group, as its header describes it.
+
+    Args:
+        kind: How it is coded: see `protocol.delta.streams`.
+        length_bytes: Decoded.
+        coded_bytes: As it travels.
+    """
+
+    kind: int
+    length_bytes: int
+    coded_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class GroupHeader:
+    """The beginning of a group.
+
+    Args:
+        header_bytes: Length of the header itself.
+        group_bytes: Length of the whole group, header included.
+        output_bytes: What applying it gives.
+        control_bytes: The coded operations, right behind the header; the streams follow in order.
+        streams: What the operations take from.
+    """
+
+    header_bytes: int
+    group_bytes: int
+    output_bytes: int
+    control_bytes: int
+    streams: tuple[Stream, ...]
+
+
+def read_group_header(data: bytes) -> GroupHeader | None:
+    """The header of the group that begins with `data`, or None when more bytes are needed to tell.
+
+    Raises:
+        Refused: `LIMIT`, `METADATA`: another codec version, or a bound that is broken.
+    """
+    if not data:
+        return None
+    if data[0] != CODEC:
+        raise Refused(Reason.METADATA, f"a patch of codec version {data[0]}; this agent applies version {CODEC}")
+    try:
+        at = 1
+        output_bytes, at = read_varint(data, at)
+        control_bytes, at = read_varint(data, at)
+        count, at = read_varint(data, at)
+        if not 0 < output_bytes <= limits.GROUP_OUTPUT_BYTES or control_bytes > limits.GROUP_CONTROL_BYTES:
+            raise Refused(Reason.LIMIT, f"a group of {output_bytes} bytes with {control_bytes} bytes of operations")
+        if count > limits.GROUP_STREAMS:
+            raise Refused(Reason.LIMIT, f"a group of {count} streams")
+        streams = []
+        for _ in range(count):
+            kind, at = read_varint(data, at)
+            length_bytes, at = read_varint(data, at)
+            coded_bytes, at = read_varint(data, at)
+            streams.append(Stream(kind, length_bytes, coded_bytes))
+    except IndexError:
+        return None
+    if sum(stream.length_bytes for stream in streams) > limits.GROUP_CODED_BYTES:
+        raise Refused(Reason.LIMIT, "a group whose streams give more than its bound")
+    group_bytes = at + control_bytes + sum(stream.coded_bytes for stream in streams)
+    if group_bytes > limits.GROUP_PAYLOAD_BYTES:
+        raise Refused(Reason.LIMIT, f"a group of {group_bytes} payload bytes")
+    return GroupHeader(at, group_bytes, output_bytes, control_bytes, tuple(streams))
+
+
+def write_group(output_bytes: int, control: bytes, streams: list[tuple[int, int, bytes]]) -> bytes:
+    """Puts a group together.
+
+    Args:
+        output_bytes: What it gives.
+        control: The coded operations.
+        streams: For each its kind, decoded length and coded bytes.
+    """
+    head = bytearray([CODEC])
+    for number in (output_bytes, len(control), len(streams)):
+        head += varint(number)
+    for kind, length_bytes, coded in streams:
+        head += varint(kind) + varint(length_bytes) + varint(len(coded))
+    return b"".join((head, control, *(coded for _, _, coded in streams)))
+
+
+@dataclass(frozen=True, slots=True)
+class PatchFile:
+    """The head of a patch file.
+
+    Args:
+        base_prefix: The first bytes of the base's sha256.
+        output_prefix: The first bytes of the result's sha256.
+        output_bytes: Length of the result.
+        index: The exact bytes of the index, empty for a payload of at most 1 MiB.
+        payload_offset: Where the payload begins in the file; it runs to the end.
+    """
+
+    base_prefix: bytes
+    output_prefix: bytes
+    output_bytes: int
+    index: bytes
+    payload_offset: int
+
+
+def write_patch_head(base_sha256: bytes, output_sha256: bytes, output_bytes: int, index: bytes) -> bytes:
+    """What stands before the payload in a patch file. Hashes are raw, 32 bytes."""
+    prefixes = base_sha256[:DIGEST_PREFIX_BYTES] + output_sha256[:DIGEST_PREFIX_BYTES]
+    return MAGIC + prefixes + varint(output_bytes) + varint(len(index)) + index
+
+
+def read_patch_head(data: bytes) -> PatchFile:
+    """Reads the head of a patch file. `data` is its beginning: as much as there is, up to `limits.INDEX_BYTES` and 64.
+
+    Raises:
+        Refused: `METADATA`, `LENGTH`: no patch file, or a torn one.
+    """
+    if data[: len(MAGIC)] != MAGIC:
+        raise Refused(Reason.METADATA, "this is no patch file", hint="make one with `scripts/delta encode`")
+    at = len(MAGIC) + 2 * DIGEST_PREFIX_BYTES
+    try:
+        output_bytes, end = read_varint(data, at)
+        index_bytes, end = read_varint(data, end)
+    except IndexError:
+        raise Refused(Reason.LENGTH, "the patch file ends in its head") from None
+    if output_bytes > limits.ARTIFACT_BYTES or index_bytes > limits.INDEX_BYTES:
+        raise Refused(Reason.LIMIT, f"a patch for {output_bytes} bytes with an index of {index_bytes}")
+    if len(data) < end + index_bytes:
+        raise Refused(Reason.LENGTH, "the patch file ends in its index")
+    middle = len(MAGIC) + DIGEST_PREFIX_BYTES
+    return PatchFile(
+        data[len(MAGIC) : middle], data[middle:at], output_bytes, data[end : end + index_bytes], end + index_bytes
+    )
+
+
+def varint(number: int) -> bytes:
+    """LEB128, unsigned."""
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
+
+
+def read_varint(data: bytes, at: int) -> tuple[int, int]:
+    """The number at `at`, of at most nine bytes, and the offset behind it.
+
+    Raises:
+        IndexError: `data` ends in it.
+        Refused: `LIMIT`: it has more than nine bytes.
+    """
+    number = 0
+    for shift in range(0, 63, 7):
+        byte = data[at]
+        at += 1
+        number |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return number, at
+    raise Refused(Reason.LIMIT, "a number of more than nine bytes")
