@@ -72,6 +72,7 @@ class Reason(StrEnum):
     HASH = "hash"
     LENGTH = "length"
     LIMIT = "limit"  # a bound of ours: window, ratio, count, depth
+    BUDGET = "budget"  # more bytes over the air than were allowed: it waits, nothing is wrong with it
     MANIFEST = "manifest"
     MEDIA_TYPE = "media-type"
     EXTERNAL_DATA = "external-data"
@@ -106,6 +107,7 @@ HINTS: Final[dict[Reason, str]] = {
     Reason.NOT_LISTED: "the managers have not signed this release for the product: `headland release list`",
     Reason.COUNTER_FLOOR: "build the release again with a higher counter",
     Reason.REFUSED_BEFORE: "this machine refused it on evidence; `headland-device status` says why",
+    Reason.BUDGET: "it goes on by itself on another link or day, or with a rollout of a larger `--budget`",
     Reason.TOKEN: "ask for a new token: `headland device token`",
     Reason.REVOKED: "this machine was revoked; enrol it anew with a fresh state folder",
 }

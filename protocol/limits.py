@@ -23,6 +23,8 @@ GROUP_OPERATIONS: Final = 1 << 16  # kept as numbers between the two passes over
 GROUP_STREAMS: Final = 32  # one a kind is the use; a header stays small
 PATCH_SEGMENT_BYTES: Final = 256 * KIB  # what one cut can cost at most
 PATCH_SEGMENTS: Final = 1 << 18  # reaches the largest artifact
+PATCH_MEMORY_MIB: Final = 32  # what applying takes above an interpreter with numpy, for any file
+PATCH_CODECS: Final = 16  # versions that one agent applies
 
 # Signed objects
 METADATA_BYTES: Final = 5_000_000  # ngclient's own cap for targets metadata
@@ -39,6 +41,9 @@ ANSWER_BYTES: Final = 4 * MIB
 INVENTORY_BYTES: Final = 64 * KIB
 HAVE_DIGESTS: Final = 4096
 STATUSES: Final = 64
+FAILED_PATCHES: Final = 32  # one contact's; what is left comes with the next
+PARTS: Final = 64  # transfers that one machine has open
+BUDGET_LINKS: Final = 16  # kinds of link that one machine may have
 ENROL_BYTES: Final = 32 * KIB
 
 # Results

@@ -6,13 +6,18 @@ import msgspec
 
 from protocol import limits
 from protocol.errors import Reason
-from protocol.ids import Count, DeviceId, Digest, Millis, Name, ProductName, Token, Version
+from protocol.ids import Count, DeviceId, Digest, Length, Millis, Name, ProductName, Token, Version
+from protocol.objects import PatchCodec
 from protocol.release import Accelerator
 from protocol.wire import Message
 
 Outcome = Literal["committed", "refused", "rolled-back", "unfinished", "deferred"]
 """How an update ended. `refused`: evidence before activation. `rolled-back`: evidence in the trial, remembered.
 `unfinished`: starts used up without a verdict, tried again. `deferred`: it waits (space, budget, agent, window)."""
+
+
+UNMETERED: Final = "unmetered"
+"""The kind of a link of which nothing was said. A budget may name it like any other."""
 
 
 class Inventory(Message):
@@ -25,6 +30,22 @@ class Inventory(Message):
     memory_mib: Count = 0
     disk_bytes: Count = 0
     runtimes: dict[str, str] = {}  # name to version
+    patch_codecs: Annotated[tuple[PatchCodec, ...], msgspec.Meta(max_length=limits.PATCH_CODECS)] = ()  # it applies
+    # Output of the applier in KiB/s as this machine measured it, down to a power of two, so that a new measurement
+    # seldom changes the hash of the inventory. 0: not measured yet.
+    patch_rate_kib_s: Count = 0
+
+
+class TransferBytes(Message):
+    """What came over the air for one update: payload and index, as received, by method.
+
+    Bytes of a patch that failed count too. `saved_bytes`: for each artifact that a patch brought, what compressed full
+    would have taken (`Step.full_bytes`) less what the patch took.
+    """
+
+    delta_bytes: Count = 0
+    full_bytes: Count = 0
+    saved_bytes: Count = 0
 
 
 class VersionReport(Message):
@@ -34,6 +55,7 @@ class VersionReport(Message):
     release: str = ""
     trial: Digest | None = None
     state: str = "idle"  # of the update machine
+    transfer: TransferBytes | None = None  # what bringing the committed release took
 
 
 class UpdateStatus(Message):
@@ -47,6 +69,18 @@ class UpdateStatus(Message):
     outcome: Outcome | None = None
     reason: Reason | None = None
     detail: Annotated[str, msgspec.Meta(max_length=2000)] = ""
+    transfer: TransferBytes | None = None  # what this update took so far
+    needs_bytes: Count = 0  # `deferred(budget)`: what would still have to travel
+
+
+class FailedPatch(Message):
+    """A patch that gave no result here, though its bytes were those that the plan signs. Never offered again to this
+    machine. Sent until a contact was answered; again does no harm."""
+
+    artifact: Digest
+    base: Digest
+    payload: Digest
+    reason: Reason
 
 
 class Alert(Message):
@@ -71,6 +105,9 @@ class Counters(Message):
     """Running totals since enrolment, for the table and the desk."""
 
     bytes_received: Count = 0
+    delta_bytes: Count = 0  # as in `TransferBytes`, of all updates
+    full_bytes: Count = 0
+    saved_bytes: Count = 0
     frames_inferred: Count = 0
     frames_dropped: Count = 0
     results_produced: Count = 0
@@ -96,6 +133,12 @@ class SyncRequest(Message):
     versions: dict[str, Count] = {}  # `image/timestamp`, `director/root`, ...: the newest trusted here
     counters: Counters = Counters()
     unsure_of_time: bool = False
+    link: Name = UNMETERED  # kind of the link that this contact came over, from the machine's settings: `cellular`
+    link_rate_kib_s: Count = 0  # what that link is good for, by the settings or measured. 0: unknown
+    # Payloads and indexes of which a part is here, with the bytes that need not travel again: a plan changes to another
+    # method only where that takes less than what is left.
+    parts: Annotated[dict[Digest, Length], msgspec.Meta(max_length=limits.PARTS)] = {}
+    failed_patches: Annotated[tuple[FailedPatch, ...], msgspec.Meta(max_length=limits.FAILED_PATCHES)] = ()
 
 
 class SyncAnswer(Message):

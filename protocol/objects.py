@@ -16,6 +16,9 @@ from protocol.wire import Message
 ROLES: dict[str, str] = {"assignment": "assignments", "clock": "clock", "receipts": "receipts"}
 """The delegated role of the director's targets that signs each kind of object."""
 
+PatchCodec = Annotated[int, msgspec.Meta(ge=1, le=1000)]
+"""A version of the delta codec, `protocol.delta.patch.CODEC`."""
+
 MinuteOfDay = Annotated[int, msgspec.Meta(ge=0, le=1439)]
 
 FIELD = "headland"
@@ -45,7 +48,8 @@ class Step(Message):
     payload: Payload | None = None
     index: Payload | None = None
     base: Digest | None = None
-    codec: Annotated[int, msgspec.Meta(ge=1, le=1000)] | None = None
+    codec: PatchCodec | None = None
+    full_bytes: Length = 0  # delta: what compressed full would take, payload and index
 
     def travels_bytes(self) -> int:
         """Payload and index together."""
@@ -74,6 +78,18 @@ class Conditions(Message):
     signals_clear: tuple[Name, ...] = ()  # machine signals that must be off (such as `driving`)
 
 
+class Budget(Message):
+    """How many bytes may travel: payload and index of all steps, those of failed patches included. None: no limit.
+
+    What would break a limit is not begun: the update is `deferred(budget)` with the bytes that it would still need.
+    Limits of the machine's own settings hold beside it.
+    """
+
+    release_bytes: Length | None = None  # for this release on this machine, over all links together
+    # A day (UTC) by the kind of link, for all updates together; a kind that is not named has no limit.
+    day_bytes: Annotated[dict[Name, Length], msgspec.Meta(max_length=limits.BUDGET_LINKS)] = {}
+
+
 class AssignmentBody(Message, tag="assignment", tag_field="kind"):
     """One device's part of a rollout: install this manifest, by this plan, under these conditions."""
 
@@ -84,6 +100,7 @@ class AssignmentBody(Message, tag="assignment", tag_field="kind"):
     manifest: Payload
     plan: TransferPlan
     conditions: Conditions = Conditions()
+    budget: Budget = Budget()
 
 
 class ClockBody(Message, tag="clock", tag_field="kind"):
