@@ -1,0 +1,208 @@
+"""Entropy coding in plain numpy: many interleaved rANS states ("lanes"), tables that learn as they go.
+
+One numpy call codes one symbol in each lane, so the cost of Python is shared by hundreds of symbols. Each lane works
+through a run of its own of neighbouring elements, so that the context of a symbol may use what its lane has just coded;
+all lanes share the tables. Tables are not sent: both sides learn them from what was coded before, by the same integer
+arithmetic, so a stream decodes to the same bytes on every processor.
+
+A model is a function over a `Coder` that works in both directions: coding, it is given the symbols; decoding, it gets
+them. What one side does the other cannot fail to do.
+
+Figures: states of 32 bits, renormalised by 16-bit words; a table's frequencies add up to 2^12 (2^15 for `Bits`).
+"""
+
+from typing import Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from protocol.errors import Reason, Refused
+
+Symbols = npt.NDArray[np.uint8]
+Contexts = npt.NDArray[np.intp]
+
+STATE_START: Final = 1 << 16  # a state is never below it between two symbols
+TABLE_BITS: Final = 12  # a context's slots, 4 KiB of look-up: a hundred contexts stay small
+FLAG_BITS: Final = 15  # a flag that is nearly never set costs a few thousandths of a bit
+COUNT_STEP: Final = 16  # what one symbol adds to its count: priors of less than one symbol can be said
+LEARN_SHARE: Final = 8  # tables are made anew when they have seen one part in so many more
+
+
+class Table:
+    """Frequencies of `symbols` symbols in each of `contexts` contexts, learnt from what is coded.
+
+    Args:
+        contexts: How many.
+        symbols: How many, at most 256.
+        prior: uint32 [symbols] or [contexts, symbols]: counts to begin with, in units of 1/16 symbol.
+        memory: A context's count is halved when it is over this many symbols: small forgets fast.
+    """
+
+    bits = TABLE_BITS
+
+    def __init__(self, contexts: int, symbols: int, prior: npt.ArrayLike = 1, memory: int = 1024) -> None:
+        self.contexts = contexts
+        self.symbols = symbols
+        self._counts = np.empty((contexts, symbols), np.int64)
+        self._counts[:] = prior
+        self._memory = memory * COUNT_STEP
+        self._waiting: list[npt.NDArray[np.intp]] = []
+        self._waiting_symbols = 0
+        self._seen_symbols = 0
+        self._make()
+
+    def split(self, contexts: Contexts, slots: npt.NDArray[np.uint32]) -> Symbols:
+        """Which symbols the slots (0 to 2^bits - 1) of these contexts belong to."""
+        symbols: Symbols = self._symbol_of_slot[(contexts << TABLE_BITS) + slots]
+        return symbols
+
+    def ranges(self, contexts: Contexts, symbols: Symbols) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]:
+        """Frequency and first slot of each symbol, and learns them."""
+        cells = contexts * self.symbols + symbols
+        ranges = self._frequency[cells], self._first[cells]
+        self._waiting.append(cells)
+        self._waiting_symbols += cells.size
+        if self._waiting_symbols * LEARN_SHARE >= self._seen_symbols:
+            self._learn()
+        return ranges
+
+    def _learn(self) -> None:
+        cells = np.concatenate(self._waiting)
+        seen = np.bincount(cells, minlength=self._counts.size).reshape(self._counts.shape)
+        self._counts += seen * COUNT_STEP
+        self._seen_symbols += self._waiting_symbols
+        self._waiting.clear()
+        self._waiting_symbols = 0
+        full = self._counts.sum(axis=1) > self._memory
+        if full.any():
+            self._counts[full] = (self._counts[full] + 1) >> 1
+        self._make()
+
+    def _make(self) -> None:
+        """Scales counts to frequencies: each symbol keeps at least one slot, the likeliest takes what is left over."""
+        counts = self._counts
+        slots = 1 << self.bits
+        frequency = 1 + counts * (slots - self.symbols) // counts.sum(axis=1, keepdims=True)
+        frequency[np.arange(self.contexts), frequency.argmax(axis=1)] += slots - frequency.sum(axis=1)
+        self._frequency = frequency.ravel().astype(np.uint32)
+        self._first = (frequency.cumsum(axis=1) - frequency).ravel().astype(np.uint32)
+        self._make_split(frequency)
+
+    def _make_split(self, frequency: npt.NDArray[np.int64]) -> None:
+        symbols = np.tile(np.arange(self.symbols, dtype=np.uint8), self.contexts)
+        self._symbol_of_slot = symbols.repeat(frequency.ravel())
+
+
+class Bits(Table):
+    """A table of two symbols. It needs no look-up, so its frequencies are finer and its contexts may be many.
+
+    Args:
+        contexts: How many.
+        prior: Counts of 0 and 1 to begin with, in units of 1/16 symbol.
+        memory: As `Table`.
+    """
+
+    bits = FLAG_BITS
+
+    def __init__(self, contexts: int, prior: npt.ArrayLike = 1, memory: int = 1024) -> None:
+        super().__init__(contexts, 2, prior, memory)
+
+    def split(self, contexts: Contexts, slots: npt.NDArray[np.uint32]) -> Symbols:
+        """As `Table`."""
+        return (slots >= self._zeros[contexts]).view(np.uint8)
+
+    def _make_split(self, frequency: npt.NDArray[np.int64]) -> None:
+        self._zeros = frequency[:, 0].astype(np.uint32)
+
+
+class Coder(Protocol):
+    """One direction: `LaneReader` here, the writer in `server.delta`."""
+
+    lanes: int
+
+    def code(
+        self, table: Table, contexts: Contexts, symbols: Symbols | None, lanes: npt.NDArray[np.intp] | None = None
+    ) -> Symbols:
+        """Codes one symbol in each lane.
+
+        Args:
+            table: Shared by all lanes.
+            contexts: intp [n], n at most `lanes`.
+            symbols: uint8 [n] when writing; not looked at when reading.
+            lanes: intp [n], ascending: which lanes; the first n by default.
+
+        Returns:
+            uint8 [n], the symbols.
+
+        Raises:
+            Refused: `LENGTH`: the stream ends too early.
+        """
+        ...
+
+
+class LaneReader:
+    """Decodes what `server.delta.lanes.LaneWriter` wrote.
+
+    Args:
+        data: The lanes' states (4 bytes each, little-endian), then the words.
+        lanes: How many.
+    """
+
+    def __init__(self, data: bytes | memoryview, lanes: int) -> None:
+        if len(data) < 4 * lanes or len(data) % 2:
+            raise Refused(Reason.LENGTH, f"{len(data)} bytes of entropy code for {lanes} lanes")
+        self.lanes = lanes
+        self._states = np.frombuffer(data, "<u4", lanes).astype(np.uint32)
+        self._words = np.frombuffer(data, "<u2", offset=4 * lanes)
+        self._next = 0
+
+    def code(
+        self,
+        table: Table,
+        contexts: Contexts,
+        symbols: Symbols | None = None,
+        lanes: npt.NDArray[np.intp] | None = None,
+    ) -> Symbols:
+        """As `Coder`."""
+        states = self._states[: contexts.size] if lanes is None else self._states[lanes]
+        slots = states & np.uint32((1 << table.bits) - 1)
+        symbols = table.split(contexts, slots)
+        frequency, first = table.ranges(contexts, symbols)
+        states = frequency * (states >> np.uint32(table.bits)) + slots - first
+        low = np.flatnonzero(states < STATE_START)
+        if low.size:
+            words = self._words[self._next : self._next + low.size]
+            if words.size < low.size:
+                raise Refused(Reason.LENGTH, "a stream of entropy code that ends too early")
+            self._next += low.size
+            states[low] = (states[low] << np.uint32(16)) | words
+        self._states[slice(contexts.size) if lanes is None else lanes] = states
+        return symbols
+
+    def finish(self) -> None:
+        """Checks that all was read and that every lane is back where its writer began.
+
+        Raises:
+            Refused: `LENGTH`.
+        """
+        if self._next != self._words.size or (self._states != STATE_START).any():
+            raise Refused(Reason.LENGTH, "a stream of entropy code that does not end where it should")
+
+
+def unpack_bits(data: npt.NDArray[np.uint8], offset_bits: int, widths: npt.NDArray[np.int64]) -> npt.NDArray[np.uint32]:
+    """Reads numbers of different widths, most significant bit first.
+
+    Args:
+        data: The packed bits with at least five bytes behind the last one that is read.
+        offset_bits: Where the first number begins.
+        widths: int64 [n], in bits, at most 32 each.
+    """
+    starts = np.cumsum(widths) - widths + offset_bits
+    first = starts >> 3
+    value = data[first].astype(np.uint64)
+    for byte in range(1, 5):
+        value = (value << np.uint64(8)) | data[first + byte]
+    spare = (40 - (starts & 7) - widths).astype(np.uint64)
+    mask = (np.uint64(1) << widths.astype(np.uint64)) - np.uint64(1)
+    numbers: npt.NDArray[np.uint32] = ((value >> spare) & mask).astype(np.uint32)
+    return numbers

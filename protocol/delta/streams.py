@@ -1,0 +1,87 @@
+"""The streams of a group: how each kind is decoded.
+
+| kind | name | coded bytes |
+|---|---|---|
+| 0 | stored | as they are |
+| 1 | zstd | one frame |
+| 2 | lzma | one byte of properties `(pb * 5 + lp) * 9 + lc`, then raw LZMA, which may end without its end marker |
+"""
+
+import lzma
+from collections.abc import Iterator
+from typing import Final, Protocol
+
+from protocol import limits
+from protocol.errors import Reason, Refused
+from protocol.transfer import decompress
+
+STORED: Final = 0
+ZSTD: Final = 1
+LZMA: Final = 2
+
+
+class References(Protocol):
+    """The bytes of the base that a stream's operations name, one behind the other."""
+
+    def read(self) -> Iterator[bytes]:
+        """All of them, in pieces of at most 1 MiB."""
+        ...
+
+
+def takes_base(kind: int) -> bool:
+    """Whether a stream of this kind is made from bytes of the base, as many as it gives."""
+    return False
+
+
+def open_stream(kind: int, coded: memoryview, length_bytes: int, references: References) -> bytes:
+    """Decodes a stream.
+
+    Args:
+        kind: Of the stream.
+        coded: Its bytes, whose hash was checked.
+        length_bytes: What it must give.
+        references: For the kinds that are made from bytes of the base.
+
+    Raises:
+        Refused: `LENGTH`, `LIMIT`, `METADATA`.
+    """
+    match kind:
+        case 0:
+            output = bytes(coded)
+        case 1:
+            return decompress(bytes(coded), length_bytes)
+        case 2:
+            output = _open_lzma(coded, length_bytes)
+        case _:
+            raise Refused(Reason.METADATA, f"a stream of unknown kind {kind}")
+    if len(output) != length_bytes:
+        raise Refused(Reason.LENGTH, f"a stream gives {len(output)} bytes where {length_bytes} are said")
+    return output
+
+
+def lzma_filter(properties: int, length_bytes: int) -> list[dict[str, int]]:
+    """The filter chain of raw LZMA.
+
+    Args:
+        properties: `(pb * 5 + lp) * 9 + lc`.
+        length_bytes: Of what is coded: the dictionary is as long, within its bound.
+
+    Raises:
+        Refused: `METADATA`.
+    """
+    lc, rest = properties % 9, properties // 9
+    lp, pb = rest % 5, rest // 5
+    if pb > 4 or lc + lp > 4:
+        raise Refused(Reason.METADATA, f"LZMA properties {properties}")
+    dict_size = min(max(4096, length_bytes), limits.GROUP_CODED_BYTES)
+    return [{"id": lzma.FILTER_LZMA1, "lc": lc, "lp": lp, "pb": pb, "dict_size": dict_size}]
+
+
+def _open_lzma(coded: memoryview, length_bytes: int) -> bytes:
+    if not coded:
+        raise Refused(Reason.LENGTH, "an LZMA stream without its properties")
+    try:
+        decoder = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=lzma_filter(coded[0], length_bytes))
+        return decoder.decompress(coded[1:], max_length=length_bytes)
+    except (lzma.LZMAError, EOFError) as error:
+        raise Refused(Reason.LIMIT, f"an LZMA stream that cannot be decoded: {error}") from error
