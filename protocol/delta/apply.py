@@ -52,7 +52,7 @@ def apply_group(group: bytes, base: Base, output_offset: int, write: Callable[[b
     if header is None or header.group_bytes != len(group):
         raise Refused(Reason.LENGTH, "a group of a patch that is not as long as it says")
     view = memoryview(group)
-    operations = _read_operations(header, view, base.length_bytes, output_offset)
+    operations = read_operations(header, view, base.length_bytes, output_offset)
     at = header.header_bytes + header.control_bytes
     streams: list[memoryview] = []
     for number, stream in enumerate(header.streams):
@@ -78,7 +78,7 @@ def apply_group(group: bytes, base: Base, output_offset: int, write: Callable[[b
     return header.output_bytes
 
 
-class _Operations:
+class Operations:
     """A group's operations as columns of numbers: tens of thousands fit in little memory."""
 
     def __init__(self) -> None:
@@ -88,6 +88,7 @@ class _Operations:
         return len(self._columns[0])
 
     def append(self, operation: Operation) -> None:
+        """Adds one."""
         for column, number in zip(self._columns, operation, strict=True):
             column.append(number)
 
@@ -98,7 +99,7 @@ class _Operations:
 class _References:
     """What the operations of one stream read of the base, in order."""
 
-    def __init__(self, base: Base, operations: _Operations, kind: int) -> None:
+    def __init__(self, base: Base, operations: Operations, kind: int) -> None:
         self._base = base
         self._operations = operations
         self._kind = kind
@@ -109,14 +110,27 @@ class _References:
                 yield from _windows(self._base, operation.base, operation.length)
 
 
-def _read_operations(header: GroupHeader, group: memoryview, base_bytes: int, output_offset: int) -> _Operations:
-    """The first pass: all operations, each within its bounds, the lengths of all streams used up."""
+def read_operations(header: GroupHeader, group: memoryview, base_bytes: int, output_offset: int) -> Operations:
+    """The first pass over a group.
+
+    Args:
+        header: Of the group.
+        group: All of its bytes.
+        base_bytes: Length of the base: nothing is read behind it.
+        output_offset: Where the group's output begins in the result.
+
+    Returns:
+        All operations, each within its bounds, the lengths of all streams used up.
+
+    Raises:
+        Refused: `LIMIT`, `LENGTH` or `METADATA`.
+    """
     control = bytes(group[header.header_bytes : header.header_bytes + header.control_bytes])
     numbers = NumberReader(control)
     place = Place(base_bytes, output_offset, tuple(takes_base(stream.kind) for stream in header.streams))
     end = output_offset + header.output_bytes
     left = [stream.length_bytes for stream in header.streams]
-    operations = _Operations()
+    operations = Operations()
     while place.output < end:
         operation = code_operation(numbers, place)
         if operation.kind >= TAKE:

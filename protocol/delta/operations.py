@@ -13,6 +13,7 @@ COPY: Final = 0  # bytes of the base
 FILL: Final = 1  # one byte, many times
 TAKE: Final = 8  # from here on: the next bytes of stream `kind - TAKE`
 KIND_BITS: Final = 6
+OPERATION_NAMES: Final = {COPY: "copy", FILL: "fill"}
 
 # Contexts of the numbers, each a count of its own.
 _KIND, _JUMP, _SKIP, _LENGTH, _BYTE = range(5)

@@ -19,6 +19,13 @@ STORED: Final = 0
 ZSTD: Final = 1
 LZMA: Final = 2
 
+_NAMES: Final = {STORED: "stored", ZSTD: "zstd", LZMA: "lzma"}
+
+
+def kind_name(kind: int) -> str:
+    """What people call a kind of stream."""
+    return _NAMES.get(kind, f"kind {kind}")
+
 
 class References(Protocol):
     """The bytes of the base that a stream's operations name, one behind the other."""

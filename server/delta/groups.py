@@ -17,6 +17,7 @@ from server.delta.pieces import How, Piece
 
 LEAST_WORTH_A_STREAM: Final = 32  # bytes; fewer are stored
 TRIMMED_BYTES: Final = 1 << 18  # up to here the dozen bytes at a stream's end are worth looking for
+_UNCODED: Final = {How.COPY: COPY, How.FILL: FILL}
 
 
 @dataclass
@@ -25,73 +26,80 @@ class _Stream:
     data: bytearray = field(default_factory=bytearray)
 
 
-class _Group:
-    """One group as it fills."""
+@dataclass
+class GroupPlan:
+    """What one group gives: pieces of the new file from `output_offset` on."""
 
-    def __init__(self, output_offset: int) -> None:
-        self.output_offset = output_offset
-        self.output_bytes = 0
-        self.coded_bytes = 0
-        self.operations: list[Operation] = []
-        self.streams: dict[How, tuple[int, _Stream]] = {}
+    output_offset: int
+    output_bytes: int = 0
+    coded_bytes: int = 0
+    pieces: list[Piece] = field(default_factory=list)
 
     def room(self, piece: Piece) -> int:
-        """How much of the piece the group still takes, in bytes."""
-        room = limits.GROUP_OUTPUT_BYTES - self.output_bytes
-        if len(self.operations) >= limits.GROUP_OPERATIONS - 1:
+        """How many bytes of the piece the group still takes."""
+        if len(self.pieces) == limits.GROUP_OPERATIONS:
             return 0
-        if piece.how not in (How.COPY, How.FILL):
+        room = limits.GROUP_OUTPUT_BYTES - self.output_bytes
+        if piece.how not in _UNCODED:
             room = min(room, limits.GROUP_CODED_BYTES - self.coded_bytes)
         return min(room, piece.length)
 
-    def add(self, piece: Piece, data: memoryview) -> None:
-        """Takes a piece that there is room for. `data` are its bytes."""
-        match piece.how:
-            case How.COPY:
-                kind = COPY
-            case How.FILL:
-                kind = FILL
-            case how:
-                number, stream = self.streams.setdefault(how, (len(self.streams), _Stream(how)))
-                stream.data += data
-                self.coded_bytes += piece.length
-                kind = TAKE + number
-        self.operations.append(Operation(kind, piece.length, piece.base, piece.value))
+    def add(self, piece: Piece) -> None:
+        """Takes a piece that there is room for."""
+        self.pieces.append(piece)
         self.output_bytes += piece.length
-
-    def encode(self, base_bytes: int) -> bytes:
-        """The group as it travels."""
-        coded = [_encode_literal(stream) for _, stream in self.streams.values()]
-        numbers = NumberWriter()
-        place = Place(base_bytes, self.output_offset, tuple(takes_base(kind) for kind, _, _ in coded))
-        for operation in self.operations:
-            code_operation(numbers, place, operation)
-        return write_group(self.output_bytes, numbers.finish(), coded)
+        if piece.how not in _UNCODED:
+            self.coded_bytes += piece.length
 
 
-def encode_groups(pieces: Iterable[Piece], new: memoryview, base_bytes: int) -> Iterator[bytes]:
-    """Codes the new file group by group.
+def cut_groups(pieces: Iterable[Piece]) -> Iterator[GroupPlan]:
+    """Cuts the new file into groups, each as large as its bounds allow.
 
     Args:
         pieces: All of it, in order.
-        new: The new file.
-        base_bytes: Length of the base.
     """
-    group = _Group(0)
-    at = 0
+    group = GroupPlan(0)
     for whole in pieces:
         piece = whole
         while piece.length:
             room = group.room(piece)
             if room == 0:
-                yield group.encode(base_bytes)
-                group = _Group(at)
+                yield group
+                group = GroupPlan(group.output_offset + group.output_bytes)
                 continue
-            group.add(piece._replace(length=room), new[at : at + room])
-            at += room
+            group.add(piece._replace(length=room))
             piece = piece._replace(length=piece.length - room, base=piece.base + room if piece.base >= 0 else -1)
     if group.output_bytes:
-        yield group.encode(base_bytes)
+        yield group
+
+
+def encode_group(group: GroupPlan, old: memoryview, new: memoryview) -> bytes:
+    """The group as it travels.
+
+    Args:
+        group: Its pieces.
+        old: The base.
+        new: The result.
+    """
+    streams: dict[How, _Stream] = {}
+    numbers: dict[How, int] = {}
+    operations = []
+    at = group.output_offset
+    for piece in group.pieces:
+        if piece.how in _UNCODED:
+            kind = _UNCODED[piece.how]
+        else:
+            kind = TAKE + numbers.setdefault(piece.how, len(numbers))
+            stream = streams.setdefault(piece.how, _Stream(piece.how))
+            stream.data += new[at : at + piece.length]
+        operations.append(Operation(kind, piece.length, piece.base, piece.value))
+        at += piece.length
+    coded = [_encode_literal(stream) for stream in streams.values()]
+    writer = NumberWriter()
+    place = Place(len(old), group.output_offset, tuple(takes_base(kind) for kind, _, _ in coded))
+    for operation in operations:
+        code_operation(writer, place, operation)
+    return write_group(group.output_bytes, writer.finish(), coded)
 
 
 def _encode_literal(stream: _Stream) -> tuple[int, int, bytes]:

@@ -1,0 +1,103 @@
+"""`scripts/delta`: makes, applies and describes patches between any two files."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from server.delta.encode import EncodeOptions
+from server.delta.encode import Progress as Report
+from server.delta.files import apply_patch, write_patch
+from server.delta.inspect import describe
+from signing.console import emit, headland_errors, json_option, progress_console
+
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_TARGET = click.Path(dir_okay=False, path_type=Path)
+
+
+@click.group()
+def main() -> None:
+    """Deltas between any two files: PATCH holds what would travel, index included.
+
+    Exit codes: 0 done; 1 a file cannot be read or written; 2 wrong usage; 4 refused: PATCH is damaged, hostile or made
+    for another OLD.
+    """
+
+
+@main.command("encode")
+@click.argument("old", type=_FILE)
+@click.argument("new", type=_FILE)
+@click.argument("patch", type=_TARGET)
+@click.option("--processes", type=click.IntRange(1, 64), default=1, show_default=True, help="That code side by side.")
+@click.option("--seconds", type=click.FloatRange(0), help="For looking for what resembles what; the rest goes simply.")
+@json_option
+@headland_errors
+def encode_command(*, old: Path, new: Path, patch: Path, processes: int, seconds: float | None, as_json: bool) -> None:
+    """Writes PATCH, which makes NEW from OLD."""
+    options = EncodeOptions(processes=processes, seconds=seconds)
+    with _progress("encode", as_json) as report:
+        made = write_patch(old, new, patch, options=options, progress=report)
+    patch_bytes = patch.stat().st_size
+    emit(
+        as_json,
+        {
+            "patch_bytes": patch_bytes,
+            "payload_bytes": made.payload_bytes,
+            "index_bytes": len(made.index or b""),
+            "output_bytes": made.output_bytes,
+            "base_sha256": made.base_sha256,
+            "output_sha256": made.output_sha256,
+            "payload_sha256": made.payload_sha256,
+        },
+        f"{patch}: {patch_bytes:,} bytes for {made.output_bytes:,}",
+    )
+
+
+@main.command("apply")
+@click.argument("old", type=_FILE)
+@click.argument("patch", type=_FILE)
+@click.argument("out", type=_TARGET)
+@json_option
+@headland_errors
+def apply_command(old: Path, patch: Path, out: Path, as_json: bool) -> None:
+    """Makes OUT from OLD and PATCH. OUT is there when all its bytes are right, or not at all."""
+    with _progress("apply", as_json) as report:
+        done = apply_patch(old, patch, out, progress=report)
+    emit(
+        as_json,
+        {"output_bytes": done.output_bytes, "output_sha256": done.output_sha256, "groups": done.groups},
+        f"{out}: {done.output_bytes:,} bytes, sha256 {done.output_sha256}",
+    )
+
+
+@main.command("info")
+@click.argument("patch", type=_FILE)
+@json_option
+@headland_errors
+def info_command(patch: Path, as_json: bool) -> None:
+    """Says what PATCH is made of: segments, groups, and bytes by kind."""
+    found = describe(patch)
+    table = Table(title=f"{patch}: {found.patch_bytes:,} bytes give {found.output_bytes:,}, in {found.groups} groups")
+    table.add_column("kind")
+    for column in ("streams", "pieces", "output bytes", "patch bytes"):
+        table.add_column(column, justify="right")
+    for name, kind in found.kinds.items():
+        figures = (kind.streams, kind.pieces, kind.output_bytes, kind.patch_bytes)
+        table.add_row(name, *(f"{figure:,}" for figure in figures))
+    emit(as_json, found, table)
+
+
+@contextmanager
+def _progress(what: str, as_json: bool) -> Iterator[Report]:
+    console = progress_console()
+    columns = (TextColumn(what), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=as_json or not console.is_terminal, transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+if __name__ == "__main__":
+    main(prog_name="scripts/delta")

@@ -1,0 +1,192 @@
+"""Patch files: what would travel, in one file with the index in front, for people and for measurements."""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from protocol import limits
+from protocol.delta.apply import apply_group
+from protocol.delta.patch import (
+    DIGEST_PREFIX_BYTES,
+    GroupHeader,
+    PatchFile,
+    parse_patch_index,
+    read_group_header,
+    read_patch_head,
+    write_patch_head,
+)
+from protocol.errors import Reason, Refused
+from server.delta.encode import Encoded, EncodeOptions, Progress, encode
+from signing.durable import DISK, TEMPORARY_PREFIX, Part
+
+HEAD_BYTES: Final = limits.INDEX_BYTES + 64
+GROUP_HEADER_BYTES: Final = 1024  # ample for the largest
+PIECE_BYTES: Final = limits.MIB
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What applying a patch file gave."""
+
+    output_bytes: int
+    output_sha256: str
+    groups: int
+
+
+class FileBase:
+    """A file as the base of a patch, read by position.
+
+    Args:
+        file: Open for reading, unbuffered.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._descriptor = file.fileno()
+        self.length_bytes = os.fstat(self._descriptor).st_size
+
+    def read(self, offset: int, length: int) -> bytes:
+        """As `protocol.delta.apply.Base`."""
+        data = os.pread(self._descriptor, length, offset)
+        if len(data) != length:
+            raise Refused(Reason.LENGTH, "the base became shorter while it was read")
+        return data
+
+
+def write_patch(old: Path, new: Path, patch: Path, *, options: EncodeOptions, progress: Progress) -> Encoded:
+    """Makes a patch file. It is there wholly or not at all.
+
+    Raises:
+        OSError: A file cannot be read or written.
+    """
+    with tempfile.TemporaryFile(dir=patch.absolute().parent) as payload:
+        made = encode(old, new, payload, options=options, progress=progress)
+        head = write_patch_head(
+            bytes.fromhex(made.base_sha256), bytes.fromhex(made.output_sha256), made.output_bytes, made.index or b""
+        )
+        payload.seek(0)
+        with replacing(patch) as file:
+            file.append(head)
+            for piece in _pieces(payload):
+                file.append(piece)
+    return made
+
+
+def apply_patch(old: Path, patch: Path, output: Path, *, progress: Progress) -> Applied:
+    """Applies a patch file: base hash first, each segment's hash before it is decoded, the result's hash before it is
+    visible.
+
+    Raises:
+        OSError: A file cannot be read or written.
+        Refused: The patch is for another base, damaged, or not one.
+    """
+    with patch.open("rb") as source, old.open("rb", buffering=0) as base_file:
+        head = _read_head(source)
+        if _sha256(base_file)[:DIGEST_PREFIX_BYTES] != head.base_prefix:
+            raise Refused(
+                Reason.HASH, f"the patch was made for another base than {old}", hint="take the right OLD file"
+            )
+        base = FileBase(base_file)
+        whole = hashlib.sha256()
+        done = groups = 0
+        with replacing(output) as part:
+
+            def write(data: bytes) -> None:
+                nonlocal done
+                part.append(data)
+                whole.update(data)
+                done += len(data)
+                progress(done, head.output_bytes)
+
+            for header, group in read_groups(source, head):
+                if done + header.output_bytes > head.output_bytes:
+                    raise Refused(Reason.LENGTH, "the patch gives more than it says")
+                apply_group(group, base, done, write)
+                groups += 1
+            if done != head.output_bytes or whole.digest()[:DIGEST_PREFIX_BYTES] != head.output_prefix:
+                raise Refused(Reason.HASH, "the result is not what the patch promises: the patch is damaged")
+    return Applied(output_bytes=done, output_sha256=whole.hexdigest(), groups=groups)
+
+
+def open_patch(source: BinaryIO) -> PatchFile:
+    """Reads the head of a patch file and goes to its payload."""
+    return _read_head(source)
+
+
+def read_groups(source: BinaryIO, head: PatchFile) -> Iterator[tuple[GroupHeader, bytes]]:
+    """The groups of a patch file, whose segments' hashes were checked when there is an index.
+
+    Args:
+        source: At the beginning of the payload.
+        head: Of the file.
+
+    Raises:
+        Refused: The file is torn or damaged.
+    """
+    payload = _checked(source, head)
+    held = bytearray()
+    ended = False
+    while True:
+        header = read_group_header(bytes(held[:GROUP_HEADER_BYTES]))
+        if header is not None and len(held) >= header.group_bytes:
+            yield header, bytes(held[: header.group_bytes])
+            del held[: header.group_bytes]
+        elif ended:
+            break
+        else:
+            piece = next(payload, b"")
+            ended = not piece
+            held += piece
+    if held:
+        raise Refused(Reason.LENGTH, "the patch file ends within a group")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Part]:
+    """A file that takes the place of `path` when all went well; else nothing changed."""
+    temporary = path.absolute().parent / f"{TEMPORARY_PREFIX}{os.getpid()}-{path.name}"
+    temporary.unlink(missing_ok=True)
+    try:
+        with DISK.open_part(temporary) as part:
+            yield part
+            part.sync()
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        DISK.rename(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _read_head(source: BinaryIO) -> PatchFile:
+    head = read_patch_head(source.read(HEAD_BYTES))
+    source.seek(head.payload_offset)
+    return head
+
+
+def _checked(source: BinaryIO, head: PatchFile) -> Iterator[bytes]:
+    payload_bytes = os.fstat(source.fileno()).st_size - head.payload_offset
+    if not head.index:
+        if payload_bytes > limits.UNINDEXED_PAYLOAD_BYTES:
+            raise Refused(Reason.LENGTH, f"{payload_bytes} bytes of payload without an index")
+        yield from _pieces(source)
+        return
+    index = parse_patch_index(head.index, head.output_bytes, payload_bytes)
+    for number, digest in enumerate(index.segments):
+        segment = source.read(index.segment_bytes)
+        if hashlib.sha256(segment).digest() != digest:
+            raise Refused(Reason.HASH, f"segment {number} of the patch is damaged")
+        yield segment
+
+
+def _sha256(file: BinaryIO) -> bytes:
+    return hashlib.file_digest(file, "sha256").digest()
+
+
+def _pieces(source: BinaryIO) -> Iterator[bytes]:
+    return iter(lambda: source.read(PIECE_BYTES), b"")
