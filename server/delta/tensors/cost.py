@@ -1,0 +1,69 @@
+"""Estimates from a sample what a tensor costs alone and as a difference from another one.
+
+It is the order-0 entropy of what the coders send: for a difference the bit length of the ordered integers' difference
+and its raw bits, alone the exponent and the raw mantissa. Only the order of such estimates is relied on.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from server.delta.tensors.found import Element
+from server.delta.tensors.guess import entropy_bits
+
+RUNS, RUN_ELEMENTS = 16, 256  # 4096 elements spread over a span; neighbours, so that few pages are touched
+
+Words = npt.NDArray[np.uint64]
+
+
+def words(data: memoryview, offset: int, length_bytes: int, element: Element) -> Words:
+    """The sampled elements of a span, as unsigned integers. Two spans of one length are sampled at the same places."""
+    width = element.width_bytes
+    count = length_bytes // width
+    if count <= RUNS * RUN_ELEMENTS:
+        return np.frombuffer(data, f"<u{width}", count, offset).astype(np.uint64)
+    step = (count - RUN_ELEMENTS) // (RUNS - 1)
+    runs = [
+        np.frombuffer(data, f"<u{width}", RUN_ELEMENTS, offset + run * step * width).astype(np.uint64)
+        for run in range(RUNS)
+    ]
+    return np.concatenate(runs)
+
+
+def delta_bits(old: Words, new: Words, element: Element) -> float:
+    """Bits for each element as a difference."""
+    bits = 8 * element.width_bytes
+    mask = np.uint64((1 << bits) - 1)
+    if element.is_float:
+        old, new = _ordered(old, bits, mask), _ordered(new, bits, mask)
+    difference = (new - old) & mask
+    if bits == 8:
+        return entropy_bits(np.bincount(difference.astype(np.int64), minlength=256))
+    size = np.minimum(difference, (~difference + np.uint64(1)) & mask)
+    length = _bit_length(size)
+    return entropy_bits(np.bincount(length)) + float(length.sum()) / max(1, len(length))
+
+
+def solo_bits(new: Words, element: Element) -> float:
+    """Bits for each element alone."""
+    width, mantissa = element.width_bytes, element.mantissa_bits
+    bits = 0.0
+    if element.is_float:
+        top = (new >> np.uint64(mantissa)) & np.uint64((1 << 8 * width - 1 - mantissa) - 1)
+        bits = 1.0 + entropy_bits(np.bincount(top.astype(np.int64)))
+    for plane in range(width):
+        kept = min(8, mantissa - 8 * plane) if element.is_float else 8
+        if kept > 0:
+            part = (new >> np.uint64(8 * plane)) & np.uint64((1 << kept) - 1)
+            bits += min(float(kept), entropy_bits(np.bincount(part.astype(np.int64), minlength=256)))
+    return bits
+
+
+def _ordered(values: Words, bits: int, mask: np.uint64) -> Words:
+    """Floats as integers in the same order: negative ones reversed, below the positive ones."""
+    sign = np.uint64(1 << bits - 1)
+    return np.where(values & sign, ~values & mask, values | sign)
+
+
+def _bit_length(values: Words) -> npt.NDArray[np.int64]:
+    # A double rounds above 53 bits and may then say one too many; this is an estimate.
+    return np.frexp(values.astype(np.float64))[1].astype(np.int64)
