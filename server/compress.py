@@ -15,6 +15,7 @@ from protocol.wire import pack
 from server.clock import NowMs
 from server.storage.blobs import BlobStore
 from server.storage.catalog import Catalog
+from server.storage.jobs import COMPRESS, Claim
 from server.storage.records import Compressed
 
 LEASE_MS = 60_000  # after a crash this is the wait; who works renews it
@@ -42,14 +43,15 @@ class Compressor:
     def work(self) -> bool:
         """Does the next job. Blocks. Returns False when there is none."""
         with self._catalog.write() as session:
-            artifact = session.payloads.claim(self._now_ms(), LEASE_MS)
-        if artifact is None:
+            claim = session.jobs.claim(COMPRESS, self._now_ms(), LEASE_MS)
+        if claim is None:
             return False
+        artifact = claim.subject
         try:
-            made = self._make(artifact)
+            made = self._make(claim)
         except (HeadlandError, OSError) as error:
             with self._catalog.write() as session:
-                session.payloads.fail(artifact, str(error), self._now_ms())
+                session.jobs.fail(claim, str(error), self._now_ms())
                 session.events.add(self._now_ms(), "payload-failed", what=artifact, detail=str(error))
             return True
         with self._catalog.write() as session:
@@ -58,9 +60,11 @@ class Compressor:
             if made.index is not None:
                 session.payloads.add_blob(made.index, made.index_bytes, now_ms)
             session.payloads.put(made)
+            session.fleet.changed()  # its price is known: now a patch can be held against it
         return True
 
-    def _make(self, artifact: str) -> Compressed:
+    def _make(self, claim: Claim) -> Compressed:
+        artifact = claim.subject
         source = hashlib.sha256()
         length_bytes = 0
         renewed_ms = self._now_ms()
@@ -73,7 +77,7 @@ class Compressor:
                 if not 0 <= self._now_ms() - renewed_ms < RENEW_MS:
                     renewed_ms = self._now_ms()
                     with self._catalog.write() as session:
-                        session.payloads.renew(artifact, renewed_ms, LEASE_MS)
+                        session.jobs.renew(claim, renewed_ms, LEASE_MS)
                 yield chunk
 
         segments: list[Segment] = []

@@ -19,6 +19,7 @@ from server.clock import NowMs, as_datetime
 from server.keyring import Keyring, export_public, load_keys, make_keys
 from server.settings import FIRST_SETTINGS, SETTINGS_FILE, ServerSettings, read_settings
 from server.storage.catalog import Catalog
+from server.storage.fleet import CHANGES
 from server.tokens import new_secret, secret_sha256
 from signing import durable
 
@@ -199,12 +200,14 @@ def certificate_names(settings: ServerSettings) -> tuple[str, ...]:
 
 
 def prepare_catalog(catalog: Catalog) -> None:
-    """Draws the catalog's own secrets, once."""
+    """Draws the catalog's own secrets and begins its counts, once."""
     with catalog.write() as session:
         if session.facts.get("generation") is None:
             session.facts.put("generation", secret_sha256(new_secret())[:32])
         if session.facts.get("sync_secret") is None:
             session.facts.put("sync_secret", secret_sha256(new_secret()))
+        if session.facts.get(CHANGES) is None:
+            session.facts.put(CHANGES, 0)  # there, so that it can be locked
 
 
 def write_operator_url(layout: Layout, url: str) -> None:

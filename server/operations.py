@@ -19,6 +19,7 @@ from server.enrolment import Enrolment
 from server.http.answers import NotFoundError
 from server.publish import role_states
 from server.storage.catalog import Catalog, Session
+from server.storage.jobs import COMPRESS
 from server.storage.records import REPOSITORIES, Device, Member, Phase, Release, Rollout, Totals
 
 STATUSES_SHOWN: Final = 100
@@ -266,7 +267,8 @@ def read_status(catalog: Catalog, now_ms: int) -> dict[str, Any]:
             "devices": session.devices.count(),
             "rollouts": session.rollouts.count(),
             "blobs": {"count": blobs, "bytes": blob_bytes},
-            "payloads_waiting": session.payloads.waiting(),
+            "payloads_waiting": session.jobs.waiting(COMPRESS),
+            "patches": session.patches.count(),
         }
 
 

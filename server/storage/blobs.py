@@ -3,7 +3,9 @@
 import asyncio
 import hashlib
 import secrets
+import tempfile
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -53,6 +55,23 @@ class BlobStore(Protocol):
 
     def read_now(self, digest: Digest, chunk_bytes: int) -> Iterator[bytes]:
         """The whole blob, each chunk of exactly `chunk_bytes` but for the last. Blocks. Raises as `read`."""
+        ...
+
+    def as_file(self, digest: Digest, scratch: Path) -> AbstractContextManager[Path]:
+        """The blob as a file to read, inside the block. Blocks. Its bytes are not looked at. Raises as `read`.
+
+        Args:
+            digest: Of the blob.
+            scratch: A folder for a copy, where one is needed.
+        """
+        ...
+
+    def delete_now(self, digest: Digest) -> None:
+        """Deletes a blob; one that is not here is none. Blocks.
+
+        Raises:
+            LinkError: The store does not answer.
+        """
         ...
 
 
@@ -125,6 +144,24 @@ class ObjectBlobs:
         except obstore.exceptions.BaseError as error:
             raise _unreachable() from error
 
+    @contextmanager
+    def as_file(self, digest: Digest, scratch: Path) -> Iterator[Path]:
+        """See `BlobStore`."""
+        with tempfile.NamedTemporaryFile(dir=scratch) as copy:
+            for chunk in self.read_now(digest, UPLOAD_PART_BYTES):
+                copy.write(chunk)
+            copy.flush()
+            yield Path(copy.name)
+
+    def delete_now(self, digest: Digest) -> None:
+        """See `BlobStore`."""
+        try:
+            obstore.delete(self._store, _key(digest))
+        except FileNotFoundError:
+            pass
+        except obstore.exceptions.BaseError as error:
+            raise _unreachable() from error
+
 
 class FolderBlobs(ObjectBlobs):
     """A folder. Writes land beside the blobs and are renamed once their bytes are on the disk.
@@ -167,6 +204,14 @@ class FolderBlobs(ObjectBlobs):
             raise check.failure or _unreachable() from error
         self._adopt(name, digest)
         return check.length_bytes
+
+    @contextmanager
+    def as_file(self, digest: Digest, scratch: Path) -> Iterator[Path]:
+        """See `BlobStore`."""
+        path = self._folder / _key(digest)
+        if not path.is_file():
+            raise _absent(digest)
+        yield path
 
     def _adopt(self, name: str, digest: Digest) -> None:
         durable.sync_file(self._incoming / name)

@@ -19,9 +19,13 @@ from sqlalchemy.exc import OperationalError
 
 import server.migrations
 from protocol.errors import LinkError
+from server.storage.condemned import Condemned
 from server.storage.devices import Devices
 from server.storage.events import Events
 from server.storage.facts import Facts
+from server.storage.fleet import Fleet
+from server.storage.jobs import Jobs
+from server.storage.patches import Patches
 from server.storage.payloads import Payloads
 from server.storage.repository import Repositories
 from server.storage.results import Results
@@ -61,8 +65,28 @@ class Session:
 
     @cached_property
     def payloads(self) -> Payloads:
-        """Blobs that came in, payloads made of them, and the work that is waiting."""
+        """Blobs that came in, and the payloads made of them."""
         return Payloads(self._connection)
+
+    @cached_property
+    def patches(self) -> Patches:
+        """Patches: wanted, made, failed."""
+        return Patches(self._connection)
+
+    @cached_property
+    def fleet(self) -> Fleet:
+        """What machines hold of what releases name."""
+        return Fleet(self._connection)
+
+    @cached_property
+    def jobs(self) -> Jobs:
+        """The work that is waiting."""
+        return Jobs(self._connection)
+
+    @cached_property
+    def condemned(self) -> Condemned:
+        """Blobs that may go."""
+        return Condemned(self._connection)
 
     @cached_property
     def rollouts(self) -> Rollouts:

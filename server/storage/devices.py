@@ -179,6 +179,7 @@ def _columns(device: Device) -> dict[str, Any]:
         "versions": to_json(device.versions),
         "counters": to_json(device.counters),
         "unsure_of_time": device.unsure_of_time,
+        "link": device.link,
     }
 
 

@@ -1,15 +1,12 @@
-"""Blobs that came in, the payloads made of them, and the work that waits: claimed for a while, so that another
-process takes it over when one dies."""
+"""Blobs that came in, and the payloads made of them."""
 
 from collections.abc import Iterable
 
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import Connection, delete, func, insert, select
 
+from server.storage.jobs import COMPRESS, Jobs
 from server.storage.records import Compressed
-from server.storage.schema import blobs, compressed, jobs
-
-COMPRESS = "compress"
-LONGEST_WAIT_S = 3600  # after many failures a job is tried once an hour
+from server.storage.schema import blobs, compressed
 
 
 class Payloads:
@@ -28,6 +25,10 @@ class Payloads:
         return self._connection.execute(
             select(blobs.c.length_bytes).where(blobs.c.sha256 == sha256)
         ).scalar_one_or_none()
+
+    def forget_blob(self, sha256: str) -> None:
+        """Notes that a blob is no longer in the store."""
+        self._connection.execute(delete(blobs).where(blobs.c.sha256 == sha256))
 
     def blob_count(self) -> tuple[int, int]:
         """How many blobs there are, and their bytes."""
@@ -54,62 +55,10 @@ class Payloads:
                     index_bytes=made.index_bytes,
                 )
             )
-        self._connection.execute(delete(jobs).where(jobs.c.kind == COMPRESS, jobs.c.subject == made.artifact))
+        Jobs(self._connection).done(COMPRESS, made.artifact)
 
     def want(self, artifacts: Iterable[str], at_ms: int) -> None:
         """Adds a job for each artifact that has neither payload nor job."""
         wanted = list(dict.fromkeys(artifacts))
-        known = set(self.get(wanted))
-        known |= set(
-            self._connection.execute(
-                select(jobs.c.subject).where(jobs.c.kind == COMPRESS, jobs.c.subject.in_(wanted))
-            ).scalars()
-        )
-        fresh = [artifact for artifact in wanted if artifact not in known]
-        if fresh:
-            self._connection.execute(
-                insert(jobs),
-                [{"kind": COMPRESS, "subject": artifact, "created_ms": at_ms} for artifact in fresh],
-            )
-
-    def claim(self, now_ms: int, lease_ms: int) -> str | None:
-        """Takes the oldest job that nobody holds, for `lease_ms`. Returns its artifact, or None."""
-        row = self._connection.execute(
-            select(jobs.c.subject, jobs.c.tries)
-            .where(jobs.c.kind == COMPRESS, jobs.c.claimed_until_ms <= now_ms)
-            .order_by(jobs.c.tries, jobs.c.created_ms, jobs.c.subject)
-            .limit(1)
-            .with_for_update(skip_locked=True)
-        ).one_or_none()
-        if row is None:
-            return None
-        self._connection.execute(
-            update(jobs)
-            .where(jobs.c.kind == COMPRESS, jobs.c.subject == row.subject)
-            .values(claimed_until_ms=now_ms + lease_ms, tries=row.tries + 1)
-        )
-        return str(row.subject)
-
-    def renew(self, artifact: str, now_ms: int, lease_ms: int) -> None:
-        """Holds a claimed job for `lease_ms` from now on."""
-        self._connection.execute(
-            update(jobs)
-            .where(jobs.c.kind == COMPRESS, jobs.c.subject == artifact)
-            .values(claimed_until_ms=now_ms + lease_ms)
-        )
-
-    def fail(self, artifact: str, error: str, now_ms: int) -> None:
-        """Puts a job off: twice as long after each failure."""
-        tries = self._connection.execute(
-            select(jobs.c.tries).where(jobs.c.kind == COMPRESS, jobs.c.subject == artifact)
-        ).scalar_one_or_none()
-        wait_s = min(LONGEST_WAIT_S, 2 ** min(tries or 1, 12))
-        self._connection.execute(
-            update(jobs)
-            .where(jobs.c.kind == COMPRESS, jobs.c.subject == artifact)
-            .values(claimed_until_ms=now_ms + wait_s * 1000, error=error[:1000])
-        )
-
-    def waiting(self) -> int:
-        """How many jobs are not done."""
-        return self._connection.execute(select(func.count()).select_from(jobs)).scalar_one()
+        ready = self.get(wanted)
+        Jobs(self._connection).want(COMPRESS, {each: 0 for each in wanted if each not in ready}, at_ms)

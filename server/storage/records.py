@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 import msgspec
 
 from protocol.errors import Reason
-from protocol.ids import DeviceId, Digest
-from protocol.messages import Counters, Inventory, LanePosition, Outcome, VersionReport
-from protocol.objects import Conditions
+from protocol.ids import DeviceId, Digest, digest
+from protocol.messages import Counters, Inventory, LanePosition, Outcome, TransferBytes, VersionReport
+from protocol.objects import Budget, Conditions
 from protocol.wire import Message
 
 RepositoryKind = Literal["image", "director"]
@@ -59,6 +59,7 @@ class Device:
     versions: dict[str, int] = field(default_factory=dict)
     counters: Counters = field(default_factory=Counters)
     unsure_of_time: bool = False
+    link: str = ""
 
 
 @dataclass(frozen=True)
@@ -126,11 +127,19 @@ class Rollout:
     why: str = ""
     phase: int = 0
     judged_from_ms: int = 0
+    budget: Budget = field(default_factory=Budget)
 
 
 @dataclass(frozen=True)
 class Member:
-    """A machine that has a place in a rollout, and how its update ended."""
+    """A machine that has a place in a rollout, and how its update ended.
+
+    Args:
+        plan_bytes: What the plan that it was offered last takes over the air.
+        plan_full_bytes: What the same would take as compressed full.
+        needs_bytes: What would still have to travel, by its own word, while a budget defers it.
+        transfer: What the update took so far, by its own word.
+    """
 
     rollout: str
     device: DeviceId
@@ -139,6 +148,10 @@ class Member:
     outcome: Outcome | None = None
     reason: Reason | None = None
     ended_ms: int | None = None
+    plan_bytes: int | None = None
+    plan_full_bytes: int | None = None
+    needs_bytes: int | None = None
+    transfer: TransferBytes = field(default_factory=TransferBytes)
 
 
 @dataclass(frozen=True)
@@ -151,6 +164,48 @@ class Compressed:
     payload_bytes: int
     index: Digest | None
     index_bytes: int
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A base and what a patch makes of it, by one version of the codec."""
+
+    base: Digest
+    result: Digest
+    codec: int
+
+    @property
+    def id(self) -> Digest:
+        """One name for the three."""
+        return digest(f"{self.base} {self.result} {self.codec}".encode())
+
+
+@dataclass(frozen=True)
+class Patch:
+    """A patch that was made, as it is kept.
+
+    Args:
+        pair: What it is for.
+        made: How often it was made: a withdrawn one is made once more.
+        payload: None when only its measure is kept.
+        payload_bytes: Measured, kept or not; with `index_bytes` what it takes over the air.
+        named_until_ms: A signed assignment that names it may be current until then.
+        why: Why there is no payload, in words.
+    """
+
+    pair: Pair
+    made: int
+    payload: Digest | None
+    payload_bytes: int
+    index: Digest | None
+    index_bytes: int
+    named_until_ms: int = 0
+    why: str = ""
+
+    @property
+    def travels_bytes(self) -> int:
+        """Payload and index together."""
+        return self.payload_bytes + self.index_bytes
 
 
 class Event(Message):

@@ -3,11 +3,12 @@
 from dataclasses import replace
 from typing import Any
 
+from msgspec.structs import asdict
 from sqlalchemy import Connection, Row, func, insert, select, update
 
 from protocol.errors import Reason
-from protocol.messages import Outcome
-from protocol.objects import Conditions
+from protocol.messages import Outcome, TransferBytes
+from protocol.objects import Budget, Conditions
 from server.storage.codec import from_json, pairs, to_json
 from server.storage.records import Member, Phase, Rollout, RolloutState
 from server.storage.schema import members, rollouts
@@ -39,6 +40,7 @@ class Rollouts:
                 why=rollout.why,
                 phase=rollout.phase,
                 judged_from_ms=rollout.judged_from_ms,
+                budget=to_json(rollout.budget),
             )
             .returning(rollouts.c.sequence)
         ).scalar_one()
@@ -97,12 +99,31 @@ class Rollouts:
             )
         )
 
-    def end(self, name: str, device: str, outcome: Outcome, reason: Reason | None, at_ms: int) -> None:
+    def end(
+        self,
+        name: str,
+        device: str,
+        outcome: Outcome,
+        reason: Reason | None,
+        at_ms: int,
+        *,
+        needs_bytes: int | None = None,
+    ) -> None:
         """Notes how a machine's update ended; a later end replaces an earlier one."""
+        said = None if reason is None else reason.value
+        self._change(name, device, outcome=outcome, reason=said, ended_ms=at_ms, needs_bytes=needs_bytes)
+
+    def spend(self, name: str, device: str, transfer: TransferBytes) -> None:
+        """Notes what a machine's update took over the air so far."""
+        self._change(name, device, **asdict(transfer))
+
+    def price(self, name: str, device: str, plan_bytes: int, plan_full_bytes: int) -> None:
+        """Notes what the plan takes that a machine is offered."""
+        self._change(name, device, plan_bytes=plan_bytes, plan_full_bytes=plan_full_bytes)
+
+    def _change(self, name: str, device: str, **values: Any) -> None:
         self._connection.execute(
-            update(members)
-            .where(members.c.rollout == name, members.c.device == device)
-            .values(outcome=outcome, reason=None if reason is None else reason.value, ended_ms=at_ms)
+            update(members).where(members.c.rollout == name, members.c.device == device).values(values)
         )
 
 
@@ -111,10 +132,12 @@ def _rollout(row: Row[Any]) -> Rollout:
     values["group"] = values.pop("device_group")
     values["phases"] = from_json(values["phases"], tuple[Phase, ...])
     values["conditions"] = from_json(values["conditions"], Conditions)
+    values["budget"] = from_json(values["budget"], Budget)
     return Rollout(**values)
 
 
 def _member(row: Row[Any]) -> Member:
     values = dict(row._mapping)
     values["reason"] = None if values["reason"] is None else Reason(values["reason"])
+    values["transfer"] = TransferBytes(**{name: values.pop(name) for name in TransferBytes.__struct_fields__})
     return Member(**values)

@@ -61,6 +61,7 @@ devices = Table(
     Column("versions", Text, nullable=False, default="{}"),
     Column("counters", Text, nullable=False, default="{}"),
     Column("unsure_of_time", Boolean, nullable=False, default=False),
+    Column("link", String(64), nullable=False, default="", server_default=""),
 )
 
 # The groups of `devices.groups` once more, for counting. Revoked machines count in none.
@@ -146,6 +147,68 @@ jobs = Table(
     Column("claimed_until_ms", BigInteger, nullable=False, default=0),
     Column("tries", Integer, nullable=False, default=0),
     Column("error", Text, nullable=False, default=""),
+    Column("weight", Integer, nullable=False, default=0, server_default="0"),  # machines that wait for it
+)
+
+# What each release names, so that a machine's artifact of one release finds its successor in another.
+release_artifacts = Table(
+    "release_artifacts",
+    metadata,
+    Column("product", String(64), primary_key=True),
+    Column("manifest", String(64), primary_key=True),
+    Column("part", Text, primary_key=True),
+    Column("artifact", String(64), nullable=False),
+    Index("ix_release_artifacts_part", "product", "part"),
+    Index("ix_release_artifacts_artifact", "artifact"),
+)
+
+# Which artifacts of ours a machine said it holds, when it last called.
+holdings = Table(
+    "holdings",
+    metadata,
+    Column("device", String(64), ForeignKey("devices.id"), primary_key=True),
+    Column("artifact", String(64), primary_key=True),
+    Index("ix_holdings_artifact", "artifact"),
+)
+
+# One row a (base, result, codec): wanted, made, or made and found useless. The number stays when the blob does not.
+patches = Table(
+    "patches",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("base", String(64), nullable=False),
+    Column("result", String(64), nullable=False),
+    Column("codec", Integer, nullable=False),
+    Column("wanted_ms", BigInteger, nullable=False),
+    Column("made_ms", BigInteger),
+    Column("made", Integer, nullable=False, default=0),
+    Column("payload", String(64)),
+    Column("payload_bytes", BigInteger, nullable=False, default=0),
+    Column("index", String(64)),
+    Column("index_bytes", BigInteger, nullable=False, default=0),
+    Column("named_until_ms", BigInteger, nullable=False, default=0),
+    Column("why", Text, nullable=False, default=""),
+    UniqueConstraint("base", "result", "codec"),
+    Index("ix_patches_result", "result"),
+)
+
+patch_failures = Table(
+    "patch_failures",
+    metadata,
+    Column("device", String(64), ForeignKey("devices.id"), primary_key=True),
+    Column("patch", String(64), primary_key=True),
+    Column("payload", String(64), primary_key=True),
+    Column("reason", String(32), nullable=False),
+    Column("at_ms", BigInteger, nullable=False),
+    Index("ix_patch_failures_patch", "patch", "payload"),
+)
+
+# Blobs that may go once the moment has come and nothing names them.
+condemned = Table(
+    "condemned",
+    metadata,
+    Column("sha256", String(64), primary_key=True),
+    Column("after_ms", BigInteger, nullable=False),
 )
 
 blobs = Table(
@@ -175,6 +238,7 @@ rollouts = Table(
     Column("why", Text, nullable=False, default=""),
     Column("phase", Integer, nullable=False, default=0),
     Column("judged_from_ms", BigInteger, nullable=False, default=0),
+    Column("budget", Text, nullable=False, default="{}", server_default="{}"),
 )
 
 members = Table(
@@ -187,6 +251,12 @@ members = Table(
     Column("outcome", String(16)),
     Column("reason", String(32)),
     Column("ended_ms", BigInteger),
+    Column("plan_bytes", BigInteger),  # what the plan that was offered last takes, and all of it as compressed full
+    Column("plan_full_bytes", BigInteger),
+    Column("needs_bytes", BigInteger),  # by the machine's word, when a budget defers it
+    Column("delta_bytes", BigInteger, nullable=False, default=0, server_default="0"),
+    Column("full_bytes", BigInteger, nullable=False, default=0, server_default="0"),
+    Column("saved_bytes", BigInteger, nullable=False, default=0, server_default="0"),
     Index("ix_members_device", "device"),
 )
 

@@ -16,6 +16,7 @@ from protocol.objects import Conditions
 from protocol.results import Loss
 from protocol.wire import encode
 from server.storage.catalog import Catalog
+from server.storage.jobs import COMPRESS
 from server.storage.records import Compressed, Device, EnrolmentToken, Member, Phase, Release, Rollout
 from server.storage.schema import metadata
 
@@ -254,22 +255,25 @@ def test_a_job_is_claimed_by_one_and_by_another_after_its_lease(catalog: Catalog
     with catalog.write() as session:
         session.payloads.want(["a" * 64, "a" * 64, "b" * 64], 1)
         session.payloads.want(["a" * 64], 2)
-        assert session.payloads.waiting() == 2
+        assert session.jobs.waiting(COMPRESS) == 2
     claimed = []
     for now in (10, 10, 10, 10 + 1000):
         with catalog.write() as session:
-            claimed.append(session.payloads.claim(now, 1000))
-    assert claimed == ["a" * 64, "b" * 64, None, "a" * 64]
+            claimed.append(session.jobs.claim(COMPRESS, now, 1000))
+    assert [claim and claim.subject for claim in claimed] == ["a" * 64, "b" * 64, None, "a" * 64]
     made = Compressed("a" * 64, 10, "p" * 64, 5, None, 0)
     with catalog.write() as session:
         session.payloads.put(made)
         session.payloads.put(made)
         session.payloads.want(["a" * 64], 3)
-        session.payloads.fail("b" * 64, "no", 2000)
+        session.jobs.fail(claimed[1], "no", 2000)
         assert session.payloads.get(["a" * 64, "b" * 64]) == {"a" * 64: made}
-        assert session.payloads.waiting() == 1
-        assert session.payloads.claim(2001, 1) is None
-        assert session.payloads.claim(2000 + 2000, 1) == "b" * 64
+        assert session.jobs.waiting(COMPRESS) == 1
+        assert session.jobs.claim(COMPRESS, 2001, 1) is None
+        again = session.jobs.claim(COMPRESS, 2000 + 2000, 1)
+        assert again is not None and (again.subject, again.tries) == ("b" * 64, 2)
+        assert not session.jobs.renew(claimed[1], 4000, 1)  # it is no longer the first one's
+        assert session.jobs.renew(again, 4000, 1)
 
 
 def test_rollouts_keep_their_order_and_their_members(catalog: Catalog) -> None:

@@ -8,6 +8,7 @@ from protocol.ids import digest
 from server.compress import LEASE_MS, Compressor
 from server.storage.blobs import FolderBlobs
 from server.storage.catalog import Catalog
+from server.storage.jobs import COMPRESS
 
 
 def test_a_killed_job_is_taken_up_within_a_minute_and_a_slow_one_is_left_alone(tmp_path: Path) -> None:
@@ -20,7 +21,7 @@ def test_a_killed_job_is_taken_up_within_a_minute_and_a_slow_one_is_left_alone(t
             for chunk in super().read_now(digest, chunk_bytes):
                 now_ms += LEASE_MS // 2
                 with catalog.write() as session:
-                    assert session.payloads.claim(now_ms, LEASE_MS) is None
+                    assert session.jobs.claim(COMPRESS, now_ms, LEASE_MS) is None
                 yield chunk
 
     catalog = Catalog(f"sqlite:///{tmp_path / 'catalog.db'}")
@@ -28,9 +29,9 @@ def test_a_killed_job_is_taken_up_within_a_minute_and_a_slow_one_is_left_alone(t
     blobs.put_now(digest(data), [data])
     with catalog.write() as session:
         session.payloads.want([digest(data)], now_ms)
-        assert session.payloads.claim(now_ms, LEASE_MS) == digest(data)  # and then it was killed
+        assert session.jobs.claim(COMPRESS, now_ms, LEASE_MS) is not None  # and then it was killed
     now_ms += 60_000
     assert Compressor(catalog, blobs, tmp_path, lambda: now_ms, 3).work()
     with catalog.read() as session:
-        assert session.payloads.waiting() == 0
+        assert session.jobs.waiting(COMPRESS) == 0
     catalog.close()

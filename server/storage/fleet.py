@@ -1,0 +1,118 @@
+"""What machines hold of what releases name: from it follows which patches are worth making, and for how many."""
+
+from collections.abc import Collection, Mapping
+from typing import Final
+
+from sqlalchemy import Connection, delete, func, insert, select, tuple_
+
+from server.storage.facts import Facts
+from server.storage.schema import compressed, devices, holdings, release_artifacts, releases
+
+CHANGES: Final = "fleet_changes"
+
+
+class Fleet:
+    """Parts of releases (`model/variant`, ...) and the machines that hold the artifacts behind them."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def changed(self) -> None:
+        """Notes that what is worth making may have changed."""
+        facts = Facts(self._connection)
+        facts.put(CHANGES, facts.number(CHANGES) + 1)
+
+    def changes(self) -> str:
+        """Another text after each change."""
+        return Facts(self._connection).get(CHANGES) or ""
+
+    def note_release(self, product: str, manifest: str, parts: Mapping[str, str]) -> None:
+        """Keeps which artifact a release has for each part. A second time changes nothing."""
+        if not parts or self.parts(product, [manifest]):
+            return
+        self._connection.execute(
+            insert(release_artifacts),
+            [
+                {"product": product, "manifest": manifest, "part": part, "artifact": artifact}
+                for part, artifact in parts.items()
+            ],
+        )
+        self.changed()
+
+    def unnoted(self) -> list[tuple[str, str]]:
+        """Product and manifest of listed releases whose parts were never noted: they are older than this table."""
+        noted = select(release_artifacts.c.manifest).where(release_artifacts.c.product == releases.c.product)
+        rows = self._connection.execute(
+            select(releases.c.product, releases.c.manifest).where(releases.c.listed, releases.c.manifest.not_in(noted))
+        )
+        return [(row.product, row.manifest) for row in rows]
+
+    def parts(self, product: str, manifests: Collection[str]) -> dict[str, dict[str, str]]:
+        """Artifact by part, by manifest."""
+        found: dict[str, dict[str, str]] = {}
+        for row in self._connection.execute(
+            select(release_artifacts).where(
+                release_artifacts.c.product == product, release_artifacts.c.manifest.in_(list(manifests))
+            )
+        ):
+            found.setdefault(row.manifest, {})[row.part] = row.artifact
+        return found
+
+    def hold(self, device: str, digests: Collection[str]) -> None:
+        """Replaces what a machine holds. What no release of ours names is left out."""
+        known = set(
+            self._connection.execute(
+                select(release_artifacts.c.artifact).where(release_artifacts.c.artifact.in_(list(digests))).distinct()
+            ).scalars()
+        )
+        before = set(self._connection.execute(select(holdings.c.artifact).where(holdings.c.device == device)).scalars())
+        if known == before:
+            return
+        if gone := before - known:
+            self._connection.execute(
+                delete(holdings).where(holdings.c.device == device, holdings.c.artifact.in_(sorted(gone)))
+            )
+        if fresh := known - before:
+            self._connection.execute(
+                insert(holdings), [{"device": device, "artifact": artifact} for artifact in sorted(fresh)]
+            )
+        self.changed()
+
+    def wanted(self, targets: Collection[tuple[str, str]], at_least_bytes: int) -> dict[tuple[str, str], int]:
+        """Bases and results of which a patch would serve somebody, with the number of machines that it would serve.
+
+        A base serves a result when some release has it for the same part. Only results whose compressed price is
+        known, and is at least `at_least_bytes`.
+
+        Args:
+            targets: (product, manifest) of the releases that machines are to get.
+            at_least_bytes: Less is not worth a patch.
+        """
+        if not targets:
+            return {}
+        new, old, has = release_artifacts.alias("new"), release_artifacts.alias("old"), holdings.alias("has")
+        holds_result = (
+            select(holdings.c.device)
+            .where(holdings.c.device == has.c.device, holdings.c.artifact == new.c.artifact)
+            .exists()
+        )
+        machines = func.count(has.c.device.distinct())
+        rows = self._connection.execute(
+            select(old.c.artifact, new.c.artifact, machines)
+            .select_from(new)
+            .join(compressed, compressed.c.artifact == new.c.artifact)
+            .join(
+                old,
+                (old.c.product == new.c.product) & (old.c.part == new.c.part) & (old.c.artifact != new.c.artifact),
+            )
+            .join(has, has.c.artifact == old.c.artifact)
+            .join(devices, (devices.c.id == has.c.device) & (devices.c.product == new.c.product))
+            .where(
+                tuple_(new.c.product, new.c.manifest).in_(sorted(targets)),
+                compressed.c.payload_bytes + compressed.c.index_bytes >= at_least_bytes,
+                devices.c.revoked_ms.is_(None),
+                ~holds_result,
+            )
+            .group_by(old.c.artifact, new.c.artifact)
+        )
+        return {(base, result): count for base, result, count in rows}
