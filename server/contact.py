@@ -6,20 +6,23 @@ transaction a contact.
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 from protocol import limits
+from protocol.delta.patch import CODEC
 from protocol.errors import HeadlandError, Reason, Refused, StateError
-from protocol.messages import SyncAnswer, SyncRequest, UpdateStatus
-from protocol.objects import AssignmentBody, Payload
-from protocol.release import ReleaseManifest, parse_manifest
+from protocol.messages import SyncAnswer, SyncRequest, TransferBytes, UpdateStatus
+from protocol.objects import AssignmentBody, Payload, TransferPlan
+from protocol.release import Artifact, ReleaseManifest, parse_manifest
 from protocol.selection import needed_artifacts, select_variants
 from protocol.wire import decode, encode
 from server import rollouts, sync_token
 from server.clock import NowMs
 from server.director import Director
-from server.plan import make_plan
+from server.failed_patches import take_failures
+from server.plan import Means, make_plan, named_patches
 from server.publish import Publisher, current_versions
 from server.settings import Contact
 from server.storage.blobs import BlobStore
@@ -50,6 +53,7 @@ class Contacts:
         publisher: Gets ahead again when machines trust newer online roles than are on offer.
         now_ms: The clock.
         settings: Poll intervals.
+        withdraw_after: Machines on which a patch must fail to be withdrawn for all.
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class Contacts:
         *,
         now_ms: NowMs,
         settings: Contact,
+        withdraw_after: int,
     ) -> None:
         self._catalog = catalog
         self._blobs = blobs
@@ -68,6 +73,7 @@ class Contacts:
         self._publisher = publisher
         self._now_ms = now_ms
         self._settings = settings
+        self._withdraw_after = withdraw_after
         self._manifests: dict[str, ReleaseManifest] = {}
         self._damaged: set[str] = set()
 
@@ -102,6 +108,10 @@ class Contacts:
             if image is None or director is None:
                 raise StateError("nothing was published yet", hint="`headland release push`")
             device = _reported(device, request, now_ms)
+            failed = 0
+            if not device.set_apart:
+                session.fleet.hold(device.id, request.have if _patches_reach(device) else ())
+                failed = take_failures(session, device.id, request.failed_patches, now_ms, self._withdraw_after)
             version = max(device.object_version + 1, now_ms // 1000)
             device = replace(device, object_version=version)
             time = self._director.time(device.id, request.nonce, version, now_ms)
@@ -109,12 +119,13 @@ class Contacts:
             kept = None
             if standing is Standing.RETRY and device.answer is not None:
                 kept = decode(device.answer, SyncAnswer, limit=limits.ANSWER_BYTES)
-            if kept is not None and now_ms - last_ms < ANSWER_KEPT_MS:
+            # What was kept may name a patch of which it says now that it failed.
+            if kept is not None and now_ms - last_ms < ANSWER_KEPT_MS and not failed:
                 offer = _Offer(kept.assignment)
             elif device.set_apart or want_inventory:
                 offer = _Offer()
             else:
-                offer = self._offer(session, device, request, version=version, now_ms=now_ms)
+                offer = self._offer(session, device, request, version=version, now_ms=now_ms, failed=failed)
             number = max(abs(device.token_counter), shown or 0) + 1
             busy = offer.busy or want_inventory
             answer = SyncAnswer(
@@ -219,9 +230,15 @@ class Contacts:
             # It may have the release already, by an earlier rollout or a stick: a place taken, and committed.
             if member is None and not (runs_it and self._join(session, device, rollout, now_ms)):
                 continue
+            spent = _last_transfer(rollout, fresh)
+            if spent is None and runs_it and member is not None and member.plan_bytes is not None:
+                spent = request.report.transfer
+            if spent is not None and (member is None or spent != member.transfer):
+                session.rollouts.spend(rollout.name, device.id, spent)
             ended = _last_end(rollout, fresh)
             if ended is not None and ended.outcome is not None:
-                session.rollouts.end(rollout.name, device.id, ended.outcome, ended.reason, now_ms)
+                needs = ended.needs_bytes if ended.reason is Reason.BUDGET else None
+                session.rollouts.end(rollout.name, device.id, ended.outcome, ended.reason, now_ms, needs_bytes=needs)
             elif runs_it and (member is None or member.outcome != "committed"):
                 session.rollouts.end(rollout.name, device.id, "committed", None, now_ms)
             else:
@@ -242,7 +259,9 @@ class Contacts:
         size = session.devices.group_size(rollout.product, rollout.group)
         return rollouts.place(rollout, member, device.id, session.rollouts.taken(rollout.name), size)
 
-    def _offer(self, session: Session, device: Device, request: SyncRequest, *, version: int, now_ms: int) -> _Offer:
+    def _offer(
+        self, session: Session, device: Device, request: SyncRequest, *, version: int, now_ms: int, failed: int
+    ) -> _Offer:
         releases = {release.manifest: release for release in session.repositories.releases(device.product)}
         mine = session.rollouts.memberships(device.id)
         candidates = []
@@ -275,7 +294,7 @@ class Contacts:
                 detail=error.message,
             )
             return _Offer()
-        plan = make_plan(needed, set(request.have), session.payloads.get(a.sha256 for a in needed))
+        plan = self._plan(session, device, request, rollout, needed)
         if plan is None:
             return _Offer(busy=True)
         body = AssignmentBody(
@@ -286,6 +305,7 @@ class Contacts:
             manifest=Payload(sha256=rollout.manifest, length_bytes=rollout.manifest_bytes),
             plan=plan,
             conditions=rollout.conditions,
+            budget=rollout.budget,
         )
         text = self._director.assignment(body, version, now_ms)
         what = f"{rollout.product} {rollout.release}"
@@ -296,7 +316,40 @@ class Contacts:
         if chosen.member is None:
             session.rollouts.join(place)
             session.events.add(now_ms, "assigned", device=device.id, what=what, detail=rollout.name)
+        price = (plan.travels_bytes(), plan.full_bytes)
+        if chosen.member is None or price != (chosen.member.plan_bytes, chosen.member.plan_full_bytes):
+            session.rollouts.price(rollout.name, device.id, *price)
+        if failed:
+            detail = f"{failed} patches failed: it takes {price[0]} bytes now, {price[1]} in full"
+            session.events.add(now_ms, "plan-renewed", device=device.id, what=what, detail=detail)
+        session.patches.name(named_patches(plan), now_ms + self._director.assignment_lifetime_ms)
         return _Offer(text)
+
+    def _plan(
+        self,
+        session: Session,
+        device: Device,
+        request: SyncRequest,
+        rollout: Rollout,
+        needed: Sequence[Artifact],
+    ) -> TransferPlan | None:
+        """By what is ready now: what is being made is not waited for."""
+        assert device.inventory is not None
+        have = set(request.have)
+        wanted = [artifact.sha256 for artifact in needed]
+        missing = [artifact for artifact in wanted if artifact not in have]
+        budget = rollout.budget
+        means = Means(
+            codecs=device.inventory.patch_codecs,
+            memory_mib=device.inventory.memory_mib,
+            patch_rate_kib_s=device.inventory.patch_rate_kib_s,
+            link_rate_kib_s=request.link_rate_kib_s,
+            metered=budget.release_bytes is not None or request.link in budget.day_bytes,
+            failed=session.patches.failed_on(device.id),
+            parts=request.parts,
+        )
+        patches = session.patches.ready(missing) if means.codecs else ()
+        return make_plan(needed, have, session.payloads.get(wanted), patches, means)
 
     def _warm(self, product: str, now_ms: int) -> None:
         """Reads the manifests that an offer may need before the transaction begins: a bucket may be slow.
@@ -350,6 +403,21 @@ def _last_end(rollout: Rollout, statuses: list[UpdateStatus]) -> UpdateStatus | 
     return ends[-1] if ends else None
 
 
+def _last_transfer(rollout: Rollout, statuses: list[UpdateStatus]) -> TransferBytes | None:
+    """What this rollout's update took over the air, by the newest status that says so."""
+    said = [
+        status.transfer
+        for status in statuses
+        if status.rollout == rollout.name and status.manifest == rollout.manifest and status.transfer is not None
+    ]
+    return said[-1] if said else None
+
+
+def _patches_reach(device: Device) -> bool:
+    """Whether a patch that we make could serve the machine."""
+    return device.inventory is not None and CODEC in device.inventory.patch_codecs
+
+
 def _reported(device: Device, request: SyncRequest, now_ms: int) -> Device:
     device = replace(
         device,
@@ -360,6 +428,7 @@ def _reported(device: Device, request: SyncRequest, now_ms: int) -> Device:
         versions=dict(request.versions),
         counters=request.counters,
         unsure_of_time=request.unsure_of_time,
+        link=request.link,
     )
     if request.inventory is not None:
         device = replace(device, inventory=request.inventory, inventory_sha256=request.inventory_sha256)

@@ -24,6 +24,11 @@ class Director:
         self._keys = keyring["director"]
         self._assignment_lifetime = assignment_lifetime
 
+    @property
+    def assignment_lifetime_ms(self) -> int:
+        """How long an assignment is current."""
+        return self._assignment_lifetime // timedelta(milliseconds=1)
+
     def assignment(self, body: AssignmentBody, version: int, now_ms: int) -> str:
         """A signed assignment."""
         return self._sign(body, "assignments", version, now_ms, self._assignment_lifetime)

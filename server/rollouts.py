@@ -31,6 +31,7 @@ NO_EVIDENCE: Final = frozenset(
         Reason.REFUSED_BEFORE,
         Reason.HASH,
         Reason.LENGTH,
+        Reason.BUDGET,
     }
 )
 
@@ -44,12 +45,14 @@ class Tally:
         contacted: Machines of it that were offered the release.
         committed: Those that run it for good.
         failed: Those whose end is evidence against the release.
+        deferred: Those whose update waits: for space, a window, or bytes that a budget allows. Not failed.
     """
 
     places: int
     contacted: int
     committed: int
     failed: int
+    deferred: int = 0
 
     @property
     def unseen(self) -> int:
@@ -110,6 +113,7 @@ def tally(rollout: Rollout, members: Collection[Member], group_size: int) -> tup
                 contacted=len(mine),
                 committed=sum(member.outcome == "committed" for member in mine),
                 failed=sum(failed(member) and (member.ended_ms or 0) >= rollout.judged_from_ms for member in mine),
+                deferred=sum(member.outcome == "deferred" for member in mine),
             )
         )
     return tuple(found)

@@ -6,6 +6,7 @@ from typing import Annotated, Final
 import msgspec
 
 from protocol.errors import SettingsError
+from protocol.ids import Length, Name
 from protocol.settings import Settings, parse_settings
 
 SETTINGS_FILE: Final = "server.toml"
@@ -59,6 +60,25 @@ class Transfers(Settings):
     compression_level: Annotated[int, msgspec.Meta(ge=1, le=22)] = 19
 
 
+class Patches(Settings):
+    """Making patches: in a child process, so that a hungry or endless one harms nobody else."""
+
+    processes: Annotated[int, msgspec.Meta(ge=0, le=256)] = 1  # cores one may take; 0: another server makes them
+    nice: Annotated[int, msgspec.Meta(ge=0, le=19)] = 10  # machines are answered first
+    memory_mib: Annotated[int, msgspec.Meta(ge=256)] = 1024  # of each of its processes; a windowed encoder needs less
+    seconds: Annotated[float, msgspec.Meta(ge=1)] = 900.0  # then it codes more simply; after twice that it is killed
+    bases: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 8  # for each artifact, those that most machines hold
+    withdraw_after: Annotated[int, msgspec.Meta(ge=1)] = 2  # machines on which it failed: one may have bad memory
+    keep_days: Annotated[float, msgspec.Meta(ge=1)] = 30.0  # after nobody wanted it any more
+
+
+class DefaultBudget(Settings):
+    """Bytes over the air that a rollout allows each machine when it does not say so itself. Left out: no limit."""
+
+    release_bytes: Length | None = None
+    day_bytes: dict[Name, Length] = {}  # by the kind of link
+
+
 class OnlineKey(Settings):
     """An online key that is not a file here: any securesystemslib URI, with the file of its public half."""
 
@@ -75,6 +95,8 @@ class ServerSettings(Settings):
     contact: Contact = Contact()
     lifetimes: Lifetimes = Lifetimes()
     transfers: Transfers = Transfers()
+    patches: Patches = Patches()
+    budget: DefaultBudget = DefaultBudget()
     online_keys: dict[str, OnlineKey] = {}  # by `director.clock`, `image.snapshot`, ...
 
 
