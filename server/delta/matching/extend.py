@@ -1,0 +1,101 @@
+"""Grows pieces into the gaps between them, mismatches allowed, and finds where one should hand over to the next.
+
+A piece is worth `MATCH` for each equal byte, loses `MISS` for each other one, and costs `PIECE` for its control
+numbers. Within a gap the left piece keeps a prefix and the right one takes a suffix; what lies between is in no piece.
+"""
+
+import numpy as np
+
+from server.delta.matching.alignment import Alignment
+from server.delta.matching.buffers import Buffers
+from server.delta.matching.ranges import Ints, batches, positions
+
+MATCH = 6
+MISS = 6
+PIECE = 60
+ABSENT = 1 << 60  # the shift of a neighbour that is not there: it predicts nothing
+_REACH = 1 << 16  # bytes that a piece may grow into a gap at once
+_OUTSIDE = 4 * MISS  # lost for each byte that a shift takes from outside the old bytes
+
+
+def best_splits(both: Buffers, low: Ints, high: Ints, left: Ints, right: Ints) -> tuple[Ints, Ints, Ints]:
+    """Finds for each gap where the left shift should end and the right one begin.
+
+    Args:
+        both: The bytes.
+        low: Where each gap starts.
+        high: Where it ends.
+        left: Shift of the piece before it, or ABSENT.
+        right: Shift of the piece after it, or ABSENT.
+
+    Returns:
+        End of the left part, start of the right part, and the worth of both. Where both shifts are the same and going
+        on through the gap is better, the two are at the gap's end, and the worth has the piece that is saved.
+    """
+    found = [np.empty((3, 0), np.int64)]
+    for i, j in batches(high - low + 1):
+        found.append(np.stack(_best_splits(both, low[i:j], high[i:j], left[i:j], right[i:j])))
+    ends, starts, worth = np.concatenate(found, axis=1)
+    return ends, starts, worth
+
+
+def _best_splits(both: Buffers, low: Ints, high: Ints, left: Ints, right: Ints) -> tuple[Ints, Ints, Ints]:
+    length = high - low + 1  # a gap of n bytes has n + 1 places to hand over at
+    place = positions(low, length)
+    stop = np.cumsum(length)
+    first = stop - length
+    target = both.new[np.minimum(place, len(both.new) - 1)]
+
+    def scores_before(shift: Ints) -> Ints:
+        source = place + np.repeat(shift, length)
+        inside = (source >= 0) & (source < len(both.old))
+        equal = both.old[np.where(inside, source, 0)] == target
+        score = np.where(inside, np.where(equal, MATCH, -MISS), -_OUTSIDE)
+        total = np.cumsum(score) - score
+        relative: Ints = total - np.repeat(total[first], length)
+        return relative
+
+    from_left, from_right = scores_before(left), scores_before(right)
+    # Each gap's numbers are lifted above those of the gaps before it: one running maximum then serves them all.
+    width = length * 2 * (MATCH + _OUTSIDE) + 64
+    lift = np.cumsum(width) - width // 2
+    best_left = np.maximum.accumulate(from_left + np.repeat(lift, length))
+    best_both = np.maximum.accumulate(best_left + np.repeat(from_right[stop - 1], length) - from_right)
+    best = best_both[stop - 1]
+    begin = np.searchsorted(best_both, best, "left")
+    end = np.searchsorted(best_left, best_left[begin], "left")
+    through_worth = from_left[stop - 1] + PIECE
+    through = (left == right) & (through_worth >= best - lift)
+    return (
+        np.where(through, high, place[end]),
+        np.where(through, high, place[begin]),
+        np.where(through, through_worth, best - lift),
+    )
+
+
+def extend(both: Buffers, pieces: Alignment, low: int, high: int) -> Alignment:
+    """Grows all pieces into the gaps around them, between two places of the new bytes."""
+    gap_low = np.concatenate([[low], pieces.end])
+    gap_high = np.concatenate([pieces.start, [high]])
+    edge = np.full(1, ABSENT)
+    left = np.concatenate([edge, pieces.shift])
+    right = np.concatenate([pieces.shift, edge])
+    # Of a long gap each neighbour sees its own end only, so that the memory is bounded.
+    gap = np.flatnonzero(gap_high > gap_low)
+    long = gap[gap_high[gap] - gap_low[gap] > 2 * _REACH]
+    short = gap[gap_high[gap] - gap_low[gap] <= 2 * _REACH]
+    absent = np.full(len(long), ABSENT)
+    ends, starts, _ = best_splits(
+        both,
+        np.concatenate([gap_low[short], gap_low[long], gap_high[long] - _REACH]),
+        np.concatenate([gap_high[short], gap_low[long] + _REACH, gap_high[long]]),
+        np.concatenate([left[short], left[long], absent]),
+        np.concatenate([right[short], absent, right[long]]),
+    )
+    start, end = pieces.start.copy(), pieces.end.copy()
+    gap = np.concatenate([short, long])
+    ends = ends[: len(gap)]
+    starts = np.concatenate([starts[: len(short)], starts[len(gap) :]])
+    end[gap[gap > 0] - 1] = ends[gap > 0]
+    start[gap[gap < len(pieces)]] = starts[gap < len(pieces)]
+    return Alignment(start, end, pieces.shift).merged()

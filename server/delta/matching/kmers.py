@@ -1,0 +1,86 @@
+"""An index over the short strings (k-mers) of the old bytes: where did these k bytes stand before?
+
+Hash chains as compressors keep them, but filled and walked by whole arrays. Runs of one byte are left out: they match
+everywhere, tell nothing, and would fill a chain.
+"""
+
+import numpy as np
+
+from server.delta.matching.buffers import Words, offsets
+from server.delta.matching.ranges import Flags, Ints
+
+# Odd constants with well mixed bits (those of xxHash64).
+_PRIMES = [
+    np.uint64(prime)
+    for prime in (0x9E3779B185EBCA87, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0x85EBCA77C2B2AE63, 0x27D4EB2F165667C5)
+]
+# Within a batch only the last place of a repeated string enters its chain, so a chain has one place for each 32 KiB:
+# periodic data cannot make it long, and what it skips lies close to what it has.
+_CHAIN_BATCH = 1 << 15
+
+
+def hashes(data: Words, place: Ints | slice, k: int) -> Words:
+    """A 64-bit hash, its high bits the best mixed, of the k bytes (8 or more) from each place."""
+    mixed = data[place] * _PRIMES[0]
+    for number, offset in enumerate(offsets(k)[1:]):
+        mixed ^= mixed >> np.uint64(29)
+        mixed *= _PRIMES[3]
+        mixed += data[offset:][place] * _PRIMES[1 + number % 2]
+    mixed ^= mixed >> np.uint64(32)
+    mixed *= _PRIMES[4]
+    return mixed
+
+
+def dull(data: Words, place: Ints | slice) -> Flags:
+    """Whether nine equal bytes stand at each place."""
+    return np.asarray(data[place] == data[1:][place])
+
+
+class KmerIndex:
+    """Finds old places of k bytes, the latest first.
+
+    Args:
+        old: Words of the old bytes.
+        k: Length of the strings, from 9.
+        most: Places to index at the most; a longer buffer is sampled evenly.
+    """
+
+    def __init__(self, old: Words, k: int, most: int) -> None:
+        self.k = k
+        self._old = old
+        count = max(0, len(old) + 8 - k)
+        self.stride = max(1, -(-count // max(1, most)))
+        entries = -(-count // self.stride)
+        self._shift = np.uint64(64 - max(10, entries.bit_length() - 1))
+        self._head = np.full(1 << (64 - int(self._shift)), -1, np.int32)
+        self._before = np.full(entries, -1, np.int32)
+        self._filled = 0
+        self._count = count
+
+    def fill(self) -> bool:
+        """Indexes some more places. Returns False when all are."""
+        step = self.stride
+        if self._filled >= self._count:
+            return False
+        stop = min(self._filled + _CHAIN_BATCH * step, self._count)
+        span = slice(self._filled, stop, step)
+        entry = np.arange(self._filled // step, -(-stop // step), dtype=np.int32)
+        telling = ~dull(self._old, span)
+        entry = entry[telling]
+        slot = (hashes(self._old, span, self.k)[telling] >> self._shift).astype(np.int64)
+        self._before[entry] = self._head[slot]
+        self._head[slot] = entry
+        self._filled += _CHAIN_BATCH * step
+        return True
+
+    def latest(self, new: Words, place: Ints) -> Ints:
+        """The latest entry that may hold the k bytes at each place; negative where there is none."""
+        return self._head[(hashes(new, place, self.k) >> self._shift).astype(np.int64)].astype(np.int64)
+
+    def earlier(self, entry: Ints) -> Ints:
+        """The entry before each in its chain; negative at a chain's end."""
+        return self._before[entry].astype(np.int64)
+
+    def place(self, entry: Ints) -> Ints:
+        """Old place of an entry; negative stays negative."""
+        return entry * self.stride
