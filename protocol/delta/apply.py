@@ -7,30 +7,23 @@ What is in memory at once: the group's payload, its decoded streams and its oper
 
 from array import array
 from collections.abc import Callable, Iterator
-from typing import Final, Protocol
+from typing import Final
 
 from protocol import limits
 from protocol.delta import operations as operations_of
+from protocol.delta import tar as tar_of
+from protocol.delta.base import Base
 from protocol.delta.numbers import NumberReader
-from protocol.delta.operations import TAKE, Operation, Place, code_operation
+from protocol.delta.operations import TAKE, Operation, Place, code_operation, read_digest
 from protocol.delta.patch import GroupHeader, read_group_header
 from protocol.delta.streams import open_stream, takes_base
+from protocol.delta.tar import TarPlace
+from protocol.delta.tar_apply import Digests, TarWriter
 from protocol.errors import Reason, Refused
 
+__all__ = ["Base", "Operations", "apply_group", "read_operations"]
+
 WINDOW_BYTES: Final = limits.MIB  # the base is read and the output written in pieces no larger
-
-
-class Base(Protocol):
-    """The old file. Its hash was checked before the first group is applied."""
-
-    @property
-    def length_bytes(self) -> int:
-        """Of the whole file."""
-        ...
-
-    def read(self, offset: int, length: int) -> bytes:
-        """Exactly these bytes; offset and length were held against `length_bytes` before."""
-        ...
 
 
 def apply_group(group: bytes, base: Base, output_offset: int, write: Callable[[bytes], None]) -> int:
@@ -52,7 +45,7 @@ def apply_group(group: bytes, base: Base, output_offset: int, write: Callable[[b
     if header is None or header.group_bytes != len(group):
         raise Refused(Reason.LENGTH, "a group of a patch that is not as long as it says")
     view = memoryview(group)
-    operations = read_operations(header, view, base.length_bytes, output_offset)
+    operations = read_operations(header, view, base, output_offset)
     at = header.header_bytes + header.control_bytes
     streams: list[memoryview] = []
     for number, stream in enumerate(header.streams):
@@ -60,6 +53,11 @@ def apply_group(group: bytes, base: Base, output_offset: int, write: Callable[[b
         coded = view[at : at + stream.coded_bytes]
         streams.append(memoryview(open_stream(stream.kind, coded, stream.length_bytes, references)))
         at += stream.coded_bytes
+    tar = operations.tar
+    digests = Digests(write, output_offset, tar.contents, _digests(operations))
+    if digests.wanted:
+        write = digests.write
+    tar_writer = TarWriter(base, tar, write)
     taken = [0] * len(streams)
     for operation in operations:
         match operation.kind:
@@ -69,6 +67,14 @@ def apply_group(group: bytes, base: Base, output_offset: int, write: Callable[[b
             case operations_of.FILL:
                 for length in _lengths(operation.length):
                     write(bytes([operation.value]) * length)
+            case tar_of.ENTRIES:
+                tar_writer.entries(operation.base, operation.value)
+            case tar_of.HEAD | tar_of.STAMP:
+                tar_writer.block(operation.kind)
+            case tar_of.DIGEST:
+                write(digests.text(*read_digest(operation.value)))
+            case tar_of.PAD:
+                write(bytes(operation.length))
             case kind:
                 stream_bytes = streams[kind - TAKE]
                 for length in _lengths(operation.length):
@@ -79,10 +85,15 @@ def apply_group(group: bytes, base: Base, output_offset: int, write: Callable[[b
 
 
 class Operations:
-    """A group's operations as columns of numbers: tens of thousands fit in little memory."""
+    """A group's operations as columns of numbers: tens of thousands fit in little memory.
 
-    def __init__(self) -> None:
+    Args:
+        tar: What those of archives have left for the second pass.
+    """
+
+    def __init__(self, tar: TarPlace) -> None:
         self._columns = tuple(array("q") for _ in Operation._fields)
+        self.tar = tar
 
     def __len__(self) -> int:
         return len(self._columns[0])
@@ -110,13 +121,13 @@ class _References:
                 yield from _windows(self._base, operation.base, operation.length)
 
 
-def read_operations(header: GroupHeader, group: memoryview, base_bytes: int, output_offset: int) -> Operations:
+def read_operations(header: GroupHeader, group: memoryview, base: Base, output_offset: int) -> Operations:
     """The first pass over a group.
 
     Args:
         header: Of the group.
         group: All of its bytes.
-        base_bytes: Length of the base: nothing is read behind it.
+        base: The old file, of which headers of archives are looked at.
         output_offset: Where the group's output begins in the result.
 
     Returns:
@@ -127,10 +138,10 @@ def read_operations(header: GroupHeader, group: memoryview, base_bytes: int, out
     """
     control = bytes(group[header.header_bytes : header.header_bytes + header.control_bytes])
     numbers = NumberReader(control)
-    place = Place(base_bytes, output_offset, tuple(takes_base(stream.kind) for stream in header.streams))
     end = output_offset + header.output_bytes
+    place = Place(base, output_offset, end, tuple(takes_base(stream.kind) for stream in header.streams))
     left = [stream.length_bytes for stream in header.streams]
-    operations = Operations()
+    operations = Operations(place.tar)
     while place.output < end:
         operation = code_operation(numbers, place)
         if operation.kind >= TAKE:
@@ -143,6 +154,10 @@ def read_operations(header: GroupHeader, group: memoryview, base_bytes: int, out
     if place.output != end or any(left):
         raise Refused(Reason.LENGTH, "a group of a patch whose operations give another length than it says")
     return operations
+
+
+def _digests(operations: Operations) -> list[tuple[int, int]]:
+    return [read_digest(operation.value) for operation in operations if operation.kind == tar_of.DIGEST]
 
 
 def _windows(base: Base, offset: int, length: int) -> Iterator[bytes]:

@@ -6,17 +6,30 @@ and its streams before it is used.
 
 from typing import Final, NamedTuple
 
+from protocol.delta.base import Base
 from protocol.delta.numbers import Numbers
+from protocol.delta.tar import DIGEST, ENTRIES, HEAD, PAD, STAMP, TarPlace
+from protocol.delta.tar import KINDS as TAR_KINDS
+from protocol.delta.tar_blocks import BLOCK_BYTES, STAMP_BYTES
 from protocol.errors import Reason, Refused
 
 COPY: Final = 0  # bytes of the base
 FILL: Final = 1  # one byte, many times
 TAKE: Final = 8  # from here on: the next bytes of stream `kind - TAKE`
 KIND_BITS: Final = 6
-OPERATION_NAMES: Final = {COPY: "copy", FILL: "fill"}
+OPERATION_NAMES: Final = {
+    COPY: "copy",
+    FILL: "fill",
+    ENTRIES: "tar entries",
+    HEAD: "tar header",
+    STAMP: "tar stamp",
+    DIGEST: "tar digest",
+    PAD: "tar padding",
+}
 
 # Contexts of the numbers, each a count of its own.
-_KIND, _JUMP, _SKIP, _LENGTH, _BYTE = range(5)
+_KIND, _JUMP, _SKIP, _LENGTH, _BYTE, _TO_END, _HEADER = range(7)
+_NO_CONTENT, _IN_CONTENT, _BEHIND_CONTENT = range(3)  # where the output stands in the file behind a tar header
 
 FOLLOWS, ALONGSIDE, ELSEWHERE = range(3)
 """Where an operation reads the base: right behind the last one that read it, as far from the output as the last one
@@ -27,10 +40,10 @@ class Operation(NamedTuple):
     """One operation.
 
     Args:
-        kind: `COPY`, `FILL`, or `TAKE` and the number of a stream.
+        kind: `COPY`, `FILL`, one of `protocol.delta.tar`, or `TAKE` and the number of a stream.
         length: Of its output, in bytes.
         base: Where it reads the base, or -1 when it does not.
-        value: The byte of `FILL`.
+        value: The byte of `FILL`, how many `ENTRIES`; for `DIGEST` see `digest_value`.
     """
 
     kind: int
@@ -39,26 +52,47 @@ class Operation(NamedTuple):
     value: int = 0
 
 
+def digest_value(reference: int, form: int) -> int:
+    """The value of a `DIGEST`: number of the file behind a header, in the order of the group, and `Form`."""
+    return reference << 1 | form
+
+
+def read_digest(value: int) -> tuple[int, int]:
+    """What `digest_value` put together."""
+    return value >> 1, value & 1
+
+
 class Place:
     """Where the coding of a group's operations stands: what the next one is likely to be.
 
     Args:
-        base_bytes: Length of the base.
+        base: The old file.
         output: Where the group's output begins in the result.
+        end: Where it ends.
         takes_base: For each stream whether its bytes are made from bytes of the base.
     """
 
-    def __init__(self, base_bytes: int, output: int, takes_base: tuple[bool, ...]) -> None:
-        self.base_bytes = base_bytes
+    def __init__(self, base: Base, output: int, end: int, takes_base: tuple[bool, ...]) -> None:
+        self.base_bytes = base.length_bytes
         self.takes_base = takes_base
         self.output = output
+        self.end = end
+        self.content_end = -1
+        self.tar = TarPlace(base)
         self.base_end = output
         self.displacement = 0
         self.last_kind = 0
 
     def reads_base(self, kind: int) -> bool:
         """Whether an operation of this kind reads the base."""
-        return kind == COPY or (kind >= TAKE and self.takes_base[kind - TAKE])
+        return kind in (COPY, STAMP) or (kind >= TAKE and self.takes_base[kind - TAKE])
+
+    @property
+    def in_content(self) -> int:
+        """Where the output stands in the file behind the last header."""
+        if self.output == self.content_end:
+            return _BEHIND_CONTENT
+        return _IN_CONTENT if self.output < self.content_end else _NO_CONTENT
 
     def after(self, operation: Operation) -> None:
         """Moves on behind an operation."""
@@ -69,30 +103,102 @@ class Place:
         self.last_kind = operation.kind
 
 
-def code_operation(numbers: Numbers, place: Place, given: Operation | None = None) -> Operation:
+def code_operation(
+    numbers: Numbers, place: Place, given: Operation | None = None, target: memoryview | None = None
+) -> Operation:
     """Codes one operation and moves `place` behind it.
 
     Args:
         numbers: Reader or writer.
         place: Where the coding stands.
         given: The operation when writing.
+        target: What it gives, when writing.
 
     Raises:
         Refused: `LIMIT`, `METADATA`: it reads outside of the base, or names no stream.
     """
-    kind = numbers.symbol(_KIND << 6 | place.last_kind, KIND_BITS, given.kind if given else 0)
+    context = place.in_content << 12 | _KIND << 6 | place.last_kind
+    kind = numbers.symbol(context, KIND_BITS, given.kind if given else 0)
+    if kind in TAR_KINDS:
+        operation = _code_tar(numbers, place, kind, given, target)
+        place.after(operation)
+        return operation
     if COPY != kind != FILL and not TAKE <= kind < TAKE + len(place.takes_base):
         raise Refused(Reason.METADATA, f"operation {kind} in a patch")
     base = -1
     if place.reads_base(kind):
         base = _code_base(numbers, place, kind, given.base if given else 0)
-    length = 1 + numbers.unsigned(_LENGTH << 6 | kind, given.length - 1 if given else 0)
+    length = _code_length(numbers, place, kind, given.length if given else 1)
     value = numbers.symbol(_BYTE << 6, 8, given.value if given else 0) if kind == FILL else 0
     if base >= 0 and base + length > place.base_bytes:
         raise Refused(Reason.LIMIT, "a patch reads behind the end of its base")
     operation = Operation(kind, length, base, value)
     place.after(operation)
     return operation
+
+
+def _code_length(numbers: Numbers, place: Place, kind: int, given: int) -> int:
+    if place.in_content == _IN_CONTENT:
+        left = place.content_end - place.output
+        if numbers.symbol(_TO_END << 6 | kind, 1, int(given == left)):
+            return left
+    return 1 + numbers.unsigned(_LENGTH << 6 | kind, given - 1)
+
+
+def _code_tar(
+    numbers: Numbers, place: Place, kind: int, given: Operation | None, target: memoryview | None
+) -> Operation:
+    tar = place.tar
+    if kind == PAD:
+        length = -place.output % BLOCK_BYTES
+        if not length:
+            raise Refused(Reason.METADATA, "a patch pads what is a multiple of a block")
+        place.base_end += -place.base_end % BLOCK_BYTES
+        return Operation(PAD, length)
+    if kind == DIGEST:
+        reference, form = read_digest(given.value) if given else (0, 0)
+        reference, form, length = tar.code_digest(numbers, reference, form, place.output)
+        place.base_end += length
+        return Operation(DIGEST, length, -1, digest_value(reference, form))
+    if kind == STAMP:
+        base = _code_base(numbers, place, kind, given.base if given else 0)
+        if base + STAMP_BYTES > place.base_bytes:
+            raise Refused(Reason.LIMIT, "a patch reads behind the end of its base")
+        tar.code_stamp(numbers, base, target)
+        return Operation(STAMP, STAMP_BYTES, base)
+    base = _code_header(numbers, place, kind, given.base if given else 0)
+    if kind == HEAD:
+        place.content_end = place.output + BLOCK_BYTES + tar.code_head(numbers, base, place.output, target)
+        return Operation(HEAD, BLOCK_BYTES, base)
+    count = 1 + numbers.unsigned(_LENGTH << 6 | kind, given.value - 1 if given else 0)
+    length = tar.code_entries(numbers, base, count, place.end - place.output, target)
+    place.content_end = -1
+    return Operation(ENTRIES, length, base, count)
+
+
+def _code_header(numbers: Numbers, place: Place, kind: int, given: int) -> int:
+    """Where a header is read: behind the last entry, where the last one was read, or so many blocks from there.
+
+    Returns:
+        Offset in the base, or -1 for the header that was made last.
+    """
+    tar = place.tar
+    following = tar.next_header if tar.next_header >= 0 else place.base_end
+    way = 0 if given == following else 1 if given == tar.template else 2 if given >= 0 else 3
+    match numbers.symbol(_HEADER << 6 | kind, 2, way):
+        case 0:
+            base = following
+        case 1:
+            base = tar.template
+        case 2:
+            base = following + BLOCK_BYTES * numbers.signed(_HEADER << 6, (given - following) // BLOCK_BYTES)
+        case _:
+            if kind == ENTRIES or not tar.contents:
+                raise Refused(Reason.METADATA, "a patch makes a header of one that is not there")
+            return -1
+    if not 0 <= base <= place.base_bytes - BLOCK_BYTES:
+        raise Refused(Reason.LIMIT, "a patch reads a header outside of its base")
+    return base
 
 
 def _code_base(numbers: Numbers, place: Place, kind: int, given: int) -> int:

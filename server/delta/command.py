@@ -82,10 +82,10 @@ def info_command(patch: Path, as_json: bool) -> None:
     found = describe(patch)
     table = Table(title=f"{patch}: {found.patch_bytes:,} bytes give {found.output_bytes:,}, in {found.groups} groups")
     table.add_column("kind")
-    for column in ("streams", "pieces", "output bytes", "patch bytes"):
+    for column in ("streams", "output bytes", "patch bytes"):
         table.add_column(column, justify="right")
     for name, kind in found.kinds.items():
-        figures = (kind.streams, kind.pieces, kind.output_bytes, kind.patch_bytes)
+        figures = (kind.streams, kind.output_bytes, kind.patch_bytes)
         table.add_row(name, *(f"{figure:,}" for figure in figures))
     emit(as_json, found, table)
 

@@ -9,15 +9,34 @@ from typing import Final
 import zstandard
 
 from protocol import limits
-from protocol.delta.operations import COPY, FILL, TAKE, Operation, Place, code_operation
+from protocol.delta.operations import COPY, FILL, TAKE, Operation, Place, code_operation, digest_value
 from protocol.delta.patch import write_group
 from protocol.delta.streams import LZMA, STORED, ZSTD, lzma_filter, takes_base
+from protocol.delta.tar import DIGEST, ENTRIES, HEAD, PAD, STAMP
+from protocol.delta.tar_blocks import BLOCK_BYTES
 from server.delta.numbers import NumberWriter
-from server.delta.pieces import How, Piece
+from server.delta.pieces import WHOLE, How, Piece
 
 LEAST_WORTH_A_STREAM: Final = 32  # bytes; fewer are stored
 TRIMMED_BYTES: Final = 1 << 18  # up to here the dozen bytes at a stream's end are worth looking for
-_UNCODED: Final = {How.COPY: COPY, How.FILL: FILL}
+_UNCODED: Final = {How.COPY: COPY, How.FILL: FILL, How.ENTRIES: ENTRIES, How.PAD: PAD}
+_CODED: Final = {How.HEAD: HEAD, How.STAMP: STAMP, How.DIGEST: DIGEST}  # operations that the applier makes in memory
+
+
+class ViewBase:
+    """A file in memory as `protocol.delta.base.Base`.
+
+    Args:
+        view: Of all of it.
+    """
+
+    def __init__(self, view: memoryview) -> None:
+        self._view = view
+        self.length_bytes = len(view)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """As `Base`."""
+        return bytes(self._view[offset : offset + length])
 
 
 @dataclass
@@ -42,6 +61,8 @@ class GroupPlan:
         room = limits.GROUP_OUTPUT_BYTES - self.output_bytes
         if piece.how not in _UNCODED:
             room = min(room, limits.GROUP_CODED_BYTES - self.coded_bytes)
+        if piece.how in WHOLE:
+            return piece.length if piece.length <= room else 0
         return min(room, piece.length)
 
     def add(self, piece: Piece) -> None:
@@ -84,10 +105,22 @@ def encode_group(group: GroupPlan, old: memoryview, new: memoryview) -> bytes:
     streams: dict[How, _Stream] = {}
     numbers: dict[How, int] = {}
     operations = []
+    heads: dict[int, int] = {}
     at = group.output_offset
-    for piece in group.pieces:
+    for whole in group.pieces:
+        piece = whole
+        if piece.how is How.HEAD:
+            if piece.base < 0 and not heads:  # the header before is in another group
+                piece = piece._replace(base=0)
+            heads[at + BLOCK_BYTES] = len(heads)
+        elif piece.how is How.DIGEST and piece.base in heads:
+            piece = piece._replace(base=-1, value=digest_value(heads[piece.base], piece.value))
+        elif piece.how is How.DIGEST:  # of a file in another group
+            piece = Piece(How.TEXT, piece.length)
         if piece.how in _UNCODED:
             kind = _UNCODED[piece.how]
+        elif piece.how in _CODED:
+            kind = _CODED[piece.how]
         else:
             kind = TAKE + numbers.setdefault(piece.how, len(numbers))
             stream = streams.setdefault(piece.how, _Stream(piece.how))
@@ -96,9 +129,9 @@ def encode_group(group: GroupPlan, old: memoryview, new: memoryview) -> bytes:
         at += piece.length
     coded = [_encode_literal(stream) for stream in streams.values()]
     writer = NumberWriter()
-    place = Place(len(old), group.output_offset, tuple(takes_base(kind) for kind, _, _ in coded))
+    place = Place(ViewBase(old), group.output_offset, at, tuple(takes_base(kind) for kind, _, _ in coded))
     for operation in operations:
-        code_operation(writer, place, operation)
+        code_operation(writer, place, operation, new[place.output : place.output + operation.length])
     return write_group(group.output_bytes, writer.finish(), coded)
 
 

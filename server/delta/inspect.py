@@ -2,16 +2,11 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
 
 from protocol import limits
-from protocol.delta.apply import read_operations
-from protocol.delta.operations import OPERATION_NAMES, TAKE
 from protocol.delta.patch import GroupHeader
 from protocol.delta.streams import kind_name
 from server.delta.files import open_patch, read_groups
-
-ANY_BASE_BYTES: Final = 1 << 60  # the base is not at hand; its bounds are for who applies
 
 
 @dataclass
@@ -19,7 +14,6 @@ class Kind:
     """One way of coding: how much of the result it makes, and what it takes of the patch."""
 
     streams: int = 0
-    pieces: int = 0
     output_bytes: int = 0
     patch_bytes: int = 0
 
@@ -54,14 +48,12 @@ def describe(patch: Path) -> Description:
             found.kinds["index"] = Kind(patch_bytes=len(head.index))
         found.kinds["group headers"] = Kind()
         found.kinds["operations"] = Kind()
-        at = 0
-        for header, group in read_groups(source, head):
-            _describe_group(found, header, group, at)
-            at += header.output_bytes
+        for header, _ in read_groups(source, head):
+            _describe_group(found, header)
     return found
 
 
-def _describe_group(found: Description, header: GroupHeader, group: bytes, output_offset: int) -> None:
+def _describe_group(found: Description, header: GroupHeader) -> None:
     found.groups += 1
     found.kinds["group headers"].patch_bytes += header.header_bytes
     found.kinds["operations"].patch_bytes += header.control_bytes
@@ -69,11 +61,6 @@ def _describe_group(found: Description, header: GroupHeader, group: bytes, outpu
         kind = found.kinds.setdefault(kind_name(stream.kind), Kind())
         kind.streams += 1
         kind.patch_bytes += stream.coded_bytes
-    for operation in read_operations(header, memoryview(group), ANY_BASE_BYTES, output_offset):
-        if operation.kind >= TAKE:
-            name = kind_name(header.streams[operation.kind - TAKE].kind)
-        else:
-            name = OPERATION_NAMES[operation.kind]
-        kind = found.kinds.setdefault(name, Kind())
-        kind.pieces += 1
-        kind.output_bytes += operation.length
+        kind.output_bytes += stream.length_bytes
+    made = found.kinds.setdefault("made from the base", Kind())
+    made.output_bytes += header.output_bytes - sum(stream.length_bytes for stream in header.streams)

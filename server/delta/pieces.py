@@ -5,10 +5,15 @@ from typing import NamedTuple
 
 
 class How(Enum):
-    """How a piece is coded. All but the first two become streams of a group, one a kind."""
+    """How a piece is coded. All but those above TEXT become streams of a group, one a kind."""
 
     COPY = auto()  # equal bytes of the base
     FILL = auto()  # one byte, many times
+    ENTRIES = auto()  # whole tar entries of the base, with other mtimes
+    HEAD = auto()  # a tar header made from one of the base
+    STAMP = auto()  # the head of a compiled Python module made from one of the base
+    DIGEST = auto()  # the hash of a file behind a HEAD
+    PAD = auto()  # zeros up to the next multiple of 512
     TEXT = auto()  # new bytes, by what resembles each other: a stream of one kind of bytes compresses better
     BINARY = auto()
     X86 = auto()
@@ -21,11 +26,16 @@ class Piece(NamedTuple):
     Args:
         how: How it is coded.
         length: In bytes.
-        base: Offset in the base of the bytes that it equals or is made from, or -1.
-        value: The byte of `FILL`.
+        base: Offset in the base of the bytes that it equals or is made from, or -1; for `DIGEST` offset of the file's
+            content in the new file.
+        value: The byte of `FILL`, the number of `ENTRIES`, the `Form` of `DIGEST`.
     """
 
     how: How
     length: int
     base: int = -1
     value: int = 0
+
+
+WHOLE: frozenset[How] = frozenset({How.ENTRIES, How.HEAD, How.STAMP, How.DIGEST, How.PAD})
+"""What stands in one group: it is not cut."""

@@ -1,0 +1,89 @@
+"""What changes in a layer is sent, what follows from it is not, and what comes out is the new archive."""
+
+import base64
+import hashlib
+import random
+import tarfile
+
+import pytest
+
+from server.delta.archives.exact import find_runs
+from server.delta.archives.layers import archive_pieces
+from server.delta.pieces import How, Piece
+from tests.unit.server.delta.archive_files import applied, archive, compiled, plain, sent
+
+OLD_TIME, NEW_TIME = 1_700_000_000, 1_700_086_400
+
+
+def noise(length: int, seed: int) -> bytes:
+    return random.Random(seed).randbytes(length)
+
+
+def tree(mtime: int, version: str = "1.0", changed: bytes = b"") -> list[tuple[str, bytes, float]]:
+    """A package of forty modules, compiled, with its list of hashes."""
+    files: list[tuple[str, bytes, float]] = [("site/", b"", mtime), ("site/pkg/", b"", mtime)]
+    lines = []
+    for number in range(40):
+        source = noise(700, number) + (changed if number == 7 else b"")
+        files.append((f"site/pkg/m{number}.py", source, mtime))
+        digest = base64.urlsafe_b64encode(hashlib.sha256(source).digest()).rstrip(b"=").decode()
+        lines.append(f"pkg/m{number}.py,sha256={digest},{len(source)}\n")
+    files.append(("site/pkg/__pycache__/", b"", mtime))
+    for number in range(40):
+        size = 700 + (len(changed) if number == 7 else 0)
+        files.append((f"site/pkg/__pycache__/m{number}.pyc", compiled(mtime, size, noise(500, 100 + number)), mtime))
+    files.append((f"site/pkg-{version}.dist-info/RECORD", "".join(lines).encode(), mtime))
+    return files
+
+
+def test_a_rebuild_that_changed_only_mtimes_takes_a_few_bytes() -> None:
+    old, new = archive(tree(OLD_TIME)), archive(tree(NEW_TIME))
+    groups = sent(old, new)
+    assert applied(old, groups) == new
+    assert sum(map(len, groups)) < 60
+
+
+def test_the_hash_and_the_stamp_of_a_changed_module_follow_from_it() -> None:
+    change = noise(30, 5)
+    old, new = archive(tree(OLD_TIME)), archive(tree(NEW_TIME, "1.1", change))
+
+    def runs(base: slice, result: slice, name: str) -> list[Piece]:
+        pieces, at = [], result.start
+        for run in find_runs(old[base], new[result]):
+            pieces += [Piece(How.TEXT, result.start + run.new - at)] if result.start + run.new > at else []
+            pieces.append(Piece(How.COPY, run.length, base.start + run.old))
+            at = result.start + run.new + run.length
+        return [*pieces, Piece(How.TEXT, result.stop - at)] if at < result.stop else pieces
+
+    groups = sent(old, new, runs)
+    assert applied(old, groups) == new
+    assert sum(map(len, groups)) < 130
+
+
+@pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
+def test_every_form_of_archive_comes_out_as_it_went_in(form: int) -> None:
+    deep = "usr/" + "/".join("abcdefgh" for _ in range(12)) + "/"
+    old = archive([*tree(OLD_TIME), (deep + "old-name-1.0.txt", noise(900, 3), OLD_TIME)], form=form)
+    new = archive([*tree(NEW_TIME, "2.0"), (deep + "old-name-1.1.txt", noise(900, 3), NEW_TIME)], form=form)
+    assert applied(old, sent(old, new)) == new
+
+
+def test_mtimes_of_parts_of_a_second_come_out_as_they_went_in() -> None:
+    old = archive([(name, content, OLD_TIME + at + 0.123456) for at, (name, content, _) in enumerate(tree(OLD_TIME))])
+    new = archive([(name, content, NEW_TIME + at + 0.654321) for at, (name, content, _) in enumerate(tree(OLD_TIME))])
+    assert applied(old, sent(old, new)) == new
+
+
+def test_a_torn_archive_comes_out_torn() -> None:
+    old, new = archive(tree(OLD_TIME)), archive(tree(NEW_TIME))
+    for length in (513, 5000, 20_000, len(new) - 10_240):
+        assert applied(old, sent(old, new[:length])) == new[:length]
+        assert applied(old[:length], sent(old[:length], new)) == new
+
+
+def test_what_is_no_archive_is_left_to_others() -> None:
+    tar = memoryview(archive(tree(OLD_TIME)))
+    other = memoryview(noise(5000, 1))
+    assert archive_pieces(other, tar, file_pieces=plain) is None
+    assert archive_pieces(tar, other, file_pieces=plain) is None
+    assert archive_pieces(memoryview(b""), tar, file_pieces=plain) is None
