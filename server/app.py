@@ -23,6 +23,7 @@ from server.ca import Authority, ensure_server_certificate
 from server.clock import NowMs, as_datetime
 from server.compress import Compressor
 from server.contact import Contacts
+from server.delta.process import ProcessEncoder
 from server.director import Director
 from server.enrolment import Enrolment
 from server.founding import (
@@ -42,6 +43,7 @@ from server.ingest import Ingest
 from server.keyring import export_public
 from server.notify import Notifier
 from server.operations import Operations
+from server.patching import Patchmaker
 from server.publish import Publisher
 from server.settings import ServerSettings, read_settings
 from server.storage.blobs import BlobStore, open_blobs
@@ -91,8 +93,10 @@ async def serve(state: Path, now_ms: NowMs, secrets: SecretsHandler) -> AsyncIte
         parts = await threads.run(_open, state, now_ms, secrets)
         stack.push_async_callback(threads.run, parts.catalog.close)
         # Compression takes whole cores for long: a thread of its own, so that requests never wait behind it.
-        background = Threads(1)
+        background, patching = Threads(1), Threads(1)
         stack.push_async_callback(background.close)
+        stack.push_async_callback(patching.close)
+        stack.callback(parts.patchmaker.stop)
 
         device_door = DeviceDoor(
             DeviceServices(
@@ -139,6 +143,7 @@ async def serve(state: Path, now_ms: NowMs, secrets: SecretsHandler) -> AsyncIte
                 _every(RESIGN_CHECK_S, "signing snapshot and timestamp anew", threads, parts.publisher.resign),
                 _every(COUNT_S, "counting", threads, lambda: _count(parts.layout, parts.catalog, now_ms())),
                 _every(IDLE_CHECK_S, "making payloads", background, parts.compressor.work),
+                _every(IDLE_CHECK_S, "making patches", patching, parts.patchmaker.work),
             )
         )
         yield running
@@ -176,6 +181,7 @@ class _Parts:
     ingest: Ingest
     publisher: Publisher
     compressor: Compressor
+    patchmaker: Patchmaker
     online_keys: bytes
 
 
@@ -238,6 +244,14 @@ def _open(state: Path, now_ms: NowMs, secrets: SecretsHandler) -> _Parts:
         ingest=Ingest(catalog, director, now_ms),
         publisher=publisher,
         compressor=Compressor(catalog, blobs, layout.scratch, now_ms, settings.transfers.compression_level),
+        patchmaker=Patchmaker(
+            catalog,
+            blobs,
+            layout.scratch,
+            now_ms,
+            settings=settings.patches,
+            encoder=ProcessEncoder(settings.patches),
+        ),
         online_keys=export_public(keyring),
     )
 

@@ -205,6 +205,7 @@ class Operations:
                 what=request.name,
                 detail=f"{request.product} {release.version} to {request.group}, by {who}",
             )
+            session.fleet.changed()
             advance(session, created, now_ms)
         return self.rollout(request.name)
 
@@ -244,6 +245,7 @@ class Operations:
                     session.rollouts.turn(name, "halted", f"by {who}")
                 case _:
                     raise NotFoundError(f"a rollout can be paused, resumed or halted, not {action!r:.40}")
+            session.fleet.changed()
             past = {"pause": "paused", "resume": "resumed", "halt": "halted"}[action]
             session.events.add(now_ms, f"rollout-{past}", what=name, detail=f"by {who}")
             advance(session, rollout, now_ms)
@@ -268,7 +270,7 @@ def read_status(catalog: Catalog, now_ms: int) -> dict[str, Any]:
             "rollouts": session.rollouts.count(),
             "blobs": {"count": blobs, "bytes": blob_bytes},
             "payloads_waiting": session.jobs.waiting(COMPRESS),
-            "patches": session.patches.count(),
+            "patches": {**session.patches.count(), "surveyed": session.fleet.is_surveyed()},
         }
 
 

@@ -18,6 +18,7 @@ from protocol.release import ReleaseManifest, parse_manifest
 from protocol.wire import Message, decode, encode
 from server.clock import NowMs, as_datetime
 from server.keyring import Keyring
+from server.parts import parts_of
 from server.storage.blobs import BlobStore
 from server.storage.catalog import Catalog, Session
 from server.storage.records import REPOSITORIES, Release, RepositoryKind
@@ -213,9 +214,11 @@ class Publisher:
                     )
                 )
                 session.payloads.want((artifact.sha256 for artifact in artifacts), now_ms)
+                session.fleet.note_release(product, entry.manifest_sha256, parts_of(manifest))
                 session.events.add(now_ms, "released", what=f"{product} {entry.version}")
             for gone in session.repositories.put_releases(product, listed):
                 delisted.append(f"{product} {gone.version}")
+                session.fleet.changed()
                 session.events.add(now_ms, "delisted", what=f"{product} {gone.version}")
                 for rollout in session.rollouts.all(product):
                     if rollout.manifest == gone.manifest and rollout.state != "halted":

@@ -9,6 +9,7 @@ from server.storage.facts import Facts
 from server.storage.schema import compressed, devices, holdings, release_artifacts, releases
 
 CHANGES: Final = "fleet_changes"
+SURVEYED: Final = "fleet_surveyed"
 
 
 class Fleet:
@@ -22,9 +23,21 @@ class Fleet:
         facts = Facts(self._connection)
         facts.put(CHANGES, facts.number(CHANGES) + 1)
 
+    def lock(self) -> None:
+        """Held until the `write` ends: one at a time may decide what is worth making."""
+        Facts(self._connection).number(CHANGES)
+
     def changes(self) -> str:
         """Another text after each change."""
         return Facts(self._connection).get(CHANGES) or ""
+
+    def surveyed(self, changes: str) -> None:
+        """Notes that what is worth making was decided after this change."""
+        Facts(self._connection).put(SURVEYED, changes)
+
+    def is_surveyed(self) -> bool:
+        """Whether nothing changed since."""
+        return Facts(self._connection).get(SURVEYED) == self.changes()
 
     def note_release(self, product: str, manifest: str, parts: Mapping[str, str]) -> None:
         """Keeps which artifact a release has for each part. A second time changes nothing."""

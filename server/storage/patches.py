@@ -163,12 +163,18 @@ class Patches:
         rows = self._connection.execute(select(patch_failures).where(patch_failures.c.device == device))
         return {(row.patch, row.payload): row.reason for row in rows}
 
-    def prune(self, unwanted_since_ms: int, now_ms: int) -> list[Patch]:
-        """Forgets what nobody wanted since then and no current assignment names; its blobs may go at once."""
+    def prune(self, unwanted_since_ms: int, unmade_since_ms: int, now_ms: int) -> list[Patch]:
+        """Forgets what nobody wanted since then and no current assignment names; its blobs may go at once.
+
+        What could not be made is forgotten after `unmade_since_ms`, so that it is tried again: an artifact may have
+        been damaged, and mended since.
+        """
+        useless = patches.c.wanted_ms < unwanted_since_ms
+        never_made = (patches.c.payload_bytes == 0) & (patches.c.made_ms < unmade_since_ms)
         rows = self._connection.execute(
             select(patches)
             .where(
-                patches.c.wanted_ms < unwanted_since_ms,
+                useless | never_made,
                 patches.c.made_ms.is_not(None),
                 patches.c.named_until_ms < now_ms,
             )

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import msgspec
 from blockbuster import blockbuster_ctx
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -27,6 +28,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 from tuf.api.metadata import Metadata
 
+from protocol.delta.patch import CODEC
 from protocol.ids import digest
 from protocol.messages import (
     Alert,
@@ -49,6 +51,7 @@ from server.founding import FirstAnswers, found
 from tests.fakes.managers import Managers
 
 CPU = Inventory(agent="0.1.0", platform="linux-x86_64", accelerators=("cpu",))
+PATCHING = msgspec.structs.replace(CPU, patch_codecs=(CODEC,))
 START_MS = 1_790_000_000_000
 
 
@@ -207,8 +210,18 @@ class House:
             await asyncio.sleep(0.02)
         raise AssertionError("payloads were not made")
 
-    async def rollout(self, name: str, release: str, *, group: str = "all", phases: Any = ()) -> Any:
+    async def patches(self) -> None:
+        """Returns once every patch is made that is worth making now."""
+        for _ in range(3000):
+            status = await self.must("GET", "/api/v1/status")
+            if status["patches"]["surveyed"] and not status["patches"]["waiting"] + status["payloads_waiting"]:
+                return
+            await asyncio.sleep(0.02)
+        raise AssertionError("patches were not made")
+
+    async def rollout(self, name: str, release: str, *, group: str = "all", phases: Any = (), **more: Any) -> Any:
         body = {"name": name, "product": "pest-detector", "release": release, "group": group, "phases": list(phases)}
+        body |= more
         return await self.must("POST", "/api/v1/rollouts", body)
 
     async def events(self, kind: str | None = None) -> list[dict[str, Any]]:
