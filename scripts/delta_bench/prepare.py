@@ -112,7 +112,7 @@ def prepare(folder: Path, cache: Path, say: Say, *, quick: bool) -> dict[str, st
     work = _Work(folder, cache, say)
     for file in PUBLISHED:
         work.attempt(file.name, file.suffix, lambda old, new, scratch, it=file: _published(it, old, new, scratch))
-    for layer in LAYERS[:2] if quick else LAYERS:
+    for layer in LAYERS[:1] if quick else LAYERS:
         work.attempt(layer.name, ".tar", lambda old, new, scratch, it=layer: _layer(it, old, new, scratch))
         if layer.packed and layer.name not in work.failed:
             work.attempt(

@@ -167,7 +167,7 @@ def _bytes_cell(result: Result | None, best: Result | None) -> str:
 
 
 def _cost_table(report: Report, verb: str) -> Table:
-    table = _table(f"To {verb}: seconds and peak MiB", "memory is that of a tool's largest process, all of it")
+    table = _table(f"To {verb}: seconds and peak MiB", "memory is all that a tool's processes hold")
     for heading in ("pair", *(tool.title for tool in report.tools)):
         table.add_column(heading, justify="left" if heading == "pair" else "right", overflow="fold")
     for row in report.rows:

@@ -22,7 +22,7 @@ class Took:
     """What one command took.
 
     Attributes:
-        peak_bytes: The peak memory of its largest process.
+        peak_bytes: The peak memory of all its processes together.
     """
 
     seconds: float

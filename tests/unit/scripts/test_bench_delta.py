@@ -205,6 +205,15 @@ def test_peak_memory_is_the_childs_own_and_not_that_of_the_benchmark() -> None:
     assert large.peak_bytes - small.peak_bytes > 60 << 20
 
 
+def test_memory_of_several_processes_counts_together() -> None:
+    hold = "x = bytearray(64 << 20); x[::4096] = b'x' * (64 << 8); import time; time.sleep(1)"
+    both = (
+        f"import subprocess, sys; run = [subprocess.Popen([sys.executable, '-I', '-S', '-c', {hold!r}]) for _ in '12']"
+    )
+    took = measured([sys.executable, "-I", "-c", both + "; [it.wait() for it in run]"], 30)
+    assert took.peak_bytes > 128 << 20
+
+
 def test_a_command_that_does_not_end_is_ended_with_all_that_it_started() -> None:
     sleeper = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])"
     with pytest.raises(RunError, match="not done after 1 s"):
