@@ -19,6 +19,7 @@ from aiohttp import web
 from securesystemslib.signer import SecretsHandler
 
 from protocol.errors import StateError
+from protocol.objects import Budget
 from server.ca import Authority, ensure_server_certificate
 from server.clock import NowMs, as_datetime
 from server.compress import Compressor
@@ -122,7 +123,7 @@ async def serve(state: Path, now_ms: NowMs, secrets: SecretsHandler) -> AsyncIte
             PeopleServices(
                 catalog=parts.catalog,
                 blobs=parts.blobs,
-                operations=Operations(parts.catalog, parts.enrolment, now_ms),
+                operations=Operations(parts.catalog, parts.enrolment, now_ms, _budget(parts.settings)),
                 publisher=parts.publisher,
                 threads=threads,
                 now_ms=now_ms,
@@ -254,6 +255,10 @@ def _open(state: Path, now_ms: NowMs, secrets: SecretsHandler) -> _Parts:
         ),
         online_keys=export_public(keyring),
     )
+
+
+def _budget(settings: ServerSettings) -> Budget:
+    return Budget(release_bytes=settings.budget.release_bytes, day_bytes=settings.budget.day_bytes)
 
 
 def _count(layout: Layout, catalog: Catalog, now_ms: int) -> bool:

@@ -8,7 +8,8 @@ import msgspec
 from protocol import limits
 from protocol.errors import Reason, StateError
 from protocol.ids import DeviceId, Name, ProductName, Version, parse_name, parse_product
-from protocol.objects import Conditions
+from protocol.messages import TransferBytes
+from protocol.objects import Budget, Conditions
 from protocol.results import LANES, ResultRow
 from protocol.wire import Message
 from server import rollouts
@@ -18,6 +19,7 @@ from server.contact import advance
 from server.enrolment import Enrolment
 from server.http.answers import NotFoundError
 from server.publish import role_states
+from server.sizes import travel_sizes
 from server.storage.catalog import Catalog, Session
 from server.storage.jobs import COMPRESS
 from server.storage.records import REPOSITORIES, Device, Member, Phase, Release, Rollout, Totals
@@ -50,6 +52,7 @@ class RolloutRequest(Message):
     group: Name
     phases: Annotated[tuple[Phase, ...], msgspec.Meta(max_length=64)] = ()
     conditions: Conditions = Conditions()
+    budget: Budget | None = None  # left out: the server's default; empty: no limit
 
 
 class Operations:
@@ -59,12 +62,14 @@ class Operations:
         catalog: What is known.
         enrolment: Makes tokens.
         now_ms: The clock.
+        budget: Of a rollout that does not say.
     """
 
-    def __init__(self, catalog: Catalog, enrolment: Enrolment, now_ms: NowMs) -> None:
+    def __init__(self, catalog: Catalog, enrolment: Enrolment, now_ms: NowMs, budget: Budget) -> None:
         self._catalog = catalog
         self._enrolment = enrolment
         self._now_ms = now_ms
+        self._budget = budget
 
     def status(self) -> dict[str, Any]:
         """Generation, roles with versions and expiry, and counts."""
@@ -108,9 +113,13 @@ class Operations:
                 "statuses": session.devices.statuses(name, STATUSES_SHOWN),
                 "alerts": session.devices.alerts(name, STATUSES_SHOWN),
                 "rollouts": {
-                    rollout: {"phase": member.phase, "outcome": member.outcome, "reason": member.reason}
+                    rollout: {"phase": member.phase, **_member(member)}
                     for rollout, member in session.rollouts.memberships(name).items()
                 },
+                "failed_patches": [
+                    {"patch": patch, "payload": payload, "reason": reason}
+                    for (patch, payload), reason in session.patches.failed_on(name).items()
+                ],
             }
 
     def revoke(self, name: str, who: str) -> dict[str, Any]:
@@ -158,6 +167,7 @@ class Operations:
     def releases(self, product: str | None) -> list[dict[str, Any]]:
         """What the products' roles list, and what they listed once; newest first."""
         with self._catalog.read() as session:
+            found = session.repositories.releases(product)
             return [
                 {
                     "product": release.product,
@@ -169,8 +179,9 @@ class Operations:
                     "artifacts": release.artifacts,
                     "total_bytes": release.total_bytes,
                     "listed": release.listed,
+                    **travel_sizes(session, release, found),
                 }
-                for release in session.repositories.releases(product)
+                for release in found
             ]
 
     def create_rollout(self, request: RolloutRequest, who: str) -> dict[str, Any]:
@@ -197,6 +208,7 @@ class Operations:
                     phases=phases,
                     conditions=request.conditions,
                     created_ms=now_ms,
+                    budget=self._budget if request.budget is None else request.budget,
                 )
             )
             session.events.add(
@@ -313,11 +325,13 @@ def _device(device: Device, releases: dict[str, Release], totals: dict[str, Tota
             "manifest": device.report.manifest,
             "trial": device.report.trial,
             "state": device.report.state,
+            "transfer": None if device.report.transfer is None else msgspec.structs.asdict(device.report.transfer),
         },
         "inventory": device.inventory,
         "versions": device.versions,
         "counters": msgspec.structs.asdict(device.counters),
         "unsure_of_time": device.unsure_of_time,
+        "link": device.link,
         "epoch": device.epoch,
         "lanes": {lane: msgspec.structs.asdict(position) for lane, position in device.lanes.items()},
         "ingested": {lane: totals[lane].ingested if lane in totals else 0 for lane in LANES},
@@ -342,6 +356,10 @@ def _rollout(session: Session, rollout: Rollout) -> dict[str, Any]:
         "halted": rollout.why if rollout.state == "halted" else "",
         "phase": rollout.phase,
         "conditions": rollout.conditions,
+        "budget": rollout.budget,
+        "transfer": {
+            name: sum(getattr(member.transfer, name) for member in members) for name in TransferBytes.__struct_fields__
+        },
         "phases": [
             {
                 "devices": spec.devices,
@@ -353,6 +371,7 @@ def _rollout(session: Session, rollout: Rollout) -> dict[str, Any]:
                 "contacted": tally.contacted,
                 "committed": tally.committed,
                 "failed": tally.failed,
+                "deferred": tally.deferred,
                 "unseen": tally.unseen,
                 "members": {member.device: _member(member) for member in members if member.phase == number},
             }
@@ -362,7 +381,15 @@ def _rollout(session: Session, rollout: Rollout) -> dict[str, Any]:
 
 
 def _member(member: Member) -> dict[str, Any]:
-    return {"outcome": member.outcome, "reason": member.reason, "ended_ms": member.ended_ms}
+    return {
+        "outcome": member.outcome,
+        "reason": member.reason,
+        "ended_ms": member.ended_ms,
+        "plan_bytes": member.plan_bytes,
+        "plan_full_bytes": member.plan_full_bytes,
+        "needs_bytes": member.needs_bytes,
+        "transfer": msgspec.structs.asdict(member.transfer),
+    }
 
 
 def _row(body: bytes) -> Any:

@@ -117,6 +117,7 @@ def _one(name: str, one: Json) -> Iterator[Table]:
             case "report", dict():
                 rows = [("release", value.get("release") or "none yet"), ("manifest", value.get("manifest"))]
                 rows += [("on trial", value.get("trial")), ("state", value.get("state"))]
+                rows += [("over the air", _words(value.get("transfer")))]
             case _, int() if key.endswith("_ms") and not isinstance(value, bool):
                 rows = [(_spoken(key.removesuffix("_ms")), _when(value))]
             case _:

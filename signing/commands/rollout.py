@@ -11,6 +11,7 @@ from protocol.errors import StateError
 from protocol.ids import parse_name
 from protocol.objects import Conditions
 from signing.commands.app import App, pass_app
+from signing.commands.budget import parse_budget, show_budget
 from signing.commands.release import pick_product
 from signing.console import emit, headland_errors, json_option
 from signing.metadata import plain
@@ -39,6 +40,14 @@ def rollout() -> None:
 @click.option("--not-before-ms", type=int, help="Machines activate no earlier (milliseconds since 1970, UTC).")
 @click.option("--activate-before-ms", type=int, help="Machines activate no later.")
 @click.option("--window", help="Minutes of the day, UTC: from-to, such as 120-300.")
+@click.option(
+    "--budget",
+    "budgets",
+    multiple=True,
+    metavar="SPEC",
+    help="Bytes over the air that each machine may spend: release=40M, or LINK=5M for a day over a kind of link, such "
+    "as cellular; none for no limit. The server's default unless you say.",
+)
 @click.option("--signal-clear", "signals", multiple=True, help="A machine signal that must be off, such as driving.")
 @json_option
 @pass_app
@@ -54,6 +63,7 @@ def create(
     not_before_ms: int | None,
     activate_before_ms: int | None,
     window: str | None,
+    budgets: tuple[str, ...],
     signals: tuple[str, ...],
     as_json: bool,
 ) -> None:
@@ -64,7 +74,7 @@ def create(
         window_utc=_window(window),
         signals_clear=signals,
     )
-    body = {
+    body: Json = {
         "name": parse_name(name, "rollout"),
         "product": pick_product(app.workspace(), product),
         "release": version,
@@ -72,6 +82,9 @@ def create(
         "phases": [parse_phase(spec) for spec in phases or ("percent=100",)],
         "conditions": plain(conditions),
     }
+    budget = parse_budget(budgets)
+    if budget is not None:
+        body["budget"] = budget
     with app.server() as server:
         answer = server.post("/rollouts", body, Json)
     emit(as_json, answer, f"{name}: {version} goes to {group} in {len(body['phases'])} phases")
@@ -192,16 +205,29 @@ def _list_table(answer: Any) -> Table:
 
 def _one_table(one: Json) -> Table:
     table = Table(title=f"{one.get('name')}: {one.get('product')} {one.get('release')} to {one.get('group')}")
-    columns = ("places", "contacted", "committed", "failed", "unseen")
-    for column in ("phase", "for", *columns, "who failed"):
+    columns = ("places", "contacted", "committed", "deferred", "failed", "unseen")
+    for column in ("phase", "for", *columns, "who failed or waits"):
         table.add_column(column)
     for number, phase in enumerate(one.get("phases", []), 1):
         failed = ", ".join(
-            f"{device} ({member['reason']})"
+            f"{device} ({_why(member)})"
             for device, member in phase.get("members", {}).items()
             if member.get("reason") and member.get("outcome") != "committed"
         )
         numbers = (str(phase.get(column, "")) for column in columns)
         table.add_row(*(escape(cell) for cell in (str(number), _size(phase), *numbers, failed)))
-    table.caption = " ".join(escape(str(one[key])) for key in ("state", "why") if one.get(key))
+    said = [" ".join(str(one[key]) for key in ("state", "why") if one.get(key))]
+    said.append(show_budget(one.get("budget") or {}))
+    spent = one.get("transfer") or {}
+    if any(spent.values()):
+        said.append(
+            f"over the air: {spent.get('delta_bytes', 0):,} in patches, {spent.get('full_bytes', 0):,} in full, "
+            f"{spent.get('saved_bytes', 0):,} saved"
+        )
+    table.caption = "; ".join(escape(part) for part in said if part)
     return table
+
+
+def _why(member: Json) -> str:
+    needs = member.get("needs_bytes")
+    return f"{member['reason']}: needs {needs:,} bytes" if needs else str(member["reason"])

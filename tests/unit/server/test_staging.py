@@ -47,11 +47,8 @@ async def test_a_broken_release_halts_by_itself_and_the_reason_is_on_the_server(
     assert (await two.sync()).assignment is None
     shown = await house.must("GET", "/api/v1/rollouts/bad")
     assert (shown["state"], "golden" in shown["halted"]) == ("halted", True)
-    assert shown["phases"][0]["members"]["tractor-1"] == {
-        "outcome": "refused",
-        "reason": "golden",
-        "ended_ms": house.now_ms,
-    }
+    member = shown["phases"][0]["members"]["tractor-1"]
+    assert (member["outcome"], member["reason"], member["ended_ms"]) == ("refused", "golden", house.now_ms)
     (event,) = await house.events("update-refused")
     assert (event["device"], event["what"], event["reason"]) == ("tractor-1", "pest-detector 1.2.0", "golden")
 
