@@ -361,6 +361,32 @@ def test_a_phase_that_says_not_exactly_one_size_is_refused(begun: ManagersTool, 
     begun.fail("rollout", "create", "a", "--release", "1.0.0", "--group", "g", "--phase", phase, code=6)
 
 
+@pytest.mark.parametrize(
+    ("said", "budget"),
+    [
+        ((), None),
+        (("none",), {}),
+        (("release=40M",), {"release_bytes": 40_000_000}),
+        (("cellular=5MB", "satellite=250k"), {"day_bytes": {"cellular": 5_000_000, "satellite": 250_000}}),
+        (("release=0", "wifi=1G"), {"release_bytes": 0, "day_bytes": {"wifi": 1_000_000_000}}),
+    ],
+)
+def test_a_budget_is_said_in_bytes_a_release_and_a_day(
+    begun: ManagersTool, said: tuple[str, ...], budget: dict[str, object] | None
+) -> None:
+    begun.server.answers["/rollouts"] = {"name": "spring"}
+    options = [word for spec in said for word in ("--budget", spec)]
+    begun.run("rollout", "create", "spring", "--release", "1.0.0", "--group", "north", *options)
+    assert begun.server.posted[-1][1].get("budget") == budget
+
+
+@pytest.mark.parametrize("budget", [("40M",), ("release=",), ("release=4.5M",), ("release=-1",), ("none", "wifi=1")])
+def test_a_budget_in_another_form_is_refused(begun: ManagersTool, budget: tuple[str, ...]) -> None:
+    options = [word for spec in budget for word in ("--budget", spec)]
+    result = begun.invoke("rollout", "create", "a", "--release", "1.0.0", "--group", "g", *options)
+    assert result.exit_code in (4, 6)
+
+
 def test_a_person_sees_a_machine_in_words(begun: ManagersTool) -> None:
     begun.server.answers["/devices/m1"] = {
         "device": "m1",
@@ -380,6 +406,7 @@ def test_a_person_sees_a_machine_in_words(begun: ManagersTool) -> None:
 
 def test_a_person_sees_whom_a_phase_is_for_who_failed_and_why_it_stands(begun: ManagersTool) -> None:
     failed = {"outcome": "rolled-back", "reason": "trial-latency", "ended_ms": 1}
+    waits = {"outcome": "deferred", "reason": "budget", "needs_bytes": 1234567}
     begun.server.answers["/rollouts/spring"] = {
         "name": "spring",
         "product": "pest-detector",
@@ -388,15 +415,20 @@ def test_a_person_sees_whom_a_phase_is_for_who_failed_and_why_it_stands(begun: M
         "state": "paused",
         "why": "by operator",
         "halted": "",
+        "budget": {"release_bytes": 1_000_000, "day_bytes": {"cellular": 50_000}},
+        "transfer": {"delta_bytes": 4_321, "full_bytes": 0, "saved_bytes": 99_999},
         "phases": [
             {"count": 1, "places": 1, "contacted": 1, "failed": 1, "members": {"m1": failed}},
-            {"percent": 100.0, "places": 2, "members": {}},
+            {"percent": 100.0, "places": 2, "contacted": 1, "deferred": 1, "members": {"m2": waits}},
             {"devices": ["m8", "m9"], "members": {}},
         ],
     }
-    said = begun.invoke("rollout", "status", "spring").stdout
+    said = " ".join(re.sub(r"[│┃]", " ", begun.invoke("rollout", "status", "spring").stdout).split())
     for words in ("count=1", "percent=100 ", "devices=m8+m9", "m1 (trial-latency)", "paused by operator"):
         assert words in said
+    for words in ("1,000,000 for the release", "50,000 a day over cellular", "4,321 in patches", "99,999 saved"):
+        assert words in said
+    assert "needs 1,234,567" in said
 
 
 def test_devices_are_shown_given_tokens_and_revoked(begun: ManagersTool) -> None:
