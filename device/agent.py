@@ -180,6 +180,7 @@ def status_of(parts: Parts, started_ms: int) -> AgentStatus:
             why=progress.why,
             bytes_done=progress.bytes_done,
             bytes_total=progress.bytes_total,
+            needs_bytes=progress.needs_bytes,
             healthy_s=progress.healthy_s,
             healthy_of_s=progress.healthy_of_s,
             damaged=progress.damaged,

@@ -16,6 +16,7 @@ from typing import Final, Protocol
 
 import msgspec
 
+from device.day import Instant
 from protocol.errors import Refused
 from protocol.ids import Count, Millis
 from protocol.wire import Message, decode, encode
@@ -193,6 +194,12 @@ class Clock:
     def now(self) -> Reading:
         """The time. Never blocks."""
         return read(self._record, self._here(), self._built_ms)
+
+    def instant(self) -> Instant:
+        """What is known of the time, for what must not believe the wall clock. Never blocks."""
+        moment = self._here()
+        reading = read(self._record, moment, self._built_ms)
+        return Instant(moment.boot_id, moment.boot_ms, reading.ms if reading.sure else None)
 
     def boot_s(self) -> float:
         """CLOCK_BOOTTIME in seconds: for durations, and what `Trust.judge` is told of the asking."""

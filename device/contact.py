@@ -6,8 +6,8 @@ from a second machine with the same key, and nothing is told twice or never.
 """
 
 import asyncio
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 import msgspec
@@ -17,11 +17,12 @@ from device.link import Answer
 from device.outbox.box import Outbox
 from device.state_db import StateDb
 from device.store import Store
+from device.transfer.patch_book import PatchBook
 from device.trust.port import Complaint, Terms, Trust, Verdict
 from protocol import limits
 from protocol.errors import HeadlandError, LinkError, Reason, Refused
-from protocol.ids import DeviceId, Digest, Millis, ProductName, Token
-from protocol.messages import Alert, Counters, Inventory, SyncAnswer, SyncRequest, VersionReport
+from protocol.ids import DeviceId, Digest, Millis, Name, ProductName, Token
+from protocol.messages import UNMETERED, Alert, Counters, Inventory, SyncAnswer, SyncRequest, VersionReport
 from protocol.objects import AssignmentBody, Payload
 from protocol.wire import Message, decode, encode
 
@@ -123,6 +124,9 @@ class Facts:
     counters: Counters
     now_ms: Millis
     sure_of_time: bool
+    link: Name = UNMETERED
+    link_rate_kib_s: int = 0
+    parts: Mapping[Digest, int] = field(default_factory=dict)  # of payloads that are under way
 
 
 class Contact:
@@ -171,6 +175,7 @@ class Contact:
         self._clock = clock
         self._facts = facts
         self._draw_token = draw_token
+        self._patches = PatchBook(state)
 
     async def make(self) -> SyncAnswer:
         """Makes one contact and carries out what it brought. A repetition after any failure is safe.
@@ -189,6 +194,7 @@ class Contact:
         answer = decode(body, SyncAnswer, limit=limits.ANSWER_BYTES)
         if answer.contact_id != request.contact_id:
             raise Refused(Reason.METADATA, "the server answered another contact than this one")
+        await asyncio.to_thread(self._patches.mark_told, request.failed_patches)
         record = _answered(record, request, answer)
         try:
             verdict = await self._trust.judge(answer, nonce, asked_boot_s)
@@ -239,6 +245,10 @@ class Contact:
             versions=record.versions,
             counters=facts.counters,
             unsure_of_time=not facts.sure_of_time,
+            link=facts.link,
+            link_rate_kib_s=facts.link_rate_kib_s,
+            parts=dict(list(facts.parts.items())[: limits.PARTS]),
+            failed_patches=self._patches.untold(),
         )
         return record, request
 

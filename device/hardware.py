@@ -19,6 +19,7 @@ from typing import Final
 import msgspec
 
 from protocol import limits
+from protocol.delta.patch import CODEC
 from protocol.errors import Refused, StateError
 from protocol.ids import Digest, Name, Version, digest
 from protocol.messages import Inventory
@@ -79,6 +80,7 @@ async def probe(tags: Iterable[Name], folder: Path) -> Inventory:
         found,
         hardware=tuple(sorted({*found.hardware, *tags})),
         disk_bytes=await asyncio.to_thread(_disk_bytes, folder),
+        patch_codecs=(CODEC,),
     )
 
 

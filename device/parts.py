@@ -13,7 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from device import hardware, identity
+from device.accounts import Accounts
 from device.clock import Clock
 from device.contact import Contact, Facts
 from device.contact_loop import ContactLoop, News
@@ -33,7 +36,9 @@ from device.settings import DeviceSettings
 from device.state_db import StateDb
 from device.store import Store
 from device.totals import Totals
+from device.transfer.child_applier import ChildApplier
 from device.transfer.fetch import Transfer
+from device.transfer.patch_book import PatchBook
 from device.trust.client import KeeperTrust
 from device.update.rules import Machine
 from device.update.sets import Sets
@@ -143,13 +148,24 @@ async def assembled(layout: Layout, settings: DeviceSettings) -> AsyncIterator[P
         )
         stack.push_async_callback(source.close)
         store = await asyncio.to_thread(_open_store, layout, settings)
-        transfer = Transfer(link, store, settings.transfer, count=totals.received)
+        book = PatchBook(state)
+        transfer = Transfer(link, store, settings.transfer, count=totals.received, notes=book, appliers=ChildApplier)
+        accounts = await asyncio.to_thread(
+            lambda: Accounts(
+                state,
+                totals,
+                link=settings.link.kind,
+                own=settings.budget.limits(),
+                now=clock.instant,
+            )
+        )
         news = News()
         updater = Updater(
             db=state,
             store=store,
             sets=await asyncio.to_thread(Sets, layout.state),
             fetcher=transfer,
+            treasury=accounts,
             canary=SubprocessCanary(layout.run / "canary", threads=inference.threads),
             workers=workers,
             machine=Machine(device=device, product=product, inventory=inventory),
@@ -162,6 +178,17 @@ async def assembled(layout: Layout, settings: DeviceSettings) -> AsyncIterator[P
             ),
             settings=settings.update,
         )
+
+        def facts() -> Facts:
+            return Facts(
+                msgspec.structs.replace(inventory, patch_rate_kib_s=book.rate_kib_s()),
+                totals.now(outbox.produced()),
+                *now(),
+                link=settings.link.kind,
+                link_rate_kib_s=settings.link.rate_kib_s or transfer.link_rate_kib_s,
+                parts=updater.parts(),
+            )
+
         contact = Contact(
             device,
             product,
@@ -173,7 +200,7 @@ async def assembled(layout: Layout, settings: DeviceSettings) -> AsyncIterator[P
             manifests=transfer,
             updates=updater,
             clock=clock,
-            facts=lambda: Facts(inventory, totals.now(outbox.produced()), *now()),
+            facts=facts,
             draw_token=draw_token,
         )
         yield Parts(

@@ -10,7 +10,9 @@ from device.transfer.fetch import TransferSettings
 from device.update.world import UpdateSettings
 from protocol import limits
 from protocol.errors import StateError
-from protocol.ids import Name
+from protocol.ids import Length, Name
+from protocol.messages import UNMETERED
+from protocol.objects import Budget
 from protocol.settings import Settings, parse_settings
 
 SETTINGS_BYTES: Final = limits.MIB
@@ -57,6 +59,34 @@ class StoreSettings(Settings):
     keep_free_bytes: Annotated[int, msgspec.Meta(ge=0)] = 64 * limits.MIB
 
 
+class LinkSettings(Settings):
+    """`[link]`: what the machine speaks to the server over.
+
+    Args:
+        kind: `ethernet`, `wifi`, `cellular`, `satellite` or a name of your own: budgets name it.
+        rate_kib_s: What it is good for; 0 measures it.
+    """
+
+    kind: Name = UNMETERED
+    rate_kib_s: Annotated[int, msgspec.Meta(ge=0)] = 0
+
+
+class BudgetSettings(Settings):
+    """`[budget]`: what updates may take over the air, beside what a rollout allows: the smaller one holds.
+
+    Args:
+        release_bytes: For one release; -1 does not limit, 0 lets nothing travel.
+        day_bytes: A day, by kind of link; a kind that is not named has no limit.
+    """
+
+    release_bytes: Annotated[int, msgspec.Meta(ge=-1, le=1 << 53)] = -1
+    day_bytes: dict[Name, Length] = {}
+
+    def limits(self) -> Budget:
+        """As they stand beside a signed budget."""
+        return Budget(release_bytes=self.release_bytes if self.release_bytes >= 0 else None, day_bytes=self.day_bytes)
+
+
 class MachineSettings(Settings):
     """`[machine]`: what the machine is.
 
@@ -77,6 +107,8 @@ class DeviceSettings(Settings):
     outbox: OutboxSettings = OutboxSettings()
     store: StoreSettings = StoreSettings()
     transfer: TransferSettings = TransferSettings()
+    link: LinkSettings = LinkSettings()
+    budget: BudgetSettings = BudgetSettings()
     update: UpdateSettings = UpdateSettings()
     machine: MachineSettings = MachineSettings()
 

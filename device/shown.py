@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from rich.table import Table
 
 from device.status import DeviceStatus, UpdateNow
+from protocol.messages import UNMETERED, TransferBytes
 
 
 def status_tables(status: DeviceStatus) -> tuple[Table, ...]:
@@ -42,7 +43,8 @@ def _machine(status: DeviceStatus) -> Table:
         f"median {latency.p50:.1f} ms, 99 % within {latency.p99:.1f} ms"
         if status.alarms_fired
         else "",
-        "received": f"{status.bytes_received:,} bytes of updates",
+        "received": _received(status),
+        "over the air": _air(status),
         "server": contact.server
         + (f", last contact {_time(contact.last_ms)}" if contact.last_ms is not None else ", not met yet"),
         "no contact": contact.trouble,
@@ -55,6 +57,25 @@ def _machine(status: DeviceStatus) -> Table:
         if value:
             table.add_row(name, value)
     return table
+
+
+def _received(status: DeviceStatus) -> str:
+    line = f"{status.bytes_received:,} bytes of updates"
+    if status.delta_bytes:
+        line += f", {status.delta_bytes:,} as patches, which saved {status.saved_bytes:,}"
+    return line
+
+
+def _air(status: DeviceStatus) -> str:
+    """What today took, where anything limits it or the link has a name."""
+    air = status.air
+    if air.link == UNMETERED and air.own_day_bytes is None and air.own_release_bytes is None:
+        return ""
+    line = f"{air.link}: {air.day_bytes:,}"
+    line += f" of {air.own_day_bytes:,} bytes today" if air.own_day_bytes is not None else " bytes today"
+    if air.own_release_bytes is not None:
+        line += f", at most {air.own_release_bytes:,} for a release"
+    return line
 
 
 def _agent(status: DeviceStatus) -> str:
@@ -72,6 +93,11 @@ def update_line(update: UpdateNow) -> str:
     parts = [update.state + (f" of {update.release}" if update.release else "")]
     if update.bytes_total and update.state == "fetch":
         parts.append(f"{update.bytes_done:,} of {update.bytes_total:,} bytes")
+    if update.transfer != TransferBytes() and update.state != "idle":
+        took = update.transfer
+        parts.append(f"took {took.delta_bytes:,} bytes as patches and {took.full_bytes:,} whole")
+    if update.needs_bytes:
+        parts.append(f"{update.needs_bytes:,} bytes would still travel")
     if update.healthy_of_s:
         parts.append(f"healthy for {update.healthy_s:.0f} of {update.healthy_of_s:.0f} s")
     if update.why:

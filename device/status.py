@@ -11,23 +11,29 @@ import time
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from device import identity
+from device.accounts import Ledger, read_ledger
 from device.clock import Clock
 from device.contact import read_record
+from device.day import look
 from device.inference.pump import PumpNumbers
 from device.inference.workers import ModelStatus, Swap, WorkersStatus
 from device.layout import Layout
 from device.outbox.box import read_counts
 from device.outbox.damage import quarantined
 from device.rescue import open_for_reading
+from device.settings import DeviceSettings
+from device.settings import load as load_settings
 from device.state_db import Refusal
 from device.store import free_bytes
-from device.totals import BYTES, DROPPED, INFERRED
+from device.totals import BYTES, DELTA, DROPPED, FULL, INFERRED, SAVED
 from device.update.states import Ended, State, UpdateRecord
 from protocol import limits
-from protocol.errors import Refused, StateError
+from protocol.errors import Refused, SettingsError, StateError
 from protocol.ids import Digest, Millis
-from protocol.messages import Alert, Counters
+from protocol.messages import Alert, Counters, TransferBytes
 from protocol.wire import Message, decode, encode
 
 STATUS_BYTES: Final = limits.MIB
@@ -44,6 +50,8 @@ class UpdateNow(Message, omit_defaults=False):
     why: str = ""
     bytes_done: int = 0
     bytes_total: int = 0
+    needs_bytes: int = 0  # it waits for a budget: so much would still have to travel
+    transfer: TransferBytes = TransferBytes()  # what this update, or else the committed release, took so far
     healthy_s: float = 0.0
     healthy_of_s: float = 0.0
     damaged: str = ""
@@ -101,6 +109,22 @@ class ContactStatus(Message, omit_defaults=False):
     set_apart: bool = False  # the server saw this identity twice: a person decides
 
 
+class AirStatus(Message, omit_defaults=False):
+    """What travelled today over the link that the settings name, and what the machine's own limits are.
+
+    Args:
+        link: Its kind.
+        day_bytes: Of updates, today.
+        own_day_bytes: What the settings allow a day over this link; None does not limit.
+        own_release_bytes: What they allow for one release; None does not limit.
+    """
+
+    link: str
+    day_bytes: int
+    own_day_bytes: int | None
+    own_release_bytes: int | None
+
+
 class TimeStatus(Message, omit_defaults=False):
     """Trusted time; not `sure` means that no signed time was verified since the machine was switched on."""
 
@@ -136,6 +160,10 @@ class DeviceStatus(Message, omit_defaults=False):
     alarm_failures: int
     alarm_latency_ms: AlarmLatency
     bytes_received: int
+    delta_bytes: int  # of them payload and index of patches
+    full_bytes: int  # of them payload and index of whole artifacts
+    saved_bytes: int  # what whole artifacts would have taken more than the patches that brought them
+    air: AirStatus
     contact: ContactStatus
     time: TimeStatus
     alerts: tuple[Alert, ...]  # that wait to be told to the server
@@ -191,7 +219,9 @@ def read_status(layout: Layout) -> DeviceStatus:
     try:
         record = state.record()
         contact = read_record(state)
-        reading = Clock(state).now()
+        clock = Clock(state)
+        reading = clock.now()
+        ledger = read_ledger(state)
         totals = state.counters()
         lanes = _lanes(layout)
         return DeviceStatus(
@@ -206,7 +236,7 @@ def read_status(layout: Layout) -> DeviceStatus:
             models=now.workers.models if now is not None else {},
             serving=now is not None and now.workers.serving,
             swap=now.workers.swap if now is not None else None,
-            update=_update(record, now),
+            update=_update(record, now, ledger),
             last_update=record.last,
             refusals=state.refusals(),
             lanes=lanes,
@@ -222,6 +252,10 @@ def read_status(layout: Layout) -> DeviceStatus:
             if now is None
             else AlarmLatency(last=now.pump.alarm_last_ms, p50=now.pump.alarm_p50_ms, p99=now.pump.alarm_p99_ms),
             bytes_received=totals.get(BYTES, 0),
+            delta_bytes=totals.get(DELTA, 0),
+            full_bytes=totals.get(FULL, 0),
+            saved_bytes=totals.get(SAVED, 0),
+            air=_air(layout, ledger, clock),
             contact=ContactStatus(
                 server=enrolment.server,
                 last_ms=contact.last_ms or None,
@@ -250,14 +284,32 @@ def _release(record: UpdateRecord, which: str) -> RunningRelease | None:
     return RunningRelease(version=held.version, manifest=held.digest, release_counter=held.release_counter)
 
 
-def _update(record: UpdateRecord, now: AgentStatus | None) -> UpdateNow:
+def _air(layout: Layout, ledger: Ledger, clock: Clock) -> AirStatus:
+    """By the settings as they stand now; the running agent holds to those that it was started with."""
+    try:
+        settings = load_settings(layout.settings)
+    except (SettingsError, StateError):
+        settings = DeviceSettings()
+    own, link = settings.budget.limits(), settings.link.kind
+    _, fresh = look(ledger.day, clock.instant())
+    return AirStatus(
+        link=link,
+        day_bytes=0 if fresh else ledger.day_bytes.get(link, 0),
+        own_day_bytes=own.day_bytes.get(link),
+        own_release_bytes=own.release_bytes,
+    )
+
+
+def _update(record: UpdateRecord, now: AgentStatus | None, ledger: Ledger) -> UpdateNow:
     """The record says where the update is; the agent adds its details when its account is of the same state.
 
     An account may be a second old, and an agent that has just been started has not taken the record up yet.
     """
+    at = record.offer.release if record.offer is not None else record.committed
+    spent = ledger.releases.get(at.digest, TransferBytes()) if at is not None else TransferBytes()
     if now is not None and now.update is not None and now.update.state == record.state.value:
-        return now.update
-    return _update_at_rest(record)
+        return msgspec.structs.replace(now.update, transfer=spent)
+    return msgspec.structs.replace(_update_at_rest(record), transfer=spent)
 
 
 def _update_at_rest(record: UpdateRecord) -> UpdateNow:

@@ -169,7 +169,7 @@ class Store:
 
         Args:
             keep: Digests.
-            keep_parts: Names of parts that a later fetch goes on from.
+            keep_parts: Of the parts that a later fetch goes on from, their names up to the first dot.
 
         Returns:
             Bytes given back.
@@ -177,7 +177,7 @@ class Store:
         freed = 0
         for folder, kept in ((self._files, keep), (self._parts, keep_parts)):
             for entry in list(os.scandir(folder)):
-                if entry.name in kept or entry.name.startswith(TEMPORARY_PREFIX):
+                if entry.name.partition(".")[0] in kept or entry.name.startswith(TEMPORARY_PREFIX):
                     continue
                 freed += entry.stat(follow_symlinks=False).st_size
                 self.disk.unlink(Path(entry.path))

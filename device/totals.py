@@ -1,6 +1,7 @@
 """Running totals since enrolment: what this process counted on top of what `state.db` keeps."""
 
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from device.outbox.box import Mark
@@ -12,6 +13,9 @@ from protocol.results import LANES, ResultRow
 from protocol.wire import decode, encode
 
 BYTES: Final = "bytes_received"
+DELTA: Final = "delta_bytes"
+FULL: Final = "full_bytes"
+SAVED: Final = "saved_bytes"
 INFERRED: Final = "frames_inferred"
 DROPPED: Final = "frames_dropped"
 MARK: Final = "totals/mark"  # how far the outbox was when the frames' counts were kept
@@ -29,7 +33,8 @@ class Totals:
         self._base = state.counters()
         self._kept = {INFERRED: 0, DROPPED: 0}
         self._live = {INFERRED: 0, DROPPED: 0}
-        self._received = 0
+        self._counted = dict.fromkeys((BYTES, DELTA, FULL, SAVED), 0)
+        self._counting = threading.Lock()
         self._ahead = 0  # frames that were counted by their rows at the start, and are not kept yet
         self._seen: tuple[dict[str, int], Mark] | None = None
 
@@ -54,8 +59,14 @@ class Totals:
 
     def received(self, count: int) -> None:
         """Counts bytes that came over the air; durable at once, as they cost money. Blocking."""
-        self._state.count(BYTES, count)
-        self._received += count
+        self.count({BYTES: count}, {})
+
+    def count(self, more: Mapping[str, int], facts: Mapping[str, bytes]) -> None:
+        """Counts bytes by name, together with what is to be kept of them; durable at once. Blocking."""
+        with self._counting:
+            self._state.count_all(more, facts)
+            for name, count in more.items():
+                self._counted[name] += count
 
     def saw(self, frames_inferred: int, frames_dropped: int, frames_unkept: int, mark: Mark) -> None:
         """Takes the pump's counts since this process began, and the outbox's mark at the same moment."""
@@ -74,8 +85,12 @@ class Totals:
 
     def now(self, results_produced: int) -> Counters:
         """The totals at this moment."""
+        total = {name: self._base.get(name, 0) + count for name, count in self._counted.items()}
         return Counters(
-            bytes_received=self._base.get(BYTES, 0) + self._received,
+            bytes_received=total[BYTES],
+            delta_bytes=total[DELTA],
+            full_bytes=total[FULL],
+            saved_bytes=total[SAVED],
             frames_inferred=self._base.get(INFERRED, 0) + self._live[INFERRED],
             frames_dropped=self._base.get(DROPPED, 0) + self._live[DROPPED],
             results_produced=results_produced,

@@ -1,5 +1,22 @@
-"""Bringing blobs into the store: resumable, verified segment by segment, capped above and below in speed."""
+"""Bringing blobs into the store: resumable, verified segment by segment, capped above and below in speed.
 
-from device.transfer.fetch import Source, Transfer, TransferSettings, part_names
+A step of the plan is fetched whole (`spool`) or as a patch (`pieces`, `patching`, `applier`); a `purse` judges and
+counts what travels, and `holding` tells what is here already.
+"""
 
-__all__ = ["Source", "Transfer", "TransferSettings", "part_names"]
+from device.transfer.fetch import Source, Transfer, TransferSettings
+from device.transfer.holding import bases, held_bytes, part_names
+from device.transfer.patching import PatchFailedError
+from device.transfer.purse import OverBudgetError, Purse
+
+__all__ = [
+    "OverBudgetError",
+    "PatchFailedError",
+    "Purse",
+    "Source",
+    "Transfer",
+    "TransferSettings",
+    "bases",
+    "held_bytes",
+    "part_names",
+]

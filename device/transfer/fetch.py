@@ -1,7 +1,9 @@
 """Fetches what a release needs by the signed plan, going on where the last attempt stopped.
 
-One ranged request brings all that is missing of a payload; a drop costs the bytes of the open segment at most. Nothing
-here decides whether a release may be installed: a blob that is not what was signed says that its source is bad.
+One ranged request brings all that is missing of a payload; a drop costs the bytes of the open segment at most. A purse
+judges what would still travel before each request and while it runs. Nothing here decides whether a release may be
+installed: a blob that is not what was signed says that its source is bad, and a patch that gives no result is noted
+and never replaced by something else that was not planned.
 """
 
 import asyncio
@@ -9,21 +11,31 @@ import random as chance
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 from device.retry import persist
 from device.store import Store
-from device.transfer.rate import MinimumRate, RateCap
+from device.transfer import patching
+from device.transfer.applier import Appliers, in_process
+from device.transfer.holding import held_bytes, index_path, payload_held, peak_bytes
+from device.transfer.patch_book import NoNotes, Notes
+from device.transfer.patching import Patch, PatchFailedError, PatchSpool
+from device.transfer.purse import Purse, Unlimited, Way
+from device.transfer.rate import LinkRate, MinimumRate, RateCap
 from device.transfer.spool import SegmentSpool, Spool, WholeSpool, unpack_whole
 from protocol import limits
+from protocol.delta.patch import CODEC, PatchIndex, parse_patch_index
 from protocol.errors import LinkError, Reason, Refused
 from protocol.ids import is_digest
+from protocol.messages import FailedPatch
 from protocol.objects import Payload, Step, TransferPlan
 from protocol.release import Artifact
 from protocol.settings import Settings
-from protocol.transfer import SegmentIndex, parse_index
+from protocol.transfer import parse_index
 
 PROGRESS_BYTES: Final = 64 * limits.KIB  # a link that brings less between two drops does not renew our patience
+COUNTED_BYTES: Final = 256 * limits.KIB  # a kill forgets so many that were received: what a cut costs anyway
 
 
 class TransferSettings(Settings):
@@ -54,6 +66,21 @@ class Source(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class _Toll:
+    """Who pays for a payload.
+
+    Args:
+        purse: Pays.
+        way: Of the step that the payload belongs to.
+        later_bytes: What travels after this payload.
+    """
+
+    purse: Purse
+    way: Way
+    later_bytes: int = 0
+
+
 class Transfer:
     """Blobs into the store.
 
@@ -61,7 +88,10 @@ class Transfer:
         source: The link, or a stick.
         store: Where they go.
         settings: Rates and patience.
-        count: Told of received bytes, a segment or a stream at a time. Blocking: it is called in a thread.
+        count: Told of received bytes that no purse pays for, a segment or a stream at a time. Blocking: it is called
+            in a thread.
+        notes: What is known of patches.
+        appliers: Make what applies patches.
         monotonic: Seconds that never go back.
         sleep: Waits so many seconds.
         random: Draws from 0 to 1.
@@ -74,6 +104,8 @@ class Transfer:
         settings: TransferSettings,
         *,
         count: Callable[[int], None],
+        notes: Notes | None = None,
+        appliers: Appliers | None = None,
         monotonic: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         random: Callable[[], float] = chance.random,
@@ -81,11 +113,20 @@ class Transfer:
         self._source = source
         self._store = store
         self._settings = settings
-        self._count = count
+        self._unlimited = Unlimited(count)
+        self._notes = notes or NoNotes()
+        self._appliers = appliers or in_process()
         self._monotonic = monotonic
         self._sleep = sleep
         self._random = random
         self._cap = RateCap(settings.rate_cap_bytes_s, monotonic=monotonic, sleep=sleep)
+        self._rate = LinkRate()
+
+    @property
+    def link_rate_kib_s(self) -> int:
+        """What the link was good for lately, up to the cap; 0 when nothing was measured yet."""
+        cap = int(self._settings.rate_cap_bytes_s) // limits.KIB
+        return min(self._rate.kib_s, cap) if cap else self._rate.kib_s
 
     async def small(self, payload: Payload, limit: int) -> bytes:
         """A blob that is read whole: a manifest.
@@ -99,11 +140,15 @@ class Transfer:
             Refused: `HASH`, `LENGTH`: the source gives something else.
         """
         spool = WholeSpool(payload, limit)
-        await self._receive(payload, spool, _nobody)
+        await self._receive(payload, spool, _nobody, _Toll(self._unlimited, "full"))
         return spool.content()
 
     async def fetch(
-        self, plan: TransferPlan, artifacts: Sequence[Artifact], progress: Callable[[int], None] = lambda _: None
+        self,
+        plan: TransferPlan,
+        artifacts: Sequence[Artifact],
+        progress: Callable[[int], None] = lambda _: None,
+        purse: Purse | None = None,
     ) -> None:
         """Brings every artifact that is missing into the store, one after the other; durable on return.
 
@@ -113,48 +158,123 @@ class Transfer:
             plan: Signed.
             artifacts: What must be there afterwards.
             progress: Told how many bytes came, chunk by chunk.
+            purse: Pays for all of it; without one the bytes are only counted.
 
         Raises:
             LinkError: The link is down or the server lacks a blob; `retryable` tells which.
             Refused: `HASH` and others: the source gives something that was not signed, or the plan does not fit.
+            PatchFailedError: A patch of the plan gives no result here. Nothing is fetched in its place.
+            OverBudgetError: More would travel than may; before the first byte, or as soon as it shows.
             NoSpaceError: The disk is too small for the peak.
         """
         steps = {step.artifact: step for step in plan.steps}
+        purse = purse or self._unlimited
         missing = await asyncio.to_thread(self._missing, artifacts)
         chosen = [(artifact, _fitting(artifact, steps.get(artifact.sha256))) for artifact in missing]
-        await asyncio.to_thread(lambda: self._store.check_space(peak_bytes(self._store, missing)))
-        for artifact, step in chosen:
-            await self._fetch_one(artifact, step, progress)
+        prices = await asyncio.to_thread(self._prepare, [step for _, step in chosen], purse)
+        for number, (artifact, step) in enumerate(chosen):
+            toll = _Toll(purse, "delta" if step.method == "delta" else "full", sum(prices[number + 1 :]))
+            await self._fetch_one(artifact, step, progress, toll)
 
     def _missing(self, artifacts: Iterable[Artifact]) -> list[Artifact]:
         return [a for a in artifacts if not self._store.has(a.sha256, a.length_bytes)]
 
-    async def _fetch_one(self, artifact: Artifact, step: Step, progress: Callable[[int], None]) -> None:
+    def _prepare(self, steps: Sequence[Step], purse: Purse) -> list[int]:
+        """Judges the whole before the first byte travels.
+
+        Returns:
+            What each step still takes over the air.
+        """
+        for step in steps:
+            if step.method == "delta":
+                self._refuse_failed(_patch(step))
+        prices = [step.travels_bytes() - sum(held_bytes(self._store, step).values()) for step in steps]
+        purse.check(sum(prices))
+        self._store.check_space(peak_bytes(self._store, steps))
+        return prices
+
+    def _refuse_failed(self, patch: Patch) -> None:
+        failed = self._notes.has_failed(patch.artifact, patch.base, patch.payload.sha256)
+        if failed is not None:
+            name = patch.payload.sha256[:12]
+            raise PatchFailedError(patch, failed.reason, f"patch {name} gave no result here before")
+
+    async def _fetch_one(self, artifact: Artifact, step: Step, progress: Callable[[int], None], toll: _Toll) -> None:
         payload = step.payload
         assert payload is not None
+        if step.method == "delta":
+            await self._patch_one(step, progress, toll)
+            return
         if step.index is None:
             whole = WholeSpool(payload, limits.UNINDEXED_PAYLOAD_BYTES)
-            await self._receive(payload, whole, progress)
+            await self._receive(payload, whole, progress, toll)
             part = await asyncio.to_thread(
                 unpack_whole, whole.content(), self._store, artifact.sha256, artifact.length_bytes
             )
         else:
-            index = await self._index(step.index, artifact.length_bytes, payload.length_bytes, progress)
+            data = await self._index(step, progress, toll)
+            index = await asyncio.to_thread(parse_index, data, artifact.length_bytes, payload.length_bytes)
             spool = await asyncio.to_thread(SegmentSpool, index, self._store, artifact.sha256)
             try:
-                await self._receive(payload, spool, progress)
+                await self._receive(payload, spool, progress, toll)
             finally:
                 await asyncio.to_thread(spool.close)
             part = spool.path
         await asyncio.to_thread(self._store.adopt, part, artifact.sha256, artifact.length_bytes)
         if step.index is not None:
-            await asyncio.to_thread(self._store.disk.unlink, self._store.part(_index_name(step.index)))
+            await asyncio.to_thread(self._store.disk.unlink, index_path(self._store, step.index))
 
-    async def _index(
-        self, signed: Payload, output_bytes: int, payload_bytes: int, progress: Callable[[int], None]
-    ) -> SegmentIndex:
-        """The index: kept beside its part, so that it travels once."""
-        path = self._store.part(_index_name(signed))
+    async def _patch_one(self, step: Step, progress: Callable[[int], None], toll: _Toll) -> None:
+        patch = _patch(step)
+        try:
+            await self._apply(patch, step, progress, toll)
+        except PatchFailedError as failed:
+            # Noted before anything is deleted: whatever a cut leaves of it is not gone on from.
+            await asyncio.to_thread(self._note_failure, failed)
+            await asyncio.to_thread(patching.forget, self._store, patch.payload)
+            raise
+        await asyncio.to_thread(toll.purse.save, max(step.full_bytes - step.travels_bytes(), 0))
+        await asyncio.to_thread(patching.forget, self._store, patch.payload)
+        if step.index is not None:
+            await asyncio.to_thread(self._store.disk.unlink, index_path(self._store, step.index))
+
+    async def _apply(self, patch: Patch, step: Step, progress: Callable[[int], None], toll: _Toll) -> None:
+        """Fetches a patch and applies it meanwhile; the result is in the store on return."""
+        index = None
+        if step.index is not None:
+            data = await self._index(step, progress, toll)
+            index = await asyncio.to_thread(_patch_index, patch, data)
+        spent = _Speed()
+        spool = await asyncio.to_thread(self._open_patch, patch, index, spent)
+        try:
+            await self._receive(patch.payload, spool, progress, toll)
+            await asyncio.to_thread(spool.finish)
+        finally:
+            await asyncio.to_thread(spool.close)
+        await asyncio.to_thread(self._adopt_result, patch, spool)
+        await asyncio.to_thread(self._notes.note_speed, spent.output_bytes, spent.took_s)
+
+    def _open_patch(self, patch: Patch, index: PatchIndex | None, spent: "_Speed") -> PatchSpool:
+        return PatchSpool(patch, index, self._store, self._appliers, spent.add)
+
+    def _adopt_result(self, patch: Patch, spool: PatchSpool) -> None:
+        try:
+            self._store.adopt(spool.path, patch.artifact, patch.length_bytes)
+        except Refused as refused:
+            raise _failed(patch, refused) from refused
+
+    def _note_failure(self, failed: PatchFailedError) -> None:
+        patch = failed.patch
+        self._notes.note_failure(
+            FailedPatch(artifact=patch.artifact, base=patch.base, payload=patch.payload.sha256, reason=failed.reason)
+        )
+
+    async def _index(self, step: Step, progress: Callable[[int], None], toll: _Toll) -> bytes:
+        """The index, hashed: kept beside its part, so that it travels once."""
+        signed, payload = step.index, step.payload
+        assert signed is not None
+        assert payload is not None
+        path = index_path(self._store, signed)
         kept = await asyncio.to_thread(lambda: path.read_bytes() if path.exists() else None)
         spool = WholeSpool(signed, limits.INDEX_BYTES)
         try:
@@ -163,11 +283,13 @@ class Transfer:
         except Refused:
             spool.restart()  # torn by a cut
         if spool.wants < signed.length_bytes:
-            await self._receive(signed, spool, progress)
+            held = await asyncio.to_thread(payload_held, self._store, step)
+            later = toll.later_bytes + payload.length_bytes - held
+            await self._receive(signed, spool, progress, _Toll(toll.purse, toll.way, later))
             await asyncio.to_thread(self._store.disk.write, path, spool.content())
-        return parse_index(spool.content(), output_bytes, payload_bytes)
+        return spool.content()
 
-    async def _receive(self, payload: Payload, spool: Spool, progress: Callable[[int], None]) -> None:
+    async def _receive(self, payload: Payload, spool: Spool, progress: Callable[[int], None], toll: _Toll) -> None:
         """Fills the spool, over as many connections as it takes."""
         assert is_digest(payload.sha256)
         settings = self._settings
@@ -183,7 +305,7 @@ class Transfer:
             while spool.wants < payload.length_bytes:
                 began = spool.wants
                 try:
-                    await self._stream(payload, spool, progress)
+                    await self._stream(payload, spool, progress, toll)
                 except LinkError:
                     if spool.wants < payload.length_bytes:
                         raise  # else the link dropped after the last byte, which is no failure
@@ -208,11 +330,18 @@ class Transfer:
             step=PROGRESS_BYTES,
         )
 
-    async def _stream(self, payload: Payload, spool: Spool, progress: Callable[[int], None]) -> None:
+    async def _stream(self, payload: Payload, spool: Spool, progress: Callable[[int], None], toll: _Toll) -> None:
         """One connection's worth."""
         floor = MinimumRate(self._settings.min_rate_bytes_s, self._settings.min_rate_over_s)
         first = spool.wants
         uncounted = 0
+
+        def pay(count: int) -> None:
+            if count:
+                toll.purse.spend(count, toll.way)
+            toll.purse.check(toll.later_bytes + payload.length_bytes - spool.wants)
+
+        await asyncio.to_thread(pay, 0)
         try:
             async with aclosing(
                 self._source.stream(f"/v1/blobs/{payload.sha256}", first=first, length=payload.length_bytes - first)
@@ -222,40 +351,31 @@ class Transfer:
                     chunk = await _next(chunks, floor.over_s)
                     if chunk is None:
                         return
-                    floor.received(len(chunk), self._monotonic() - asked)
+                    waited_s = self._monotonic() - asked
+                    floor.received(len(chunk), waited_s)
+                    self._rate.received(len(chunk), waited_s)
                     uncounted += len(chunk)
                     progress(len(chunk))
                     await asyncio.to_thread(spool.take, chunk)
-                    if uncounted >= limits.MIB:
+                    if uncounted >= COUNTED_BYTES:
                         counted, uncounted = uncounted, 0
-                        await asyncio.to_thread(self._count, counted)
+                        await asyncio.to_thread(pay, counted)
                     await self._cap.take(len(chunk))
         finally:
             if uncounted:
-                await asyncio.to_thread(self._count, uncounted)
+                await asyncio.to_thread(toll.purse.spend, uncounted, toll.way)
 
 
-def peak_bytes(store: Store, missing: Iterable[Artifact]) -> int:
-    """What the disk must still take for these artifacts; parts that are here already count for themselves. Blocking."""
-    need = 0
-    for artifact in missing:
-        part = store.part(artifact.sha256)
-        here = part.stat().st_size if part.exists() else 0
-        need += max(artifact.length_bytes - here, 0)
-    return need
+class _Speed:
+    """How long applying took. Only the patch's own thread adds."""
 
+    def __init__(self) -> None:
+        self.output_bytes = 0
+        self.took_s = 0.0
 
-def part_names(plan: TransferPlan) -> frozenset[str]:
-    """The parts that a fetch by this plan would go on from."""
-    return frozenset(
-        name
-        for step in plan.steps
-        for name in (step.artifact, *((_index_name(step.index),) if step.index is not None else ()))
-    )
-
-
-def _index_name(index: Payload) -> str:
-    return f"{index.sha256}.index"
+    def add(self, output_bytes: int, took_s: float) -> None:
+        self.output_bytes += output_bytes
+        self.took_s += took_s
 
 
 def _fitting(artifact: Artifact, step: Step | None) -> Step:
@@ -263,15 +383,38 @@ def _fitting(artifact: Artifact, step: Step | None) -> Step:
     if step is None or step.method == "have" or step.payload is None:
         # The plan was made for what the device had when it asked; the next one will know better.
         raise LinkError(f"the plan brings nothing for artifact {artifact.sha256[:12]}", retryable=False)
-    if step.method == "delta":
-        raise LinkError(f"the plan patches artifact {artifact.sha256[:12]}; this agent applies none", retryable=False)
+    if step.method == "delta" and (step.base is None or step.codec != CODEC):
+        raise LinkError(
+            f"the plan patches artifact {artifact.sha256[:12]} by codec {step.codec}; this agent applies {CODEC}",
+            retryable=False,
+        )
     if step.length_bytes != artifact.length_bytes:
         raise Refused(
             Reason.LENGTH,
             f"the plan gives artifact {artifact.sha256[:12]} {step.length_bytes} bytes, "
             f"the manifest {artifact.length_bytes}",
         )
+    if step.index is None and step.payload.length_bytes > limits.UNINDEXED_PAYLOAD_BYTES:
+        raise Refused(Reason.LENGTH, f"a payload of {step.payload.length_bytes} bytes without an index")
     return step
+
+
+def _patch(step: Step) -> Patch:
+    assert step.base is not None
+    assert step.payload is not None
+    return Patch(artifact=step.artifact, length_bytes=step.length_bytes, base=step.base, payload=step.payload)
+
+
+def _patch_index(patch: Patch, data: bytes) -> PatchIndex:
+    """The index: what the plan signed and cannot be read is as good as a patch that cannot be applied."""
+    try:
+        return parse_patch_index(data, patch.length_bytes, patch.payload.length_bytes)
+    except Refused as refused:
+        raise _failed(patch, refused) from refused
+
+
+def _failed(patch: Patch, refused: Refused) -> PatchFailedError:
+    return PatchFailedError(patch, refused.reason, f"patch {patch.payload.sha256[:12]}: {refused.message}")
 
 
 async def _next(chunks: AsyncGenerator[bytes, None], patience_s: float) -> bytes | None:

@@ -1,8 +1,12 @@
-"""How fast a transfer may be, and how slow: a token bucket and a lower bound."""
+"""How fast a transfer may be, how slow, and how fast it was: a token bucket, a lower bound and a measurement."""
 
 from collections.abc import Awaitable, Callable
+from typing import Final
 
+from protocol import limits
 from protocol.errors import LinkError
+
+MEASURED_BYTES: Final = 512 * limits.KIB  # less tells of buffers, not of the link
 
 
 class RateCap:
@@ -62,3 +66,20 @@ class MinimumRate:
             )
         self._waited_s = 0.0
         self._received = 0
+
+
+class LinkRate:
+    """What the link was good for, by the bytes that came last."""
+
+    def __init__(self) -> None:
+        self.kib_s = 0
+        self._waited_s = 0.0
+        self._received = 0
+
+    def received(self, count: int, waited_s: float) -> None:
+        """Takes note of `count` bytes that came after `waited_s` seconds of waiting for the network."""
+        self._received += count
+        self._waited_s += waited_s
+        if self._received >= MEASURED_BYTES and self._waited_s > 0:
+            self.kib_s = max(int(self._received / self._waited_s / limits.KIB), 1)
+            self._received, self._waited_s = 0, 0.0

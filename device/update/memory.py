@@ -63,17 +63,20 @@ class Memory:
             raise StateError("the offer's assignment is not in state.db")
         return decode(found, AssignmentBody, limit=limits.ANSWER_BYTES)
 
-    def renew_plan(self, assignment: AssignmentBody) -> bool:
-        """The next attempt goes by this one's plan.
+    def renew_plan(self, assignment: AssignmentBody) -> tuple[bool, bool]:
+        """The next attempt goes by this one's plan and budget.
 
         Returns:
-            Whether it differs.
+            Whether it differs at all, and whether a fetch that runs would do something else by it.
         """
         renewed = encode(assignment)
-        if renewed == self._db.get(ASSIGNMENT):
-            return False
+        known = self._db.get(ASSIGNMENT)
+        if renewed == known:
+            return False, False
+        before = decode(known, AssignmentBody, limit=limits.ANSWER_BYTES) if known is not None else None
         self._db.put(ASSIGNMENT, renewed)
-        return True
+        differs = before is None or (before.plan.steps, before.budget) != (assignment.plan.steps, assignment.budget)
+        return True, differs
 
     def refused(self) -> dict[Digest, str]:
         """Why, by the digest of each manifest that was refused on evidence."""

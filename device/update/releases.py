@@ -85,17 +85,18 @@ class Library:
             missing.append(artifact.sha256)
         return missing
 
-    def collect(self, named: Collection[Digest], parts: Collection[str]) -> bool:
+    def collect(self, named: Collection[Digest], parts: Collection[Digest], bases: Collection[Digest] = ()) -> bool:
         """Deletes the files of all releases but these. While a manifest cannot be read, nothing is deleted.
 
         Args:
             named: Releases that the record names.
-            parts: Unfinished files that a fetch goes on from.
+            parts: Digests whose unfinished files a fetch goes on from.
+            bases: Artifacts that a planned patch is applied to.
 
         Returns:
             Whether it was done.
         """
-        keep = set(named)
+        keep = {*named, *bases}
         for name in named:
             try:
                 keep |= {artifact.sha256 for artifact in self.manifest(name).artifacts()}

@@ -8,7 +8,7 @@ from device.state_db import StateDb
 from device.update.states import Event, State, UpdateRecord
 from protocol.errors import Reason
 from protocol.ids import Digest, Millis
-from protocol.messages import Outcome, UpdateStatus
+from protocol.messages import Outcome, TransferBytes, UpdateStatus
 
 TOLD: Final = "update/told"  # the last thing said of an offer that was not taken up
 DETAIL: Final = 2000
@@ -25,10 +25,13 @@ class Word:
     outcome: Outcome | None = None
     reason: Reason | None = None
     detail: str = ""
+    needs_bytes: int = 0
 
     def gist(self) -> str:
         """The same for two words that tell a person the same: details may hold numbers that change each time."""
-        return f"{self.manifest} {self.rollout} {self.outcome} {self.reason or self.detail.partition(':')[0]}"
+        return f"{self.manifest} {self.rollout} {self.outcome} {self.reason or self.detail.partition(':')[0]}" + (
+            f" {self.needs_bytes}" if self.needs_bytes else ""  # a price that changed is news
+        )
 
 
 class Teller:
@@ -37,11 +40,13 @@ class Teller:
     Args:
         db: Queues them.
         new_id: 128 fresh random bits in hexadecimal.
+        transfer: What a release took over the air so far.
     """
 
-    def __init__(self, db: StateDb, new_id: Callable[[], str]) -> None:
+    def __init__(self, db: StateDb, new_id: Callable[[], str], transfer: Callable[[Digest], TransferBytes]) -> None:
         self._db = db
         self._new_id = new_id
+        self._transfer = transfer
         self._pause = ""
 
     def of_step(
@@ -53,6 +58,7 @@ class Teller:
         *,
         reason: Reason | None,
         detail: str,
+        needs_bytes: int = 0,
     ) -> tuple[UpdateStatus, ...]:
         """The status for the transaction that records a step; nothing for what nobody needs to know."""
         offer = after.offer or before.offer
@@ -65,6 +71,7 @@ class Teller:
             "deferred" if event is Event.PAUSED else None,
             reason,
             detail,
+            needs_bytes,
         )
         pause, self._pause = self._pause, word.gist() if event is Event.PAUSED else ""
         if pause and pause == self._pause:
@@ -84,6 +91,7 @@ class Teller:
         return True
 
     def _status(self, word: Word, at_ms: Millis) -> UpdateStatus:
+        transfer = self._transfer(word.manifest)
         return UpdateStatus(
             id=self._new_id(),
             manifest=word.manifest,
@@ -93,6 +101,8 @@ class Teller:
             outcome=word.outcome,
             reason=word.reason,
             detail=word.detail[:DETAIL],
+            transfer=transfer if transfer != TransferBytes() else None,
+            needs_bytes=word.needs_bytes,
         )
 
 

@@ -16,21 +16,21 @@ from typing import Final, overload
 from device.retry import backoff_s
 from device.state_db import Refusal, StateDb
 from device.store import NoSpaceError, Store
-from device.transfer import part_names
+from device.transfer import OverBudgetError, PatchFailedError, bases, held_bytes, part_names
 from device.trust.port import Terms
 from device.update import rules, states
 from device.update.memory import ASSIGNMENT, Memory, floors_of
 from device.update.ports import Canary, ReleaseSet, Workers
 from device.update.releases import Library
 from device.update.sets import Sets
-from device.update.states import Event, Offer, State, UpdateRecord
+from device.update.states import Event, Held, Offer, State, UpdateRecord
 from device.update.telling import Teller, Word, is_told
 from device.update.trial import Watch, Watched, find_evidence, is_proven, is_time_up
-from device.update.world import Fetcher, UpdateSettings, World
+from device.update.world import Fetcher, Treasury, UpdateSettings, World
 from protocol import limits
 from protocol.errors import HeadlandError, LinkError, Reason, Refused, StateError
 from protocol.ids import Digest
-from protocol.messages import Outcome, VersionReport
+from protocol.messages import Outcome, TransferBytes, VersionReport
 from protocol.objects import AssignmentBody, Payload
 from protocol.release import ReleaseManifest, parse_manifest
 from protocol.wire import encode
@@ -51,7 +51,8 @@ class Progress:
         release: The version that is being installed, or empty.
         why: What it waits for, or empty.
         bytes_done: Of the present FETCH, payload bytes received in this process.
-        bytes_total: What the plan's travelling steps take.
+        bytes_total: What was to come when it began.
+        needs_bytes: It waits for a budget: so much would still have to travel.
         healthy_s: Of the trial.
         healthy_of_s: What it needs.
         damaged: The committed release cannot serve: its files are not what they were, or it does not come up.
@@ -62,6 +63,7 @@ class Progress:
     why: str = ""
     bytes_done: int = 0
     bytes_total: int = 0
+    needs_bytes: int = 0
     healthy_s: float = 0.0
     healthy_of_s: float = 0.0
     damaged: str = ""
@@ -72,7 +74,9 @@ class _Obstacle(Enum):
 
     NONE = auto()
     LINK = auto()
-    PLAN = auto()  # the server lacks a blob, or planned for what we do not have
+    PLAN = (
+        auto()
+    )  # the server lacks a blob, or planned for what we do not have, what failed here, or what costs too much
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,7 @@ class _Step:
     event: Event
     reason: Reason | None = None
     detail: str = ""
+    needs_bytes: int = 0
     offer: Offer | None = None
     facts: Mapping[str, bytes] | None = None
 
@@ -102,6 +107,7 @@ class Updater:
         store: Artifacts.
         sets: What outside readers see.
         fetcher: Brings blobs.
+        treasury: Pays for them.
         canary: Tries candidates.
         workers: Infer, and follow the record.
         machine: Who this is.
@@ -116,6 +122,7 @@ class Updater:
         store: Store,
         sets: Sets,
         fetcher: Fetcher,
+        treasury: Treasury,
         canary: Canary,
         workers: Workers,
         machine: rules.Machine,
@@ -126,6 +133,7 @@ class Updater:
         self._store = store
         self._sets = sets
         self._fetcher = fetcher
+        self._treasury = treasury
         self._canary = canary
         self._workers = workers
         self._machine = machine
@@ -133,7 +141,7 @@ class Updater:
         self._settings = settings or UpdateSettings()
         self._memory = Memory(db)
         self._library = Library(store, machine.inventory)
-        self._teller = Teller(db, world.new_id)
+        self._teller = Teller(db, world.new_id, treasury.of)
         self._record = UpdateRecord()
         self._started = False
         self._progress = Progress(State.IDLE)
@@ -145,6 +153,8 @@ class Updater:
         self._link_lags = False
         self._mendings = 0
         self._obstacle = _Obstacle.NONE
+        self._fetching = False  # a FETCH is underway, not paused
+        self._needs_bytes = 0  # of a FETCH that waits for a budget
         self._delay = False  # whether a paused FETCH waits: not after a start, nor when its obstacle went away
 
     # What others call
@@ -168,6 +178,7 @@ class Updater:
             state=record.state,
             release=record.offer.release.version if record.offer is not None else "",
             why=self._progress.why or record.paused,
+            needs_bytes=self._needs_bytes if record.state is State.FETCH else 0,
             healthy_s=max(self._progress.healthy_s, record.healthy_s) if trial is not None else 0.0,
             healthy_of_s=trial.healthy_s if trial is not None else 0.0,
             damaged=self._damaged,
@@ -182,7 +193,18 @@ class Updater:
             release=committed.version if committed is not None else "",
             trial=record.active if record.state is State.TRIAL else None,
             state=str(record.state),
+            transfer=self._transfer(committed),
         )
+
+    def parts(self) -> dict[Digest, int]:
+        """Of the payloads that are being fetched, the bytes that need not travel again. Blocking."""
+        if self._record.state is not State.FETCH:
+            return {}
+        try:
+            plan = self._memory.assignment().plan
+        except StateError:
+            return {}
+        return {name: held for step in plan.steps for name, held in held_bytes(self._store, step).items()}
 
     async def start(self) -> None:
         """Takes up the record after a restart and makes workers and `active` follow it. Needs no network.
@@ -336,11 +358,14 @@ class Updater:
             refusal = Refusal(
                 manifest=release.digest, release=release.version, reason=step.reason, at_ms=at_ms, detail=step.detail
             )
-        statuses = self._teller.of_step(before, after, step.event, at_ms, reason=step.reason, detail=step.detail)
+        statuses = self._teller.of_step(
+            before, after, step.event, at_ms, reason=step.reason, detail=step.detail, needs_bytes=step.needs_bytes
+        )
         await asyncio.to_thread(
             lambda: self._db.write_record(after, floors=floors, statuses=statuses, refusal=refusal, facts=step.facts)
         )
         self._record = after
+        self._needs_bytes = step.needs_bytes
         self._delay = step.event in (Event.PAUSED, Event.CLEAN)
         if before.state is not after.state:
             log.info("update: %s -> %s%s", before.state, after.state, f" ({step.detail})" if step.detail else "")
@@ -366,6 +391,7 @@ class Updater:
         if record.failures and self._delay:
             await self._world.sleep(self._backoff_s(record.failures))
         self._obstacle = _Obstacle.NONE
+        self._fetching = True
         try:
             await self._bring()
         except Refused as refused:
@@ -373,6 +399,13 @@ class Updater:
                 return _Step(Event.FORBIDDEN, refused.reason, refused.message)
             # The source is bad, not the release: nothing is remembered against it.
             return _Step(Event.PAUSED, refused.reason, refused.message)
+        except PatchFailedError as error:
+            # Nothing is fetched in its place: the server is told, and its next plan has a price that the budget judges.
+            self._obstacle = _Obstacle.PLAN
+            return _Step(Event.PAUSED, error.reason, f"patch: {error.message}")
+        except OverBudgetError as error:
+            self._obstacle = _Obstacle.PLAN
+            return _Step(Event.PAUSED, Reason.BUDGET, f"budget: {error.message}", needs_bytes=error.needs_bytes)
         except NoSpaceError as error:
             return _Step(Event.PAUSED, detail=f"space: {error.message}")
         except LinkError as error:
@@ -380,6 +413,8 @@ class Updater:
             return _Step(Event.PAUSED, detail=f"link: {error.message}")
         except (OSError, StateError) as error:
             return _Step(Event.PAUSED, detail=f"disk: {error}")
+        finally:
+            self._fetching = False
         return _Step(Event.FETCHED)
 
     async def _bring(self) -> None:
@@ -389,9 +424,13 @@ class Updater:
         # Files may have their length and not their bytes: looked at once, not again after each pause.
         find = self._library.missing if self._record.failures else self._library.drop_damaged
         missing = await asyncio.to_thread(find, needed)
-        total = sum(step.travels_bytes() for step in assignment.plan.steps if step.artifact in missing)
+        steps = [step for step in assignment.plan.steps if step.artifact in missing]
+        total = await asyncio.to_thread(
+            lambda: sum(step.travels_bytes() - sum(held_bytes(self._store, step).values()) for step in steps)
+        )
         self._progress = Progress(State.FETCH, bytes_total=total)
-        await self._fetcher.fetch(assignment.plan, needed, self._received)
+        purse = self._treasury.purse(assignment.manifest.sha256, assignment.budget)
+        await self._fetcher.fetch(assignment.plan, needed, self._received, purse)
 
     async def _check(self) -> _Step:
         if states.is_spent(self._record):
@@ -546,12 +585,14 @@ class Updater:
         goes_on = record.offer is not None and (record.state is not State.CLEANUP or states.will_retry(record))
 
         def collect() -> None:
-            parts: frozenset[str] = frozenset()
+            parts: frozenset[Digest] = frozenset()
+            patched: frozenset[Digest] = frozenset()
             if goes_on:
-                parts = part_names(self._memory.assignment().plan)
+                plan = self._memory.assignment().plan
+                parts, patched = part_names(plan), bases(plan)
                 # While its manifest is fetched again, nothing can be told to be needless.
                 named.add(self._offer().release.digest)
-            if self._library.collect(named, parts):
+            if self._library.collect(named, parts, patched):
                 self._sets.collect(named)
 
         await asyncio.to_thread(collect)
@@ -615,15 +656,24 @@ class Updater:
             self._woken.set()
             return
         self._pending = None  # what was offered in between is not any more
-        if record.state is State.FETCH and await asyncio.to_thread(self._memory.renew_plan, assignment):
-            # The fetch that runs goes on, the next attempt goes by the new plan.
-            self._is_gone(_Obstacle.PLAN)
+        if record.state is State.FETCH:
+            renewed, differs = await asyncio.to_thread(self._memory.renew_plan, assignment)
+            if renewed:
+                self._is_gone(_Obstacle.PLAN)
+            if differs and self._fetching:
+                # It begins anew by the new plan, from the parts that are here.
+                self._delay = False
+                self._woken.set()
 
     def _is_gone(self, obstacle: _Obstacle) -> None:
         """What a paused fetch waited for is there: it goes on at once. Other pauses wait their time."""
         if self._record.state is State.FETCH and self._record.failures and self._obstacle is obstacle:
             self._delay = False
             self._woken.set()
+
+    def _transfer(self, release: Held | None) -> TransferBytes | None:
+        spent = self._treasury.of(release.digest) if release is not None else TransferBytes()
+        return spent if spent != TransferBytes() else None
 
     def _runs(self, offer: Offer) -> bool:
         """Whether the offer is the committed release, in good order."""

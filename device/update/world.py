@@ -6,8 +6,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from device.transfer.purse import Purse
 from device.update.signals import Signals
-from protocol.objects import Payload, TransferPlan
+from protocol.ids import Digest
+from protocol.messages import TransferBytes
+from protocol.objects import Budget, Payload, TransferPlan
 from protocol.release import Artifact
 from protocol.settings import Settings
 
@@ -35,8 +38,22 @@ class Fetcher(Protocol):
         """A blob that is read whole."""
         ...
 
-    async def fetch(self, plan: TransferPlan, artifacts: Sequence[Artifact], progress: Callable[[int], None]) -> None:
-        """Every missing artifact into the store."""
+    async def fetch(
+        self, plan: TransferPlan, artifacts: Sequence[Artifact], progress: Callable[[int], None], purse: Purse
+    ) -> None:
+        """Every missing artifact into the store, as far as the purse pays for it."""
+        ...
+
+
+class Treasury(Protocol):
+    """What pays for updates: `device.accounts.Accounts`, which see."""
+
+    def purse(self, release: Digest, budget: Budget) -> Purse:
+        """Pays for one release."""
+        ...
+
+    def of(self, release: Digest) -> TransferBytes:
+        """What a release took so far."""
         ...
 
 

@@ -7,15 +7,20 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from device.accounts import Accounts
+from device.day import Instant
 from device.state_db import StateDb
 from device.store import Store
+from device.totals import Totals
 from device.transfer import Transfer, TransferSettings
+from device.transfer.patch_book import PatchBook
 from device.update.rules import Machine
 from device.update.sets import Sets
 from device.update.states import State
 from device.update.updater import Updater
 from device.update.world import UpdateSettings, World
 from protocol.messages import UpdateStatus
+from protocol.objects import Budget
 from signing.durable import DISK, Disk
 from tests.fakes.updates import MACHINE, BlobSource, Release, terms
 from tests.fakes.workers import FakeCanary, FakeWorkers
@@ -42,6 +47,8 @@ class Bench:
         self.elapsed_s = 0.0
         self.slept: list[float] = []
         self.free_bytes = 1 << 40
+        self.link = "cellular"
+        self.own_budget = Budget()
         self.on_sleep: Callable[[float], None] = lambda _: None
         self.last_status: UpdateStatus | None = None
         self.db: StateDb
@@ -55,15 +62,20 @@ class Bench:
         self.on_sleep(seconds)
         await asyncio.sleep(0.0005)
 
+    def instant(self) -> Instant:
+        return Instant("a boot", int(self.elapsed_s * 1000), self.now_ms if self.sure else None)
+
     def boot(self) -> Updater:
         """Builds everything anew on the same folder, as a start of the agent does."""
         self.db = StateDb(self.folder / "state.db")
         self.store = Store(self.folder / "store", disk=self.disk, free=lambda _: self.free_bytes)
+        totals = Totals(self.db)
         transfer = Transfer(
             self.source,
             self.store,
             TransferSettings(attempts=3),
-            count=lambda count: self.db.count("bytes_received", count),
+            count=totals.received,
+            notes=PatchBook(self.db),
             monotonic=lambda: self.elapsed_s,
             sleep=self.sleep,
             random=lambda: 1.0,
@@ -73,6 +85,7 @@ class Bench:
             store=self.store,
             sets=Sets(self.folder, disk=self.disk),
             fetcher=transfer,
+            treasury=Accounts(self.db, totals, link=self.link, own=self.own_budget, now=self.instant),
             canary=self.canary,
             workers=self.workers,
             machine=self.machine,

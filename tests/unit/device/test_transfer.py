@@ -7,6 +7,7 @@ import pytest
 from device.link import Link
 from device.store import NoSpaceError, Store
 from device.transfer import Transfer, TransferSettings
+from device.transfer.purse import Unlimited
 from device.transfer.rate import MinimumRate, RateCap
 from protocol.errors import LinkError, Reason, Refused
 from protocol.limits import MIB, SEGMENT_PAYLOAD_BYTES
@@ -270,7 +271,7 @@ async def test_a_cancelled_fetch_keeps_what_was_verified(tmp_path, source):
         count(more)
         loop.call_soon_threadsafe(counted.set)
 
-    rig.transfer._count = count_and_say
+    rig.transfer._unlimited = Unlimited(count_and_say)
     await counted.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -1,0 +1,169 @@
+"""The agent's side of the patch child: one child a patch, started with the first group, killed at the end."""
+
+import contextlib
+import os
+import selectors
+import subprocess
+from pathlib import Path
+from typing import Final
+
+from device.inference.spawning import python_command, worker_environment
+from device.transfer.applier import Write
+from device.transfer.patch_wire import DONE, GROUP, HEAD, OFFSET, OUTPUT, READY, REFUSED, VERDICT_BYTES, Verdict
+from protocol import limits
+from protocol.errors import Reason, Refused
+from protocol.wire import decode
+
+SILENCE_S: Final = 120.0  # a group is at most 64 MiB of output and comes in pieces of 1 MiB: slow cards take seconds
+START_S: Final = 60.0  # a cold numpy on a slow card
+TRIES: Final = 2  # a child that somebody killed is no evidence; one that dies again at the same group is
+ANSWER_BYTES: Final = limits.MIB + VERDICT_BYTES
+
+
+class _EndedError(Exception):
+    """The child is gone, hangs, or says what no child of ours does."""
+
+
+class ChildApplier:
+    """Implements `device.transfer.applier.Applier`.
+
+    Args:
+        base: Path of the base.
+        silence_s: A child that says nothing for so long hangs.
+    """
+
+    def __init__(self, base: Path, silence_s: float = SILENCE_S) -> None:
+        self._base = base
+        self._silence_s = silence_s
+        self._child: _Child | None = None
+        self._cancelled = False
+
+    def apply(self, group: bytearray, output_offset: int, write: Write) -> None:
+        """As `Applier`."""
+        written = 0
+        ended = ""
+        for _ in range(TRIES):
+            if self._cancelled:
+                raise OSError("no more is applied")
+            skip = written
+            try:
+                if self._child is None:
+                    self._child = _Child(self._base)
+                self._child.send(GROUP, OFFSET.pack(output_offset), group, patience_s=self._silence_s)
+                while True:
+                    kind, content = self._child.receive(self._silence_s)
+                    if kind != OUTPUT:
+                        _judge(kind, content)
+                        return
+                    # A second child makes the same bytes again: what is written already is passed over.
+                    passed = min(skip, len(content))
+                    skip -= passed
+                    if passed < len(content):
+                        write(content[passed:])
+                        written += len(content) - passed
+            except _EndedError as error:
+                ended = f"{error}, {self._end()}"
+            except BaseException:
+                self._end()
+                raise
+        if self._cancelled:
+            raise OSError("no more is applied")
+        raise Refused(Reason.LIMIT, f"the process that applies it does not survive it: {ended}")
+
+    def cancel(self) -> None:
+        """As `Applier`."""
+        self._cancelled = True
+        child = self._child
+        if child is not None:
+            child.kill()
+
+    def close(self) -> None:
+        """As `Applier`."""
+        self._end()
+
+    def _end(self) -> str:
+        child, self._child = self._child, None
+        return child.end() if child is not None else "it never ran"
+
+
+class _Child:
+    """A running `device.transfer.patch_child`."""
+
+    def __init__(self, base: Path) -> None:
+        self._process = subprocess.Popen(
+            [*python_command("device.transfer.patch_child"), str(base), str(os.getpid())],
+            bufsize=0,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            # Arithmetic in threads of its own would take what inference needs, and address space, which is bounded.
+            env={**worker_environment(os.environ), "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+        )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._in, self._out = self._process.stdin.fileno(), self._process.stdout.fileno()
+        os.set_blocking(self._in, False)
+        try:
+            kind, _ = self.receive(START_S)
+        except _EndedError as error:
+            raise OSError(f"the process that applies patches does not start: {error}, {self.end()}") from error
+        assert kind == READY
+
+    def send(self, kind: bytes, *pieces: bytes | bytearray, patience_s: float) -> None:
+        for piece in (HEAD.pack(kind, sum(map(len, pieces))), *pieces):
+            view = memoryview(piece)
+            while view:
+                _await(self._in, selectors.EVENT_WRITE, patience_s)
+                try:
+                    view = view[os.write(self._in, view) :]
+                except BlockingIOError:
+                    continue
+                except OSError as error:
+                    raise _EndedError("it took no group") from error
+
+    def receive(self, patience_s: float) -> tuple[bytes, bytes]:
+        kind, length = HEAD.unpack(self._read(HEAD.size, patience_s))
+        if length > ANSWER_BYTES:
+            raise _EndedError("it says what no process of ours does")
+        return kind, bytes(self._read(length, patience_s))
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def end(self) -> str:
+        """Kills it if it lives, and says how it ended."""
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+        return f"exit code {self._process.returncode}"
+
+    def _read(self, length: int, patience_s: float) -> bytearray:
+        found = bytearray(length)
+        view = memoryview(found)
+        while view:
+            _await(self._out, selectors.EVENT_READ, patience_s)
+            count = os.readv(self._out, [view])
+            if not count:
+                raise _EndedError("it ended")
+            view = view[count:]
+        return found
+
+
+def _await(fd: int, event: int, patience_s: float) -> None:
+    with selectors.DefaultSelector() as selector:
+        selector.register(fd, event)
+        if not selector.select(patience_s):
+            raise _EndedError(f"it said nothing for {patience_s:.0f} s")
+
+
+def _judge(kind: bytes, content: bytes) -> None:
+    """What an answer that is no output means."""
+    if kind == DONE:
+        return
+    if kind == REFUSED:
+        verdict = decode(content, Verdict, limit=VERDICT_BYTES)
+        raise Refused(verdict.reason, verdict.message)
+    raise OSError(content.decode(errors="replace"))

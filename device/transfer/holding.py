@@ -1,0 +1,102 @@
+"""What of a plan is here already, and what it will take: names and lengths only, nothing is hashed.
+
+What a cut tore looks whole here; it shows when a spool goes on from it, and what was paid for it is asked again then.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+from device.store import Store
+from device.transfer import patching
+from protocol import limits
+from protocol.errors import Refused
+from protocol.ids import Digest
+from protocol.objects import Payload, Step, TransferPlan
+from protocol.transfer import parse_index
+
+WHOLE: Final = 0  # a payload that is kept in memory until it is whole leaves nothing behind
+
+
+def held_bytes(store: Store, step: Step) -> dict[Digest, int]:
+    """Of payload and index, the bytes that need not travel again; what is not here at all is left out. Blocking."""
+    found = {}
+    if step.payload is not None and (held := payload_held(store, step)):
+        found[step.payload.sha256] = held
+    if step.index is not None and _has_index(store, step.index):
+        found[step.index.sha256] = step.index.length_bytes
+    return found
+
+
+def payload_held(store: Store, step: Step) -> int:
+    """The bytes of a step's payload that need not travel again. Blocking."""
+    payload = step.payload
+    if payload is None:
+        return 0
+    if step.method == "delta":
+        return patching.held_bytes(store, payload)
+    if step.index is None or not _has_index(store, step.index):
+        return WHOLE
+    try:
+        data = index_path(store, step.index).read_bytes()
+        index = parse_index(data, step.length_bytes, payload.length_bytes)
+    except (OSError, Refused):
+        return WHOLE
+    here = _length(store.part(step.artifact))
+    whole = len(index.segments) if here >= step.length_bytes else here // index.segment_bytes
+    return index.offset(whole)
+
+
+def peak_bytes(store: Store, steps: Iterable[Step]) -> int:
+    """What the disk must still take for these steps, done one after the other. Blocking.
+
+    All results stay; what is spooled beside a result goes before the next step begins. What is here already counts
+    for itself.
+    """
+    results = 0
+    beside = 0
+    for step in steps:
+        payload = step.payload
+        if payload is None:
+            continue
+        spool = 0
+        if step.index is not None and not _has_index(store, step.index):
+            spool += step.index.length_bytes
+        if step.method == "delta":
+            result = patching.result_path(store, payload)
+            spool += patching.spool_bytes(store, payload)
+        else:
+            result = store.part(step.artifact)
+        results += max(step.length_bytes - _length(result), 0)
+        beside = max(beside, spool)
+    return results + beside
+
+
+def part_names(plan: TransferPlan) -> frozenset[Digest]:
+    """The digests whose parts a transfer by this plan would go on from."""
+    return frozenset(
+        name
+        for step in plan.steps
+        for name in (step.artifact, *(part.sha256 for part in (step.payload, step.index) if part is not None))
+    )
+
+
+def bases(plan: TransferPlan) -> frozenset[Digest]:
+    """What the plan's patches are applied to."""
+    return frozenset(step.base for step in plan.steps if step.base is not None)
+
+
+def index_path(store: Store, index: Payload) -> Path:
+    """Where an index is kept while its payload comes."""
+    return store.part(f"{index.sha256}.index")
+
+
+def _has_index(store: Store, index: Payload) -> bool:
+    return index.length_bytes <= limits.INDEX_BYTES and _length(index_path(store, index)) == index.length_bytes
+
+
+def _length(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0

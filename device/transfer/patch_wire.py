@@ -1,0 +1,55 @@
+"""What agent and patch child say to each other over the child's standard input and output.
+
+To the child: frames `GROUP`, each the output offset (8 bytes) and a whole group. From the child: `READY` once it has
+imported what it needs, and for each group any number of `OUTPUT` and then one `DONE`, `REFUSED` or `TROUBLE`. A frame
+is its kind, its length in bytes (4, little-endian), and its content. The end of the input ends the child.
+"""
+
+import struct
+from typing import IO, Final
+
+from protocol import limits
+from protocol.errors import Reason
+from protocol.wire import Message
+
+READY: Final = b"r"
+GROUP: Final = b"g"
+OUTPUT: Final = b"o"
+DONE: Final = b"d"
+REFUSED: Final = b"x"  # its content is a `Verdict`
+TROUBLE: Final = b"t"  # the machine, not the patch: its content is a sentence
+
+OFFSET: Final = struct.Struct("<Q")
+HEAD: Final = struct.Struct("<cI")
+LONGEST: Final = limits.GROUP_PAYLOAD_BYTES + OFFSET.size
+VERDICT_BYTES: Final = 16 * limits.KIB
+
+
+class Verdict(Message):
+    """Why a group is refused."""
+
+    reason: Reason
+    message: str
+
+
+def send(pipe: IO[bytes], kind: bytes, content: bytes = b"") -> None:
+    """The child writes one frame. Blocking.
+
+    Raises:
+        OSError: The other side is gone.
+    """
+    pipe.write(HEAD.pack(kind, len(content)))
+    pipe.write(content)
+    pipe.flush()
+
+
+def receive(pipe: IO[bytes]) -> bytes | None:
+    """The child reads the content of one `GROUP`; None when the other side ended. Blocking."""
+    head = pipe.read(HEAD.size)
+    if len(head) < HEAD.size:
+        return None
+    kind, length = HEAD.unpack(head)
+    assert kind == GROUP
+    assert length <= LONGEST
+    content = pipe.read(length)
+    return content if len(content) == length else None
