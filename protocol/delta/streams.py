@@ -5,6 +5,7 @@
 | 0 | stored | as they are |
 | 1 | zstd | one frame |
 | 2 | lzma | one byte of properties `(pb * 5 + lp) * 9 + lc`, then raw LZMA, which may end without its end marker |
+| 32 | edits | `protocol.delta.edits`: bytes of the base with few changes, by numbers |
 """
 
 import lzma
@@ -12,14 +13,16 @@ from collections.abc import Iterator
 from typing import Final, Protocol
 
 from protocol import limits
+from protocol.delta.edits import open_edits
 from protocol.errors import Reason, Refused
 from protocol.transfer import decompress
 
 STORED: Final = 0
 ZSTD: Final = 1
 LZMA: Final = 2
+EDITS: Final = 32
 
-_NAMES: Final = {STORED: "stored", ZSTD: "zstd", LZMA: "lzma"}
+_NAMES: Final = {STORED: "stored", ZSTD: "zstd", LZMA: "lzma", EDITS: "edits"}
 
 
 def kind_name(kind: int) -> str:
@@ -37,7 +40,7 @@ class References(Protocol):
 
 def takes_base(kind: int) -> bool:
     """Whether a stream of this kind is made from bytes of the base, as many as it gives."""
-    return False
+    return kind == EDITS
 
 
 def open_stream(kind: int, coded: memoryview, length_bytes: int, references: References) -> bytes:
@@ -59,6 +62,8 @@ def open_stream(kind: int, coded: memoryview, length_bytes: int, references: Ref
             return decompress(bytes(coded), length_bytes)
         case 2:
             output = _open_lzma(coded, length_bytes)
+        case 32:
+            output = open_edits(bytes(coded), references.read())
         case _:
             raise Refused(Reason.METADATA, f"a stream of unknown kind {kind}")
     if len(output) != length_bytes:

@@ -6,12 +6,14 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Final
 
+import numpy as np
 import zstandard
 
 from protocol import limits
+from protocol.delta.edits import CHUNK_BYTES, Edits
 from protocol.delta.operations import COPY, FILL, TAKE, Operation, Place, code_operation, digest_value
 from protocol.delta.patch import write_group
-from protocol.delta.streams import LZMA, STORED, ZSTD, lzma_filter, takes_base
+from protocol.delta.streams import EDITS, LZMA, STORED, ZSTD, lzma_filter, takes_base
 from protocol.delta.tar import DIGEST, ENTRIES, HEAD, PAD, STAMP
 from protocol.delta.tar_blocks import BLOCK_BYTES
 from server.delta.numbers import NumberWriter
@@ -43,6 +45,7 @@ class ViewBase:
 class _Stream:
     kind_of_bytes: How
     data: bytearray = field(default_factory=bytearray)
+    reference: bytearray = field(default_factory=bytearray)  # bytes of the base that it is made from
 
 
 @dataclass
@@ -125,6 +128,8 @@ def encode_group(group: GroupPlan, old: memoryview, new: memoryview) -> bytes:
             kind = TAKE + numbers.setdefault(piece.how, len(numbers))
             stream = streams.setdefault(piece.how, _Stream(piece.how))
             stream.data += new[at : at + piece.length]
+            if piece.base >= 0:
+                stream.reference += old[piece.base : piece.base + piece.length]
         operations.append(Operation(kind, piece.length, piece.base, piece.value))
         at += piece.length
     coded = [_encode_literal(stream) for stream in streams.values()]
@@ -138,12 +143,23 @@ def encode_group(group: GroupPlan, old: memoryview, new: memoryview) -> bytes:
 def _encode_literal(stream: _Stream) -> tuple[int, int, bytes]:
     """Kind, length and bytes of a stream, coded in the best of the ways that are open to it."""
     data = bytes(stream.data)
+    if stream.kind_of_bytes is How.EDITS:
+        return EDITS, len(data), _edits(bytes(stream.reference), data)
     ways = [(STORED, data)]
     if len(data) >= LEAST_WORTH_A_STREAM:
         ways.append((ZSTD, zstandard.ZstdCompressor(level=19, write_checksum=False).compress(data)))
         ways += [(LZMA, _lzma(data, lc, lp, pb)) for lc, lp, pb in ((3, 0, 0), (3, 0, 2), (0, 2, 2))]
     kind, coded = min(ways, key=lambda way: len(way[1]))
     return kind, len(data), coded
+
+
+def _edits(reference: bytes, data: bytes) -> bytes:
+    numbers = NumberWriter()
+    edits = Edits(numbers)
+    old, new = np.frombuffer(reference, np.uint8), np.frombuffer(data, np.uint8)
+    for at in range(0, len(data), CHUNK_BYTES):
+        edits.code(old[at : at + CHUNK_BYTES], new[at : at + CHUNK_BYTES])
+    return numbers.finish()
 
 
 def _lzma(data: bytes, lc: int, lp: int, pb: int) -> bytes:

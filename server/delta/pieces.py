@@ -18,6 +18,7 @@ class How(Enum):
     BINARY = auto()
     X86 = auto()
     ARM64 = auto()
+    EDITS = auto()  # bytes of the base with few changes
 
 
 class Piece(NamedTuple):
