@@ -126,12 +126,14 @@ def install_debian_peers(say: Callable[[str], None]) -> None:
         say(f"not installed, so their columns stay empty: {', '.join(missing)} (as root: apt-get install them)")
         return
     say(f"installing {', '.join(missing)}")
-    problem = _tried(["apt-get", "-qq", "update"]) or _tried(
-        ["apt-get", "-qq", "install", "-y", "--no-install-recommends", *missing],
-        environment={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
-    )
+    problem = _tried(["apt-get", "-qq", "update"])
     if problem:
-        say(f"could not install {', '.join(missing)}: {problem}")
+        say(f"apt-get update: {problem}")
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    for name in missing:  # one by one: a release of Debian may lack one of them
+        problem = _tried(["apt-get", "-qq", "install", "-y", "--no-install-recommends", name], environment)
+        if problem:
+            say(f"could not install {name}: {problem}")
 
 
 def _tried(command: Sequence[str], environment: dict[str, str] | None = None) -> str:
