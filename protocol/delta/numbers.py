@@ -14,6 +14,8 @@ CERTAIN: Final = 1 << 16  # probabilities are in units of 1/65536
 LEAST: Final = 48  # no bit is impossible
 RATES: Final = tuple(2 * CERTAIN // (2 * seen + 3) for seen in range(30))
 """How far a probability moves towards the bit just coded: quickly at first, a thirtieth in the end."""
+SLOWEST: Final = len(RATES) - 1
+UNKNOWN: Final = (CERTAIN // 2, 0)
 CLASS_BITS: Final = 6  # numbers have at most 63 bits
 LEARNT_BITS: Final = 3  # of a number's bits below its highest one, so many have contexts; the rest are noise
 
@@ -38,11 +40,11 @@ class Probabilities:
     """What the contexts have learnt: for each the probability of a 0 and how often it was asked."""
 
     def __init__(self) -> None:
-        self._known: dict[int, tuple[int, int]] = {}
+        self.contexts: dict[int, tuple[int, int]] = {}
 
     def get(self, context: int) -> tuple[int, int]:
         """Probability of a 0 in units of 1/65536, and how much it has seen."""
-        return self._known.get(context, (CERTAIN // 2, 0))
+        return self.contexts.get(context, UNKNOWN)
 
     def learn(self, context: int, probability: int, seen: int, bit: int) -> None:
         """Moves a context's probability towards the bit just coded."""
@@ -52,7 +54,7 @@ class Probabilities:
         else:
             probability += (CERTAIN - probability) * step >> 16
         probability = min(max(probability, LEAST), CERTAIN - LEAST)
-        self._known[context] = (probability, min(seen + 1, len(RATES) - 1))
+        self.contexts[context] = (probability, min(seen + 1, SLOWEST))
 
 
 class NumberShape:
@@ -118,6 +120,35 @@ class NumberReader(NumberShape):
         while self._range < RANGE_TOP:
             self._shift()
         return bit
+
+    def symbol(self, context: int, bits: int, value: int = 0) -> int:
+        """As `Numbers`: `bit` for each bit, in one place because this is where the time goes."""
+        contexts = self._known.contexts
+        low, left = self._code, self._range
+        node = 1
+        for _ in range(bits):
+            key = context << 16 | node
+            probability, seen = contexts.get(key, UNKNOWN)
+            bound = (left >> 16) * probability
+            node <<= 1
+            if low < bound:
+                left = bound
+                probability += (CERTAIN - probability) * RATES[seen] >> 16
+                probability = min(probability, CERTAIN - LEAST)
+            else:
+                low -= bound
+                left -= bound
+                node |= 1
+                probability -= probability * RATES[seen] >> 16
+                probability = max(probability, LEAST)
+            contexts[key] = probability, seen + (seen < SLOWEST)
+            if left < RANGE_TOP:
+                self._code, self._range = low, left
+                while self._range < RANGE_TOP:
+                    self._shift()
+                low, left = self._code, self._range
+        self._code, self._range = low, left
+        return node - (1 << bits)
 
     def plain(self, bits: int, value: int = 0) -> int:
         """As `NumberShape`."""

@@ -1,0 +1,89 @@
+"""Says what the content of a changed file is made of, by the kind of bytes that it holds."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Final
+
+import numpy as np
+
+from protocol import limits
+from server.delta.archives.exact import find_runs
+from server.delta.matching import MatchLimits, find_covers
+from server.delta.pieces import How, Piece
+
+LOOKED_AT_BYTES: Final = 4096  # of a file's beginning, to tell text from other bytes
+EXACT_BYTES: Final = limits.MIB // 2  # of a text; a larger one is aligned like other bytes
+MOST_EDITS: Final = 1 << 15  # of one file: each takes the applier some twenty microseconds
+SHORTEST_COPY_BYTES: Final = 64  # a shorter equal run does not leave the stream of its neighbours
+
+_ELF: Final = b"\x7fELF"
+_MACHINES: Final = {62: How.X86, 183: How.ARM64}
+
+
+def kind_of(content: memoryview) -> How:
+    """What the bytes of a file resemble."""
+    head = bytes(content[:LOOKED_AT_BYTES])
+    if head[:4] == _ELF:
+        return _MACHINES.get(int.from_bytes(head[18:20], "little"), How.BINARY)
+    return How.BINARY if b"\0" in head else How.TEXT
+
+
+class Contents:
+    """Pieces of changed files.
+
+    Args:
+        old: The old archive.
+        new: The new one.
+        bounds: Of a search.
+    """
+
+    def __init__(self, old: memoryview, new: memoryview, bounds: MatchLimits) -> None:
+        self._old = old
+        self._new = new
+        self._bounds = bounds
+
+    def pieces(self, base: slice, result: slice) -> list[Piece]:
+        """What a file is made of.
+
+        Args:
+            base: Where the old content stands in the old archive; empty when there is none.
+            result: Where the new content stands in the new one.
+        """
+        kind = kind_of(self._new[result])
+        if base.start >= base.stop:
+            return [Piece(kind, result.stop - result.start)]
+        small = max(base.stop - base.start, result.stop - result.start) <= EXACT_BYTES
+        found = self._runs(base, result) if kind is How.TEXT and small else self._covers(base, result, kind)
+        return list(_filled(found, result.stop - result.start, kind))
+
+    def _runs(self, base: slice, result: slice) -> Iterator[tuple[int, Piece]]:
+        for run in find_runs(bytes(self._old[base]), bytes(self._new[result])):
+            yield run.new, Piece(How.COPY, run.length, base.start + run.old)
+
+    def _covers(self, base: slice, result: slice, kind: How) -> Iterator[tuple[int, Piece]]:
+        old, new = np.frombuffer(self._old[base], np.uint8), np.frombuffer(self._new[result], np.uint8)
+        covers = find_covers(self._old[base], self._new[result], limits=self._bounds)
+        edits = 0
+        for start, source, length in covers.tolist():
+            wrong = int(np.count_nonzero(old[source : source + length] != new[start : start + length]))
+            if not wrong and length >= SHORTEST_COPY_BYTES:
+                yield start, Piece(How.COPY, length, base.start + source)
+                continue
+            edits += wrong
+            yield start, Piece(How.EDITS, length, base.start + source)
+
+    def within(self, seconds: float) -> "Contents":
+        """The same with so much time for each search."""
+        return Contents(self._old, self._new, replace(self._bounds, seconds=seconds))
+
+
+def _filled(found: Iterator[tuple[int, Piece]], length: int, kind: How) -> Iterator[Piece]:
+    """Pieces from the first byte to the last: what was not found is new."""
+    at = 0
+    for start, piece in found:
+        if start > at:
+            yield Piece(kind, start - at)
+        yield piece
+        at = start + piece.length
+    if at < length:
+        yield Piece(kind, length - at)
