@@ -82,7 +82,7 @@ class Patchmaker:
         self._tidy()
         with self._catalog.write() as session:
             claim = session.jobs.claim(PATCH, self._now_ms(), LEASE_MS)
-            patch = None if claim is None else session.patches.get(claim.subject)
+            patch = None if claim is None else session.patches.unmade(claim.subject)
             if claim is not None and patch is None:
                 session.jobs.done(PATCH, claim.subject)
             if claim is not None and patch is not None and claim.tries > TRIES:

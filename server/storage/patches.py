@@ -42,7 +42,12 @@ class Patches:
         stale = [key for key in by_id if key in known and not 0 <= at_ms - known[key].wanted_ms < HOUR_MS]
         if stale:
             self._connection.execute(update(patches).where(patches.c.id.in_(stale)).values(wanted_ms=at_ms))
-        waiting = {key for key in by_id if key not in known or known[key].made_ms is None}
+        # Locked, for who finishes one at this moment takes its job off the list: it must not come back.
+        waiting = set(
+            self._connection.execute(
+                select(patches.c.id).where(patches.c.id.in_(list(by_id)), patches.c.made_ms.is_(None)).with_for_update()
+            ).scalars()
+        )
         jobs = Jobs(self._connection)
         weights = {key: pairs[by_id[key]] for key in waiting}
         for key, weight in jobs.known(PATCH, waiting).items():
@@ -54,8 +59,15 @@ class Patches:
             self._connection.execute(delete(patches).where(patches.c.id == key))
 
     def get(self, key: Digest) -> Patch | None:
-        """One, made or not; locked until a `write` ends."""
-        row = self._connection.execute(select(patches).where(patches.c.id == key).with_for_update()).one_or_none()
+        """One, made or not."""
+        row = self._connection.execute(select(patches).where(patches.c.id == key)).one_or_none()
+        return None if row is None else _patch(row)
+
+    def unmade(self, key: Digest) -> Patch | None:
+        """One that is to be made; None when that was done, or nobody wants it any more."""
+        row = self._connection.execute(
+            select(patches).where(patches.c.id == key, patches.c.made_ms.is_(None))
+        ).one_or_none()
         return None if row is None else _patch(row)
 
     def ready(self, results: Collection[str]) -> list[Patch]:

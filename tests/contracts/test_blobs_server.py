@@ -116,3 +116,21 @@ def test_a_folders_blob_was_synced_before_it_got_its_name(tmp_path: Path, monkey
     FolderBlobs(tmp_path).put_now(digest(b"x"), [b"x"])
     tail = effects[effects.index("fsync") :]
     assert tail.index("fsync") < tail.index("rename") < tail.index("fsync-dir", tail.index("rename"))
+
+
+async def test_a_blob_can_be_read_as_a_file_and_deleted(blobs: BlobStore, tmp_path: Path) -> None:
+    data = os.urandom(6_000_000)
+    name = digest(data)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    blobs.put_now(name, [data])
+    with blobs.as_file(name, scratch) as path:
+        assert path.read_bytes() == data
+    assert list(scratch.iterdir()) == []
+    blobs.delete_now(name)
+    assert await blobs.length(name) is None
+    blobs.delete_now(name)
+    with pytest.raises(StateError), blobs.as_file(name, scratch):
+        pass
+    blobs.put_now(name, [data])  # and it can come again
+    assert await read(blobs, name, 0, 10) == data[:10]
