@@ -23,6 +23,7 @@ from device.transfer.patch_book import NoNotes, Notes
 from device.transfer.patching import Patch, PatchFailedError, PatchSpool
 from device.transfer.purse import Purse, Unlimited, Way
 from device.transfer.rate import LinkRate, MinimumRate, RateCap
+from device.transfer.rest import rest_path
 from device.transfer.spool import SegmentSpool, Spool, WholeSpool, unpack_whole
 from protocol import limits
 from protocol.delta.patch import CODEC, PatchIndex, parse_patch_index
@@ -214,7 +215,7 @@ class Transfer:
         else:
             data = await self._index(step, progress, toll)
             index = await asyncio.to_thread(parse_index, data, artifact.length_bytes, payload.length_bytes)
-            spool = await asyncio.to_thread(SegmentSpool, index, self._store, artifact.sha256)
+            spool = await asyncio.to_thread(SegmentSpool, index, payload, self._store, artifact.sha256)
             try:
                 await self._receive(payload, spool, progress, toll)
             finally:
@@ -223,6 +224,7 @@ class Transfer:
         await asyncio.to_thread(self._store.adopt, part, artifact.sha256, artifact.length_bytes)
         if step.index is not None:
             await asyncio.to_thread(self._store.disk.unlink, index_path(self._store, step.index))
+            await asyncio.to_thread(self._store.disk.unlink, rest_path(self._store, payload))
 
     async def _patch_one(self, step: Step, progress: Callable[[int], None], toll: _Toll) -> None:
         patch = _patch(step)

@@ -9,6 +9,7 @@ from typing import Final
 
 from device.store import Store
 from device.transfer import patching
+from device.transfer.rest import read_rest
 from protocol import limits
 from protocol.errors import Refused
 from protocol.ids import Digest
@@ -44,7 +45,9 @@ def payload_held(store: Store, step: Step) -> int:
         return WHOLE
     here = _length(store.part(step.artifact))
     whole = len(index.segments) if here >= step.length_bytes else here // index.segment_bytes
-    return index.offset(whole)
+    if whole == len(index.segments):
+        return payload.length_bytes
+    return index.offset(whole) + len(read_rest(store, payload, whole, index.segments[whole].payload_bytes))
 
 
 def peak_bytes(store: Store, steps: Iterable[Step]) -> int:

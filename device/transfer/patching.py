@@ -18,6 +18,7 @@ import msgspec
 from device.store import Store
 from device.transfer.applier import Applier, Appliers
 from device.transfer.pieces import SEGMENT_BYTES, Pieces, held_pieces
+from device.transfer.rest import read_rest, rest_path
 from protocol import limits
 from protocol.delta.patch import GroupHeader, PatchIndex, read_group_header
 from protocol.errors import HeadlandError, Reason, Refused
@@ -183,8 +184,11 @@ class PatchSpool:
         self._applier.cancel()
         self._thread.join()
         with self._taking:
-            self._part.close()
-            self._applier.close()
+            try:
+                self._pieces.close()
+            finally:
+                self._part.close()
+                self._applier.close()
 
     # The thread
 
@@ -346,13 +350,14 @@ def held_bytes(store: Store, payload: Payload) -> int:
     pieces = {int(path.suffix[1:]): path.stat().st_size for path in held_pieces(store, payload)}
     while (more := pieces.get(end // SEGMENT_BYTES, 0)) and end < payload.length_bytes:
         end += more
+    end += len(read_rest(store, payload, end // SEGMENT_BYTES, min(SEGMENT_BYTES, payload.length_bytes - end)))
     return min(max(end, applied), payload.length_bytes)
 
 
 def forget(store: Store, payload: Payload) -> None:
     """Deletes all that a patch left: result, segments, note. Safe to repeat. Blocking."""
     store.disk.unlink(note_path(store, payload))
-    for path in (*held_pieces(store, payload), result_path(store, payload)):
+    for path in (*held_pieces(store, payload), rest_path(store, payload), result_path(store, payload)):
         store.disk.unlink(path)
 
 
@@ -368,5 +373,7 @@ def note_path(store: Store, payload: Payload) -> Path:
 
 def spool_bytes(store: Store, payload: Payload) -> int:
     """What the segments of a payload will take on the disk at most, beyond those that are here. Blocking."""
+    note = read_note(store, payload)
+    left = payload.length_bytes - (note.applied_bytes if note is not None else 0)
     here = sum(path.stat().st_size for path in held_pieces(store, payload))
-    return max(min(payload.length_bytes, AHEAD_BYTES + 2 * SEGMENT_BYTES) - here, 0)
+    return max(min(left, AHEAD_BYTES) + 2 * SEGMENT_BYTES - here, 0)

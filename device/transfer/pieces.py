@@ -1,8 +1,9 @@
 """The received bytes of a patch, segment by segment on the disk, until the groups in them are applied.
 
 Each segment is a file of its own that appears by one rename, so a cut leaves it whole or absent: at most the segment
-that was open travels again. A segment's hash is checked before it is kept; without an index all of the payload (1 MiB
-at most) is kept first and hashed whole, and `ready` stays 0 until then: no decoder sees a byte before its hash held.
+that was open travels again, and after a mere pause not even that. A segment's hash is checked before it is kept;
+without an index all of the payload (1 MiB at most) is kept first and hashed whole, and `ready` stays 0 until then: no
+decoder sees a byte before its hash held.
 """
 
 import hashlib
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from device.store import Store
+from device.transfer.rest import keep_rest, read_rest
 from protocol import limits
 from protocol.delta.patch import PatchIndex
 from protocol.errors import Reason, Refused, StateError
@@ -37,6 +39,8 @@ class Pieces:
         self._kept = 0 if index is None else min(applied - applied % SEGMENT_BYTES, payload.length_bytes)
         self._dropped = self._kept // SEGMENT_BYTES
         self._find_kept()
+        if length := self._length(self._kept):
+            self._open += read_rest(store, payload, self._kept // SEGMENT_BYTES, length)
 
     @property
     def wants(self) -> int:
@@ -99,6 +103,10 @@ class Pieces:
         for number in range(self._dropped, until):
             self._store.disk.unlink(self._path(number))
         self._dropped = max(self._dropped, until)
+
+    def close(self) -> None:
+        """Keeps the open segment's beginning for the next time."""
+        keep_rest(self._store, self._payload, self._kept // SEGMENT_BYTES, self._open)
 
     def discard(self) -> None:
         """Deletes all that is kept."""

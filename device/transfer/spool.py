@@ -12,6 +12,7 @@ from typing import Final, Protocol
 import zstandard
 
 from device.store import Store
+from device.transfer.rest import keep_rest, read_rest
 from protocol import limits
 from protocol.errors import Reason, Refused
 from protocol.objects import Payload
@@ -85,12 +86,15 @@ class SegmentSpool:
 
     Args:
         index: Verified.
+        payload: Its hash and length, signed.
         store: Holds the part.
         name: Of the part.
     """
 
-    def __init__(self, index: SegmentIndex, store: Store, name: str) -> None:
+    def __init__(self, index: SegmentIndex, payload: Payload, store: Store, name: str) -> None:
         self._index = index
+        self._payload = payload
+        self._store = store
         self._path = store.part(name)
         self._part: Part = store.disk.open_part(self._path)
         # A cancelled fetch closes the spool while a thread may still be in `take`.
@@ -101,6 +105,9 @@ class SegmentSpool:
         self._offset = 0
         try:
             self._find_verified()
+            if self._number < len(index.segments):
+                limit = index.segments[self._number].payload_bytes
+                self._open += read_rest(store, payload, self._number, limit)
         except BaseException:
             self._part.close()
             raise
@@ -137,10 +144,13 @@ class SegmentSpool:
         self._open.clear()
 
     def close(self) -> None:
-        """Lets go of the part."""
+        """Lets go of the part, and keeps the open segment's beginning for the next time. Safe to repeat."""
         with self._lock:
+            if self._closed:
+                return
             self._closed = True
             self._part.close()
+            keep_rest(self._store, self._payload, self._number, self._open)
 
     def _find_verified(self) -> None:
         """Goes on after the last whole segment whose output still has its hash: a cut may have torn the tail."""

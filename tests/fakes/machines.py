@@ -13,6 +13,7 @@ from device.state_db import StateDb
 from device.store import Store
 from device.totals import Totals
 from device.transfer import Transfer, TransferSettings
+from device.transfer.applier import in_process
 from device.transfer.patch_book import PatchBook
 from device.update.rules import Machine
 from device.update.sets import Sets
@@ -22,6 +23,7 @@ from device.update.world import UpdateSettings, World
 from protocol.messages import UpdateStatus
 from protocol.objects import Budget
 from signing.durable import DISK, Disk
+from tests.fakes.patches import apply_plainly
 from tests.fakes.updates import MACHINE, BlobSource, Release, terms
 from tests.fakes.workers import FakeCanary, FakeWorkers
 
@@ -76,6 +78,7 @@ class Bench:
             TransferSettings(attempts=3),
             count=totals.received,
             notes=PatchBook(self.db),
+            appliers=in_process(apply_plainly),
             monotonic=lambda: self.elapsed_s,
             sleep=self.sleep,
             random=lambda: 1.0,

@@ -46,6 +46,12 @@ class Fuse:
             self.count += 1
 
 
+@pytest.fixture
+def killed(monkeypatch):
+    """Lives end without a moment to keep anything."""
+    monkeypatch.setattr("device.transfer.pieces.keep_rest", lambda *_: None)
+
+
 def source_of(*patches, chunk_bytes=4096):
     source = BlobSource(chunk_bytes=chunk_bytes)
     for patch in patches:
@@ -87,7 +93,7 @@ def interesting_offsets(patch):
         for at in interesting_offsets(patch)
     ],
 )
-async def test_after_a_cut_of_the_link_and_the_process_at_most_one_segment_is_fetched_again(tmp_path, patch, at):
+async def test_after_a_cut_of_the_link_and_a_kill_at_most_one_segment_is_fetched_again(tmp_path, patch, at, killed):
     source = source_of(patch)
     index_bytes = patch.step.index.length_bytes if patch.step.index else 0
     first = Rig(tmp_path, source, patch)
@@ -105,7 +111,38 @@ async def test_after_a_cut_of_the_link_and_the_process_at_most_one_segment_is_fe
     assert len(first.applied) + len(second.applied) <= len(patch.groups) + 1
 
 
-async def test_two_cuts_in_a_row_cost_two_segments(tmp_path):
+async def test_a_pause_costs_nothing(tmp_path):
+    for patch in (BIG, SMALL):
+        source = source_of(patch)
+        source.drops_at = {5000, 70_000, SEGMENT, SEGMENT + 5000, len(patch.payload) - 1}
+        for _ in range(len(source.drops_at)):
+            with pytest.raises(LinkError):
+                await Rig(tmp_path / f"{len(patch.payload)}", source, patch).fetch()
+        rig = Rig(tmp_path / f"{len(patch.payload)}", source, patch)
+        await rig.fetch()
+        assert rig.parts() == []
+        assert source.sent == patch.travels_bytes
+
+
+@pytest.mark.parametrize("patch", [BIG, SMALL], ids=["indexed", "unindexed"])
+@pytest.mark.parametrize(
+    "damage",
+    [lambda kept: kept[:-1] + bytes([kept[-1] ^ 1]), lambda kept: kept[:5], lambda kept: kept + bytes(SEGMENT)],
+    ids=["changed", "torn", "longer"],
+)
+async def test_a_rest_that_a_disk_changed_is_fetched_again(tmp_path, patch, damage):
+    source = source_of(patch)
+    source.drops_at = {SEGMENT + 20_000}
+    rig = Rig(tmp_path, source, patch)
+    with pytest.raises(LinkError):
+        await rig.fetch()
+    path = rig.store.part(f"{patch.step.payload.sha256}.rest")
+    path.write_bytes(damage(path.read_bytes()))
+    await Rig(tmp_path, source, patch).fetch()
+    assert rig.is_complete()
+
+
+async def test_two_cuts_in_a_row_cost_two_segments(tmp_path, killed):
     offsets = interesting_offsets(BIG)
     pairs = [(one, two) for one in offsets[::11] for two in offsets[4::11] if one + two < len(BIG.payload)]
     for number, (one, two) in enumerate(pairs):
@@ -451,7 +488,7 @@ async def test_a_step_for_another_codec_waits_for_another_plan(tmp_path):
 async def test_the_disk_must_have_room_for_result_segments_and_index(tmp_path):
     source = source_of(BIG)
     rig = Rig(tmp_path, source, BIG)
-    peak = len(BIG.result) + len(BIG.payload) + len(BIG.index)
+    peak = len(BIG.result) + len(BIG.payload) + len(BIG.index) + 2 * SEGMENT
     rig.store._free = lambda _: rig.store._keep_free_bytes + peak - 1
     with pytest.raises(NoSpaceError):
         await rig.fetch()
@@ -460,7 +497,7 @@ async def test_the_disk_must_have_room_for_result_segments_and_index(tmp_path):
     source.drops_at = {700_000}
     with pytest.raises(LinkError):
         await rig.fetch()
-    here = sum(rig.store.part(name).stat().st_size for name in rig.parts() if not name.endswith(".note"))
+    here = sum(rig.store.part(name).stat().st_size for name in rig.parts() if not name.endswith((".note", ".rest")))
     # What was applied needs no room for its segments any more, and the result has its own already.
     rig.store._free = lambda _: rig.store._keep_free_bytes + peak - here
     await rig.fetch()
@@ -541,7 +578,7 @@ async def test_a_purse_is_asked_before_the_first_byte_and_pays_for_what_comes(tm
     assert purse.saved == 9_000_000 - patch.travels_bytes
 
 
-async def test_bytes_that_come_twice_can_break_a_budget_while_it_runs(tmp_path):
+async def test_bytes_that_come_twice_can_break_a_budget_while_it_runs(tmp_path, killed):
     source = source_of(BIG)
     source.drops_at = {len(BIG.index) + 3 * SEGMENT - 1}
     purse = Purse(BIG.travels_bytes)

@@ -96,7 +96,8 @@ def interesting_offsets():
 
 
 @pytest.mark.parametrize("at", interesting_offsets())
-async def test_after_the_process_was_killed_at_most_one_segment_is_fetched_again(tmp_path, at):
+async def test_after_the_process_was_killed_at_most_one_segment_is_fetched_again(tmp_path, at, monkeypatch):
+    monkeypatch.setattr("device.transfer.spool.keep_rest", lambda *_: None)
     source = BlobSource(BIG, chunk_bytes=4096)
     only = TransferPlan(steps=(STEP,), full_bytes=0)
     model = [artifact for artifact in ARTIFACTS if artifact.sha256 == MODEL]
@@ -110,6 +111,19 @@ async def test_after_the_process_was_killed_at_most_one_segment_is_fetched_again
     again = source.sent - len(INDEX) - len(PAYLOAD)
     assert 0 <= again <= SEGMENT_PAYLOAD_BYTES
     assert [name for name, _, _ in source.asked].count(STEP.index.sha256) == 1, "the index travels once"
+
+
+async def test_a_pause_costs_nothing(tmp_path, source):
+    source.chunk_bytes = 4096
+    source.drops_at = {5000, 100_000, MIB + 100_000, 2 * MIB + 5, len(PAYLOAD) - 1}
+    for _ in range(len(source.drops_at)):
+        with pytest.raises(LinkError):
+            await Rig(tmp_path, source, attempts=1).fetch()
+    rig = Rig(tmp_path, source)
+    await rig.fetch()
+    assert rig.is_complete()
+    assert list(rig.store.part("x").parent.iterdir()) == []
+    assert source.sent == BIG.travels_bytes
 
 
 @pytest.mark.parametrize("torn", [0, 1, MIB - 1, MIB, MIB + 1, 2 * MIB + 5])
