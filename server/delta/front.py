@@ -1,5 +1,6 @@
 """Chooses the front-end for a pair of files by their content. What it cannot read is coded as plain bytes."""
 
+from server.delta.archives import layer_pieces
 from server.delta.pieces import How, Piece
 
 
@@ -16,4 +17,7 @@ def find_pieces(old: memoryview, new: memoryview, seconds: float | None) -> list
     """
     if old == new and len(new):
         return [Piece(How.COPY, len(new), 0)]
+    layer = layer_pieces(old, new, seconds=seconds)
+    if layer is not None:
+        return layer
     return [Piece(How.BINARY, len(new))] if len(new) else []

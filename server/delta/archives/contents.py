@@ -1,7 +1,6 @@
 """Says what the content of a changed file is made of, by the kind of bytes that it holds."""
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import numpy as np
@@ -13,7 +12,6 @@ from server.delta.pieces import How, Piece
 
 LOOKED_AT_BYTES: Final = 4096  # of a file's beginning, to tell text from other bytes
 EXACT_BYTES: Final = limits.MIB // 2  # of a text; a larger one is aligned like other bytes
-MOST_EDITS: Final = 1 << 15  # of one file: each takes the applier some twenty microseconds
 SHORTEST_COPY_BYTES: Final = 64  # a shorter equal run does not leave the stream of its neighbours
 
 _ELF: Final = b"\x7fELF"
@@ -34,10 +32,10 @@ class Contents:
     Args:
         old: The old archive.
         new: The new one.
-        bounds: Of a search.
+        bounds: Of the next search, asked before each.
     """
 
-    def __init__(self, old: memoryview, new: memoryview, bounds: MatchLimits) -> None:
+    def __init__(self, old: memoryview, new: memoryview, bounds: Callable[[], MatchLimits]) -> None:
         self._old = old
         self._new = new
         self._bounds = bounds
@@ -62,19 +60,13 @@ class Contents:
 
     def _covers(self, base: slice, result: slice, kind: How) -> Iterator[tuple[int, Piece]]:
         old, new = np.frombuffer(self._old[base], np.uint8), np.frombuffer(self._new[result], np.uint8)
-        covers = find_covers(self._old[base], self._new[result], limits=self._bounds)
-        edits = 0
+        covers = find_covers(self._old[base], self._new[result], limits=self._bounds())
         for start, source, length in covers.tolist():
             wrong = int(np.count_nonzero(old[source : source + length] != new[start : start + length]))
             if not wrong and length >= SHORTEST_COPY_BYTES:
                 yield start, Piece(How.COPY, length, base.start + source)
                 continue
-            edits += wrong
             yield start, Piece(How.EDITS, length, base.start + source)
-
-    def within(self, seconds: float) -> "Contents":
-        """The same with so much time for each search."""
-        return Contents(self._old, self._new, replace(self._bounds, seconds=seconds))
 
 
 def _filled(found: Iterator[tuple[int, Piece]], length: int, kind: How) -> Iterator[Piece]:
