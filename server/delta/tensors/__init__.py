@@ -2,6 +2,7 @@
 
 from server.delta.tensors.find import find_tensors
 from server.delta.tensors.found import MIN_BYTES, Element, File, Tensor
-from server.delta.tensors.pair import Match, Pair, pair_tensors
+from server.delta.tensors.pair import pair_tensors
+from server.delta.tensors.pairs import Match, Pair
 
 __all__ = ["MIN_BYTES", "Element", "File", "Match", "Pair", "Tensor", "find_tensors", "pair_tensors"]

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from server.delta.tensors.found import Element
 from server.delta.tensors.guess import entropy_bits
 
+MIN_JOINT = 2048  # with fewer elements, pairs of exponent and length are too rare to be counted
 RUNS, RUN_ELEMENTS = 16, 256  # 4096 elements spread over a span; neighbours, so that few pages are touched
 
 Words = npt.NDArray[np.uint64]
@@ -33,14 +34,22 @@ def delta_bits(old: Words, new: Words, element: Element) -> float:
     """Bits for each element as a difference."""
     bits = 8 * element.width_bytes
     mask = np.uint64((1 << bits) - 1)
+    base = old
     if element.is_float:
         old, new = _ordered(old, bits, mask), _ordered(new, bits, mask)
     difference = (new - old) & mask
     if bits == 8:
         return entropy_bits(np.bincount(difference.astype(np.int64), minlength=256))
-    size = np.minimum(difference, (~difference + np.uint64(1)) & mask)
-    length = _bit_length(size)
-    return entropy_bits(np.bincount(length)) + float(length.sum()) / max(1, len(length))
+    length = _bit_length(np.minimum(difference, (~difference + np.uint64(1)) & mask))
+    raw = float(length.sum()) / max(1, len(length))
+    if element.is_float and len(length) >= MIN_JOINT:
+        # The old exponent tells much of how long a difference is: that is the context of the coder.
+        mantissa = np.uint64(element.mantissa_bits)
+        exponent = ((base >> mantissa) & np.uint64((1 << bits - 1 - element.mantissa_bits) - 1)).astype(np.int64)
+        exponent -= int(exponent.min())
+        joint = entropy_bits(np.unique(exponent * 65 + length, return_counts=True)[1])
+        return joint - entropy_bits(np.bincount(exponent)) + raw
+    return entropy_bits(np.bincount(length)) + raw
 
 
 def solo_bits(new: Words, element: Element) -> float:

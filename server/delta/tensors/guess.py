@@ -27,7 +27,7 @@ MIN_SIGN = 0.05  # weights have both signs; counters, pixels and most codes do n
 MAX_SKEW = 0.3  # negative and positive weights have the same sizes; in two's complement they do not
 WIDER = 0.03  # what small samples make a type of twice the width look too cheap
 MAX_RATIO = 0.95  # against the entropy of the bytes alone; measured on weights 0.88 to 0.92
-TEXT_BITS, NOISE_BITS = 5.5, 7.97  # a byte: text and sparse data lie below, compressed data above
+SPARSE_BITS, NOISE_BITS = 4.0, 7.97  # a byte: sparse data lies below, compressed data above
 
 Bytes2 = npt.NDArray[np.uint8]
 
@@ -82,7 +82,7 @@ def fit(taken: Bytes2, element: Element, phase: int, *, strict: bool) -> Fit | N
         strict: Nothing says that there are weights at all: ask for both signs, alike.
     """
     width = element.width_bytes
-    usable = (taken.shape[1] - GUARD_BYTES if strict else taken.shape[1]) // width * width
+    usable = (taken.shape[1] - (GUARD_BYTES if strict else phase)) // width * width
     if usable < width:
         return None
     words = np.ascontiguousarray(taken[:, phase : phase + usable]).view(f"<u{width}").ravel()
@@ -125,7 +125,7 @@ def float_run(taken: Bytes2, likely: tuple[Element, int] | None = None) -> tuple
         likely: Tried first, and enough when it holds: what the neighbour is.
     """
     plain = byte_bits(taken)
-    if not TEXT_BITS <= plain <= NOISE_BITS:
+    if not SPARSE_BITS <= plain <= NOISE_BITS:
         return None
     if likely is not None:
         same = fit(taken, *likely, strict=True)

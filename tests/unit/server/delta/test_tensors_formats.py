@@ -117,7 +117,7 @@ def test_gguf_floats_are_found_and_quantised_ones_given_block_by_block() -> None
         [
             ("f", (30, 20), 0, W.tobytes()),
             ("h", (600,), 1, W.astype(np.float16).tobytes()),
-            ("q", (64, 16), 2, blocks),
+            ("q", (64, 2, 8), 2, blocks),
             ("new", (64, 16), 99, b""),
         ]
     )
@@ -125,10 +125,10 @@ def test_gguf_floats_are_found_and_quantised_ones_given_block_by_block() -> None
     assert [(each.name, each.element, each.shape) for each in found] == [
         ("f", Element.F32, (20, 30)),
         ("h", Element.F16, (600,)),
-        ("q", Element.U8, (16, 2, 18)),
+        ("q", Element.U8, (8, 2, 2, 18)),
     ]
     assert file[found[2].offset : found[2].end] == blocks
-    assert found[2].row_elements == 36
+    assert found[2].row_elements == 72
 
 
 def test_numpy_arrays_are_found_alone_and_in_archives() -> None:

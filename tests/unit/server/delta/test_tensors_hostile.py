@@ -13,6 +13,7 @@ from onnx import helper
 
 from server.delta.tensors import (
     MIN_BYTES,
+    Element,
     Tensor,
     find_tensors,
     gguf_file,
@@ -23,6 +24,7 @@ from server.delta.tensors import (
     tflite_file,
     zip_file,
 )
+from server.delta.tensors.found import tidy
 from server.delta.tensors.reading import Damaged
 from tests.unit.server.delta.tensor_files import (
     archive,
@@ -170,6 +172,12 @@ def test_overlapping_tensors_are_taken_once() -> None:
     assert [each.name for each in sound(file)] == ["a"]
 
 
+def test_tensors_outside_of_the_file_or_of_broken_elements_are_dropped() -> None:
+    good = Tensor(100, 400, Element.F32, "", (100,))
+    wrong = [Tensor(0, 402, Element.F32, "", (100,)), Tensor(700, 400, Element.U8, "", (400,)), good]
+    assert tidy(wrong, 1000) == [good]
+
+
 def test_graphs_nested_without_end_and_counts_without_bound_are_refused() -> None:
     nested = b""
     for _ in range(3000):
@@ -189,6 +197,10 @@ def test_graphs_nested_without_end_and_counts_without_bound_are_refused() -> Non
 
 def test_a_deflated_archive_and_a_directory_that_points_to_itself_are_no_error() -> None:
     assert sound(archive({"m/data/0": bytes(4096)}, zipfile.ZIP_DEFLATED)) == []
+    packed = bytearray(FILES["torch"])
+    directory = packed.index(b"PK\1\2")
+    packed[directory + 10] = 8
+    assert [each.name for each in sound(bytes(packed))] == ["m/data/1"]
     loop = bytearray(FILES["npz"])
     loop[-6:-2] = (0).to_bytes(4, "little")
     sound(bytes(loop))
