@@ -53,35 +53,96 @@ def apply_group(group: bytes, base: Base, output_offset: int, write: Callable[[b
         coded = view[at : at + stream.coded_bytes]
         streams.append(memoryview(open_stream(stream.kind, coded, stream.length_bytes, references)))
         at += stream.coded_bytes
-    tar = operations.tar
-    digests = Digests(write, output_offset, tar.contents, _digests(operations))
-    if digests.wanted:
-        write = digests.write
-    tar_writer = TarWriter(base, tar, write)
-    taken = [0] * len(streams)
+    ahead, behind = _wanted_digests(operations, output_offset)
+    contents = operations.tar.contents
+    first = Digests(lambda data: None, output_offset, contents, ahead)
+    if first.waiting:
+        _hash_ahead(operations, _Output(base, streams, operations.tar, first.write), first)
+    digests = Digests(write, output_offset, contents, behind)
+    digests.texts.update(first.texts)
+    output = _Output(base, streams, operations.tar, digests.write if behind else write)
     for operation in operations:
+        if operation.kind == tar_of.DIGEST:
+            output.write(digests.texts[read_digest(operation.value)])
+        else:
+            output.make(operation)
+    return header.output_bytes
+
+
+class _Output:
+    """The second pass over a group: makes the output of one operation after the other.
+
+    Args:
+        base: The old file.
+        streams: Decoded.
+        tar: What the first pass left for archives.
+        write: Takes the output.
+    """
+
+    def __init__(self, base: Base, streams: list[memoryview], tar: TarPlace, write: Callable[[bytes], None]) -> None:
+        self._base = base
+        self._streams = streams
+        self._taken = [0] * len(streams)
+        self._tar = TarWriter(base, tar, write)
+        self.write = write
+
+    def make(self, operation: Operation) -> None:
+        """Makes what is not a digest."""
         match operation.kind:
             case operations_of.COPY:
-                for piece in _windows(base, operation.base, operation.length):
-                    write(piece)
-            case operations_of.FILL:
+                for piece in _windows(self._base, operation.base, operation.length):
+                    self.write(piece)
+            case operations_of.FILL | tar_of.PAD:
                 for length in _lengths(operation.length):
-                    write(bytes([operation.value]) * length)
+                    self.write(bytes([operation.value]) * length)
             case tar_of.ENTRIES:
-                tar_writer.entries(operation.base, operation.value)
+                self._tar.entries(operation.base, operation.value)
             case tar_of.HEAD | tar_of.STAMP:
-                tar_writer.block(operation.kind)
-            case tar_of.DIGEST:
-                write(digests.text(*read_digest(operation.value)))
-            case tar_of.PAD:
-                write(bytes(operation.length))
+                self._tar.block(operation.kind)
             case kind:
-                stream_bytes = streams[kind - TAKE]
                 for length in _lengths(operation.length):
-                    first = taken[kind - TAKE]
-                    taken[kind - TAKE] = first + length
-                    write(bytes(stream_bytes[first : first + length]))
-    return header.output_bytes
+                    at = self._taken[kind - TAKE]
+                    self._taken[kind - TAKE] = at + length
+                    self.write(bytes(self._streams[kind - TAKE][at : at + length]))
+
+    def skip(self, operation: Operation) -> None:
+        """Goes on behind an operation whose output nobody wants."""
+        if operation.kind >= TAKE:
+            self._taken[operation.kind - TAKE] += operation.length
+        elif operation.kind in (tar_of.HEAD, tar_of.STAMP):
+            self._tar.skip_block(operation.kind)
+
+
+def _hash_ahead(operations: "Operations", output: _Output, digests: Digests) -> None:
+    """Makes the files whose digests stand before them, only to hash them."""
+    for operation in operations:
+        if not digests.waiting:
+            return
+        if not digests.wants(operation.length):
+            output.skip(operation)
+            digests.skip(operation.length)
+        elif operation.kind in (tar_of.DIGEST, tar_of.ENTRIES):
+            raise Refused(Reason.METADATA, "a patch hashes a file that holds digests itself, before it is written")
+        else:
+            output.make(operation)
+    if digests.waiting:
+        raise Refused(Reason.METADATA, "a patch names a digest of a file that does not end in its group")
+
+
+def _wanted_digests(operations: "Operations", output: int) -> tuple[set[tuple[int, int]], set[tuple[int, int]]]:
+    """Which files' digests are written before and behind them, each with its form."""
+    ahead: set[tuple[int, int]] = set()
+    behind: set[tuple[int, int]] = set()
+    contents = operations.tar.contents
+    for operation in operations:
+        if operation.kind == tar_of.DIGEST:
+            reference, form = read_digest(operation.value)
+            if reference >= len(contents) // 2:
+                raise Refused(Reason.METADATA, "a patch names a digest of a file that is not there")
+            end = contents[2 * reference] + contents[2 * reference + 1]
+            (behind if end <= output else ahead).add((reference, form))
+        output += operation.length
+    return ahead, behind
 
 
 class Operations:
@@ -154,10 +215,6 @@ def read_operations(header: GroupHeader, group: memoryview, base: Base, output_o
     if place.output != end or any(left):
         raise Refused(Reason.LENGTH, "a group of a patch whose operations give another length than it says")
     return operations
-
-
-def _digests(operations: Operations) -> list[tuple[int, int]]:
-    return [read_digest(operation.value) for operation in operations if operation.kind == tar_of.DIGEST]
 
 
 def _windows(base: Base, offset: int, length: int) -> Iterator[bytes]:

@@ -54,12 +54,12 @@ class Operation(NamedTuple):
 
 def digest_value(reference: int, form: int) -> int:
     """The value of a `DIGEST`: number of the file behind a header, in the order of the group, and `Form`."""
-    return reference << 1 | form
+    return reference << 2 | form
 
 
 def read_digest(value: int) -> tuple[int, int]:
     """What `digest_value` put together."""
-    return value >> 1, value & 1
+    return value >> 2, value & 3
 
 
 class Place:

@@ -56,6 +56,7 @@ class Form(IntEnum):
 
     RECORD = 0  # of a wheel's RECORD: URL-safe base64 of sha256 without padding, a comma, the size
     MD5SUMS = 1  # of a package's md5sums: hexadecimal md5
+    SHA256 = 2  # as RECORD without the size, which is not known yet where the file comes later
 
 
 class _Time(IntEnum):
@@ -183,19 +184,23 @@ class TarPlace:
             numbers: Reader or writer.
             reference: Number of the file among `contents`, when writing.
             form: One of `Form`, when writing.
-            output: Where the digest is written: behind the file.
+            output: Where the digest is written. `RECORD` stands behind its file, the others may stand before.
 
         Returns:
             Both, and the length of the text in bytes.
         """
-        form = numbers.symbol(_FORM, 1, form)
+        form = numbers.symbol(_FORM, 2, form)
         reference = self._reference + numbers.signed(_REFERENCE, reference - self._reference)
-        if not 0 <= reference < len(self.contents) // 2:
-            raise Refused(Reason.METADATA, "a patch names a digest of a file that is not there")
-        first, size = self.contents[2 * reference : 2 * reference + 2]
-        if first + size > output:
-            raise Refused(Reason.METADATA, "a patch names a digest of a file that is not written yet")
+        if form > Form.SHA256 or not 0 <= reference < limits.GROUP_OPERATIONS:
+            raise Refused(Reason.METADATA, "a patch names a digest in an unknown way")
         self._reference = reference + 1
+        size = 0
+        if form == Form.RECORD:
+            if reference >= len(self.contents) // 2:
+                raise Refused(Reason.METADATA, "a patch names a digest of a file that is not there")
+            first, size = self.contents[2 * reference : 2 * reference + 2]
+            if first + size > output:
+                raise Refused(Reason.METADATA, "a patch names a digest of a file that is not written yet")
         return reference, form, digest_bytes(form, size)
 
     def _hold_blocks(self, more: int) -> None:
@@ -299,7 +304,9 @@ class TarPlace:
 
 def digest_bytes(form: int, size: int) -> int:
     """Length of a digest as text."""
-    return 44 + len(str(size)) if form == Form.RECORD else 32
+    if form == Form.MD5SUMS:
+        return 32
+    return 43 if form == Form.SHA256 else 44 + len(str(size))
 
 
 def find_edit(old: bytes, new: bytes) -> tuple[int, int, bytes]:

@@ -32,6 +32,9 @@ class Digests:
         output: Where the output begins.
         contents: Offset and size of each file, one behind the other, as `TarPlace.contents`.
         wanted: Number of a file and `Form`, for each digest.
+
+    Raises:
+        Refused: `METADATA`: a file is not there, or lies in another one.
     """
 
     def __init__(
@@ -39,9 +42,11 @@ class Digests:
     ) -> None:
         self._write = write
         self._at = output
-        self._texts: dict[tuple[int, int], bytes] = {}
+        self.texts: dict[tuple[int, int], bytes] = {}
         self._files: list[tuple[int, int, list[tuple[int, int]]]] = []
         for reference, form in sorted(set(wanted), reverse=True):
+            if reference >= len(contents) // 2:
+                raise Refused(Reason.METADATA, "a patch names a digest of a file that is not there")
             first, size = contents[2 * reference], contents[2 * reference + 1]
             if self._files and self._files[-1][0] == first:
                 self._files[-1][2].append((reference, form))
@@ -49,8 +54,20 @@ class Digests:
                 raise Refused(Reason.METADATA, "a patch hashes files that lie in one another")
             else:
                 self._files.append((first, first + size, [(reference, form)]))
-        self.wanted = bool(self._files)
         self._hashes: list[hashlib._Hash] = []
+
+    @property
+    def waiting(self) -> bool:
+        """Whether there are files that did not go by yet."""
+        return bool(self._files)
+
+    def wants(self, length: int) -> bool:
+        """Whether so many bytes from here on hold some of a file."""
+        return bool(self._files) and self._files[-1][0] < self._at + length
+
+    def skip(self, length: int) -> None:
+        """Goes on behind output that holds nothing of a file."""
+        self._at += length
 
     def write(self, data: bytes) -> None:
         """Passes output on."""
@@ -66,24 +83,21 @@ class Digests:
             if last > end:
                 break
             for (reference, form), hashed in zip(wanted, self._hashes, strict=True):
-                self._texts[reference, form] = _text(form, hashed.digest(), last - first)
+                self.texts[reference, form] = _text(form, hashed.digest(), last - first)
             self._hashes = []
             self._files.pop()
         self._at = end
 
-    def text(self, reference: int, form: int) -> bytes:
-        """The digest of a file that went by."""
-        return self._texts[reference, form]
-
 
 def _new_hash(form: int) -> "hashlib._Hash":
-    return hashlib.sha256() if form == Form.RECORD else hashlib.md5(usedforsecurity=False)
+    return hashlib.md5(usedforsecurity=False) if form == Form.MD5SUMS else hashlib.sha256()
 
 
 def _text(form: int, digest: bytes, size: int) -> bytes:
-    if form == Form.RECORD:
-        return base64.urlsafe_b64encode(digest).rstrip(b"=") + b",%d" % size
-    return digest.hex().encode()
+    if form == Form.MD5SUMS:
+        return digest.hex().encode()
+    text = base64.urlsafe_b64encode(digest).rstrip(b"=")
+    return text + b",%d" % size if form == Form.RECORD else text
 
 
 class TarWriter:
@@ -106,6 +120,10 @@ class TarWriter:
         length = BLOCK_BYTES if kind == HEAD else STAMP_BYTES
         self._write(bytes(self._blocks[:length]))
         self._blocks = self._blocks[length:]
+
+    def skip_block(self, kind: int) -> None:
+        """Goes on behind the next header or stamp."""
+        self._blocks = self._blocks[BLOCK_BYTES if kind == HEAD else STAMP_BYTES :]
 
     def entries(self, offset: int, count: int) -> None:
         """So many entries of the base from `offset` on."""

@@ -108,15 +108,14 @@ def encode_group(group: GroupPlan, old: memoryview, new: memoryview) -> bytes:
     streams: dict[How, _Stream] = {}
     numbers: dict[How, int] = {}
     operations = []
-    heads: dict[int, int] = {}
+    heads = _heads(group)
+    first = min(heads, default=-1)
     at = group.output_offset
     for whole in group.pieces:
         piece = whole
-        if piece.how is How.HEAD:
-            if piece.base < 0 and not heads:  # the header before is in another group
-                piece = piece._replace(base=0)
-            heads[at + BLOCK_BYTES] = len(heads)
-        elif piece.how is How.DIGEST and piece.base in heads:
+        if piece.how is How.HEAD and piece.base < 0 and at + BLOCK_BYTES == first:  # the one before is in another group
+            piece = piece._replace(base=0)
+        elif piece.how is How.DIGEST and heads.get(piece.base, -1) >= 0:
             piece = piece._replace(base=-1, value=digest_value(heads[piece.base], piece.value))
         elif piece.how is How.DIGEST:  # of a file in another group
             piece = Piece(How.TEXT, piece.length)
@@ -138,6 +137,21 @@ def encode_group(group: GroupPlan, old: memoryview, new: memoryview) -> bytes:
     for operation in operations:
         code_operation(writer, place, operation, new[place.output : place.output + operation.length])
     return write_group(group.output_bytes, writer.finish(), coded)
+
+
+def _heads(group: GroupPlan) -> dict[int, int]:
+    """The number of each file that begins in a group, by the offset of its content; -1 for one that does not end."""
+    heads: dict[int, int] = {}
+    at = group.output_offset
+    last = -1
+    for piece in group.pieces:
+        if piece.how is How.HEAD:
+            last = at + BLOCK_BYTES
+            heads[last] = len(heads)
+        at += piece.length
+    if last >= 0 and group.pieces[-1].how not in (How.PAD, How.FILL, How.ENTRIES):
+        heads[last] = -1
+    return heads
 
 
 def _encode_literal(stream: _Stream) -> tuple[int, int, bytes]:

@@ -28,6 +28,11 @@ class Mention(NamedTuple):
     form: Form
 
 
+def is_list(name: str) -> bool:
+    """Whether a file of this name lists hashes of other files."""
+    return name.endswith((".dist-info/RECORD", ".md5sums"))
+
+
 def find_mentions(name: str, content: bytes) -> Iterator[Mention]:
     """The hashes in a file of this name, in order."""
     folder, _, own = name.rpartition("/")

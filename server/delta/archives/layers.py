@@ -6,7 +6,7 @@ from typing import Final
 import numpy as np
 
 from protocol import limits
-from protocol.delta.tar import find_edit
+from protocol.delta.tar import Form, find_edit
 from protocol.delta.tar_blocks import (
     BLOCK_BYTES,
     NAME_BYTES,
@@ -14,7 +14,7 @@ from protocol.delta.tar_blocks import (
     is_stamped,
     retimed,
 )
-from server.delta.archives.digests import digest_text, find_mentions
+from server.delta.archives.digests import digest_text, find_mentions, is_list
 from server.delta.archives.match import Matcher
 from server.delta.archives.tar_file import REGULAR, Entry, Member, Tar, read_tar
 from server.delta.pieces import How, Piece
@@ -25,6 +25,7 @@ stands in the new one, and its path. Offsets of the base are those of the old ar
 
 RUN_BYTES: Final = 8 * limits.MIB  # of unchanged entries in one piece: groups are cut between pieces
 COMPARED_BYTES: Final = limits.MIB  # at a time
+SHA256_BYTES: Final = 43  # as base64 without padding
 
 
 def archive_pieces(old: memoryview, new: memoryview, *, file_pieces: FilePieces) -> list[Piece] | None:
@@ -57,6 +58,7 @@ class _Layer:
         self._template = old_tar.members[0].entries[0]
         self._made: bytes | None = None
         self._headed: dict[str, Entry] = {}
+        self._lists: list[tuple[int, int, str, Entry]] = []  # pieces of lists of hashes: from, to
         self._pieces: list[Piece] = []
 
     def pieces(self) -> list[Piece]:
@@ -69,7 +71,7 @@ class _Layer:
             if number >= 0:
                 self._near = number + 1
         self._add_end(self._new_tar.end)
-        return self._pieces
+        return self._with_digests()
 
     # Unchanged
 
@@ -175,22 +177,36 @@ class _Layer:
         if end - start == old_end - old_start and self._equal(start, old_start, end - start):
             self._pieces.append(Piece(How.COPY, end - start, old_start))
             return
-        found = self._file_pieces(slice(old_start, old_end), slice(start, end), name)
-        self._pieces += self._with_digests(name, start, end, found)
+        first = len(self._pieces)
+        self._pieces += self._file_pieces(slice(old_start, old_end), slice(start, end), name)
+        if is_list(name):
+            self._lists.append((first, len(self._pieces), name, new))
 
-    def _with_digests(self, name: str, start: int, end: int, found: list[Piece]) -> list[Piece]:
-        """Puts what follows from files that were written before in the place of what was found for it."""
-        spans: list[tuple[int, Piece]] = []
-        if name.endswith(("/RECORD", ".md5sums")):
-            for mention in find_mentions(name, bytes(self._new[start:end])):
-                entry = self._headed.get(mention.name)
-                if entry is None:
-                    continue
-                content = self._new[entry.content : entry.content + entry.size]
-                if digest_text(mention.form, content) == mention.text:
-                    piece = Piece(How.DIGEST, len(mention.text), entry.content, int(mention.form))
-                    spans.append((start + mention.start, piece))
-        return list(_overlaid(start, found, spans)) if spans else found
+    def _with_digests(self) -> list[Piece]:
+        """Puts digests of files in the place of what was found for them."""
+        out: list[Piece] = []
+        done = 0
+        for first, last, name, entry in self._lists:
+            out += self._pieces[done:first]
+            spans = list(self._digests(name, entry))
+            found = self._pieces[first:last]
+            out += _overlaid(entry.content, found, spans) if spans else found
+            done = last
+        return out + self._pieces[done:]
+
+    def _digests(self, name: str, entry: Entry) -> Iterator[tuple[int, Piece]]:
+        """The hashes in a list that follow from files which are made by header and content, and where they stand."""
+        content = bytes(self._new[entry.content : entry.content + entry.size])
+        for mention in find_mentions(name, content):
+            file = self._headed.get(mention.name)
+            if file is None or (is_list(mention.name) and file.offset > entry.offset):
+                continue
+            form, text = mention.form, mention.text
+            if digest_text(form, self._new[file.content : file.content + file.size]) != text:
+                continue
+            if form is Form.RECORD and file.offset > entry.offset:
+                form, text = Form.SHA256, text[:SHA256_BYTES]
+            yield entry.content + mention.start, Piece(How.DIGEST, len(text), file.content, int(form))
 
     def _add_padding(self, entry: Entry) -> None:
         at, end = entry.content + entry.size, entry.end
