@@ -26,6 +26,7 @@ TABLE_BITS: Final = 12  # a context's slots, 4 KiB of look-up: a hundred context
 FLAG_BITS: Final = 15  # a flag that is nearly never set costs a few thousandths of a bit
 COUNT_STEP: Final = 16  # what one symbol adds to its count: priors of less than one symbol can be said
 LEARN_SHARE: Final = 8  # tables are made anew when they have seen one part in so many more
+_READ_BYTES: Final = 5  # hold any 32 bits, wherever in a byte they begin
 
 
 class Table:
@@ -140,6 +141,16 @@ class Coder(Protocol):
         ...
 
 
+class PlainBits(Protocol):
+    """One direction of numbers that are not worth a table: `BitReader` here, the writer in `server.delta`."""
+
+    def code(
+        self, widths: npt.NDArray[np.int64], values: npt.NDArray[np.uint32] | None = None
+    ) -> npt.NDArray[np.uint32]:
+        """Codes one number a width (int64 [n], in bits); `values` (uint32 [n]) are not looked at when reading."""
+        ...
+
+
 class LaneReader:
     """Decodes what `server.delta.lanes.LaneWriter` wrote.
 
@@ -169,7 +180,7 @@ class LaneReader:
         symbols = table.split(contexts, slots)
         frequency, first = table.ranges(contexts, symbols)
         states = frequency * (states >> np.uint32(table.bits)) + slots - first
-        low = np.flatnonzero(states < STATE_START)
+        low = (states < STATE_START).nonzero()[0]
         if low.size:
             words = self._words[self._next : self._next + low.size]
             if words.size < low.size:
@@ -179,30 +190,54 @@ class LaneReader:
         self._states[slice(contexts.size) if lanes is None else lanes] = states
         return symbols
 
-    def finish(self) -> None:
-        """Checks that all was read and that every lane is back where its writer began.
+    def finish(self) -> npt.NDArray[np.uint16]:
+        """Checks that all was read.
+
+        Returns:
+            uint16 [lanes]: what the writer hid in the states that it began with.
 
         Raises:
             Refused: `LENGTH`.
         """
-        if self._next != self._words.size or (self._states != STATE_START).any():
+        hidden = self._states - np.uint32(STATE_START)
+        if self._next != self._words.size or (hidden >= STATE_START).any():
             raise Refused(Reason.LENGTH, "a stream of entropy code that does not end where it should")
+        return hidden.astype(np.uint16)
 
 
-def unpack_bits(data: npt.NDArray[np.uint8], offset_bits: int, widths: npt.NDArray[np.int64]) -> npt.NDArray[np.uint32]:
-    """Reads numbers of different widths, most significant bit first.
+class BitReader:
+    """Numbers of different widths, most significant bit first, that nothing is known about.
 
     Args:
-        data: The packed bits with at least five bytes behind the last one that is read.
-        offset_bits: Where the first number begins.
-        widths: int64 [n], in bits, at most 32 each.
+        hidden: The first bits, 16 a number: what `LaneReader.finish` gave.
+        data: The bits behind them.
     """
-    starts = np.cumsum(widths) - widths + offset_bits
-    first = starts >> 3
-    value = data[first].astype(np.uint64)
-    for byte in range(1, 5):
-        value = (value << np.uint64(8)) | data[first + byte]
-    spare = (40 - (starts & 7) - widths).astype(np.uint64)
-    mask = (np.uint64(1) << widths.astype(np.uint64)) - np.uint64(1)
-    numbers: npt.NDArray[np.uint32] = ((value >> spare) & mask).astype(np.uint32)
-    return numbers
+
+    def __init__(self, hidden: npt.NDArray[np.uint16], data: bytes | memoryview) -> None:
+        spare = bytes(_READ_BYTES)
+        self._data = np.frombuffer(b"".join((hidden.astype(">u2").tobytes(), data, spare)), np.uint8)
+        self._next_bit = 0
+
+    def code(
+        self, widths: npt.NDArray[np.int64], values: npt.NDArray[np.uint32] | None = None
+    ) -> npt.NDArray[np.uint32]:
+        """Reads one number a width, each of at most 32 bits.
+
+        Raises:
+            Refused: `LENGTH`: there are no more.
+        """
+        ends = np.cumsum(widths) + self._next_bit
+        if not ends.size:
+            return np.empty(0, np.uint32)
+        if ends[-1] > 8 * (self._data.size - _READ_BYTES):
+            raise Refused(Reason.LENGTH, "a stream with too few bits")
+        self._next_bit = int(ends[-1])
+        starts = ends - widths
+        first = starts >> 3
+        value = self._data[first].astype(np.uint64)
+        for byte in range(1, _READ_BYTES):
+            value = (value << np.uint64(8)) | self._data[first + byte]
+        spare = (8 * _READ_BYTES - (starts & 7) - widths).astype(np.uint64)
+        mask = (np.uint64(1) << widths.astype(np.uint64)) - np.uint64(1)
+        numbers: npt.NDArray[np.uint32] = ((value >> spare) & mask).astype(np.uint32)
+        return numbers

@@ -26,9 +26,13 @@ class LaneWriter:
         self._calls.append((frequency.astype(np.uint16), first.astype(np.uint16), lanes, table.bits))
         return symbols
 
-    def finish(self) -> bytes:
-        """The states and the words, as `LaneReader` takes them."""
-        states = np.full(self.lanes, STATE_START, np.uint64)
+    def finish(self, hidden: npt.NDArray[np.uint16]) -> bytes:
+        """The states and the words, as `LaneReader` takes them.
+
+        Args:
+            hidden: uint16 [lanes]: travels for nothing in the states to begin with; `LaneReader.finish` gives it.
+        """
+        states = hidden.astype(np.uint64) + np.uint64(STATE_START)
         words: list[npt.NDArray[np.uint16]] = []
         for frequency16, first, lanes, bits in reversed(self._calls):
             frequency = frequency16.astype(np.uint64)
@@ -43,11 +47,29 @@ class LaneWriter:
         return states.astype("<u4").tobytes() + tail.astype("<u2").tobytes()
 
 
-def pack_bits(values: npt.NDArray[np.uint32], widths: npt.NDArray[np.int64]) -> bytes:
-    """Writes numbers of different widths, most significant bit first, as `unpack_bits` reads them."""
-    starts = np.cumsum(widths) - widths
-    bits = np.zeros(int(widths.sum()), np.uint8)
-    for place in range(int(widths.max(initial=0))):
-        wide = np.flatnonzero(widths > place)
-        bits[starts[wide] + widths[wide] - 1 - place] = (values[wide] >> np.uint32(place)) & np.uint32(1)
-    return np.packbits(bits).tobytes()
+class BitWriter:
+    """The writing side of `BitReader`."""
+
+    def __init__(self) -> None:
+        self._bits: list[npt.NDArray[np.uint8]] = []
+
+    def code(
+        self, widths: npt.NDArray[np.int64], values: npt.NDArray[np.uint32] | None = None
+    ) -> npt.NDArray[np.uint32]:
+        """As `PlainBits`."""
+        assert values is not None
+        starts = np.cumsum(widths) - widths
+        bits = np.zeros(int(widths.sum()), np.uint8)
+        for place in range(int(widths.max(initial=0))):
+            wide = np.flatnonzero(widths > place)
+            bits[starts[wide] + widths[wide] - 1 - place] = (values[wide] >> np.uint32(place)) & np.uint32(1)
+        self._bits.append(bits)
+        return values
+
+    def finish(self, lanes: int) -> tuple[npt.NDArray[np.uint16], bytes]:
+        """The first bits, to be hidden in the states of so many lanes, and the bytes of the others."""
+        bits = np.concatenate(self._bits) if self._bits else np.empty(0, np.uint8)
+        first = np.zeros(16 * lanes, np.uint8)
+        first[: bits.size] = bits[: first.size]
+        hidden = np.frombuffer(np.packbits(first).tobytes(), ">u2").astype(np.uint16)
+        return hidden, np.packbits(bits[first.size :]).tobytes()

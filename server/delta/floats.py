@@ -1,0 +1,73 @@
+"""The writing side of `protocol.delta.floats`."""
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+
+from protocol.delta.floats import (
+    LEARNT_SIGNS,
+    code_factors,
+    differences,
+    exponents,
+    predictions,
+)
+from protocol.delta.lowrank import FloatForm, code_shapes, factors_of
+from protocol.delta.patch import varint
+from protocol.delta.residuals import Sizes, code_bodies, code_sizes, split
+from server.delta.lanes import BitWriter, LaneWriter
+from server.delta.lowrank import Matrix, find_changes
+from server.delta.numbers import NumberWriter
+
+LANES_BITS: Final = 9  # fewer decode too slowly, more begin with too many unlearnt symbols
+ELEMENTS_A_LANE: Final = 256
+SIGNS_WORTH: Final = 0.98  # learning the signs takes time on the machine: it has to save this share of them
+
+
+def encode_differences(form: FloatForm, old: bytes, new: bytes, matrices: Sequence[Matrix]) -> bytes:
+    """Codes floats that are made from those of the base.
+
+    Args:
+        form: Of the elements.
+        old: The old floats.
+        new: As many new ones.
+        matrices: What is known of their shape.
+    """
+    changes = find_changes(form, np.frombuffer(old, form.word), np.frombuffer(new, form.word), matrices)
+    expected = np.concatenate(list(predictions(form, [old], changes)))
+    difference = differences(form, expected, np.frombuffer(new, form.word).astype(np.int64))
+    sizes = split(difference)
+    learn_signs = _signs_are_alike(sizes)
+    shapes = NumberWriter()
+    code_shapes(shapes, expected.size, changes)
+    lanes_bits = lanes_for(expected.size)
+    coder = LaneWriter(1 << lanes_bits)
+    factor_bits = BitWriter()
+    code_factors(coder, factor_bits, changes, factors_of(changes))
+    offsets = exponents(form, [expected], expected.size)
+    code_sizes(coder, offsets, form.bits, learn_signs=learn_signs, given=sizes)
+    bits = BitWriter()
+    for _ in code_bodies(bits, sizes, learn_signs=learn_signs, given=difference):
+        pass
+    hidden, plain = bits.finish(coder.lanes)
+    words = coder.finish(hidden)
+    parts = (shapes.finish(), factor_bits.finish(0)[1], words)
+    head = bytes([lanes_bits | LEARNT_SIGNS * learn_signs]) + b"".join(varint(len(part)) for part in parts)
+    return b"".join((head, *parts, plain))
+
+
+def lanes_for(count: int) -> int:
+    """The binary logarithm of how many lanes so many elements are coded in."""
+    return min(LANES_BITS, max(2, (count // ELEMENTS_A_LANE).bit_length()))
+
+
+def _signs_are_alike(sizes: Sizes) -> bool:
+    """Whether a sign is likely to be that of those just before."""
+    negative = sizes.negative[sizes.size > 0].astype(np.int64)
+    if negative.size < 64:
+        return False
+    sums = np.cumsum(negative)
+    run = sums[16:-1] - sums[:-17]
+    count = np.bincount(run * 2 + negative[17:], minlength=34).reshape(17, 2).astype(np.float64) + 0.5
+    bits = -(count * np.log2(count / count.sum(axis=1, keepdims=True))).sum()
+    return bool(bits < SIGNS_WORTH * count.sum())

@@ -1,0 +1,156 @@
+"""Finds the directions along which weight matrices changed: what `protocol.delta.lowrank` predicts."""
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from protocol.delta.floats import differences
+from protocol.delta.lowrank import COLUMNS, FACTOR_BITS, FACTORS, Change, FloatForm, predict
+from protocol.delta.residuals import bit_length
+
+LEAST_ELEMENTS: Final = 1024
+LEAST_SIDE: Final = 4
+RANKS: Final = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
+FIRST_PRECISIONS: Final = (5, 7, 9, 12, 15)  # bits of the largest factor: a merged adapter is worth many
+GIVE_UP_AFTER: Final = 2  # ranks in a row that were no better
+POWER_STEPS: Final = 2  # of the subspace iteration
+SPARE: Final = 6  # directions that the iteration follows beyond those that are asked for
+MEAN_OVER: Final = 24  # elements whose mean size is what a size is compared with
+
+Words = npt.NDArray[np.unsignedinteger]
+Reals = npt.NDArray[np.float64]
+
+
+class Matrix(NamedTuple):
+    """A run of a stream's elements that has a shape.
+
+    Args:
+        first: Its first element.
+        rows: Of the matrix.
+        columns: Of the matrix.
+    """
+
+    first: int
+    rows: int
+    columns: int
+
+
+def find_changes(form: FloatForm, old: Words, new: Words, matrices: Sequence[Matrix]) -> list[Change]:
+    """The changes that pay for their factors.
+
+    Args:
+        form: Of the elements.
+        old: The old words.
+        new: The new words.
+        matrices: In order, disjoint.
+    """
+    changes = []
+    factors = 0
+    for matrix in matrices:
+        count = matrix.rows * matrix.columns
+        if count < LEAST_ELEMENTS or min(matrix.rows, matrix.columns) < LEAST_SIDE or matrix.columns > COLUMNS:
+            continue
+        here = slice(matrix.first, matrix.first + count)
+        change = _find_change(form, old[here], new[here], matrix)
+        if change is not None and factors + change.factors <= FACTORS:
+            factors += change.factors
+            changes.append(change)
+    return changes
+
+
+def _find_change(form: FloatForm, old: Words, new: Words, matrix: Matrix) -> Change | None:
+    moved = _values(form, new) - _values(form, old)
+    if not np.isfinite(moved).all() or not moved.any():
+        return None
+    moved = moved.reshape(matrix.rows, matrix.columns)
+    target = new.astype(np.int64)
+    offsets = old.astype(np.int64) >> form.mantissa & form.exponent_mask
+    best_bits = _bits(differences(form, old.astype(np.int64), target), offsets)
+    best: Change | None = None
+    best_precision = 0
+    most = min(RANKS[-1], min(matrix.rows, matrix.columns) // 2)
+    left, weights, right = _directions(moved, most)
+    misses = 0
+    for rank in RANKS:
+        if rank > most:
+            break
+        better = False
+        precisions = (best_precision - 1, best_precision, best_precision + 1) if best else FIRST_PRECISIONS
+        for precision in precisions:
+            change = _rounded(left[:, :rank], weights[:rank], right[:rank], precision, matrix)
+            if change is None:
+                continue
+            expected = predict(form, old, 0, [change])
+            bits = _bits(differences(form, expected, target), offsets) + _factor_bits(change)
+            if bits < best_bits:
+                best_bits, best, best_precision, better = bits, change, precision, True
+        misses = 0 if better else misses + 1
+        if misses == GIVE_UP_AFTER:
+            break
+    return None if best is None else _moved_to(best, matrix.first)
+
+
+def _moved_to(change: Change, first: int) -> Change:
+    return Change(first, change.rows, change.columns, change.rank, change.shift, change.left, change.right)
+
+
+def _directions(moved: Reals, most: int) -> tuple[Reals, Reals, Reals]:
+    """The strongest directions of a matrix, by subspace iteration from a fixed start: the same patch each time."""
+    scaled = moved / np.abs(moved).max()
+    start = np.random.default_rng(0).standard_normal((moved.shape[1], min(most + SPARE, *moved.shape)))
+    basis = np.linalg.qr(scaled @ start)[0]
+    for _ in range(POWER_STEPS):
+        basis = np.linalg.qr(scaled @ np.linalg.qr(scaled.T @ basis)[0])[0]
+    left, weights, right = np.linalg.svd(basis.T @ scaled, full_matrices=False)
+    return (basis @ left)[:, :most], weights[:most] * np.abs(moved).max(), right[:most]
+
+
+def _rounded(left: Reals, weights: Reals, right: Reals, precision: int, matrix: Matrix) -> Change | None:
+    """The directions in integers, the largest of either side of so many bits."""
+    share = np.sqrt(weights)
+    sides = (left * share).T, (right.T * share).T
+    scales = []
+    for side in sides:
+        largest = float(np.abs(side).max())
+        if largest == 0 or not np.isfinite(largest):
+            return None
+        scales.append(min(int(np.floor(precision - np.log2(largest))), 190))
+    whole = [np.rint(side * 2.0**scale).astype(np.int64) for side, scale in zip(sides, scales, strict=True)]
+    if max(int(np.abs(side).max()) for side in whole) >= 1 << FACTOR_BITS:
+        return None
+    return Change(0, matrix.rows, matrix.columns, len(weights), sum(scales), whole[0], whole[1])
+
+
+def _values(form: FloatForm, words: Words) -> Reals:
+    if form.bits == 16 and form.mantissa == 7:
+        return (words.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+    return words.view(f"<f{form.bits // 8}").astype(np.float64)
+
+
+def _bits(difference: npt.NDArray[np.int64], offsets: npt.NDArray[np.int64]) -> float:
+    """About what coding the differences takes."""
+    size = bit_length(np.abs(difference))
+    sums = np.cumsum(size + offsets)
+    mean = np.full(size.size, int(np.median(size + offsets)) * 2)
+    mean[MEAN_OVER:] = (sums[MEAN_OVER - 1 : -1] - np.concatenate([[0], sums[: -MEAN_OVER - 1]])) * 2 // MEAN_OVER
+    context = np.minimum(np.maximum(mean - 2 * offsets, -8), 80) + 8
+    return _entropy(size, context) + float(np.maximum(size - 1, 0).sum()) + float((size > 0).sum())
+
+
+def _factor_bits(change: Change) -> float:
+    total = 0.0
+    for side in (change.left, change.right):
+        size = bit_length(np.abs(side))
+        which = np.repeat(np.arange(change.rank), side.shape[1])
+        total += _entropy(size.ravel(), which) + float(np.maximum(size - 1, 0).sum()) + float((size > 0).sum())
+    return total
+
+
+def _entropy(symbols: npt.NDArray[np.int64], contexts: npt.NDArray[np.int64]) -> float:
+    width = int(symbols.max(initial=0)) + 1
+    joint = np.bincount(contexts * width + symbols).astype(np.float64)
+    alone = np.bincount(contexts).astype(np.float64)
+    joint, alone = joint[joint > 0], alone[alone > 0]
+    return float((alone * np.log2(alone)).sum() - (joint * np.log2(joint)).sum())
