@@ -76,9 +76,9 @@ def code_sizes(coder: Coder, offsets: Offsets, widest: int, *, learn_signs: bool
     count = offsets.size
     steps = -(-count // coder.lanes)
     lanes = -(-count // max(steps, 1))
-    offset_rows = _rows(offsets, lanes, steps)
-    size_rows = _rows(given.size, lanes, steps) if given else None
-    negative_rows = _rows(given.negative, lanes, steps) if given else None
+    offset_rows = rows_of(offsets, lanes, steps)
+    size_rows = rows_of(given.size, lanes, steps) if given else None
+    negative_rows = rows_of(given.negative, lanes, steps) if given else None
     sizes = np.zeros((steps, lanes), np.uint8)
     negatives = np.zeros((steps, lanes), np.uint8)
     tilts = np.zeros((steps, lanes), np.uint8)
@@ -166,8 +166,8 @@ def code_bodies(
         yield np.where(negative, -magnitude, magnitude)
 
 
-def _rows(column: npt.NDArray[np.uint8], lanes: int, steps: int) -> npt.NDArray[np.uint8]:
-    """Step by step what the lanes work on: uint8 [steps, lanes]."""
+def rows_of(column: npt.NDArray[np.uint8], lanes: int, steps: int) -> npt.NDArray[np.uint8]:
+    """What the lanes work on, step by step: uint8 [steps, lanes] from uint8 [n]."""
     padded = np.zeros(lanes * steps, np.uint8)
     padded[: column.size] = column
     return np.ascontiguousarray(padded.reshape(lanes, steps).T)

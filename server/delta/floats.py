@@ -5,6 +5,7 @@ from typing import Final
 
 import numpy as np
 
+from protocol.delta.alone import TOP_BITS, code_exponents, code_rest, code_tops
 from protocol.delta.floats import (
     LEARNT_SIGNS,
     code_factors,
@@ -54,6 +55,28 @@ def encode_differences(form: FloatForm, old: bytes, new: bytes, matrices: Sequen
     parts = (shapes.finish(), factor_bits.finish(0)[1], words)
     head = bytes([lanes_bits | LEARNT_SIGNS * learn_signs]) + b"".join(varint(len(part)) for part in parts)
     return b"".join((head, *parts, plain))
+
+
+def encode_alone(form: FloatForm, new: bytes) -> bytes:
+    """Codes floats on their own.
+
+    Args:
+        form: Of the elements.
+        new: Their bytes.
+    """
+    words = np.frombuffer(new, form.word).astype(np.int64)
+    exponents_given = (words >> form.mantissa & form.exponent_mask).astype(np.uint8)
+    tops_given = (words >> (form.mantissa - TOP_BITS) & ((1 << TOP_BITS) - 1)).astype(np.uint8)
+    lanes_bits = lanes_for(words.size)
+    coder = LaneWriter(1 << lanes_bits)
+    code_exponents(coder, form, words.size, exponents_given)
+    code_tops(coder, form, exponents_given, tops_given)
+    bits = BitWriter()
+    for _ in code_rest(bits, form, exponents_given, tops_given, words):
+        pass
+    hidden, plain = bits.finish(coder.lanes)
+    coded = coder.finish(hidden)
+    return b"".join((bytes([lanes_bits]), varint(len(coded)), coded, plain))
 
 
 def lanes_for(count: int) -> int:
