@@ -4,16 +4,16 @@ import logging
 from collections.abc import Callable
 
 from server.delta.tensors import (
+    archive,
     blind,
     gguf_file,
-    guess,
     npy_file,
     onnx_file,
     safetensors_file,
     tflite_file,
     zip_file,
 )
-from server.delta.tensors.found import MAX_TENSORS, MIN_BYTES, File, Tensor, tidy
+from server.delta.tensors.found import File, Tensor, tidy
 from server.delta.tensors.reading import Damaged, sampling
 
 MAX_NESTING = 2  # a model in an archive in an archive
@@ -47,7 +47,7 @@ def _reader(data: memoryview, nesting: int) -> Callable[[memoryview], list[Tenso
     if start.startswith(npy_file.MAGIC):
         return npy_file.find
     if start.startswith(zip_file.MAGIC):
-        return lambda archive: _archive(archive, nesting)
+        return lambda data: archive.find(data, lambda part: _by_format(part, nesting + 1))
     if safetensors_file.looks_right(data):
         return safetensors_file.find
     # ONNX has no magic: its first field is in practice ir_version, and a varint of it is small.
@@ -68,23 +68,6 @@ def _by_format(data: memoryview, nesting: int) -> list[Tensor]:
         # The readers raise nothing else, and are fuzzed for it; but a patch must come about even if one is wrong.
         log.warning("A reader of tensors failed; the file goes the generic way: %r", error)
         return []
-
-
-def _archive(data: memoryview, nesting: int) -> list[Tensor]:
-    found: list[Tensor] = []
-    for entry in zip_file.stored_entries(data):
-        if entry.length_bytes < MIN_BYTES or len(found) > MAX_TENSORS:
-            continue
-        part = data[entry.offset : entry.offset + entry.length_bytes]
-        if entry.name.rpartition("/")[2].isdigit():  # a storage of PyTorch: archive/data/7
-            element = guess.storage(data, entry.offset, entry.length_bytes)
-            count = entry.length_bytes // element.width_bytes
-            found.append(Tensor(entry.offset, entry.length_bytes, element, entry.name, (count,)))
-            continue
-        for each in _by_format(part, nesting + 1):
-            name = f"{entry.name}/{each.name}" if each.name else entry.name
-            found.append(Tensor(entry.offset + each.offset, each.length_bytes, each.element, name, each.shape))
-    return found
 
 
 def _between(data: memoryview, known: list[Tensor]) -> list[Tensor]:

@@ -2,13 +2,19 @@
 
 import io
 import json
+import pickle
 import struct
+import sys
+import types
 import zipfile
+from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import onnx
+import pytest
 from onnx import TensorProto, helper
 
 Floats = npt.NDArray[np.float32]
@@ -73,6 +79,47 @@ def archive(entries: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> byte
     with zipfile.ZipFile(out, "w", method) as file:
         for name, content in entries.items():
             file.writestr(name, content)
+    return out.getvalue()
+
+
+def torch_pickle(
+    monkeypatch: pytest.MonkeyPatch,
+    state: dict[str, tuple[str, str, int, tuple[int, ...], tuple[int, ...]]],
+    protocol: int,
+) -> bytes:
+    """As torch.save writes it. Each tensor: storage type, key, first element, size, stride."""
+    torch, utils = types.ModuleType("torch"), types.ModuleType("torch._utils")
+
+    def _rebuild_tensor_v2() -> None: ...
+
+    _rebuild_tensor_v2.__module__ = "torch._utils"
+    _rebuild_tensor_v2.__qualname__ = "_rebuild_tensor_v2"
+    utils.__dict__["_rebuild_tensor_v2"] = _rebuild_tensor_v2
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    monkeypatch.setitem(sys.modules, "torch._utils", utils)
+
+    @dataclass
+    class Kept:
+        identity: tuple[object, ...]
+
+    class Tensor:
+        def __init__(self, *arguments: object) -> None:
+            self.arguments = arguments
+
+        def __reduce__(self) -> tuple[object, ...]:
+            return _rebuild_tensor_v2, (*self.arguments, False, OrderedDict())
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, obj: object) -> object:
+            return obj.identity if isinstance(obj, Kept) else None
+
+    held: dict[str, object] = OrderedDict()
+    for name, (kind, key, first, size, stride) in state.items():
+        if not hasattr(torch, kind):
+            setattr(torch, kind, type(kind, (), {"__module__": "torch", "__qualname__": kind}))
+        held[name] = Tensor(Kept(("storage", getattr(torch, kind), key, "cpu", 0)), first, size, stride)
+    out = io.BytesIO()
+    Pickler(out, protocol).dump({"state": held, "epoch": 3, "lr": 0.1, "names": ["a", "b"]})
     return out.getvalue()
 
 

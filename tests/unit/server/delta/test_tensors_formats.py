@@ -18,6 +18,7 @@ from tests.unit.server.delta.tensor_files import (
     raw_tensor,
     safetensors,
     tflite,
+    torch_pickle,
     weights,
 )
 
@@ -156,8 +157,34 @@ def test_storages_of_pytorch_are_typed_by_their_bytes() -> None:
     file = archive({"m/data.pkl": b"\x80\x02}." * 90} | contents)
     found = {each.name: each for each in find_tensors(file)}
     for name, (element, content) in storages.items():
-        assert found[name].element is element, name
-        assert file[found[name].offset : found[name].end] == content
+        each = found[name.removeprefix("m/")]
+        assert each.element is element, name
+        assert file[each.offset : each.end] == content
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_the_pickle_of_pytorch_gives_names_types_and_shapes(monkeypatch: pytest.MonkeyPatch, protocol: int) -> None:
+    state = {
+        "layer.weight": ("FloatStorage", "0", 0, (20, 30), (30, 1)),
+        "conv.weight": ("FloatStorage", "1", 0, (4, 10, 3, 5), (150, 1, 50, 10)),  # channels last
+        "half.weight": ("HalfStorage", "2", 0, (600,), (1,)),
+        "part.a": ("FloatStorage", "3", 0, (10, 20), (20, 1)),
+        "part.b": ("FloatStorage", "3", 200, (400,), (1,)),
+        "holes": ("BFloat16Storage", "4", 0, (10,), (7,)),
+    }
+    pickled = torch_pickle(monkeypatch, state, protocol)
+    contents = [W, W, W.astype(np.float16), W, W.astype(np.float16)]
+    file = archive(
+        {"any/data.pkl": pickled} | {f"any/data/{index}": each.tobytes() for index, each in enumerate(contents)}
+    )
+    assert [(each.name, each.element, each.shape) for each in find_tensors(file)] == [
+        ("layer.weight", Element.F32, (20, 30)),
+        ("conv.weight", Element.F32, (4, 3, 5, 10)),
+        ("half.weight", Element.F16, (600,)),
+        ("part.a", Element.F32, (10, 20)),
+        ("part.b", Element.F32, (400,)),
+        ("data/4", Element.BF16, (600,)),
+    ]
 
 
 def test_a_model_inside_a_stored_archive_is_found() -> None:
