@@ -9,9 +9,12 @@ from array import array
 from collections.abc import Callable, Iterator
 from typing import Final
 
+import numpy as np
+
 from protocol import limits
 from protocol.delta import operations as operations_of
 from protocol.delta import tar as tar_of
+from protocol.delta.addresses import Places, find_places
 from protocol.delta.base import Base
 from protocol.delta.numbers import NumberReader
 from protocol.delta.operations import TAKE, Operation, Place, code_operation, read_digest
@@ -49,7 +52,7 @@ def apply_group(group: bytes, base: Base, output_offset: int, write: Callable[[b
     at = header.header_bytes + header.control_bytes
     streams: list[memoryview] = []
     for number, stream in enumerate(header.streams):
-        references = _References(base, operations, TAKE + number)
+        references = _References(base, operations, output_offset, TAKE + number)
         coded = view[at : at + stream.coded_bytes]
         streams.append(memoryview(open_stream(stream.kind, coded, stream.length_bytes, references)))
         at += stream.coded_bytes
@@ -167,19 +170,28 @@ class Operations:
     def __iter__(self) -> Iterator[Operation]:
         return map(Operation, *self._columns)
 
+    def places(self, output_offset: int, own: int) -> Places:
+        """Those that read the base. The arguments are as those of `find_places`."""
+        kinds, lengths, bases, _ = (np.array(column, np.int64) for column in self._columns)
+        return find_places(kinds, lengths, bases, output_offset, own)
+
 
 class _References:
     """What the operations of one stream read of the base, in order."""
 
-    def __init__(self, base: Base, operations: Operations, kind: int) -> None:
+    def __init__(self, base: Base, operations: Operations, output_offset: int, kind: int) -> None:
         self._base = base
         self._operations = operations
+        self._output_offset = output_offset
         self._kind = kind
 
     def read(self) -> Iterator[bytes]:
         for operation in self._operations:
             if operation.kind == self._kind:
                 yield from _windows(self._base, operation.base, operation.length)
+
+    def places(self) -> Places:
+        return self._operations.places(self._output_offset, self._kind)
 
 
 def read_operations(header: GroupHeader, group: memoryview, base: Base, output_offset: int) -> Operations:

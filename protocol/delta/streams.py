@@ -5,6 +5,9 @@
 | 0 | stored | as they are |
 | 1 | zstd | one frame |
 | 2 | lzma | one byte of properties `(pb * 5 + lp) * 9 + lc`, then raw LZMA, which may end without its end marker |
+| 4, 5, 6 | float difference | `protocol.delta.floats`: fp32, fp16, bf16 made from those of the base |
+| 8, 9, 10 | float alone | `protocol.delta.alone`: fp32, fp16, bf16 |
+| 16 | code | `protocol.delta.code`: machine code and other bytes that resemble the base |
 | 32 | edits | `protocol.delta.edits`: bytes of the base with few changes, by numbers |
 """
 
@@ -13,16 +16,43 @@ from collections.abc import Iterator
 from typing import Final, Protocol
 
 from protocol import limits
+from protocol.delta.addresses import Places
+from protocol.delta.alone import open_alone
+from protocol.delta.code import open_code
 from protocol.delta.edits import open_edits
+from protocol.delta.floats import open_differences
+from protocol.delta.lowrank import BF16, F16, F32
 from protocol.errors import Reason, Refused
 from protocol.transfer import decompress
 
 STORED: Final = 0
 ZSTD: Final = 1
 LZMA: Final = 2
+F32_DIFFERENCE: Final = 4
+F16_DIFFERENCE: Final = 5
+BF16_DIFFERENCE: Final = 6
+F32_ALONE: Final = 8
+F16_ALONE: Final = 9
+BF16_ALONE: Final = 10
+CODE: Final = 16
 EDITS: Final = 32
 
-_NAMES: Final = {STORED: "stored", ZSTD: "zstd", LZMA: "lzma", EDITS: "edits"}
+DIFFERENCES: Final = {F32_DIFFERENCE: F32, F16_DIFFERENCE: F16, BF16_DIFFERENCE: BF16}
+ALONE: Final = {F32_ALONE: F32, F16_ALONE: F16, BF16_ALONE: BF16}
+
+_NAMES: Final = {
+    STORED: "stored",
+    ZSTD: "zstd",
+    LZMA: "lzma",
+    F32_DIFFERENCE: "fp32 difference",
+    F16_DIFFERENCE: "fp16 difference",
+    BF16_DIFFERENCE: "bf16 difference",
+    F32_ALONE: "fp32 alone",
+    F16_ALONE: "fp16 alone",
+    BF16_ALONE: "bf16 alone",
+    CODE: "code",
+    EDITS: "edits",
+}
 
 
 def kind_name(kind: int) -> str:
@@ -37,10 +67,14 @@ class References(Protocol):
         """All of them, in pieces of at most 1 MiB."""
         ...
 
+    def places(self) -> Places:
+        """Where the group's operations read the base and where they write, this stream's marked."""
+        ...
+
 
 def takes_base(kind: int) -> bool:
     """Whether a stream of this kind is made from bytes of the base, as many as it gives."""
-    return kind == EDITS
+    return kind in (CODE, EDITS) or kind in DIFFERENCES
 
 
 def open_stream(kind: int, coded: memoryview, length_bytes: int, references: References) -> bytes:
@@ -62,6 +96,13 @@ def open_stream(kind: int, coded: memoryview, length_bytes: int, references: Ref
             return decompress(bytes(coded), length_bytes)
         case 2:
             output = _open_lzma(coded, length_bytes)
+        case 4 | 5 | 6:
+            twice = (references.read(), references.read())
+            output = b"".join(open_differences(DIFFERENCES[kind], coded, length_bytes, twice))
+        case 8 | 9 | 10:
+            output = b"".join(open_alone(ALONE[kind], coded, length_bytes))
+        case 16:
+            output = open_code(coded, length_bytes, references.read(), references.places())
         case 32:
             output = open_edits(bytes(coded), references.read())
         case _:

@@ -10,12 +10,14 @@ import numpy as np
 import zstandard
 
 from protocol import limits
+from protocol.delta.addresses import find_places
 from protocol.delta.edits import CHUNK_BYTES, Edits
 from protocol.delta.operations import COPY, FILL, TAKE, Operation, Place, code_operation, digest_value
 from protocol.delta.patch import write_group
-from protocol.delta.streams import EDITS, LZMA, STORED, ZSTD, lzma_filter, takes_base
+from protocol.delta.streams import CODE, EDITS, LZMA, STORED, ZSTD, lzma_filter, takes_base
 from protocol.delta.tar import DIGEST, ENTRIES, HEAD, PAD, STAMP
 from protocol.delta.tar_blocks import BLOCK_BYTES
+from server.delta.code import encode_code
 from server.delta.numbers import NumberWriter
 from server.delta.pieces import WHOLE, How, Piece
 
@@ -131,7 +133,14 @@ def encode_group(group: GroupPlan, old: memoryview, new: memoryview) -> bytes:
                 stream.reference += old[piece.base : piece.base + piece.length]
         operations.append(Operation(kind, piece.length, piece.base, piece.value))
         at += piece.length
-    coded = [_encode_literal(stream) for stream in streams.values()]
+    coded = []
+    for how, stream in streams.items():
+        if how is How.CODE:
+            kinds, lengths, bases = np.array([operation[:3] for operation in operations], np.int64).T
+            places = find_places(kinds, lengths, bases, group.output_offset, TAKE + numbers[how])
+            coded.append((CODE, len(stream.data), encode_code(old, new, places)))
+        else:
+            coded.append(_encode_literal(stream))
     writer = NumberWriter()
     place = Place(ViewBase(old), group.output_offset, at, tuple(takes_base(kind) for kind, _, _ in coded))
     for operation in operations:

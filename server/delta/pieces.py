@@ -19,6 +19,7 @@ class How(Enum):
     X86 = auto()
     ARM64 = auto()
     EDITS = auto()  # bytes of the base with few changes
+    CODE = auto()  # machine code made from that of the base
 
 
 class Piece(NamedTuple):

@@ -1,0 +1,97 @@
+"""Instructions of 64-bit ARM processors that name addresses: what they become when these move.
+
+An instruction is a word of four bytes. A branch holds its distance. Data is reached by two instructions: ADRP holds
+the distance to a page of 4 KiB, and an ADD, load or store soon behind it the place in the page.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int64]
+
+REACH: Final = 16  # instructions behind an ADRP where the other half of the address is looked for
+PAGE_BITS: Final = 12
+
+# Mask and value of the bits that say what an instruction is.
+_BRANCHES: Final = (
+    (((0x7C000000, 0x14000000),), 26, 0),  # B, BL
+    (((0xFF000010, 0x54000000), (0x7E000000, 0x34000000)), 19, 5),  # B.cond, CBZ, CBNZ
+    (((0x7E000000, 0x36000000),), 14, 5),  # TBZ, TBNZ
+    (((0x3B000000, 0x18000000),), 19, 5),  # LDR of what lies near
+)
+_ADRP_MASK, _ADRP = 0x9F000000, 0x90000000
+_ADD_MASK, _ADD = 0x7FC00000, 0x11000000
+_ACCESS_MASK, _ACCESS = 0x3B000000, 0x39000000  # loads and stores with an unsigned offset
+_STORE_MASK = 0x3B400000
+_VECTOR_16 = 0x04800000  # an access of 16 bytes
+
+
+def follow_arm64(words: Ints, old: Ints, moved: Ints, shift: Callable[[Ints], Ints]) -> tuple[Ints, Ints]:
+    """The instructions as they would be when all that they name moved.
+
+    Args:
+        words: Instructions in the order of their addresses.
+        old: Their old addresses.
+        moved: How far they moved themselves.
+        shift: How far what stood at an old address moved.
+
+    Returns:
+        The instructions, and the old addresses that they name, or -1.
+    """
+    followed = words.copy()
+    names = np.full(words.size, -1, np.int64)
+    for kinds, bits, lowest in _BRANCHES:
+        mask = np.zeros(words.size, np.bool_)
+        for of, value in kinds:
+            mask |= (words & of) == value
+        where = np.flatnonzero(mask)
+        branch = words[where]
+        distance = _signed(branch >> lowest, bits)
+        names[where] = old[where] + distance * 4
+        change = shift(names[where]) - moved[where]
+        field = (1 << bits) - 1
+        changed = branch & ~(field << lowest) | ((distance + (change >> 2)) & field) << lowest
+        followed[where] = np.where(change & 3, branch, changed)
+    _follow_pages(words, (followed, names), old, moved, shift)
+    return followed, names
+
+
+def _follow_pages(
+    words: Ints, results: tuple[Ints, Ints], old: Ints, moved: Ints, shift: Callable[[Ints], Ints]
+) -> None:
+    followed, names = results
+    pages = np.flatnonzero((words & _ADRP_MASK) == _ADRP)
+    register = words[pages] & 31
+    distance = _signed(words[pages] >> 5 << 2 & 0x1FFFFC | words[pages] >> 29 & 3, 21)
+    page = ((old[pages] >> PAGE_BITS) + distance) << PAGE_BITS
+    target = np.full(pages.size, -1, np.int64)
+    live = np.arange(pages.size)
+    for step in range(1, REACH + 1):
+        live = live[pages[live] + step < words.size]
+        where = pages[live] + step
+        word = words[where]
+        adds = (word & _ADD_MASK) == _ADD
+        same = (word >> 5 & 31) == register[live]
+        use = np.flatnonzero(same & (adds | ((word & _ACCESS_MASK) == _ACCESS)))
+        used = word[use]
+        scale = np.where(adds[use], 0, np.where((used & _VECTOR_16) == _VECTOR_16, 4, used >> 30 & 3))
+        named = page[live[use]] + ((used >> 10 & 0xFFF) << scale)
+        lands = (named + shift(named)) & 0xFFF
+        followed[where[use]] = used & ~(0xFFF << 10) | (lands >> scale) << 10
+        names[where[use]] = named
+        target[live[use]] = np.where(target[live[use]] < 0, named, target[live[use]])
+        written = ((word & 31) == register[live]) & ((word & _STORE_MASK) != _ACCESS)
+        live = live[~written]
+    named = np.where(target < 0, page, target)
+    names[pages] = named
+    distance = ((named + shift(named)) >> PAGE_BITS) - ((old[pages] + moved[pages]) >> PAGE_BITS)
+    bare = words[pages] & ~(3 << 29 | 0x7FFFF << 5)
+    followed[pages] = bare | (distance & 3) << 29 | (distance >> 2 & 0x7FFFF) << 5
+
+
+def _signed(values: Ints, bits: int) -> Ints:
+    values = values & ((1 << bits) - 1)
+    return values - (values >> (bits - 1) << bits)
