@@ -14,7 +14,7 @@ from typing import Final
 
 from protocol import limits
 from protocol.delta.patch import CODEC
-from protocol.errors import HeadlandError, Reason, Refused
+from protocol.errors import HeadlandError, LinkError, Reason, Refused
 from protocol.release import parse_manifest
 from server.clock import NowMs
 from server.compress import LEASE_MS, RENEW_MS
@@ -33,6 +33,7 @@ TIDY_MS: Final = 600_000
 ORPHAN_MS: Final = DAY_MS  # from writing a blob to naming it, at the very most
 AT_ONCE: Final = 100  # blobs that one transaction deletes
 LEAST_BYTES: Final = 1024  # a patch of what travels in fewer spares less than a round trip
+OUTAGE_MS: Final = 60_000
 TRIES: Final = 3  # then a pair is given up: it may be what ends us each time
 
 log = logging.getLogger("headland.server")
@@ -98,7 +99,11 @@ class Patchmaker:
         except (HeadlandError, OSError) as error:
             log.warning("patch %s: %s", name(patch), error)
             with self._catalog.write() as session:
-                if claim.tries >= TRIES:
+                if isinstance(
+                    error, LinkError | OSError
+                ):  # the store is away or the disk is full: no fault of the pair
+                    session.jobs.release(claim, self._now_ms() + OUTAGE_MS)
+                elif claim.tries >= TRIES:
                     self._give_up(session, claim, patch, f"given up: {error}")
                 else:
                     session.jobs.fail(claim, str(error), self._now_ms())

@@ -80,9 +80,9 @@ class Jobs:
         changed = self._connection.execute(self._held(claim).values(claimed_until_ms=now_ms + lease_ms))
         return bool(changed.rowcount)
 
-    def release(self, claim: Claim) -> None:
-        """Gives a job back as it was, for the next who asks."""
-        self._connection.execute(self._held(claim).values(claimed_until_ms=0, tries=claim.tries - 1))
+    def release(self, claim: Claim, until_ms: int = 0) -> None:
+        """Gives a job back as it was, for who asks after `until_ms`: the try does not count."""
+        self._connection.execute(self._held(claim).values(claimed_until_ms=until_ms, tries=claim.tries - 1))
 
     def fail(self, claim: Claim, error: str, now_ms: int) -> None:
         """Puts a job off: twice as long after each failure."""

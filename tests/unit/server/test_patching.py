@@ -5,18 +5,19 @@ from pathlib import Path
 
 import pytest
 
-from protocol.errors import Reason, StateError
+from protocol.errors import LinkError, Reason, StateError
 from protocol.ids import digest
 from protocol.messages import FailedPatch
+from protocol.objects import Conditions
 from protocol.wire import encode
 from server.delta.process import EncoderFailedError, InterruptedEncodingError
 from server.failed_patches import take_failures
-from server.patching import DAY_MS, LEAST_BYTES, ORPHAN_MS, TIDY_MS, Patchmaker
+from server.patching import DAY_MS, LEAST_BYTES, ORPHAN_MS, OUTAGE_MS, TIDY_MS, Patchmaker
 from server.settings import Patches
 from server.storage.blobs import FolderBlobs
 from server.storage.catalog import Catalog
 from server.storage.jobs import PATCH
-from server.storage.records import Compressed, Device, Pair, Patch, Release
+from server.storage.records import Compressed, Device, Pair, Patch, Release, Rollout
 from tests.fakes.encoder import FakeEncoder
 from tests.fakes.server_house import make_manifest
 
@@ -59,6 +60,31 @@ class Bench:
                 session.payloads.add_blob(digest(data), len(data), self.now_ms)
         for data in parts.values():
             self.blobs.put_now(digest(data), [data])
+
+    def rollout(self, counter: int, state: str) -> None:
+        with self.catalog.write() as session:
+            session.rollouts.add(
+                Rollout(
+                    name=f"r{counter}",
+                    sequence=0,
+                    product=PRODUCT,
+                    release=f"1.{counter}.0",
+                    manifest=digest(f"{PRODUCT} {counter}".encode()),
+                    manifest_bytes=1,
+                    release_counter=counter,
+                    era=0,
+                    group="all",
+                    phases=(),
+                    conditions=Conditions(),
+                    created_ms=1,
+                    state=state,
+                )
+            )
+
+    def delist(self, counter: int) -> None:
+        with self.catalog.write() as session:
+            listed = [release for release in session.repositories.releases() if release.release_counter != counter]
+            session.repositories.put_releases(PRODUCT, listed)
 
     def holds(self, name: str, *held: bytes, product: str = PRODUCT) -> None:
         with self.catalog.write() as session:
@@ -189,13 +215,34 @@ def test_a_result_that_travels_in_a_few_bytes_is_not_worth_a_patch(bench: Bench)
     assert bench.work() == 1
 
 
-def test_an_older_release_is_wanted_only_while_a_rollout_brings_it(bench: Bench) -> None:
+def three_releases(bench: Bench) -> None:
     bench.release(1, {"model/m/cpu": b"old"})
     bench.release(2, {"model/m/cpu": b"middle"})
     bench.release(3, {"model/m/cpu": b"new"})
     bench.holds("a", b"old")
+
+
+def test_of_each_product_the_newest_release_is_what_machines_will_want(bench: Bench) -> None:
+    three_releases(bench)
     bench.work()
     assert bench.encoder.made == [(b"old", b"new")]
+
+
+@pytest.mark.parametrize(("state", "made"), [("active", True), ("paused", True), ("halted", False)])
+def test_an_older_release_is_wanted_too_while_a_rollout_brings_it(bench: Bench, state: str, made: bool) -> None:
+    three_releases(bench)
+    bench.rollout(2, state)
+    bench.work()
+    assert ((b"old", b"middle") in bench.encoder.made) is made
+    assert (b"old", b"new") in bench.encoder.made
+
+
+def test_no_patch_leads_to_a_release_that_the_managers_took_back(bench: Bench) -> None:
+    three_releases(bench)
+    bench.rollout(3, "active")
+    bench.delist(3)
+    bench.work()
+    assert bench.encoder.made == [(b"old", b"middle")]
 
 
 def test_a_patch_that_is_no_cheaper_leaves_its_number_and_is_not_made_again(bench: Bench) -> None:
@@ -360,6 +407,20 @@ def test_a_pair_that_fails_again_and_again_is_given_up_and_tried_another_day(ben
     bench.work()
     bench.work()
     assert len(bench.ready(b"new")) == 1
+
+
+@pytest.mark.parametrize("error", [LinkError("the blob store does not answer"), OSError(28, "No space left on device")])
+def test_an_outage_is_waited_out_however_long(bench: Bench, error: Exception) -> None:
+    two_releases(bench)
+    bench.holds("a", b"old")
+    bench.encoder.error = error
+    for _ in range(10):
+        assert bench.work() == 1
+        bench.now_ms += OUTAGE_MS
+    bench.encoder.error = None
+    assert bench.work() == 1
+    assert len(bench.ready(b"new")) == 1
+    assert bench.events("patch-given-up") == []
 
 
 def test_a_pair_that_kills_the_server_each_time_is_given_up(bench: Bench) -> None:

@@ -115,8 +115,8 @@ def test_a_transfer_under_way_goes_on_unless_the_other_way_takes_less_than_what_
 
 
 def test_a_machine_that_lies_about_its_parts_gets_no_negative_price() -> None:
-    lying = replace(ABLE, parts={FULL.payload: 1 << 50})
-    assert choose(replace(PATCH, payload_bytes=2_000, index=None, index_bytes=0), means=lying).method == "full"
+    said = {PATCH.payload or "": 1 << 50, FULL.payload: FULL.payload_bytes - 100, FULL.index or "": FULL.index_bytes}
+    assert choose(PATCH, means=replace(ABLE, parts=said)).method == "full"  # 100 left, and the patch's index is 600
 
 
 def test_there_is_no_plan_before_the_whole_has_a_price() -> None:
