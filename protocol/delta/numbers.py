@@ -35,6 +35,10 @@ class Numbers(Protocol):
         """A number whose magnitude is less than 2^62."""
         ...
 
+    def plain(self, bits: int, value: int = 0) -> int:
+        """A number of exactly `bits` bits that nothing is known about."""
+        ...
+
 
 class Probabilities:
     """What the contexts have learnt: for each the probability of a 0 and how often it was asked."""
@@ -64,8 +68,8 @@ class NumberShape:
         """Codes one bit in its context."""
         raise NotImplementedError
 
-    def plain(self, bits: int, value: int) -> int:
-        """Codes bits that nothing is known about."""
+    def plain(self, bits: int, value: int = 0) -> int:
+        """As `Numbers`."""
         raise NotImplementedError
 
     def symbol(self, context: int, bits: int, value: int = 0) -> int:

@@ -35,6 +35,15 @@ from protocol.delta.tar_blocks import (
     write_checksum,
     write_number,
 )
+from protocol.delta.tar_records import (
+    FRACTION_DIGITS,
+    SECONDS_DIGITS,
+    Time,
+    holds_times,
+    read_records,
+    times_of,
+    with_times,
+)
 from protocol.errors import Reason, Refused
 
 ENTRIES: Final = 2
@@ -45,8 +54,10 @@ PAD: Final = 6
 KINDS: Final = range(ENTRIES, PAD + 1)
 
 # Contexts: those of symbols lie from 512 on, those of numbers from 512 too (numbers use them 256 times higher).
-_TIME, _SIZE, _NAME, _BYTE, _FORM = (512 + 256 * field for field in range(5))
+_TIME, _SIZE, _NAME, _BYTE, _FORM, _FRACTION = (512 + 256 * field for field in range(6))
 _COUNT, _LAST, _SHIFT, _GROWTH, _PLACE, _GONE, _COME, _SPANS, _GAP, _RUN, _REFERENCE = range(512, 523)
+
+_ANNOUNCED, _ATTRIBUTE, _STAMP = 0xD, 0xE, 0xF  # as types of headers
 
 _REMEMBERED: Final = 4096  # mtimes and sizes; then it begins anew, so that memory is bounded
 
@@ -91,6 +102,7 @@ class TarPlace:
         self._choices: dict[int, int] = {}
         self._edit = (0, 0, b"")
         self._reference = 0
+        self._announced = -1  # the mtime that attributes said of the next header
         self._made = bytes(BLOCK_BYTES)  # by the last HEAD
 
     def code_entries(self, numbers: Numbers, offset: int, count: int, room: int, target: memoryview | None) -> int:
@@ -117,6 +129,9 @@ class TarPlace:
                 raise Refused(Reason.LIMIT, "a patch reads an entry that is not there")
             wanted = target[offset - first :] if target is not None else None
             self._code_entry_times(numbers, head, size, wanted)
+            if holds_times(head, size):
+                content = self.base.read(offset + BLOCK_BYTES, size)
+                self._code_attributes(numbers, content, wanted)
             offset += BLOCK_BYTES + padded(size)
             room -= BLOCK_BYTES + padded(size)
         self.next_header = offset
@@ -128,11 +143,37 @@ class TarPlace:
             self.times.append(-1)
         else:
             wanted = max(0, read_number(bytes(target[:BLOCK_BYTES]), MTIME)) if target is not None else 0
-            self.times.append(self._code_time(numbers, head[TYPE] & 0xF, old, wanted))
+            self.times.append(self._code_time(numbers, self._kind(head), old, wanted))
         if size >= STAMP_BYTES and is_stamped(head[BLOCK_BYTES:]):
             old, _ = read_stamp(head[BLOCK_BYTES:])
             wanted = read_stamp(target[BLOCK_BYTES:])[0] if target is not None else 0
             self.times.append(self._code_stamp_time(numbers, old, wanted))
+
+    def _code_attributes(self, numbers: Numbers, content: bytes, target: memoryview | None) -> None:
+        """Codes the times in attributes: seconds, digits of the fraction and the fraction."""
+        wanted = []
+        if target is not None:
+            size = max(0, read_number(bytes(target[:BLOCK_BYTES]), SIZE))
+            wanted = times_of(read_records(bytes(target[BLOCK_BYTES : BLOCK_BYTES + size])))
+        records = read_records(content)
+        times: list[Time] = []
+        for number, old in enumerate(times_of(records)):
+            new = wanted[number] if number < len(wanted) else old
+            seconds = self._code_time(numbers, _ATTRIBUTE, old.seconds, new.seconds)
+            digits, fraction = old.digits, old.fraction
+            if numbers.symbol(_FRACTION, 1, int(new[1:] != old[1:])):
+                digits = numbers.symbol(_FRACTION + 1, 4, new.digits)
+                if digits > FRACTION_DIGITS or seconds >= 10**SECONDS_DIGITS:
+                    raise Refused(Reason.LIMIT, "a patch says a time that cannot be")
+                fraction = numbers.plain((10**digits - 1).bit_length(), new.fraction)
+                if fraction >= 10**digits:
+                    raise Refused(Reason.LIMIT, "a patch says a time that cannot be")
+            times.append(Time(seconds, digits, fraction))
+            self.times.extend(times[-1])
+            if not number:
+                self._announced = seconds + int(2 * fraction >= 10**digits)  # as tarfile rounds it
+        if records and len(with_times(records, times)) > BLOCK_BYTES:
+            raise Refused(Reason.LIMIT, "a patch makes attributes longer than they may be")
 
     def code_head(self, numbers: Numbers, offset: int, output: int, target: memoryview | None) -> int:
         """Codes one header made from that at `offset` of the base, or from the one made last when that is -1.
@@ -151,7 +192,7 @@ class TarPlace:
             write_number(block, SIZE, size)
         old_time = read_number(template, MTIME)
         if old_time >= 0:
-            time = self._code_time(numbers, template[TYPE] & 0xF, old_time, max(0, read_number(wanted, MTIME)))
+            time = self._code_time(numbers, self._kind(template), old_time, max(0, read_number(wanted, MTIME)))
             write_number(block, MTIME, time)
         write_checksum(block)
         self._code_spans(numbers, block, wanted)
@@ -239,8 +280,17 @@ class TarPlace:
                 block[place] = numbers.symbol(_BYTE + 1, 8, wanted[place])
             at += length
 
+    def _kind(self, block: bytes) -> int:
+        """What a header's mtime is predicted by: its type, or what attributes said."""
+        if self._announced < 0:
+            return block[TYPE] & 0xF
+        self._last, self._announced = self._announced, -1
+        return _ANNOUNCED
+
     def _code_time(self, numbers: Numbers, kind: int, old: int, new: int) -> int:
         mapped = self._new_times.get(old)
+        if kind == _ANNOUNCED:
+            mapped = self._last
         given = self._choose_time(mapped, old, new)
         context = _TIME | kind << 4 | (mapped is not None) << 3 | self._choices.get(kind, 0)
         choice = numbers.symbol(context, 3, given)
@@ -283,7 +333,7 @@ class TarPlace:
         return _Time.NEAR_LAST if near_last else _Time.NEAR_SHIFTED
 
     def _code_stamp_time(self, numbers: Numbers, old: int, new: int) -> int:
-        time = self._code_time(numbers, 0xF, old, new)
+        time = self._code_time(numbers, _STAMP, old, new)
         if time >= STAMP_LIMIT:
             raise Refused(Reason.LIMIT, "a patch stamps a module with too late a time")
         return time

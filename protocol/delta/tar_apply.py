@@ -18,7 +18,9 @@ from protocol.delta.tar_blocks import (
     read_stamp,
     restamped,
     retimed,
+    write_number,
 )
+from protocol.delta.tar_records import Time, holds_times, read_records, times_of, with_times
 from protocol.errors import Reason, Refused
 
 WINDOW_BYTES: Final = 1 << 20
@@ -125,6 +127,14 @@ class TarWriter:
         """Goes on behind the next header or stamp."""
         self._blocks = self._blocks[BLOCK_BYTES if kind == HEAD else STAMP_BYTES :]
 
+    def _attributes(self, offset: int, size: int) -> bytes:
+        """With other times, or nothing where they are not read."""
+        records = read_records(self._base.read(offset, size))
+        if records is None:
+            return b""
+        times = [Time(*(next(self._times) for _ in range(3))) for _ in times_of(records)]
+        return with_times(records, times)
+
     def entries(self, offset: int, count: int) -> None:
         """So many entries of the base from `offset` on."""
         held = bytearray()
@@ -132,9 +142,18 @@ class TarWriter:
             left = min(BLOCK_BYTES + STAMP_BYTES, self._base.length_bytes - offset)
             head = self._base.read(offset, left)
             size = read_number(head, SIZE)
-            held += retimed(head[:BLOCK_BYTES], next(self._times))
-            offset += BLOCK_BYTES
+            time = next(self._times)
             rest = padded(size)
+            block = bytearray(head[:BLOCK_BYTES])
+            attributes = self._attributes(offset + BLOCK_BYTES, size) if holds_times(head, size) else b""
+            if attributes:
+                write_number(block, SIZE, len(attributes))
+            held += retimed(block, time)
+            held += attributes.ljust(rest, b"\0") if attributes else b""
+            offset += BLOCK_BYTES
+            if attributes:
+                offset += rest
+                rest = 0
             if size >= STAMP_BYTES and is_stamped(head[BLOCK_BYTES:]):
                 stamp = head[BLOCK_BYTES:]
                 held += restamped(stamp, next(self._times), read_stamp(stamp)[1])

@@ -45,12 +45,12 @@ def write_checksum(block: bytearray) -> None:
     write_number(block, CHECKSUM, outside + 8 * ord(" "))
 
 
-def retimed(block: bytes, mtime: int) -> bytearray:
-    """The block with another mtime, or as it is when that is -1."""
+def retimed(block: bytes | bytearray, mtime: int) -> bytearray:
+    """The block with another mtime when that is not -1, and its checksum put right."""
     new = bytearray(block)
     if mtime >= 0:
         write_number(new, MTIME, mtime)
-        write_checksum(new)
+    write_checksum(new)
     return new
 
 

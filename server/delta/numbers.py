@@ -26,7 +26,7 @@ class NumberWriter(NumberShape):
             self._shift()
         return bit
 
-    def plain(self, bits: int, value: int) -> int:
+    def plain(self, bits: int, value: int = 0) -> int:
         """As `NumberShape`."""
         for place in range(bits - 1, -1, -1):
             self._range >>= 1

@@ -10,13 +10,16 @@ from protocol.delta.tar import Form, find_edit
 from protocol.delta.tar_blocks import (
     BLOCK_BYTES,
     NAME_BYTES,
+    SIZE,
     STAMP_BYTES,
     is_stamped,
     retimed,
+    write_number,
 )
+from protocol.delta.tar_records import holds_times, read_records, times_of, with_times
 from server.delta.archives.digests import digest_text, find_mentions, is_list
 from server.delta.archives.match import Matcher
-from server.delta.archives.tar_file import REGULAR, Entry, Member, Tar, read_tar
+from server.delta.archives.tar_file import ATTRIBUTES, REGULAR, Entry, Member, Tar, read_tar
 from server.delta.pieces import How, Piece
 
 FilePieces = Callable[[slice, slice, str], list[Piece]]
@@ -82,6 +85,8 @@ class _Layer:
         return all(self._is_entry_retimed(one, other) for one, other in zip(new.entries, old.entries, strict=True))
 
     def _is_entry_retimed(self, new: Entry, old: Entry) -> bool:
+        if new.kind == old.kind == ATTRIBUTES and holds_times(bytes(self._old[old.offset : old.content]), old.size):
+            return self._are_attributes_retimed(new, old)
         if new.size != old.size or new.kind != old.kind or new.end - new.offset > RUN_BYTES:
             return False
         block = bytes(self._old[old.offset : old.content])
@@ -95,6 +100,21 @@ class _Layer:
                 return False
             skipped = STAMP_BYTES
         return self._equal(new.content + skipped, old.content + skipped, new.end - new.content - skipped)
+
+    def _are_attributes_retimed(self, new: Entry, old: Entry) -> bool:
+        if not 0 < new.size <= BLOCK_BYTES:
+            return False
+        block = bytearray(self._old[old.offset : old.content])
+        write_number(block, SIZE, new.size)
+        if retimed(block, new.mtime) != self._new[new.offset : new.content]:
+            return False
+        content = bytes(self._new[new.content : new.end])
+        was = read_records(bytes(self._old[old.content : old.content + old.size]))
+        now = read_records(content[: new.size])
+        if was is None or now is None:
+            return bytes(self._old[old.content : old.end]) == content
+        times = times_of(now)
+        return len(times) == len(times_of(was)) and with_times(was, times).ljust(BLOCK_BYTES, b"\0") == content
 
     def _equal(self, new: int, old: int, length: int) -> bool:
         for at in range(0, length, COMPARED_BYTES):
