@@ -20,16 +20,17 @@ SLACK_MIB: Final = 320
 """Beside a model's own memory: a decoded frame of the largest size and its copy, stacks and arenas of the threads."""
 
 
-def confine(*, memory_mib: int | None, cpu_s: int | None) -> None:
+def confine(*, memory_mib: int | None, cpu_s: int | None, slack_mib: int = SLACK_MIB) -> None:
     """Sets the limits on this process for good.
 
     Args:
         memory_mib: For the model, above what the process has now; None for models on an accelerator.
         cpu_s: Processor seconds from the process's start, after which SIGXCPU ends it; None for no limit.
+        slack_mib: Beside that memory.
     """
     _lower(resource.RLIMIT_CORE, 0)
     if memory_mib is not None:
-        _lower(resource.RLIMIT_AS, _address_space_bytes() + (memory_mib + SLACK_MIB) * (1 << 20))
+        _lower(resource.RLIMIT_AS, _address_space_bytes() + (memory_mib + slack_mib) * (1 << 20))
     if cpu_s is not None:
         _lower(resource.RLIMIT_CPU, cpu_s)
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)

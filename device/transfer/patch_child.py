@@ -11,12 +11,13 @@ from typing import Final
 
 from device.inference.rlimits import confine, die_with
 from device.transfer.applier import FileBase
-from device.transfer.patch_wire import DONE, OFFSET, OUTPUT, READY, REFUSED, TROUBLE, Verdict, receive, send
+from device.transfer.patch_wire import DONE, OUTPUT, READY, REFUSED, TROUBLE, Verdict, receive, send
 from protocol.errors import HeadlandError, Reason, Refused
 from protocol.limits import PATCH_MEMORY_MIB
 from protocol.wire import encode
 
 NICENESS: Final = 10
+SLACK_MIB: Final = 32  # address space that is mapped and not used, and the allocator's holes
 MESSAGE_CHARACTERS: Final = 1000
 
 
@@ -28,11 +29,11 @@ def main(arguments: list[str]) -> int:
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     from protocol.delta import apply
 
-    confine(memory_mib=PATCH_MEMORY_MIB, cpu_s=None)
+    confine(memory_mib=PATCH_MEMORY_MIB, cpu_s=None, slack_mib=SLACK_MIB)
     with FileBase(path) as base:
         send(answers, READY)
         while (request := receive(requests)) is not None:
-            offset, group = OFFSET.unpack_from(request)[0], request[OFFSET.size :]
+            offset, group = request
             try:
                 apply.apply_group(group, base, offset, lambda data: send(answers, OUTPUT, data))
             except Refused as refused:

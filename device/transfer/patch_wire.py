@@ -43,13 +43,13 @@ def send(pipe: IO[bytes], kind: bytes, content: bytes = b"") -> None:
     pipe.flush()
 
 
-def receive(pipe: IO[bytes]) -> bytes | None:
-    """The child reads the content of one `GROUP`; None when the other side ended. Blocking."""
-    head = pipe.read(HEAD.size)
-    if len(head) < HEAD.size:
+def receive(pipe: IO[bytes]) -> tuple[int, bytes] | None:
+    """The child reads one `GROUP`: the output offset and the group; None when the other side ended. Blocking."""
+    head = pipe.read(HEAD.size + OFFSET.size)
+    if len(head) < HEAD.size + OFFSET.size:
         return None
-    kind, length = HEAD.unpack(head)
+    kind, length = HEAD.unpack_from(head)
     assert kind == GROUP
-    assert length <= LONGEST
-    content = pipe.read(length)
-    return content if len(content) == length else None
+    assert OFFSET.size <= length <= LONGEST
+    group = pipe.read(length - OFFSET.size)
+    return (OFFSET.unpack_from(head, HEAD.size)[0], group) if len(group) == length - OFFSET.size else None
