@@ -29,6 +29,13 @@ WIDER = 0.03  # what small samples make a type of twice the width look too cheap
 MAX_RATIO = 0.95  # against the entropy of the bytes alone; measured on weights 0.88 to 0.92
 SPARSE_BITS, NOISE_BITS = 4.0, 7.97  # a byte: sparse data lies below, compressed data above
 
+_MAGNITUDE = np.arange(256) & 127
+# The bytes of sign and exponent that plausible floats and zero have: seven bits of the exponent, of fp16 all five.
+TOPS = {
+    Element.F32: (_MAGNITUDE == 0) | (_MAGNITUDE >= (127 - 60) >> 1) & (_MAGNITUDE <= (127 + 30) >> 1),
+    Element.BF16: (_MAGNITUDE == 0) | (_MAGNITUDE >= (127 - 60) >> 1) & (_MAGNITUDE <= (127 + 30) >> 1),
+    Element.F16: _MAGNITUDE < 31 << 2,
+}
 Bytes2 = npt.NDArray[np.uint8]
 
 
@@ -65,11 +72,6 @@ def entropy_bits(counts: npt.NDArray[np.int64]) -> float:
         return 0.0
     share = used / total
     return float(-(share * np.log2(share)).sum() + (len(used) - 1) / (2 * np.log(2) * total))
-
-
-def byte_bits(taken: Bytes2) -> float:
-    """Order-0 entropy of the bytes."""
-    return entropy_bits(np.bincount(taken.ravel(), minlength=256))
 
 
 def fit(taken: Bytes2, element: Element, phase: int, *, strict: bool) -> Fit | None:
@@ -124,7 +126,8 @@ def float_run(taken: Bytes2, likely: tuple[Element, int] | None = None) -> tuple
         taken: As `sample` gives it.
         likely: Tried first, and enough when it holds: what the neighbour is.
     """
-    plain = byte_bits(taken)
+    counts = _byte_counts(taken)
+    plain = entropy_bits(counts.sum(axis=0))
     if not SPARSE_BITS <= plain <= NOISE_BITS:
         return None
     if likely is not None:
@@ -135,10 +138,23 @@ def float_run(taken: Bytes2, likely: tuple[Element, int] | None = None) -> tuple
         found
         for element in (Element.F32, Element.F16, Element.BF16)
         for phase in range(element.width_bytes)
-        if (found := fit(taken, element, phase, strict=True)) is not None
+        if _possible(counts, element, phase) and (found := fit(taken, element, phase, strict=True)) is not None
     ]
     best = min(fits, key=lambda each: each.rank, default=None)
     return (best.element, best.phase) if best is not None and best.bits <= MAX_RATIO * plain else None
+
+
+def _byte_counts(taken: Bytes2) -> npt.NDArray[np.int64]:
+    """How often each byte stands at each place modulo 4: [4, 256]."""
+    place = np.arange(taken.shape[1]) % 4 * 256
+    return np.bincount((taken + place).ravel(), minlength=1024).reshape(4, 256)
+
+
+def _possible(counts: npt.NDArray[np.int64], element: Element, phase: int) -> bool:
+    """A cheap look at the byte of sign and exponent alone: rules out nearly all that is no float."""
+    top = (phase + element.width_bytes - 1) % 4
+    each = counts[top] if element.width_bytes == 4 else counts[top % 2] + counts[top % 2 + 2]
+    return bool((each * ~TOPS[element]).sum() <= 2 * MAX_OUTLIERS * each.sum())
 
 
 def storage(data: memoryview, start: int, length_bytes: int) -> Element:
