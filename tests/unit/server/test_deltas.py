@@ -159,6 +159,24 @@ async def test_a_patch_that_fails_on_two_machines_is_made_once_more_and_then_giv
     assert len(await house.events("patch-withdrawn")) == 2
 
 
+async def test_a_withdrawn_patch_can_be_fetched_as_long_as_an_assignment_names_it(house: House) -> None:
+    machines = await staged(house, OLD, OLD, OLD)
+    steps = [step_of(await tractor.sync()) for tractor in machines]
+    assert steps[0].payload is not None
+    sha256 = steps[0].payload.sha256
+    for tractor in machines[:2]:
+        await tractor.sync(failed_patches=(broken(sha256),))
+    house.now_ms += 13 * 86_400_000
+    await asyncio.sleep(1.5)  # the next look for work tidies up
+    assert (await machines[2].ask("GET", f"/v1/blobs/{sha256}"))[0] == 200
+    house.now_ms += 2 * 86_400_000
+    for _ in range(100):
+        if (answered := (await machines[2].ask("GET", f"/v1/blobs/{sha256}"))[0]) == 404:
+            break
+        await asyncio.sleep(0.05)
+    assert answered == 404
+
+
 async def test_a_machine_that_was_set_apart_withdraws_nothing(house: House) -> None:
     one, two = await staged(house, OLD, OLD)
     step = step_of(await one.sync())
