@@ -84,6 +84,7 @@ class Machine:
         self.updates = Updates()
         self.clock = Timepiece()
         self.inventory = Inventory(agent="0.1.0", platform="linux-x86_64", accelerators=("cpu",))
+        self.parts: dict[str, int] = {}
         self._tokens = (f"{number:032x}" for number in itertools.count(first_token + 1000))
         self.drain = Drain(outbox, self.server, self.trust, key)
         self.contact = self.restarted()
@@ -100,7 +101,15 @@ class Machine:
             manifests=self.manifests,
             updates=self.updates,
             clock=self.clock,
-            facts=lambda: Facts(self.inventory, Counters(bytes_received=7), 1_800_000_000_000, sure_of_time=False),
+            facts=lambda: Facts(
+                self.inventory,
+                Counters(bytes_received=7),
+                1_800_000_000_000,
+                sure_of_time=False,
+                link="cellular",
+                link_rate_kib_s=90,
+                parts=self.parts,
+            ),
             draw_token=lambda: next(self._tokens),
         )
         return self.contact

@@ -12,20 +12,24 @@ import pytest
 from click.testing import CliRunner
 
 from device import agent, identity
+from device.accounts import Ledger
 from device.agent import held
 from device.cli import main
+from device.clock import now_here
 from device.contact import ContactRecord
+from device.day import Day
 from device.identity import Enrolment
 from device.inference.pump import PumpNumbers
 from device.inference.workers import ModelStatus, WorkersStatus
 from device.layout import Layout
 from device.outbox.box import Outbox
 from device.settings import DeviceSettings, load
+from device.shown import update_line
 from device.state_db import Refusal, StateDb
 from device.status import AgentStatus, UpdateNow, read_agent_status, write_status
 from device.update.states import Ended, Held, Offer, State, UpdateRecord
 from protocol.errors import Reason, SettingsError, StateError
-from protocol.messages import Alert, Counters
+from protocol.messages import Alert, Counters, TransferBytes
 from protocol.wire import encode
 
 DIGEST = "ab" * 32
@@ -86,6 +90,46 @@ def test_status_without_the_agent_is_read_from_the_databases(machine):
     assert status["contact"]["last_ms"] == 1_790_000_000_000
     assert status["alerts"][0]["kind"] == "stale-metadata"
     assert status["refusals"][0]["release"] == "1.2.1"
+
+
+def test_the_status_tells_what_travelled_and_what_may(machine):
+    state = StateDb(machine.state_db)
+    spent = TransferBytes(delta_bytes=4000, full_bytes=50, saved_bytes=9000)
+    ledger = Ledger(
+        day=Day(date=20_000, boot_id=now_here().boot_id, boot_ms=now_here().boot_ms, lasted_ms=5),
+        day_bytes={"cellular": 4050, "wifi": 1},
+        releases={DIGEST: spent, "ef" * 32: TransferBytes(delta_bytes=123)},
+    )
+    state.count_all({"delta_bytes": 4000, "full_bytes": 50, "saved_bytes": 9000}, {"accounts": encode(ledger)})
+    state.close()
+    machine.settings.write_text('[link]\nkind = "cellular"\n[budget]\nday_bytes = { cellular = 5000 }\n')
+    status = json.loads(command("status", "--state", machine.state, "--json").stdout)
+    assert (status["delta_bytes"], status["full_bytes"], status["saved_bytes"]) == (4000, 50, 9000)
+    assert status["air"] == {
+        "link": "cellular",
+        "day_bytes": 4050,
+        "own_day_bytes": 5000,
+        "own_release_bytes": None,
+    }
+    assert status["update"]["transfer"] == {"delta_bytes": 4000, "full_bytes": 50, "saved_bytes": 9000}
+    shown = command("status", "--state", machine.state).stdout
+    assert "4,000 as patches, which saved 9,000" in shown
+    assert "cellular: 4,050 of 5,000 bytes today" in shown
+    put_record(machine, State.FETCH)
+    write_status(
+        machine.status,
+        AgentStatus(
+            pid=1,
+            agent="0.1.0",
+            started_ms=1,
+            at_ms=2,
+            sure_of_time=True,
+            update=UpdateNow(state="fetch", release="1.3.0", needs_bytes=777, why="budget: no"),
+        ),
+    )
+    update = status_beside_agent(machine)["update"]
+    assert (update["needs_bytes"], update["transfer"]["delta_bytes"]) == (777, 123)
+    assert "777 bytes would still travel" in update_line(msgspec.convert(update, UpdateNow))
 
 
 def put_record(machine: Layout, state_now: State) -> None:

@@ -3,10 +3,11 @@
 import pytest
 
 from device.contact import read_record
+from device.transfer.patch_book import PatchBook
 from device.trust.port import Complaint, Terms
 from protocol.errors import LinkError, Reason, Refused
 from protocol.ids import digest
-from protocol.messages import Alert, ErrorAnswer, Inventory, UpdateStatus
+from protocol.messages import Alert, ErrorAnswer, FailedPatch, Inventory, UpdateStatus
 from protocol.objects import ReceiptsBody, RowRange
 from tests.fakes.contact_machine import DEVICE, MANIFEST, assignment, opened
 
@@ -239,7 +240,44 @@ async def test_a_receipt_in_a_contact_settles_rows(machine):
     assert await machine.outbox.apply_receipt(receipt) == 1
 
 
+def failed_patch(number: int) -> FailedPatch:
+    return FailedPatch(artifact="a" * 64, base="b" * 64, payload=f"{number:064x}", reason=Reason.HASH)
+
+
+async def test_the_link_and_what_is_under_way_are_told(machine):
+    machine.parts = {"c" * 64: 4711}
+    await machine.meets()
+    [request] = machine.server.requests
+    assert (request.link, request.link_rate_kib_s, request.parts) == ("cellular", 90, {"c" * 64: 4711})
+
+
+async def test_patches_that_failed_are_told_until_a_contact_was_answered(machine):
+    book = PatchBook(machine.state)
+    book.note_failure(failed_patch(1))
+    machine.server.cut_answers = 1
+    with pytest.raises(LinkError):
+        await machine.meets()
+    machine.restarted()
+    book.note_failure(failed_patch(2))
+    await machine.meets()
+    await machine.meets()
+    told = [request.failed_patches for request in machine.server.requests]
+    assert told == [(failed_patch(1),), (failed_patch(1), failed_patch(2)), ()]
+
+
+async def test_more_failures_than_a_request_holds_come_with_the_next(machine):
+    book = PatchBook(machine.state)
+    for number in range(40):
+        book.note_failure(failed_patch(number))
+    await machine.meets()
+    await machine.meets()
+    assert [len(request.failed_patches) for request in machine.server.requests] == [32, 8]
+
+
 async def test_a_request_stays_within_its_limit_with_everything_pending(machine):
+    for number in range(300):
+        PatchBook(machine.state).note_failure(failed_patch(number))
+    machine.parts = {f"{number:064x}": 1 << 53 for number in range(200)}
     long = "x" * 2000
     for number in range(64):
         told = UpdateStatus(

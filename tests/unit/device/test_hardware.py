@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from device import hardware
+from protocol.delta.patch import CODEC
 from protocol.messages import Inventory
 
 
@@ -73,6 +74,7 @@ async def test_the_probe_asks_a_child_and_adds_what_the_settings_say(tmp_path):
     assert found.runtimes["onnxruntime"]
     assert found.disk_bytes > 0
     assert found.memory_mib > 0
+    assert found.patch_codecs == (CODEC,)
     assert hardware.inventory_digest(found) == hardware.inventory_digest(await hardware.probe(["sprayer"], tmp_path))
 
 
