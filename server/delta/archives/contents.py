@@ -60,13 +60,14 @@ class Contents:
 
     def _covers(self, base: slice, result: slice, kind: How) -> Iterator[tuple[int, Piece]]:
         old, new = np.frombuffer(self._old[base], np.uint8), np.frombuffer(self._new[result], np.uint8)
+        how = How.CODE if kind in _MACHINES.values() else How.EDITS
         covers = find_covers(self._old[base], self._new[result], limits=self._bounds())
         for start, source, length in covers.tolist():
             wrong = int(np.count_nonzero(old[source : source + length] != new[start : start + length]))
             if not wrong and length >= SHORTEST_COPY_BYTES:
                 yield start, Piece(How.COPY, length, base.start + source)
                 continue
-            yield start, Piece(How.EDITS, length, base.start + source)
+            yield start, Piece(how, length, base.start + source)
 
 
 def _filled(found: Iterator[tuple[int, Piece]], length: int, kind: How) -> Iterator[Piece]:
