@@ -17,7 +17,7 @@ from protocol.errors import Reason, Refused
 RANK_BITS: Final = 6
 FACTOR_BITS: Final = 16  # magnitudes of factors are below 2^this: sums of products stay below 2^38
 COLUMNS: Final = 1 << 17  # a row of sums stays within a megabyte
-FACTORS: Final = 1 << 18  # of one stream: two megabytes while it is applied
+FACTORS: Final = 1 << 19  # of one stream: two megabytes while it is applied
 SHIFTS: Final = 400  # the units of any float type, and of products of factors below 1
 GUARD_BITS: Final = 20  # below the last place of the old value: what a sum near zero needs
 
@@ -67,8 +67,8 @@ class Change:
         columns: Of the matrix.
         rank: Columns of `left` and rows of `right`; at least 1.
         shift: The product counts in units of 2^-shift.
-        left: int64 [rank, rows].
-        right: int64 [rank, columns].
+        left: int32 [rank, rows].
+        right: int32 [rank, columns].
     """
 
     first: int
@@ -76,8 +76,8 @@ class Change:
     columns: int
     rank: int
     shift: int
-    left: npt.NDArray[np.int64]
-    right: npt.NDArray[np.int64]
+    left: npt.NDArray[np.int32]
+    right: npt.NDArray[np.int32]
 
     @property
     def factors(self) -> int:
@@ -87,7 +87,7 @@ class Change:
     def units(self, first: int, count: int) -> npt.NDArray[np.int64]:
         """The change of `count` elements from element `first` of the matrix on, in units of 2^-shift."""
         top, bottom = first // self.columns, -(-(first + count) // self.columns)
-        product = self.left[:, top:bottom].T @ self.right
+        product = self.left[:, top:bottom].T.astype(np.int64) @ self.right.astype(np.int64)
         skip = first - top * self.columns
         units: npt.NDArray[np.int64] = product.ravel()[skip : skip + count]
         return units
@@ -117,7 +117,7 @@ def code_shapes(numbers: Numbers, elements: int, given: list[Change] | None = No
         factors += rank * (rows + columns)
         if end > elements or columns > COLUMNS or factors > FACTORS or abs(shift) > SHIFTS:
             raise Refused(Reason.LIMIT, "a patch predicts a change that is out of bounds")
-        empty = np.empty((rank, 0), np.int64)
+        empty = np.empty((rank, 0), np.int32)
         changes.append(was or Change(first, rows, columns, rank, shift, empty, empty))
     return changes
 
@@ -130,13 +130,14 @@ def with_factors(changes: list[Change], factors: npt.NDArray[np.int64]) -> list[
     """
     if np.abs(factors).max(initial=0) >= 1 << FACTOR_BITS:
         raise Refused(Reason.LIMIT, "a patch predicts a change with a factor that is out of bounds")
+    narrow = factors.astype(np.int32)
     whole = []
     at = 0
     for change in changes:
         middle = at + change.rank * change.rows
         end = at + change.factors
-        left = factors[at:middle].reshape(change.rank, change.rows)
-        right = factors[middle:end].reshape(change.rank, change.columns)
+        left = narrow[at:middle].reshape(change.rank, change.rows)
+        right = narrow[middle:end].reshape(change.rank, change.columns)
         whole.append(Change(change.first, change.rows, change.columns, change.rank, change.shift, left, right))
         at = end
     return whole
@@ -145,7 +146,7 @@ def with_factors(changes: list[Change], factors: npt.NDArray[np.int64]) -> list[
 def factors_of(changes: list[Change]) -> npt.NDArray[np.int64]:
     """All factors in the order of `with_factors`."""
     parts = [part.ravel() for change in changes for part in (change.left, change.right)]
-    return np.concatenate(parts) if parts else np.empty(0, np.int64)
+    return np.concatenate(parts).astype(np.int64) if parts else np.empty(0, np.int64)
 
 
 def predict(

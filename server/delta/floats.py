@@ -81,7 +81,7 @@ def encode_alone(form: FloatForm, new: bytes) -> bytes:
 
 def lanes_for(count: int) -> int:
     """The binary logarithm of how many lanes so many elements are coded in."""
-    return min(LANES_BITS, max(2, (count // ELEMENTS_A_LANE).bit_length()))
+    return min(LANES_BITS, (count // ELEMENTS_A_LANE).bit_length())
 
 
 def _signs_are_alike(sizes: Sizes) -> bool:

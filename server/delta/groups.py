@@ -10,21 +10,36 @@ import numpy as np
 import zstandard
 
 from protocol import limits
+from protocol.delta import streams
 from protocol.delta.addresses import find_places
 from protocol.delta.edits import CHUNK_BYTES, Edits
+from protocol.delta.lowrank import BF16, F16, F32
 from protocol.delta.operations import COPY, FILL, TAKE, Operation, Place, code_operation, digest_value
 from protocol.delta.patch import write_group
 from protocol.delta.streams import CODE, EDITS, LZMA, STORED, ZSTD, lzma_filter, takes_base
 from protocol.delta.tar import DIGEST, ENTRIES, HEAD, PAD, STAMP
 from protocol.delta.tar_blocks import BLOCK_BYTES
 from server.delta.code import encode_code
+from server.delta.floats import encode_alone, encode_differences
+from server.delta.lowrank import Matrix
 from server.delta.numbers import NumberWriter
-from server.delta.pieces import WHOLE, How, Piece
+from server.delta.pieces import ELEMENT_BYTES, WHOLE, How, Piece
 
 LEAST_WORTH_A_STREAM: Final = 32  # bytes; fewer are stored
 TRIMMED_BYTES: Final = 1 << 18  # up to here the dozen bytes at a stream's end are worth looking for
 _UNCODED: Final = {How.COPY: COPY, How.FILL: FILL, How.ENTRIES: ENTRIES, How.PAD: PAD}
 _CODED: Final = {How.HEAD: HEAD, How.STAMP: STAMP, How.DIGEST: DIGEST}  # operations that the applier makes in memory
+
+DIFFERENCES: Final = {
+    How.F32_DIFFERENCE: (streams.F32_DIFFERENCE, F32),
+    How.F16_DIFFERENCE: (streams.F16_DIFFERENCE, F16),
+    How.BF16_DIFFERENCE: (streams.BF16_DIFFERENCE, BF16),
+}
+ALONE: Final = {
+    How.F32_ALONE: (streams.F32_ALONE, F32),
+    How.F16_ALONE: (streams.F16_ALONE, F16),
+    How.BF16_ALONE: (streams.BF16_ALONE, BF16),
+}
 
 
 class ViewBase:
@@ -48,6 +63,7 @@ class _Stream:
     kind_of_bytes: How
     data: bytearray = field(default_factory=bytearray)
     reference: bytearray = field(default_factory=bytearray)  # bytes of the base that it is made from
+    matrices: list[Matrix] = field(default_factory=list)  # of its elements
 
 
 @dataclass
@@ -68,7 +84,11 @@ class GroupPlan:
             room = min(room, limits.GROUP_CODED_BYTES - self.coded_bytes)
         if piece.how in WHOLE:
             return piece.length if piece.length <= room else 0
-        return min(room, piece.length)
+        if room >= piece.length:
+            return piece.length
+        width = ELEMENT_BYTES.get(piece.how, 1)
+        row = width * max(piece.value, 1) if piece.how in DIFFERENCES else width
+        return room - room % (row if row <= room else width)
 
     def add(self, piece: Piece) -> None:
         """Takes a piece that there is room for."""
@@ -107,7 +127,7 @@ def encode_group(group: GroupPlan, old: memoryview, new: memoryview) -> bytes:
         old: The base.
         new: The result.
     """
-    streams: dict[How, _Stream] = {}
+    filled: dict[How, _Stream] = {}
     numbers: dict[How, int] = {}
     operations = []
     heads = _heads(group)
@@ -127,14 +147,17 @@ def encode_group(group: GroupPlan, old: memoryview, new: memoryview) -> bytes:
             kind = _CODED[piece.how]
         else:
             kind = TAKE + numbers.setdefault(piece.how, len(numbers))
-            stream = streams.setdefault(piece.how, _Stream(piece.how))
+            stream = filled.setdefault(piece.how, _Stream(piece.how))
+            if piece.how in DIFFERENCES:
+                stream.matrices += _matrix(piece, len(stream.data))
+                piece = piece._replace(value=0)
             stream.data += new[at : at + piece.length]
             if piece.base >= 0:
                 stream.reference += old[piece.base : piece.base + piece.length]
         operations.append(Operation(kind, piece.length, piece.base, piece.value))
         at += piece.length
     coded = []
-    for how, stream in streams.items():
+    for how, stream in filled.items():
         if how is How.CODE:
             kinds, lengths, bases = np.array([operation[:3] for operation in operations], np.int64).T
             places = find_places(kinds, lengths, bases, group.output_offset, TAKE + numbers[how])
@@ -163,11 +186,25 @@ def _heads(group: GroupPlan) -> dict[int, int]:
     return heads
 
 
+def _matrix(piece: Piece, stream_bytes: int) -> list[Matrix]:
+    """The shape of a piece that is to be the next of a stream."""
+    width = ELEMENT_BYTES[piece.how]
+    columns = max(piece.value, 1)
+    rows = piece.length // width // columns
+    return [Matrix(stream_bytes // width, rows, columns)] if rows else []
+
+
 def _encode_literal(stream: _Stream) -> tuple[int, int, bytes]:
     """Kind, length and bytes of a stream, coded in the best of the ways that are open to it."""
     data = bytes(stream.data)
     if stream.kind_of_bytes is How.EDITS:
         return EDITS, len(data), _edits(bytes(stream.reference), data)
+    if stream.kind_of_bytes in DIFFERENCES:
+        kind, form = DIFFERENCES[stream.kind_of_bytes]
+        return kind, len(data), encode_differences(form, bytes(stream.reference), data, stream.matrices)
+    if stream.kind_of_bytes in ALONE:
+        kind, form = ALONE[stream.kind_of_bytes]
+        return kind, len(data), encode_alone(form, data)
     ways = [(STORED, data)]
     if len(data) >= LEAST_WORTH_A_STREAM:
         ways.append((ZSTD, zstandard.ZstdCompressor(level=19, write_checksum=False).compress(data)))

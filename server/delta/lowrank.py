@@ -120,7 +120,9 @@ def _rounded(left: Reals, weights: Reals, right: Reals, precision: int, matrix: 
     whole = [np.rint(side * 2.0**scale).astype(np.int64) for side, scale in zip(sides, scales, strict=True)]
     if max(int(np.abs(side).max()) for side in whole) >= 1 << FACTOR_BITS:
         return None
-    return Change(0, matrix.rows, matrix.columns, len(weights), sum(scales), whole[0], whole[1])
+    return Change(
+        0, matrix.rows, matrix.columns, len(weights), sum(scales), whole[0].astype(np.int32), whole[1].astype(np.int32)
+    )
 
 
 def _values(form: FloatForm, words: Words) -> Reals:

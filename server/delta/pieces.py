@@ -19,6 +19,13 @@ class How(Enum):
     X86 = auto()
     ARM64 = auto()
     EDITS = auto()  # bytes of the base with few changes
+    F32_DIFFERENCE = auto()  # elements made from those of the base
+    F16_DIFFERENCE = auto()
+    BF16_DIFFERENCE = auto()
+    I8_DIFFERENCE = auto()
+    F32_ALONE = auto()  # new elements
+    F16_ALONE = auto()
+    BF16_ALONE = auto()
     CODE = auto()  # machine code made from that of the base
 
 
@@ -30,7 +37,7 @@ class Piece(NamedTuple):
         length: In bytes.
         base: Offset in the base of the bytes that it equals or is made from, or -1; for `DIGEST` offset of the file's
             content in the new file.
-        value: The byte of `FILL`, the number of `ENTRIES`, the `Form` of `DIGEST`.
+        value: The byte of `FILL`, the number of `ENTRIES`, the `Form` of `DIGEST`, the columns of a matrix of elements.
     """
 
     how: How
@@ -41,3 +48,13 @@ class Piece(NamedTuple):
 
 WHOLE: frozenset[How] = frozenset({How.ENTRIES, How.HEAD, How.STAMP, How.DIGEST, How.PAD})
 """What stands in one group: it is not cut."""
+
+ELEMENT_BYTES: dict[How, int] = {
+    How.F32_DIFFERENCE: 4,
+    How.F16_DIFFERENCE: 2,
+    How.BF16_DIFFERENCE: 2,
+    How.F32_ALONE: 4,
+    How.F16_ALONE: 2,
+    How.BF16_ALONE: 2,
+}
+"""Pieces of these are cut between elements."""
