@@ -1,7 +1,5 @@
 """What changes in a layer is sent, what follows from it is not, and what comes out is the new archive."""
 
-import base64
-import hashlib
 import random
 import tarfile
 from collections.abc import Callable
@@ -11,30 +9,14 @@ import pytest
 from server.delta.archives.exact import find_runs
 from server.delta.archives.layers import archive_pieces
 from server.delta.pieces import How, Piece
-from tests.unit.server.delta.archive_files import applied, archive, compiled, plain, sent
+from tests.unit.server.delta.archive_files import applied, archive, plain, sent
+from tests.unit.server.delta.archive_lists import File, noise, package
 
 OLD_TIME, NEW_TIME = 1_700_000_000, 1_700_086_400
 
 
-def noise(length: int, seed: int) -> bytes:
-    return random.Random(seed).randbytes(length)
-
-
-def tree(mtime: int, version: str = "1.0", changed: bytes = b"") -> list[tuple[str, bytes, float]]:
-    """A package of forty modules, compiled, with its list of hashes."""
-    files: list[tuple[str, bytes, float]] = [("site/", b"", mtime), ("site/pkg/", b"", mtime)]
-    lines = []
-    for number in range(40):
-        source = noise(700, number) + (changed if number == 7 else b"")
-        files.append((f"site/pkg/m{number}.py", source, mtime))
-        digest = base64.urlsafe_b64encode(hashlib.sha256(source).digest()).rstrip(b"=").decode()
-        lines.append(f"pkg/m{number}.py,sha256={digest},{len(source)}\n")
-    files.append(("site/pkg/__pycache__/", b"", mtime))
-    for number in range(40):
-        size = 700 + (len(changed) if number == 7 else 0)
-        files.append((f"site/pkg/__pycache__/m{number}.pyc", compiled(mtime, size, noise(500, 100 + number)), mtime))
-    files.append((f"site/pkg-{version}.dist-info/RECORD", "".join(lines).encode(), mtime))
-    return files
+def tree(mtime: float, version: str = "1.0", changed: bytes = b"") -> list[File]:
+    return package(mtime, version, changed, modules=40)
 
 
 def runs_in(old: bytes, new: bytes) -> Callable[[slice, slice, str], list[Piece]]:
@@ -86,7 +68,7 @@ def test_a_rebuild_with_mtimes_of_parts_of_a_second_takes_little_more_than_their
 
 
 def test_a_list_of_hashes_in_front_of_its_files_follows_from_them_too() -> None:
-    def turned(files: list[tuple[str, bytes, float]]) -> bytes:
+    def turned(files: list[File]) -> bytes:
         return archive(files[-1:] + files[:-1])
 
     old, new = turned(tree(OLD_TIME)), turned(tree(NEW_TIME, "1.1", noise(30, 5)))
