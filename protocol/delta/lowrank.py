@@ -5,7 +5,7 @@ patch says those directions in small numbers and the rest is noise of fewer bits
 prediction is the same on every processor.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -84,6 +84,10 @@ class Change:
         """How many numbers it takes."""
         return self.rank * (self.rows + self.columns)
 
+    def moved_to(self, first: int) -> "Change":
+        """The same change of elements from `first` on."""
+        return replace(self, first=first)
+
     def units(self, first: int, count: int) -> npt.NDArray[np.int64]:
         """The change of `count` elements from element `first` of the matrix on, in units of 2^-shift."""
         top, bottom = first // self.columns, -(-(first + count) // self.columns)
@@ -138,7 +142,7 @@ def with_factors(changes: list[Change], factors: npt.NDArray[np.int64]) -> list[
         end = at + change.factors
         left = narrow[at:middle].reshape(change.rank, change.rows)
         right = narrow[middle:end].reshape(change.rank, change.columns)
-        whole.append(Change(change.first, change.rows, change.columns, change.rank, change.shift, left, right))
+        whole.append(replace(change, left=left, right=right))
         at = end
     return whole
 

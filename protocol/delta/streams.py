@@ -6,6 +6,7 @@
 | 1 | zstd | one frame |
 | 2 | lzma | one byte of properties `(pb * 5 + lp) * 9 + lc`, then raw LZMA, which may end without its end marker |
 | 4, 5, 6 | float difference | `protocol.delta.floats`: fp32, fp16, bf16 made from those of the base |
+| 7 | int8 difference | `protocol.delta.integers`: 8-bit integers made from those of the base |
 | 8, 9, 10 | float alone | `protocol.delta.alone`: fp32, fp16, bf16 |
 | 16 | code | `protocol.delta.code`: machine code and other bytes that resemble the base |
 | 32 | edits | `protocol.delta.edits`: bytes of the base with few changes, by numbers |
@@ -21,6 +22,7 @@ from protocol.delta.alone import open_alone
 from protocol.delta.code import open_code
 from protocol.delta.edits import open_edits
 from protocol.delta.floats import open_differences
+from protocol.delta.integers import open_integers
 from protocol.delta.lowrank import BF16, F16, F32
 from protocol.errors import Reason, Refused
 from protocol.transfer import decompress
@@ -31,6 +33,7 @@ LZMA: Final = 2
 F32_DIFFERENCE: Final = 4
 F16_DIFFERENCE: Final = 5
 BF16_DIFFERENCE: Final = 6
+I8_DIFFERENCE: Final = 7
 F32_ALONE: Final = 8
 F16_ALONE: Final = 9
 BF16_ALONE: Final = 10
@@ -47,6 +50,7 @@ _NAMES: Final = {
     F32_DIFFERENCE: "fp32 difference",
     F16_DIFFERENCE: "fp16 difference",
     BF16_DIFFERENCE: "bf16 difference",
+    I8_DIFFERENCE: "int8 difference",
     F32_ALONE: "fp32 alone",
     F16_ALONE: "fp16 alone",
     BF16_ALONE: "bf16 alone",
@@ -74,7 +78,7 @@ class References(Protocol):
 
 def takes_base(kind: int) -> bool:
     """Whether a stream of this kind is made from bytes of the base, as many as it gives."""
-    return kind in (CODE, EDITS) or kind in DIFFERENCES
+    return kind in (I8_DIFFERENCE, CODE, EDITS) or kind in DIFFERENCES
 
 
 def open_stream(kind: int, coded: memoryview, length_bytes: int, references: References) -> bytes:
@@ -99,6 +103,8 @@ def open_stream(kind: int, coded: memoryview, length_bytes: int, references: Ref
         case 4 | 5 | 6:
             twice = (references.read(), references.read())
             output = b"".join(open_differences(DIFFERENCES[kind], coded, length_bytes, twice))
+        case 7:
+            output = open_integers(coded, length_bytes, references.read())
         case 8 | 9 | 10:
             output = b"".join(open_alone(ALONE[kind], coded, length_bytes))
         case 16:

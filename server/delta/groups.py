@@ -21,12 +21,14 @@ from protocol.delta.tar import DIGEST, ENTRIES, HEAD, PAD, STAMP
 from protocol.delta.tar_blocks import BLOCK_BYTES
 from server.delta.code import encode_code
 from server.delta.floats import encode_alone, encode_differences
+from server.delta.integers import encode_integers
 from server.delta.lowrank import Matrix
 from server.delta.numbers import NumberWriter
 from server.delta.pieces import ELEMENT_BYTES, WHOLE, How, Piece
 
 LEAST_WORTH_A_STREAM: Final = 32  # bytes; fewer are stored
 TRIMMED_BYTES: Final = 1 << 18  # up to here the dozen bytes at a stream's end are worth looking for
+FEW_EDITS: Final = 1 << 12  # bytes of changed code: more are not worth trying in that way
 _UNCODED: Final = {How.COPY: COPY, How.FILL: FILL, How.ENTRIES: ENTRIES, How.PAD: PAD}
 _CODED: Final = {How.HEAD: HEAD, How.STAMP: STAMP, How.DIGEST: DIGEST}  # operations that the applier makes in memory
 
@@ -35,6 +37,7 @@ DIFFERENCES: Final = {
     How.F16_DIFFERENCE: (streams.F16_DIFFERENCE, F16),
     How.BF16_DIFFERENCE: (streams.BF16_DIFFERENCE, BF16),
 }
+MATRICES: Final = frozenset({*DIFFERENCES, How.I8_DIFFERENCE})
 ALONE: Final = {
     How.F32_ALONE: (streams.F32_ALONE, F32),
     How.F16_ALONE: (streams.F16_ALONE, F16),
@@ -87,7 +90,7 @@ class GroupPlan:
         if room >= piece.length:
             return piece.length
         width = ELEMENT_BYTES.get(piece.how, 1)
-        row = width * max(piece.value, 1) if piece.how in DIFFERENCES else width
+        row = width * max(piece.value, 1) if piece.how in MATRICES else width
         return room - room % (row if row <= room else width)
 
     def add(self, piece: Piece) -> None:
@@ -148,7 +151,7 @@ def encode_group(group: GroupPlan, old: memoryview, new: memoryview) -> bytes:
         else:
             kind = TAKE + numbers.setdefault(piece.how, len(numbers))
             stream = filled.setdefault(piece.how, _Stream(piece.how))
-            if piece.how in DIFFERENCES:
+            if piece.how in MATRICES:
                 stream.matrices += _matrix(piece, len(stream.data))
                 piece = piece._replace(value=0)
             stream.data += new[at : at + piece.length]
@@ -161,7 +164,7 @@ def encode_group(group: GroupPlan, old: memoryview, new: memoryview) -> bytes:
         if how is How.CODE:
             kinds, lengths, bases = np.array([operation[:3] for operation in operations], np.int64).T
             places = find_places(kinds, lengths, bases, group.output_offset, TAKE + numbers[how])
-            coded.append((CODE, len(stream.data), encode_code(old, new, places)))
+            coded.append(_code(stream, encode_code(old, new, places)))
         else:
             coded.append(_encode_literal(stream))
     writer = NumberWriter()
@@ -188,7 +191,7 @@ def _heads(group: GroupPlan) -> dict[int, int]:
 
 def _matrix(piece: Piece, stream_bytes: int) -> list[Matrix]:
     """The shape of a piece that is to be the next of a stream."""
-    width = ELEMENT_BYTES[piece.how]
+    width = ELEMENT_BYTES.get(piece.how, 1)
     columns = max(piece.value, 1)
     rows = piece.length // width // columns
     return [Matrix(stream_bytes // width, rows, columns)] if rows else []
@@ -202,6 +205,9 @@ def _encode_literal(stream: _Stream) -> tuple[int, int, bytes]:
     if stream.kind_of_bytes in DIFFERENCES:
         kind, form = DIFFERENCES[stream.kind_of_bytes]
         return kind, len(data), encode_differences(form, bytes(stream.reference), data, stream.matrices)
+    if stream.kind_of_bytes is How.I8_DIFFERENCE:
+        coded = encode_integers(bytes(stream.reference), data, stream.matrices)
+        return streams.I8_DIFFERENCE, len(data), coded
     if stream.kind_of_bytes in ALONE:
         kind, form = ALONE[stream.kind_of_bytes]
         return kind, len(data), encode_alone(form, data)
@@ -211,6 +217,14 @@ def _encode_literal(stream: _Stream) -> tuple[int, int, bytes]:
         ways += [(LZMA, _lzma(data, lc, lp, pb)) for lc, lp, pb in ((3, 0, 0), (3, 0, 2), (0, 2, 2))]
     kind, coded = min(ways, key=lambda way: len(way[1]))
     return kind, len(data), coded
+
+
+def _code(stream: _Stream, coded: bytes) -> tuple[int, int, bytes]:
+    """Changed code in the way that was tried, or as edits: few changes that no address explains."""
+    edits = coded
+    if np.count_nonzero(np.frombuffer(stream.data, np.uint8) != np.frombuffer(stream.reference, np.uint8)) < FEW_EDITS:
+        edits = _edits(bytes(stream.reference), bytes(stream.data))
+    return (EDITS, len(stream.data), edits) if len(edits) < len(coded) else (CODE, len(stream.data), coded)
 
 
 def _edits(reference: bytes, data: bytes) -> bytes:

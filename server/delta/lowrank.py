@@ -71,7 +71,7 @@ def _find_change(form: FloatForm, old: Words, new: Words, matrix: Matrix) -> Cha
     best: Change | None = None
     best_precision = 0
     most = min(RANKS[-1], min(matrix.rows, matrix.columns) // 2)
-    left, weights, right = _directions(moved, most)
+    left, weights, right = directions(moved, most)
     misses = 0
     for rank in RANKS:
         if rank > most:
@@ -79,24 +79,20 @@ def _find_change(form: FloatForm, old: Words, new: Words, matrix: Matrix) -> Cha
         better = False
         precisions = (best_precision - 1, best_precision, best_precision + 1) if best else FIRST_PRECISIONS
         for precision in precisions:
-            change = _rounded(left[:, :rank], weights[:rank], right[:rank], precision, matrix)
+            change = rounded(left[:, :rank], weights[:rank], right[:rank], precision, matrix)
             if change is None:
                 continue
             expected = predict(form, old, 0, [change])
-            bits = _bits(differences(form, expected, target), offsets) + _factor_bits(change)
+            bits = _bits(differences(form, expected, target), offsets) + factor_bits(change)
             if bits < best_bits:
                 best_bits, best, best_precision, better = bits, change, precision, True
         misses = 0 if better else misses + 1
         if misses == GIVE_UP_AFTER:
             break
-    return None if best is None else _moved_to(best, matrix.first)
+    return None if best is None else best.moved_to(matrix.first)
 
 
-def _moved_to(change: Change, first: int) -> Change:
-    return Change(first, change.rows, change.columns, change.rank, change.shift, change.left, change.right)
-
-
-def _directions(moved: Reals, most: int) -> tuple[Reals, Reals, Reals]:
+def directions(moved: Reals, most: int) -> tuple[Reals, Reals, Reals]:
     """The strongest directions of a matrix, by subspace iteration from a fixed start: the same patch each time."""
     scaled = moved / np.abs(moved).max()
     start = np.random.default_rng(0).standard_normal((moved.shape[1], min(most + SPARE, *moved.shape)))
@@ -107,7 +103,7 @@ def _directions(moved: Reals, most: int) -> tuple[Reals, Reals, Reals]:
     return (basis @ left)[:, :most], weights[:most] * np.abs(moved).max(), right[:most]
 
 
-def _rounded(left: Reals, weights: Reals, right: Reals, precision: int, matrix: Matrix) -> Change | None:
+def rounded(left: Reals, weights: Reals, right: Reals, precision: int, matrix: Matrix) -> Change | None:
     """The directions in integers, the largest of either side of so many bits."""
     share = np.sqrt(weights)
     sides = (left * share).T, (right.T * share).T
@@ -138,19 +134,21 @@ def _bits(difference: npt.NDArray[np.int64], offsets: npt.NDArray[np.int64]) -> 
     mean = np.full(size.size, int(np.median(size + offsets)) * 2)
     mean[MEAN_OVER:] = (sums[MEAN_OVER - 1 : -1] - np.concatenate([[0], sums[: -MEAN_OVER - 1]])) * 2 // MEAN_OVER
     context = np.minimum(np.maximum(mean - 2 * offsets, -8), 80) + 8
-    return _entropy(size, context) + float(np.maximum(size - 1, 0).sum()) + float((size > 0).sum())
+    return entropy_bits(size, context) + float(np.maximum(size - 1, 0).sum()) + float((size > 0).sum())
 
 
-def _factor_bits(change: Change) -> float:
+def factor_bits(change: Change) -> float:
+    """About what coding the factors takes."""
     total = 0.0
     for side in (change.left, change.right):
         size = bit_length(np.abs(side))
         which = np.repeat(np.arange(change.rank), side.shape[1])
-        total += _entropy(size.ravel(), which) + float(np.maximum(size - 1, 0).sum()) + float((size > 0).sum())
+        total += entropy_bits(size.ravel(), which) + float(np.maximum(size - 1, 0).sum()) + float((size > 0).sum())
     return total
 
 
-def _entropy(symbols: npt.NDArray[np.int64], contexts: npt.NDArray[np.int64]) -> float:
+def entropy_bits(symbols: npt.NDArray[np.int64], contexts: npt.NDArray[np.int64]) -> float:
+    """What symbols take when what is likely in each context is known; both count from 0."""
     width = int(symbols.max(initial=0)) + 1
     joint = np.bincount(contexts * width + symbols).astype(np.float64)
     alone = np.bincount(contexts).astype(np.float64)

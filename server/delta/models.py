@@ -13,6 +13,8 @@ DIFFERENCES: Final = {
     Element.F32: How.F32_DIFFERENCE,
     Element.F16: How.F16_DIFFERENCE,
     Element.BF16: How.BF16_DIFFERENCE,
+    Element.I8: How.I8_DIFFERENCE,
+    Element.U8: How.I8_DIFFERENCE,
 }
 ALONE: Final = {
     Element.F32: How.F32_ALONE,

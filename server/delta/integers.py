@@ -1,0 +1,92 @@
+"""The writing side of `protocol.delta.integers`."""
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from protocol.delta.floats import code_factors
+from protocol.delta.integers import code_integers, expectations
+from protocol.delta.lowrank import COLUMNS, FACTORS, Change, code_shapes, factors_of
+from protocol.delta.patch import varint
+from server.delta.floats import lanes_for
+from server.delta.lanes import BitWriter, LaneWriter
+from server.delta.lowrank import LEAST_ELEMENTS, LEAST_SIDE, Matrix, directions, entropy_bits, factor_bits, rounded
+from server.delta.numbers import NumberWriter
+
+Bytes = npt.NDArray[np.uint8]
+
+RANKS: Final = (1, 2, 4, 8, 12, 16, 24, 32)
+PRECISIONS: Final = (4, 5, 6)  # bits of the largest factor: the sums are wanted in eighths
+GIVE_UP_AFTER: Final = 2
+
+
+def encode_integers(old: bytes, new: bytes, matrices: Sequence[Matrix]) -> bytes:
+    """Codes 8-bit integers that are made from those of the base.
+
+    Args:
+        old: The old integers.
+        new: As many new ones.
+        matrices: What is known of their shape.
+    """
+    before, after = np.frombuffer(old, np.uint8), np.frombuffer(new, np.uint8)
+    changes = _find_changes(before, after, matrices)
+    shapes = NumberWriter()
+    code_shapes(shapes, before.size, changes)
+    lanes_bits = lanes_for(before.size)
+    coder = LaneWriter(1 << lanes_bits)
+    plain = BitWriter()
+    code_factors(coder, plain, changes, factors_of(changes))
+    code_integers(coder, before, changes, after)
+    words = coder.finish(np.zeros(coder.lanes, np.uint16))
+    parts = (shapes.finish(), plain.finish(0)[1])
+    head = bytes([lanes_bits]) + b"".join(varint(len(part)) for part in parts)
+    return b"".join((head, *parts, words))
+
+
+def _find_changes(old: Bytes, new: Bytes, matrices: Sequence[Matrix]) -> list[Change]:
+    changes: list[Change] = []
+    factors = 0
+    for matrix in matrices:
+        count = matrix.rows * matrix.columns
+        if count < LEAST_ELEMENTS or min(matrix.rows, matrix.columns) < LEAST_SIDE or matrix.columns > COLUMNS:
+            continue
+        here = slice(matrix.first, matrix.first + count)
+        change = _find_change((new[here] - old[here]).view(np.int8), matrix)
+        if change is not None and factors + change.factors <= FACTORS:
+            factors += change.factors
+            changes.append(change)
+    return changes
+
+
+def _find_change(moved: npt.NDArray[np.int8], matrix: Matrix) -> Change | None:
+    if not moved.any():
+        return None
+    values = moved.astype(np.float64).reshape(matrix.rows, matrix.columns)
+    difference = moved.astype(np.int64) + 128
+    best_bits = entropy_bits(difference, np.zeros(difference.size, np.int64))
+    best: Change | None = None
+    # Rows are scaled by themselves when a tensor was quantised; the directions are sought without those scales.
+    spread = np.sqrt((values**2).mean(axis=1, keepdims=True)) + 1e-3
+    for scale in (np.ones_like(spread), spread):
+        most = min(RANKS[-1], *(side // 2 for side in values.shape))
+        left, weights, right = directions(values / scale, most)
+        misses = 0
+        for rank in RANKS:
+            if rank > most or misses == GIVE_UP_AFTER:
+                break
+            misses += 1
+            for precision in PRECISIONS:
+                change = rounded(left[:, :rank] * scale, weights[:rank], right[:rank], precision, matrix)
+                if change is None or change.shift < 0:
+                    continue
+                bits = _bits(difference, change) + factor_bits(change)
+                if bits < best_bits:
+                    best_bits, best, misses = bits, change, 0
+    return None if best is None else best.moved_to(matrix.first)
+
+
+def _bits(difference: npt.NDArray[np.int64], change: Change) -> float:
+    whole, phase = expectations(difference.size, [change])
+    return entropy_bits(difference - whole + 256, phase.astype(np.int64))
