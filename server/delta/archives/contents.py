@@ -6,6 +6,7 @@ from typing import Final
 import numpy as np
 
 from protocol import limits
+from server.delta.aligned import program_pieces
 from server.delta.archives.exact import find_runs
 from server.delta.matching import MatchLimits, find_covers
 from server.delta.pieces import How, Piece
@@ -59,14 +60,15 @@ class Contents:
             yield run.new, Piece(How.COPY, run.length, base.start + run.old)
 
     def _covers(self, base: slice, result: slice, kind: How) -> Iterator[tuple[int, Piece]]:
-        old, new = np.frombuffer(self._old[base], np.uint8), np.frombuffer(self._new[result], np.uint8)
-        how = How.CODE if kind in _MACHINES.values() else How.EDITS
-        covers = find_covers(self._old[base], self._new[result], limits=self._bounds())
-        for start, source, length in covers.tolist():
+        before, after = self._old[base], self._new[result]
+        if kind in _MACHINES.values():
+            for start, piece in program_pieces(before, after, self._bounds):
+                yield start, piece._replace(base=base.start + piece.base)
+            return
+        old, new = np.frombuffer(before, np.uint8), np.frombuffer(after, np.uint8)
+        for start, source, length in find_covers(before, after, limits=self._bounds()).tolist():
             wrong = int(np.count_nonzero(old[source : source + length] != new[start : start + length]))
-            if not wrong and length >= SHORTEST_COPY_BYTES:
-                yield start, Piece(How.COPY, length, base.start + source)
-                continue
+            how = How.EDITS if wrong or length < SHORTEST_COPY_BYTES else How.COPY
             yield start, Piece(how, length, base.start + source)
 
 
