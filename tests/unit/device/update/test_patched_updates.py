@@ -1,6 +1,7 @@
 """Whole updates that travel as patches: what is told, what waits for a budget, and what never happens in silence."""
 
 import asyncio
+import dataclasses
 
 import msgspec
 import pytest
@@ -136,6 +137,32 @@ async def test_the_renewed_plan_has_its_price_and_the_budget_decides(bench):
         await offer(bench, FULL_PLAN, budget=larger)
         await committed(bench)
         assert updater.record.retries == 0
+
+
+@pytest.mark.parametrize("what", ["a larger budget", "a cheaper plan"])
+async def test_a_larger_budget_or_a_cheaper_plan_ends_the_wait_at_once(bench, what):
+    held = []
+
+    async def sleep(seconds):
+        held.append(seconds)
+        await asyncio.Event().wait()
+
+    budget = Budget(release_bytes=PLAN.travels_bytes())
+    async with bench.running() as updater:
+        await bench.install(OLD)
+        updater._world = dataclasses.replace(updater._world, sleep=sleep)
+        await offer(bench, FULL_PLAN, budget=budget)
+        await bench.until(lambda: bool(held))
+        asked = len(bench.source.asked)
+        updater.link_is_up()
+        await offer(bench, FULL_PLAN, budget=budget)
+        await asyncio.sleep(0.05)
+        assert len(bench.source.asked) == asked, "contacts do not hurry what they cannot help"
+        if what == "a cheaper plan":
+            await offer(bench, PLAN, budget=budget)
+        else:
+            await offer(bench, FULL_PLAN, budget=Budget())
+        await bench.until(lambda: len(bench.source.asked) > asked)
 
 
 async def test_a_day_that_is_spent_waits_for_the_next_one(bench):
