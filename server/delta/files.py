@@ -1,5 +1,6 @@
 """Patch files: what would travel, in one file with the index in front, for people and for measurements."""
 
+import dataclasses
 import hashlib
 import os
 import tempfile
@@ -11,6 +12,7 @@ from typing import BinaryIO, Final
 
 from protocol import limits
 from protocol.delta.apply import apply_group
+from protocol.delta.envelope import ENVELOPE_BYTES, Envelope, read_envelope, write_envelope
 from protocol.delta.patch import (
     DIGEST_PREFIX_BYTES,
     GroupHeader,
@@ -22,6 +24,7 @@ from protocol.delta.patch import (
 )
 from protocol.errors import Reason, Refused
 from server.delta.encode import Encoded, EncodeOptions, Progress, encode
+from server.delta.gzip_file import deflate, find_recipe, inflate, is_gzip, refuse_other_zlib
 from signing.durable import DISK, TEMPORARY_PREFIX, Part
 
 HEAD_BYTES: Final = limits.INDEX_BYTES + 64
@@ -60,9 +63,57 @@ class FileBase:
 def write_patch(old: Path, new: Path, patch: Path, *, options: EncodeOptions, progress: Progress) -> Encoded:
     """Makes a patch file. It is there wholly or not at all.
 
+    Gzip files are patched by what they hold, where that gives the very bytes of `new` again.
+
     Raises:
         OSError: A file cannot be read or written.
     """
+    if is_gzip(old) or is_gzip(new):
+        made = _write_enveloped(old, new, patch, options, progress)
+        if made is not None:
+            return made
+    return _write_plain(old, new, patch, options=options, progress=progress, envelope=b"")
+
+
+def _write_enveloped(old: Path, new: Path, patch: Path, options: EncodeOptions, progress: Progress) -> Encoded | None:
+    with tempfile.TemporaryDirectory(dir=patch.absolute().parent, prefix=TEMPORARY_PREFIX) as folder:
+        plain_old, plain_new = _inflated(old, Path(folder) / "old"), _inflated(new, Path(folder) / "new")
+        recipe = find_recipe(new, plain_new) if plain_new is not None else None
+        if recipe is None and is_gzip(new):
+            plain_new = None
+        if plain_old is None and plain_new is None:
+            return None
+        base_sha256, output_sha256 = _sha256_of(old), _sha256_of(new)
+        envelope = Envelope(
+            base_sha256[:DIGEST_PREFIX_BYTES], output_sha256[:DIGEST_PREFIX_BYTES], plain_old is not None, recipe
+        )
+        made = _write_plain(
+            plain_old or old,
+            plain_new or new,
+            patch,
+            options=options,
+            progress=progress,
+            envelope=write_envelope(envelope),
+        )
+    return dataclasses.replace(
+        made,
+        base_sha256=base_sha256.hex(),
+        output_sha256=output_sha256.hex(),
+        output_bytes=new.stat().st_size,
+    )
+
+
+def _inflated(path: Path, to: Path) -> Path | None:
+    """What a gzip file holds, in a file of its own; None when it is none."""
+    if not is_gzip(path):
+        return None
+    with to.open("wb") as file:
+        return to if inflate(path, file) else None
+
+
+def _write_plain(
+    old: Path, new: Path, patch: Path, *, options: EncodeOptions, progress: Progress, envelope: bytes
+) -> Encoded:
     with tempfile.TemporaryFile(dir=patch.absolute().parent) as payload:
         made = encode(old, new, payload, options=options, progress=progress)
         head = write_patch_head(
@@ -70,7 +121,7 @@ def write_patch(old: Path, new: Path, patch: Path, *, options: EncodeOptions, pr
         )
         payload.seek(0)
         with replacing(patch) as file:
-            file.append(head)
+            file.append(envelope + head)
             for piece in _pieces(payload):
                 file.append(piece)
     return made
@@ -84,12 +135,37 @@ def apply_patch(old: Path, patch: Path, output: Path, *, progress: Progress) -> 
         OSError: A file cannot be read or written.
         Refused: The patch is for another base, damaged, or not one.
     """
+    with patch.open("rb") as source:
+        envelope = read_envelope(source.read(ENVELOPE_BYTES))
+    if envelope is None:
+        return _apply_plain(old, patch, 0, output, progress)
+    with tempfile.TemporaryDirectory(dir=output.absolute().parent, prefix=TEMPORARY_PREFIX) as folder:
+        if _sha256_of(old)[:DIGEST_PREFIX_BYTES] != envelope.base_prefix:
+            raise _refuse_other_base(old)
+        plain = _inflated(old, Path(folder) / "old") if envelope.inflates_base else old
+        if plain is None:
+            raise Refused(Reason.METADATA, f"{old} cannot be inflated, as the patch says")
+        if envelope.recipe is None:
+            return _apply_plain(plain, patch, envelope.length_bytes, output, progress)
+        applied = _apply_plain(plain, patch, envelope.length_bytes, Path(folder) / "new", progress)
+        whole = hashlib.sha256()
+        done = 0
+        with replacing(output) as part:
+            for piece in deflate(envelope.recipe, Path(folder) / "new"):
+                part.append(piece)
+                whole.update(piece)
+                done += len(piece)
+            if whole.digest()[:DIGEST_PREFIX_BYTES] != envelope.output_prefix:
+                raise refuse_other_zlib()
+    return Applied(output_bytes=done, output_sha256=whole.hexdigest(), groups=applied.groups)
+
+
+def _apply_plain(old: Path, patch: Path, offset: int, output: Path, progress: Progress) -> Applied:
+    """Applies the patch file that begins at `offset` of `patch`."""
     with patch.open("rb") as source, old.open("rb", buffering=0) as base_file:
-        head = _read_head(source)
+        head = _read_head(source, offset)
         if _sha256(base_file)[:DIGEST_PREFIX_BYTES] != head.base_prefix:
-            raise Refused(
-                Reason.HASH, f"the patch was made for another base than {old}", hint="take the right OLD file"
-            )
+            raise _refuse_other_base(old)
         base = FileBase(base_file)
         whole = hashlib.sha256()
         done = groups = 0
@@ -113,8 +189,9 @@ def apply_patch(old: Path, patch: Path, output: Path, *, progress: Progress) -> 
 
 
 def open_patch(source: BinaryIO) -> PatchFile:
-    """Reads the head of a patch file and goes to its payload."""
-    return _read_head(source)
+    """Reads the head of a patch file, goes to its payload, and takes an envelope for a part of the head."""
+    envelope = read_envelope(source.read(ENVELOPE_BYTES))
+    return _read_head(source, envelope.length_bytes if envelope is not None else 0)
 
 
 def read_groups(source: BinaryIO, head: PatchFile) -> Iterator[tuple[GroupHeader, bytes]]:
@@ -163,10 +240,21 @@ def replacing(path: Path) -> Iterator[Part]:
         raise
 
 
-def _read_head(source: BinaryIO) -> PatchFile:
+def _read_head(source: BinaryIO, offset: int) -> PatchFile:
+    source.seek(offset)
     head = read_patch_head(source.read(HEAD_BYTES))
+    head = dataclasses.replace(head, payload_offset=head.payload_offset + offset)
     source.seek(head.payload_offset)
     return head
+
+
+def _refuse_other_base(old: Path) -> Refused:
+    return Refused(Reason.HASH, f"the patch was made for another base than {old}", hint="take the right OLD file")
+
+
+def _sha256_of(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return _sha256(file)
 
 
 def _checked(source: BinaryIO, head: PatchFile) -> Iterator[bytes]:
@@ -185,7 +273,10 @@ def _checked(source: BinaryIO, head: PatchFile) -> Iterator[bytes]:
 
 
 def _sha256(file: BinaryIO) -> bytes:
-    return hashlib.file_digest(file, "sha256").digest()
+    hasher = hashlib.sha256()
+    for piece in iter(lambda: file.read(PIECE_BYTES), b""):
+        hasher.update(piece)
+    return hasher.digest()
 
 
 def _pieces(source: BinaryIO) -> Iterator[bytes]:
