@@ -1,0 +1,258 @@
+"""Puts pieces together into groups, and codes each stream in the way that takes the fewest bytes."""
+
+import lzma
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Final
+
+import numpy as np
+import zstandard
+
+from protocol import limits
+from protocol.delta import streams
+from protocol.delta.addresses import find_places
+from protocol.delta.edits import CHUNK_BYTES, Edits
+from protocol.delta.lowrank import BF16, F16, F32, I32
+from protocol.delta.operations import COPY, FILL, TAKE, Operation, Place, code_operation, digest_value
+from protocol.delta.patch import write_group
+from protocol.delta.streams import CODE, EDITS, LZMA, STORED, ZSTD, lzma_filter, takes_base
+from protocol.delta.tar import DIGEST, ENTRIES, HEAD, PAD, STAMP
+from protocol.delta.tar_blocks import BLOCK_BYTES
+from server.delta.code import encode_code
+from server.delta.floats import encode_alone, encode_differences
+from server.delta.integers import encode_integers
+from server.delta.lowrank import Matrix
+from server.delta.numbers import NumberWriter
+from server.delta.pieces import ELEMENT_BYTES, WHOLE, How, Piece
+
+LEAST_WORTH_A_STREAM: Final = 32  # bytes; fewer are stored
+TRIMMED_BYTES: Final = 1 << 18  # up to here the dozen bytes at a stream's end are worth looking for
+FEW_EDITS: Final = 1 << 12  # bytes of changed code: more are not worth trying in that way
+_UNCODED: Final = {How.COPY: COPY, How.FILL: FILL, How.ENTRIES: ENTRIES, How.PAD: PAD}
+_CODED: Final = {How.HEAD: HEAD, How.STAMP: STAMP, How.DIGEST: DIGEST}  # operations that the applier makes in memory
+
+DIFFERENCES: Final = {
+    How.F32_DIFFERENCE: (streams.F32_DIFFERENCE, F32),
+    How.F16_DIFFERENCE: (streams.F16_DIFFERENCE, F16),
+    How.BF16_DIFFERENCE: (streams.BF16_DIFFERENCE, BF16),
+    How.I32_DIFFERENCE: (streams.I32_DIFFERENCE, I32),
+}
+MATRICES: Final = frozenset({*DIFFERENCES, How.I8_DIFFERENCE})
+ALONE: Final = {
+    How.F32_ALONE: (streams.F32_ALONE, F32),
+    How.F16_ALONE: (streams.F16_ALONE, F16),
+    How.BF16_ALONE: (streams.BF16_ALONE, BF16),
+}
+
+
+class ViewBase:
+    """A file in memory as `protocol.delta.base.Base`.
+
+    Args:
+        view: Of all of it.
+    """
+
+    def __init__(self, view: memoryview) -> None:
+        self._view = view
+        self.length_bytes = len(view)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """As `Base`."""
+        return bytes(self._view[offset : offset + length])
+
+
+@dataclass
+class _Stream:
+    kind_of_bytes: How
+    data: bytearray = field(default_factory=bytearray)
+    reference: bytearray = field(default_factory=bytearray)  # bytes of the base that it is made from
+    matrices: list[Matrix] = field(default_factory=list)  # of its elements
+
+
+@dataclass
+class GroupPlan:
+    """What one group gives: pieces of the new file from `output_offset` on."""
+
+    output_offset: int
+    output_bytes: int = 0
+    coded_bytes: int = 0
+    pieces: list[Piece] = field(default_factory=list)
+
+    def room(self, piece: Piece) -> int:
+        """How many bytes of the piece the group still takes."""
+        if len(self.pieces) == limits.GROUP_OPERATIONS:
+            return 0
+        room = limits.GROUP_OUTPUT_BYTES - self.output_bytes
+        if piece.how not in _UNCODED:
+            room = min(room, limits.GROUP_CODED_BYTES - self.coded_bytes)
+        if piece.how in WHOLE:
+            return piece.length if piece.length <= room else 0
+        if room >= piece.length:
+            return piece.length
+        width = ELEMENT_BYTES.get(piece.how, 1)
+        row = width * max(piece.value, 1) if piece.how in MATRICES else width
+        return room - room % (row if row <= room else width)
+
+    def add(self, piece: Piece) -> None:
+        """Takes a piece that there is room for."""
+        self.pieces.append(piece)
+        self.output_bytes += piece.length
+        if piece.how not in _UNCODED:
+            self.coded_bytes += piece.length
+
+
+def cut_groups(pieces: Iterable[Piece]) -> Iterator[GroupPlan]:
+    """Cuts the new file into groups, each as large as its bounds allow.
+
+    Args:
+        pieces: All of it, in order.
+    """
+    group = GroupPlan(0)
+    for whole in pieces:
+        piece = whole
+        while piece.length:
+            room = group.room(piece)
+            if room == 0:
+                yield group
+                group = GroupPlan(group.output_offset + group.output_bytes)
+                continue
+            group.add(piece._replace(length=room))
+            piece = piece._replace(length=piece.length - room, base=piece.base + room if piece.base >= 0 else -1)
+    if group.output_bytes:
+        yield group
+
+
+def encode_group(group: GroupPlan, old: memoryview, new: memoryview) -> bytes:
+    """The group as it travels.
+
+    Args:
+        group: Its pieces.
+        old: The base.
+        new: The result.
+    """
+    filled: dict[How, _Stream] = {}
+    numbers: dict[How, int] = {}
+    operations = []
+    heads = _heads(group)
+    first = min(heads, default=-1)
+    at = group.output_offset
+    for whole in group.pieces:
+        piece = whole
+        if piece.how is How.HEAD and piece.base < 0 and at + BLOCK_BYTES == first:  # the one before is in another group
+            piece = piece._replace(base=0)
+        elif piece.how is How.DIGEST and heads.get(piece.base, -1) >= 0:
+            piece = piece._replace(base=-1, value=digest_value(heads[piece.base], piece.value))
+        elif piece.how is How.DIGEST:  # of a file in another group
+            piece = Piece(How.TEXT, piece.length)
+        if piece.how in _UNCODED:
+            kind = _UNCODED[piece.how]
+        elif piece.how in _CODED:
+            kind = _CODED[piece.how]
+        else:
+            kind = TAKE + numbers.setdefault(piece.how, len(numbers))
+            stream = filled.setdefault(piece.how, _Stream(piece.how))
+            if piece.how in MATRICES:
+                stream.matrices += _matrix(piece, len(stream.data))
+                piece = piece._replace(value=0)
+            stream.data += new[at : at + piece.length]
+            if piece.base >= 0:
+                stream.reference += old[piece.base : piece.base + piece.length]
+        operations.append(Operation(kind, piece.length, piece.base, piece.value))
+        at += piece.length
+    coded = []
+    for how, stream in filled.items():
+        if how is How.CODE:
+            kinds, lengths, bases = np.array([operation[:3] for operation in operations], np.int64).T
+            places = find_places(kinds, lengths, bases, group.output_offset, TAKE + numbers[how])
+            coded.append(_code(stream, encode_code(old, new, places)))
+        else:
+            coded.append(_encode_literal(stream))
+    writer = NumberWriter()
+    place = Place(ViewBase(old), group.output_offset, at, tuple(takes_base(kind) for kind, _, _ in coded))
+    for operation in operations:
+        code_operation(writer, place, operation, new[place.output : place.output + operation.length])
+    return write_group(group.output_bytes, writer.finish(), coded)
+
+
+def _heads(group: GroupPlan) -> dict[int, int]:
+    """The number of each file that begins in a group, by the offset of its content; -1 for one that does not end."""
+    heads: dict[int, int] = {}
+    at = group.output_offset
+    last = -1
+    for piece in group.pieces:
+        if piece.how is How.HEAD:
+            last = at + BLOCK_BYTES
+            heads[last] = len(heads)
+        at += piece.length
+    if last >= 0 and group.pieces[-1].how not in (How.PAD, How.FILL, How.ENTRIES):
+        heads[last] = -1
+    return heads
+
+
+def _matrix(piece: Piece, stream_bytes: int) -> list[Matrix]:
+    """The shape of a piece that is to be the next of a stream."""
+    width = ELEMENT_BYTES.get(piece.how, 1)
+    columns = max(piece.value, 1)
+    rows = piece.length // width // columns
+    return [Matrix(stream_bytes // width, rows, columns)] if rows else []
+
+
+def _encode_literal(stream: _Stream) -> tuple[int, int, bytes]:
+    """Kind, length and bytes of a stream, coded in the best of the ways that are open to it."""
+    data = bytes(stream.data)
+    if stream.kind_of_bytes is How.EDITS:
+        return EDITS, len(data), _edits(bytes(stream.reference), data)
+    if stream.kind_of_bytes in DIFFERENCES:
+        kind, form = DIFFERENCES[stream.kind_of_bytes]
+        return kind, len(data), encode_differences(form, bytes(stream.reference), data, stream.matrices)
+    if stream.kind_of_bytes is How.I8_DIFFERENCE:
+        coded = encode_integers(bytes(stream.reference), data, stream.matrices)
+        return streams.I8_DIFFERENCE, len(data), coded
+    if stream.kind_of_bytes in ALONE:
+        kind, form = ALONE[stream.kind_of_bytes]
+        return kind, len(data), encode_alone(form, data)
+    ways = [(STORED, data)]
+    if len(data) >= LEAST_WORTH_A_STREAM:
+        ways.append((ZSTD, zstandard.ZstdCompressor(level=19, write_checksum=False).compress(data)))
+        ways += [(LZMA, _lzma(data, lc, lp, pb)) for lc, lp, pb in ((3, 0, 0), (3, 0, 2), (0, 2, 2))]
+    kind, coded = min(ways, key=lambda way: len(way[1]))
+    return kind, len(data), coded
+
+
+def _code(stream: _Stream, coded: bytes) -> tuple[int, int, bytes]:
+    """Changed code in the way that was tried, or as edits: few changes that no address explains."""
+    edits = coded
+    if np.count_nonzero(np.frombuffer(stream.data, np.uint8) != np.frombuffer(stream.reference, np.uint8)) < FEW_EDITS:
+        edits = _edits(bytes(stream.reference), bytes(stream.data))
+    return (EDITS, len(stream.data), edits) if len(edits) < len(coded) else (CODE, len(stream.data), coded)
+
+
+def _edits(reference: bytes, data: bytes) -> bytes:
+    numbers = NumberWriter()
+    edits = Edits(numbers)
+    old, new = np.frombuffer(reference, np.uint8), np.frombuffer(data, np.uint8)
+    for at in range(0, len(data), CHUNK_BYTES):
+        edits.code(old[at : at + CHUNK_BYTES], new[at : at + CHUNK_BYTES])
+    return numbers.finish()
+
+
+def _lzma(data: bytes, lc: int, lp: int, pb: int) -> bytes:
+    properties = (pb * 5 + lp) * 9 + lc
+    filters = lzma_filter(properties, len(data))
+    strong = filters[0] | {"preset": 9 | lzma.PRESET_EXTREME}
+    coded = lzma.compress(data, format=lzma.FORMAT_RAW, filters=[strong])
+    return bytes([properties]) + _without_end(coded, data, filters)
+
+
+def _without_end(coded: bytes, data: bytes, filters: list[dict[str, int]]) -> bytes:
+    """Cuts what the decoder does not need to give all bytes: the end marker and the coder's last flush."""
+    for cut in count(1) if len(data) <= TRIMMED_BYTES else ():
+        decoder = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=filters)
+        try:
+            whole = decoder.decompress(coded[:-cut], max_length=len(data)) == data
+        except (lzma.LZMAError, EOFError):
+            whole = False
+        if not whole:
+            return coded[: len(coded) - cut + 1]
+    return coded
