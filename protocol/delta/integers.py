@@ -5,7 +5,7 @@ of a unit, for the change before rounding), how much its neighbours changed, and
 
 | part | bytes |
 |---|---|
-| form | 1: lanes are 2^(low four bits) |
+| form | 1: lanes are 2^(low four bits); bit 4: most do not change; bit 5: most change by much |
 | lengths | LEB128 of shapes and factor bits |
 | shapes | numbers of `lowrank.code_shapes`; a shift is at least 0 |
 | factor bits | plain bits of the factors |
@@ -19,14 +19,18 @@ import numpy as np
 import numpy.typing as npt
 
 from protocol.delta.floats import LANES_BITS, code_factors
-from protocol.delta.lanes import BitReader, Coder, LaneReader, Table
+from protocol.delta.lanes import BitReader, Bits, Coder, LaneReader, Table
 from protocol.delta.lowrank import Change, code_shapes
 from protocol.delta.numbers import NumberReader
 from protocol.delta.patch import read_varint
-from protocol.delta.residuals import rows_of
+from protocol.delta.residuals import code_bodies, code_sizes, rows_of, split
 from protocol.errors import Reason, Refused
 
 Bytes = npt.NDArray[np.uint8]
+Signed = npt.NDArray[np.int8]
+
+QUIET: Final = 16
+LOUD: Final = 32
 
 PHASE_BITS: Final = 3  # a change is expected in eighths
 PHASES: Final = 1 << PHASE_BITS
@@ -41,6 +45,8 @@ LEVELS: Final = np.array(
 """What contexts tell apart of the mean magnitude, in eighths."""
 OLD_VALUES: Final = np.repeat(np.arange(5, dtype=np.int16), [64, 56, 16, 56, 64])
 """What contexts tell apart of the old value, from -128 up."""
+CONTEXTS: Final = PHASES * 10 * 5
+PLAIN_BITS: Final = 4  # a size of eight bits less its highest one and the three with a context
 WINDOW: Final = 1 << 16
 
 
@@ -63,44 +69,88 @@ def open_integers(coded: memoryview, length_bytes: int, references: Iterable[byt
         raise Refused(Reason.LENGTH, "a stream of integers that ends in its head") from None
     middle = at + shapes_bytes
     end = middle + factor_bytes
-    if head[0] > LANES_BITS or end > len(coded):
+    form = head[0]
+    if form & ~(15 | QUIET | LOUD) or form & 15 > LANES_BITS or end > len(coded):
         raise Refused(Reason.METADATA, "a stream of integers with a form or a length that cannot be")
-    coder = LaneReader(coded[end:], 1 << head[0])
+    coder = LaneReader(coded[end:], 1 << (form & 15))
     changes = code_shapes(NumberReader(bytes(coded[at:middle])), length_bytes)
     changes = code_factors(coder, BitReader(np.empty(0, np.uint16), coded[middle:end]), changes, None)
     old = np.frombuffer(b"".join(references), np.uint8)
     if old.size != length_bytes:
         raise Refused(Reason.LENGTH, "a stream of integers that is not as long as what it is made from")
-    new = code_integers(coder, old, changes)
+    new = code_integers(coder, old, changes, loud=bool(form & LOUD), quiet=bool(form & QUIET))
     coder.finish()
     return new.tobytes()
 
 
-def code_integers(coder: Coder, old: Bytes, changes: list[Change], given: Bytes | None = None) -> Bytes:
-    """Codes the new bytes, each in the context of what its lane has just seen.
+def code_integers(
+    coder: Coder, old: Bytes, changes: list[Change], *, quiet: bool, loud: bool, given: Bytes | None = None
+) -> Bytes:
+    """Codes the new bytes.
 
     Args:
         coder: One direction. Lane j works through the j-th run of equally many neighbours.
         old: uint8 [n].
         changes: With their factors.
+        quiet: Whether to ask first if there is a change at all: finer, when there is hardly any.
+        loud: Whether to code by the size of the changes: when they are too many and too different to be learnt apart.
         given: uint8 [n], the new bytes, when writing.
     """
+    whole, phase = expectations(old.size, changes)
+    base = (old + whole.view(np.uint8)).astype(np.uint8)
+    difference = (given - base).view(np.int8) if given is not None else None
+    if loud:
+        return _sum(base, _code_by_size(coder, old.size, difference))
+    return _sum(base, _code_by_value(coder, old, phase, quiet, difference))
+
+
+def _sum(base: Bytes, difference: Signed) -> Bytes:
+    return np.asarray(base + difference.view(np.uint8), np.uint8)
+
+
+def _code_by_size(coder: Coder, count: int, given: Signed | None) -> Signed:
+    offsets = np.zeros(count, np.uint8)
+    sizes = split(given.astype(np.int64)) if given is not None else None
+    coded = code_sizes(coder, offsets, 8, learn_signs=True, given=sizes)
+    bodies = code_bodies(
+        _TableBits(coder), coded, learn_signs=True, given=given.astype(np.int64) if given is not None else None
+    )
+    return np.concatenate(list(bodies)).astype(np.int8)
+
+
+class _TableBits:
+    """The few bits below those that have a context, as symbols: there is no other stream for them."""
+
+    def __init__(self, coder: Coder) -> None:
+        self._coder = coder
+        self._table = Table(PLAIN_BITS + 1, 1 << PLAIN_BITS)
+
+    def code(
+        self, widths: npt.NDArray[np.int64], values: npt.NDArray[np.uint32] | None = None
+    ) -> npt.NDArray[np.uint32]:
+        numbers = np.zeros(widths.size, np.uint32)
+        there = np.flatnonzero(widths)
+        for at in range(0, there.size, self._coder.lanes):
+            some = there[at : at + self._coder.lanes]
+            given = values[some].astype(np.uint8) if values is not None else None
+            numbers[some] = self._coder.code(self._table, widths[some].astype(np.intp), given)
+        return numbers
+
+
+def _code_by_value(coder: Coder, old: Bytes, phase: Bytes, quiet: bool, given: Signed | None) -> Signed:
+    """Each difference in the context of what its lane has just seen, of the old value and of what is expected."""
     count = old.size
     steps = -(-count // coder.lanes)
     lanes = -(-count // max(steps, 1))
-    whole, phase = expectations(count, changes)
-    base = (old + whole.view(np.uint8)).astype(np.uint8)
     phase_rows = rows_of(phase, lanes, steps)
     old_rows = rows_of(old, lanes, steps)
     given_rows = None
     if given is not None:
-        difference = (given - base).view(np.int8).astype(np.int16)
-        given_rows = rows_of(
-            np.where(difference < 0, -2 * difference - 1, 2 * difference).astype(np.uint8), lanes, steps
-        )
+        wide = given.astype(np.int16)
+        given_rows = rows_of(np.where(wide < 0, -2 * wide - 1, 2 * wide).astype(np.uint8), lanes, steps)
     rows = np.zeros((steps, lanes), np.uint8)
-    prior = 1 + (64 >> np.minimum(np.arange(SYMBOLS), 6))
-    table = Table(PHASES * 10 * 5, SYMBOLS, prior)
+    table = Table(CONTEXTS, SYMBOLS, 1 + (64 >> np.minimum(np.arange(SYMBOLS), 6)))
+    changed_table = Bits(CONTEXTS, (64, 8), memory=1 << 14)
     rest_table = Table(1, RESTS)
     mean = np.zeros(lanes, np.int16)
     for step in range(steps):
@@ -110,21 +160,28 @@ def code_integers(coder: Coder, old: Bytes, changes: list[Change], given: Bytes 
         level = LEVELS[np.minimum(now >> 3, LEVELS.size - 1)]
         value = OLD_VALUES[old_rows[step, :active] ^ 0x80]
         contexts = ((phase_rows[step, :active] * np.int16(10) + level) * np.int16(5) + value).astype(np.intp)
-        symbols = None
-        if given_rows is not None:
-            symbols = np.minimum(given_rows[step, :active], SYMBOLS - 1)
-        symbols = coder.code(table, contexts, symbols)
-        far = (symbols == SYMBOLS - 1).nonzero()[0]
+        want = given_rows[step, :active] if given_rows is not None else None
+        if quiet:
+            changed = coder.code(changed_table, contexts, np.minimum(want, 1) if want is not None else None)
+            symbols = np.zeros(active, np.uint8)
+            where = changed.nonzero()[0]
+            if where.size:
+                less = np.minimum(want[where] - 1, SYMBOLS - 1) if want is not None else None
+                symbols[where] = coder.code(table, contexts[where], less, where) + 1
+            last = SYMBOLS
+        else:
+            symbols = coder.code(table, contexts, np.minimum(want, SYMBOLS - 1) if want is not None else None)
+            last = SYMBOLS - 1
+        far = (symbols == last).nonzero()[0]
         if far.size:
-            rest = given_rows[step, far] - np.uint8(SYMBOLS - 1) if given_rows is not None else None
+            rest = want[far] - np.uint8(last) if want is not None else None
             symbols = symbols.copy()
             symbols[far] += coder.code(rest_table, np.zeros(far.size, np.intp), rest, far)
         rows[step, :active] = symbols
         magnitude = np.minimum((symbols.astype(np.int16) + 1) >> 1, 63) * np.int16(RUN_UNIT)
         now += (magnitude - now) >> RUN_SHIFT
     zigzag = rows.T.ravel()[:count]
-    difference8 = (zigzag >> 1) ^ (np.uint8(0) - (zigzag & np.uint8(1)))
-    return np.asarray(base + difference8, np.uint8)
+    return np.asarray((zigzag >> 1) ^ (np.uint8(0) - (zigzag & np.uint8(1))), np.uint8).view(np.int8)
 
 
 def expectations(count: int, changes: list[Change]) -> tuple[npt.NDArray[np.int8], Bytes]:

@@ -55,6 +55,7 @@ class FloatForm:
 F32: Final = FloatForm(32, 23)
 F16: Final = FloatForm(16, 10)
 BF16: Final = FloatForm(16, 7)
+I32: Final = FloatForm(32, 31)  # an integer is a float that has no exponent
 
 
 @dataclass(frozen=True)

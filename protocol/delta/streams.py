@@ -8,6 +8,7 @@
 | 4, 5, 6 | float difference | `protocol.delta.floats`: fp32, fp16, bf16 made from those of the base |
 | 7 | int8 difference | `protocol.delta.integers`: 8-bit integers made from those of the base |
 | 8, 9, 10 | float alone | `protocol.delta.alone`: fp32, fp16, bf16 |
+| 11 | int32 difference | `protocol.delta.floats`, as floats that have no exponent |
 | 16 | code | `protocol.delta.code`: machine code and other bytes that resemble the base |
 | 32 | edits | `protocol.delta.edits`: bytes of the base with few changes, by numbers |
 """
@@ -23,7 +24,7 @@ from protocol.delta.code import open_code
 from protocol.delta.edits import open_edits
 from protocol.delta.floats import open_differences
 from protocol.delta.integers import open_integers
-from protocol.delta.lowrank import BF16, F16, F32
+from protocol.delta.lowrank import BF16, F16, F32, I32
 from protocol.errors import Reason, Refused
 from protocol.transfer import decompress
 
@@ -37,10 +38,11 @@ I8_DIFFERENCE: Final = 7
 F32_ALONE: Final = 8
 F16_ALONE: Final = 9
 BF16_ALONE: Final = 10
+I32_DIFFERENCE: Final = 11
 CODE: Final = 16
 EDITS: Final = 32
 
-DIFFERENCES: Final = {F32_DIFFERENCE: F32, F16_DIFFERENCE: F16, BF16_DIFFERENCE: BF16}
+DIFFERENCES: Final = {F32_DIFFERENCE: F32, F16_DIFFERENCE: F16, BF16_DIFFERENCE: BF16, I32_DIFFERENCE: I32}
 ALONE: Final = {F32_ALONE: F32, F16_ALONE: F16, BF16_ALONE: BF16}
 
 _NAMES: Final = {
@@ -51,6 +53,7 @@ _NAMES: Final = {
     F16_DIFFERENCE: "fp16 difference",
     BF16_DIFFERENCE: "bf16 difference",
     I8_DIFFERENCE: "int8 difference",
+    I32_DIFFERENCE: "int32 difference",
     F32_ALONE: "fp32 alone",
     F16_ALONE: "fp16 alone",
     BF16_ALONE: "bf16 alone",
@@ -100,7 +103,7 @@ def open_stream(kind: int, coded: memoryview, length_bytes: int, references: Ref
             return decompress(bytes(coded), length_bytes)
         case 2:
             output = _open_lzma(coded, length_bytes)
-        case 4 | 5 | 6:
+        case 4 | 5 | 6 | 11:
             twice = (references.read(), references.read())
             output = b"".join(open_differences(DIFFERENCES[kind], coded, length_bytes, twice))
         case 7:

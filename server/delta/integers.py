@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from protocol.delta.floats import code_factors
-from protocol.delta.integers import code_integers, expectations
+from protocol.delta.integers import LOUD, QUIET, code_integers, expectations
 from protocol.delta.lowrank import COLUMNS, FACTORS, Change, code_shapes, factors_of
 from protocol.delta.patch import varint
 from server.delta.floats import lanes_for
@@ -20,6 +20,8 @@ Bytes = npt.NDArray[np.uint8]
 RANKS: Final = (1, 2, 4, 8, 12, 16, 24, 32)
 PRECISIONS: Final = (4, 5, 6)  # bits of the largest factor: the sums are wanted in eighths
 GIVE_UP_AFTER: Final = 2
+QUIET_SHARE: Final = 0.9  # of elements that do not change: from here on a change is the exception
+LOUD_SHARE: Final = 0.3
 
 
 def encode_integers(old: bytes, new: bytes, matrices: Sequence[Matrix]) -> bytes:
@@ -32,17 +34,25 @@ def encode_integers(old: bytes, new: bytes, matrices: Sequence[Matrix]) -> bytes
     """
     before, after = np.frombuffer(old, np.uint8), np.frombuffer(new, np.uint8)
     changes = _find_changes(before, after, matrices)
+    unchanged = float((before == after).mean()) if before.size else 1.0
+    ways = [_encode(before, after, changes, quiet=unchanged > QUIET_SHARE, loud=False)]
+    if unchanged < LOUD_SHARE:
+        ways.append(_encode(before, after, changes, quiet=False, loud=True))
+    return min(ways, key=len)
+
+
+def _encode(before: Bytes, after: Bytes, changes: list[Change], *, quiet: bool, loud: bool) -> bytes:
     shapes = NumberWriter()
     code_shapes(shapes, before.size, changes)
     lanes_bits = lanes_for(before.size)
     coder = LaneWriter(1 << lanes_bits)
     plain = BitWriter()
     code_factors(coder, plain, changes, factors_of(changes))
-    code_integers(coder, before, changes, after)
+    code_integers(coder, before, changes, quiet=quiet, loud=loud, given=after)
     words = coder.finish(np.zeros(coder.lanes, np.uint16))
     parts = (shapes.finish(), plain.finish(0)[1])
-    head = bytes([lanes_bits]) + b"".join(varint(len(part)) for part in parts)
-    return b"".join((head, *parts, words))
+    form = lanes_bits | QUIET * quiet | LOUD * loud
+    return b"".join((bytes([form]), *(varint(len(part)) for part in parts), *parts, words))
 
 
 def _find_changes(old: Bytes, new: Bytes, matrices: Sequence[Matrix]) -> list[Change]:

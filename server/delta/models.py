@@ -15,7 +15,9 @@ DIFFERENCES: Final = {
     Element.BF16: How.BF16_DIFFERENCE,
     Element.I8: How.I8_DIFFERENCE,
     Element.U8: How.I8_DIFFERENCE,
+    Element.I32: How.I32_DIFFERENCE,
 }
+UNSHAPED: Final = frozenset({How.I32_DIFFERENCE})  # sums and counts: no matrix is behind them
 ALONE: Final = {
     Element.F32: How.F32_ALONE,
     Element.F16: How.F16_ALONE,
@@ -53,7 +55,7 @@ def model_pieces(old: memoryview, new: memoryview, base: slice, result: slice, b
         pieces.append(_tensor_piece(pair))
         at = pair.new_offset + pair.new_length_bytes
     pieces += between.pieces(at, len(new_file))
-    return list(_joined(_moved(piece, base.start) for piece in pieces))
+    return list(_joined(_moved(piece, base.start) for piece in _equal_copied(pieces, old_file, new_file)))
 
 
 def _tensor_piece(pair: Pair) -> Piece:
@@ -62,7 +64,8 @@ def _tensor_piece(pair: Pair) -> Piece:
         case Match.COPY:
             return Piece(How.COPY, length, pair.old_offset)
         case Match.DELTA if element in DIFFERENCES:
-            return Piece(DIFFERENCES[element], length, pair.old_offset, pair.new.row_elements)
+            how = DIFFERENCES[element]
+            return Piece(how, length, pair.old_offset, 0 if how in UNSHAPED else pair.new.row_elements)
         case Match.DELTA:
             return Piece(How.EDITS, length, pair.old_offset)
         case _:
@@ -141,6 +144,15 @@ def _apart(pieces: list[Piece], gaps: list[tuple[int, int]]) -> Iterator[Piece]:
             first, piece = _cut(piece, min(piece.length, length - inside))
             yield first._replace(base=offset + inside)
             number += 1
+
+
+def _equal_copied(pieces: list[Piece], old: memoryview, new: memoryview) -> Iterator[Piece]:
+    """Pieces of few changes that have none are copies, and then one with the tensors around them."""
+    at = 0
+    for piece in pieces:
+        same = piece.how is How.EDITS and new[at : at + piece.length] == old[piece.base : piece.base + piece.length]
+        yield piece._replace(how=How.COPY) if same else piece
+        at += piece.length
 
 
 def _moved(piece: Piece, base: int) -> Piece:

@@ -23,6 +23,7 @@ class How(Enum):
     F16_DIFFERENCE = auto()
     BF16_DIFFERENCE = auto()
     I8_DIFFERENCE = auto()
+    I32_DIFFERENCE = auto()
     F32_ALONE = auto()  # new elements
     F16_ALONE = auto()
     BF16_ALONE = auto()
@@ -53,6 +54,7 @@ ELEMENT_BYTES: dict[How, int] = {
     How.F32_DIFFERENCE: 4,
     How.F16_DIFFERENCE: 2,
     How.BF16_DIFFERENCE: 2,
+    How.I32_DIFFERENCE: 4,
     How.F32_ALONE: 4,
     How.F16_ALONE: 2,
     How.BF16_ALONE: 2,
