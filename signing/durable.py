@@ -20,7 +20,7 @@ import contextlib
 import errno
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -166,6 +166,17 @@ class Disk:
         except FileNotFoundError:
             return
         self.sync_dir(path.parent)
+
+    def unlink_all(self, paths: Iterable[Path]) -> None:
+        """Removes files of one folder, one after the other; their absence is fine. A cut may leave some of them."""
+        folders = set()
+        for path in paths:
+            self.before("unlink", path)
+            with contextlib.suppress(FileNotFoundError):
+                path.unlink()
+                folders.add(path.parent)
+        for folder in folders:
+            self.sync_dir(folder)
 
     def remove_tree(self, path: Path) -> None:
         """Removes a folder with all in it, following no symlink; its absence is fine. A cut may leave a part of it."""

@@ -356,9 +356,8 @@ def held_bytes(store: Store, payload: Payload) -> int:
 
 def forget(store: Store, payload: Payload) -> None:
     """Deletes all that a patch left: result, segments, note. Safe to repeat. Blocking."""
-    store.disk.unlink(note_path(store, payload))
-    for path in (*held_pieces(store, payload), rest_path(store, payload), result_path(store, payload)):
-        store.disk.unlink(path)
+    store.disk.unlink(note_path(store, payload))  # first: without it nothing else is gone on from
+    store.disk.unlink_all((*held_pieces(store, payload), rest_path(store, payload), result_path(store, payload)))
 
 
 def result_path(store: Store, payload: Payload) -> Path:

@@ -100,8 +100,7 @@ class Pieces:
             return
         whole = before == self._payload.length_bytes
         until = -(-before // SEGMENT_BYTES) if whole else before // SEGMENT_BYTES
-        for number in range(self._dropped, until):
-            self._store.disk.unlink(self._path(number))
+        self._store.disk.unlink_all(self._path(number) for number in range(self._dropped, until))
         self._dropped = max(self._dropped, until)
 
     def close(self) -> None:
@@ -110,8 +109,7 @@ class Pieces:
 
     def discard(self) -> None:
         """Deletes all that is kept."""
-        for path in held_pieces(self._store, self._payload):
-            self._store.disk.unlink(path)
+        self._store.disk.unlink_all(held_pieces(self._store, self._payload))
 
     def _find_kept(self) -> None:
         while self._kept < self._payload.length_bytes:

@@ -141,6 +141,18 @@ def test_sweep_removes_what_a_cut_left_and_nothing_else(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
 
 
+def test_files_of_a_folder_go_with_one_sync_of_it(tmp_path: Path) -> None:
+    effects: list[str] = []
+    paths = [tmp_path / name for name in "abc"]
+    for path in paths[:2]:
+        path.write_bytes(b"x")
+    durable.Disk(lambda effect, path: effects.append(effect)).unlink_all(paths)
+    assert effects == ["unlink", "unlink", "unlink", "fsync-dir"]
+    assert list(tmp_path.iterdir()) == []
+    durable.Disk(lambda effect, path: effects.append(effect)).unlink_all(paths)
+    assert effects[4:] == ["unlink"] * 3, "nothing went, so nothing is synced"
+
+
 def test_rename_and_unlink(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"x")
     (tmp_path / "b").mkdir()
