@@ -6,6 +6,7 @@ import numpy as np
 
 from server.delta.matching.buffers import Buffers
 from server.delta.matching.ranges import Flags, Ints, batches, cut_long, join_near, positions
+from server.delta.matching.weights import Scores, Weights, counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,30 +71,46 @@ def empty() -> Alignment:
     return Alignment(none, none, none)
 
 
-def mismatches(both: Buffers, pieces: Alignment, low: int, high: int) -> Flags:
-    """For each new byte from `low` to `high`: is it not what its piece predicts (or in no piece)?"""
+def present(both: Buffers, pieces: Alignment, low: int, high: int) -> tuple[Flags, Scores]:
+    """For each new byte from `low` to `high`: is it another than its piece says (or in no piece)? And its score."""
     wrong = np.ones(high - low, bool)
+    score = np.zeros(high - low, np.int8)
     start, end, owner = cut_long(pieces.start, pieces.end)
     shift = pieces.shift[owner]
     for i, j in batches(end - start):
         length = end[i:j] - start[i:j]
         place = positions(start[i:j], length)
-        wrong[place - low] = both.old[place + np.repeat(shift[i:j], length)] != both.new[place]
-    return wrong
+        new, old = both.new[place], both.old[place + np.repeat(shift[i:j], length)]
+        wrong[place - low] = new != old
+        score[place - low] = both.weights.of(new, old)
+    return wrong, score
 
 
-def matches_of(both: Buffers, pieces: Alignment) -> Ints:
-    """Number of equal bytes in each piece."""
-    count = np.zeros(len(pieces), np.int64)
+def worth_of(both: Buffers, pieces: Alignment) -> Ints:
+    """The score of each piece."""
+    worth = np.zeros(len(pieces), np.int64)
     start, end, owner = cut_long(pieces.start, pieces.end)
     shift = pieces.shift[owner]
     for i, j in batches(end - start):
         length = end[i:j] - start[i:j]
         place = positions(start[i:j], length)
-        equal = both.old[place + np.repeat(shift[i:j], length)] == both.new[place]
+        score = both.weights.of(both.new[place], both.old[place + np.repeat(shift[i:j], length)])
         stops = np.cumsum(length)
-        np.add.at(count, owner[i:j], np.add.reduceat(equal, stops - length, dtype=np.int64))
-    return count
+        np.add.at(worth, owner[i:j], np.add.reduceat(score, stops - length, dtype=np.int64))
+    return worth
+
+
+def learn(both: Buffers, pieces: Alignment) -> Weights:
+    """Weights of the pieces as they are, from an even sample of them."""
+    start, end, owner = cut_long(pieces.start, pieces.end, 4096)
+    step = max(1, len(start) // 2048)
+    start, end, shift = start[::step], end[::step], pieces.shift[owner[::step]]
+    counts = np.zeros((2, 256), np.int64)
+    for i, j in batches(end - start):
+        length = end[i:j] - start[i:j]
+        place = positions(start[i:j], length)
+        counts += counted(both.new[place], both.old[place + np.repeat(shift[i:j], length)])
+    return Weights(both.weights.literal_bits, counts)
 
 
 def near_mismatches(wrong: Flags, low: int, reach: int) -> tuple[Ints, Ints]:

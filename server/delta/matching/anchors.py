@@ -4,15 +4,14 @@ import numpy as np
 
 from server.delta.matching.alignment import Alignment, empty
 from server.delta.matching.buffers import Buffers
-from server.delta.matching.extend import MATCH, MISS, PIECE
 from server.delta.matching.kmers import KmerIndex, dull
 from server.delta.matching.limits import Budget
-from server.delta.matching.ranges import BATCH, Flags, Ints, batches, cut_long, join_near, positions
+from server.delta.matching.ranges import BATCH, Ints, batches, cut_long, positions
+from server.delta.matching.weights import PIECE, Scores
 
-_BACK, _AHEAD = 64, 96  # bytes about an anchor over which candidates are compared, mismatches allowed
+_BACK, _AHEAD = 64, 96  # bytes about an anchor's string over which candidates are compared
 _CANDIDATES = 8
-_BETTER = 6  # by so many bytes an anchor has to explain its surroundings better than what stands there
-_MARGIN = 128  # bytes around a new anchor that are shared out anew between it and its neighbours
+_LEAST_WORTH = PIECE // 4  # less than a piece costs: growing and its neighbours may give the rest
 
 
 def find_anchors(both: Buffers, index: KmerIndex, low: Ints, high: Ints, budget: Budget) -> Alignment:
@@ -45,8 +44,14 @@ def runs(place: Ints, source: Ints, k: int) -> Alignment:
     return Alignment(place[first], place[last] + k, shift[first])
 
 
-def disjoint(anchors: Alignment) -> Alignment:
-    """Drops an anchor where a longer one takes more than half of it or of itself; what still overlaps is clipped."""
+def disjoint(anchors: Alignment, worth: Ints | None = None) -> Alignment:
+    """Drops an anchor where a better one takes more than half of it or of itself; what still overlaps is clipped.
+
+    Args:
+        anchors: Sorted by where they start.
+        worth: Of each; its length where not given.
+    """
+    worth = anchors.end - anchors.start if worth is None else worth
     for _ in range(6):
         if len(anchors) < 2:
             return anchors
@@ -54,99 +59,97 @@ def disjoint(anchors: Alignment) -> Alignment:
         overlap = anchors.end[:-1] - anchors.start[1:]
         much = overlap * 2 > np.minimum(length[:-1], length[1:])
         keep = np.ones(len(anchors), bool)
-        first_loses = length[:-1] < length[1:]
+        first_loses = worth[:-1] < worth[1:]
         keep[:-1] &= ~(much & first_loses)
         keep[1:] &= ~(much & ~first_loses)
         if keep.all():
             break
-        anchors = anchors.take(keep)
+        anchors, worth = anchors.take(keep), worth[keep]
     end = np.maximum.accumulate(anchors.end)
     end[:-1] = np.minimum(end[:-1], anchors.start[1:])
     return Alignment(anchors.start, end, anchors.shift).take(end > anchors.start)
 
 
-def agreement(both: Buffers, low: Ints, length: int, shift: Ints) -> Ints:
-    """Equal bytes of `new[low:low + length]` at a shift, for each pair of them; outside a buffer nothing is."""
-    count = np.zeros(len(low), np.int64)
-    span = np.arange(length)
-    step = max(1, BATCH // length)
-    for i in range(0, len(low), step):
-        place = low[i : i + step, None] + span
-        source = place + shift[i : i + step, None]
-        inside = (place >= 0) & (place < len(both.new)) & (source >= 0) & (source < len(both.old))
-        equal = both.new[np.where(inside, place, 0)] == both.old[np.where(inside, source, 0)]
-        count[i : i + step] = (equal & inside).sum(1)
-    return count
-
-
 class Surroundings:
-    """Compares shifts of an anchor by how well they explain the bytes around it.
+    """Chooses the shift of each anchor that explains the bytes around it better than the present pieces do.
+
+    What a shift is worth is what a piece would gain by it, grown both ways with mismatches allowed as far as it pays.
 
     Args:
         both: The bytes.
-        k: Length of the strings that the anchors were found by.
+        pieces: The present ones.
+        present: What each new byte from `low` on scores now.
+        low: Where the new bytes begin that are worked on.
+        index: What the anchors were found by.
     """
 
-    def __init__(self, both: Buffers, k: int) -> None:
-        self._both, self._k = both, k
-        self._length = _BACK + k + _AHEAD
+    def __init__(self, both: Buffers, pieces: Alignment, present: Scores, low: int, index: KmerIndex) -> None:
+        self._both, self._pieces, self._index = both, pieces, index
+        self._low = low
+        # Nothing can be gained beyond the ends: a piece stops there.
+        wall = np.full(_BACK + index.k + _AHEAD, 127, np.int8)
+        self._present = np.concatenate([wall, present, wall])
 
-    def score(self, place: Ints, shift: Ints) -> Ints:
-        """Equal bytes around anchors."""
-        return agreement(self._both, place - _BACK, self._length, shift)
+    def worth(self, place: Ints, shift: Ints) -> tuple[Ints, Ints, Ints]:
+        """What each shift gains over the present pieces, and how far it goes back and ahead."""
+        k = self._index.k
+        worth = np.empty(len(place), np.int64)
+        back, ahead = worth.copy(), worth.copy()
+        span = np.arange(-_BACK, k + _AHEAD)
+        step = max(1, BATCH // len(span))
+        wall = _BACK + k + _AHEAD - self._low
+        for i in range(0, len(place), step):
+            part = slice(i, i + step)
+            at = place[part, None] + span
+            source = at + shift[part, None]
+            inside = (source >= 0) & (source < len(self._both.old)) & (at >= 0) & (at < len(self._both.new))
+            new, old = self._both.new[np.where(inside, at, 0)], self._both.old[np.where(inside, source, 0)]
+            gain = self._both.weights.of(new, old).astype(np.int16) - self._present[at + wall]
+            gain[~inside] = -127
+            there = np.cumsum(gain[:, _BACK:], axis=1, dtype=np.int32)
+            here = np.cumsum(gain[:, _BACK - 1 :: -1], axis=1, dtype=np.int32)
+            to, fro = there.argmax(axis=1), here.argmax(axis=1)
+            row = np.arange(len(at))
+            gained_back = here[row, fro]
+            worth[part] = there[row, to].astype(np.int64) + np.maximum(gained_back, 0)
+            back[part] = np.where(gained_back > 0, fro + 1, 0)
+            ahead[part] = to + 1
+        return worth, back, ahead
 
-    def best(self, anchors: Alignment, pieces: Alignment, index: KmerIndex) -> Alignment:
-        """For each anchor the best of its neighbours' shifts and the places that the index knows."""
+    def best(self, anchors: Alignment) -> Alignment:
+        """For each anchor the best of its neighbours' shifts and the places that the index knows. Disjoint."""
         if not len(anchors):
             return anchors
-        k = self._k
         place, best = anchors.start, anchors.shift.copy()
-        score = self.score(place, best)
+        worth, back, ahead = self.worth(place, best)
 
         def attempt(which: Ints, shift: Ints, bonus: int) -> None:
-            reached = self.score(place[which], shift) + bonus
-            better = reached > score[which]
-            score[which[better]] = reached[better]
-            best[which[better]] = shift[better]
+            known = self._both.same(place[which] + shift, place[which], self._index.k) & (shift != best[which])
+            which, shift = which[known], shift[known]
+            gained, to, fro = self.worth(place[which], shift)
+            better = gained + bonus > worth[which]
+            which = which[better]
+            worth[which], back[which], ahead[which] = gained[better], to[better], fro[better]
+            best[which] = shift[better]
 
-        if len(pieces):
-            at = pieces.at(place)
-            for neighbour in (np.maximum(at, 0), np.minimum(at + 1, len(pieces) - 1)):
-                shift = pieces.shift[neighbour]
-                which = np.flatnonzero(self._both.same(place + shift, place, k))
-                attempt(which, shift[which], 3)  # to go on costs less than to jump
-        which = np.arange(len(anchors))
-        entry = index.latest(self._both.new_words, place)
+        every = np.arange(len(anchors))
+        if len(self._pieces):
+            at = self._pieces.at(place)
+            for neighbour in (np.maximum(at, 0), np.minimum(at + 1, len(self._pieces) - 1)):
+                attempt(every, self._pieces.shift[neighbour], PIECE // 4)  # to go on costs less than to jump
+        entry = self._index.latest(self._both.new_words, place)
         for _ in range(_CANDIDATES):
-            which, entry = which[entry >= 0], entry[entry >= 0]
-            if not len(which):
+            every, entry = every[entry >= 0], entry[entry >= 0]
+            if not len(every):
                 break
-            shift = index.place(entry) - place[which]
-            fresh = (shift != best[which]) & self._both.same(place[which] + shift, place[which], k)
-            attempt(which[fresh], shift[fresh], 0)
-            entry = index.earlier(entry)
-        return Alignment(place, np.where(best == anchors.shift, anchors.end, place + k), best)
-
-    def worthwhile(self, anchors: Alignment, wrong: Flags, low: int) -> Alignment:
-        """Those anchors that explain more than the present pieces, whose mismatches (from `low` on) are given."""
-        sums = np.concatenate([[0], np.cumsum(wrong)])
-        size = len(wrong)
-
-        def missed(start: Ints, end: Ints) -> Ints:
-            count: Ints = sums[np.clip(end - low, 0, size)] - sums[np.clip(start - low, 0, size)]
-            return count
-
-        start, end = anchors.start - _BACK, anchors.start + self._k + _AHEAD
-        reach = np.minimum(end, low + size) - np.maximum(start, low)
-        around = missed(start, end) - (reach - self.score(anchors.start, anchors.shift)) > _BETTER
-        inside = missed(anchors.start, anchors.end) * (MATCH + MISS) >= PIECE
-        return anchors.take(around | inside)
+            attempt(every, self._index.place(entry) - place[every], 0)
+            entry = self._index.earlier(entry)
+        good = worth >= _LEAST_WORTH
+        start, end = (place - back)[good], (place + ahead)[good]
+        order = np.argsort(start, kind="stable")
+        return disjoint(Alignment(start, end, best[good]).take(order), worth[good][order])
 
 
-def insert(pieces: Alignment, anchors: Alignment, low: int, high: int) -> Alignment:
-    """Puts disjoint anchors among (and over) the pieces, with gaps about them for `extend` to share out."""
-    if not len(anchors):
-        return pieces
-    start = np.maximum(anchors.start - _MARGIN, low)
-    end = np.minimum(anchors.end + _MARGIN, high)
-    return pieces.without(*join_near(start, end, 0)).with_pieces(anchors)
+def insert(pieces: Alignment, anchors: Alignment) -> Alignment:
+    """Puts disjoint anchors among and over the pieces."""
+    return pieces.without(anchors.start, anchors.end).with_pieces(anchors)

@@ -1,4 +1,4 @@
-"""The two buffers, as bytes and as words."""
+"""The two buffers, as bytes and as words, and what their bytes cost."""
 
 from dataclasses import dataclass
 
@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from server.delta.matching.ranges import Bytes, Flags, Ints
+from server.delta.matching.weights import Weights, first_weights
 
 Words = npt.NDArray[np.uint64]
 
@@ -18,6 +19,7 @@ class Buffers:
     new: Bytes
     old_words: Words
     new_words: Words
+    weights: Weights
 
     def same(self, source: Ints, place: Ints, k: int) -> Flags:
         """Whether k bytes (8 or more) of the old and the new are equal. An old place outside of them is not."""
@@ -31,7 +33,7 @@ class Buffers:
 def buffers(old: bytes | bytearray | memoryview, new: bytes | bytearray | memoryview) -> Buffers:
     """Views of two contiguous buffers, without copying."""
     old_bytes, new_bytes = np.frombuffer(old, np.uint8), np.frombuffer(new, np.uint8)
-    return Buffers(old_bytes, new_bytes, _words(old_bytes), _words(new_bytes))
+    return Buffers(old_bytes, new_bytes, _words(old_bytes), _words(new_bytes), first_weights(new_bytes))
 
 
 def offsets(k: int) -> list[int]:

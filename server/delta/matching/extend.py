@@ -1,7 +1,7 @@
 """Grows pieces into the gaps between them, mismatches allowed, and finds where one should hand over to the next.
 
-A piece is worth `MATCH` for each equal byte, loses `MISS` for each other one, and costs `PIECE` for its control
-numbers. Within a gap the left piece keeps a prefix and the right one takes a suffix; what lies between is in no piece.
+Within a gap the left piece takes a prefix and the right one a suffix, by the scores of `weights`; what lies between is
+in no piece.
 """
 
 import numpy as np
@@ -9,13 +9,13 @@ import numpy as np
 from server.delta.matching.alignment import Alignment
 from server.delta.matching.buffers import Buffers
 from server.delta.matching.ranges import Ints, batches, positions
+from server.delta.matching.weights import PIECE
 
-MATCH = 6
-MISS = 6
-PIECE = 60
 ABSENT = 1 << 60  # the shift of a neighbour that is not there: it predicts nothing
 _REACH = 1 << 16  # bytes that a piece may grow into a gap at once
-_OUTSIDE = 4 * MISS  # lost for each byte that a shift takes from outside the old bytes
+_MOVES = 12  # a border moves in so many steps at the most
+_SETTLE = 512  # bytes on either side of a border that are looked at first
+_OUTSIDE = 128  # lost for each byte that a shift takes from outside the old bytes
 
 
 def best_splits(both: Buffers, low: Ints, high: Ints, left: Ints, right: Ints) -> tuple[Ints, Ints, Ints]:
@@ -49,15 +49,15 @@ def _best_splits(both: Buffers, low: Ints, high: Ints, left: Ints, right: Ints) 
     def scores_before(shift: Ints) -> Ints:
         source = place + np.repeat(shift, length)
         inside = (source >= 0) & (source < len(both.old))
-        equal = both.old[np.where(inside, source, 0)] == target
-        score = np.where(inside, np.where(equal, MATCH, -MISS), -_OUTSIDE)
+        score = both.weights.of(target, both.old[np.where(inside, source, 0)]).astype(np.int64)
+        score[~inside] = -_OUTSIDE
         total = np.cumsum(score) - score
         relative: Ints = total - np.repeat(total[first], length)
         return relative
 
     from_left, from_right = scores_before(left), scores_before(right)
     # Each gap's numbers are lifted above those of the gaps before it: one running maximum then serves them all.
-    width = length * 2 * (MATCH + _OUTSIDE) + 64
+    width = length * 4 * _OUTSIDE + 64
     lift = np.cumsum(width) - width // 2
     best_left = np.maximum.accumulate(from_left + np.repeat(lift, length))
     best_both = np.maximum.accumulate(best_left + np.repeat(from_right[stop - 1], length) - from_right)
@@ -99,3 +99,23 @@ def extend(both: Buffers, pieces: Alignment, low: int, high: int) -> Alignment:
     end[gap[gap > 0] - 1] = ends[gap > 0]
     start[gap[gap < len(pieces)]] = starts[gap < len(pieces)]
     return Alignment(start, end, pieces.shift).merged()
+
+
+def settle(both: Buffers, pieces: Alignment) -> Alignment:
+    """Moves the borders between neighbours to where they are best, however far, as long as they move on."""
+    reach = _SETTLE
+    start, end, shift = pieces.start.copy(), pieces.end.copy(), pieces.shift
+    first = np.flatnonzero(start[1:] - end[:-1] <= _SETTLE)
+    for _ in range(_MOVES):
+        if not len(first):
+            break
+        second = first + 1
+        low = np.maximum(end[first] - reach, (start[first] + end[first]) // 2)
+        high = np.minimum(start[second] + reach, (start[second] + end[second] + 1) // 2)
+        ends, starts, _ = best_splits(both, low, high, shift[first], shift[second])
+        far = np.minimum(np.abs(ends - low), np.abs(high - starts)) < _SETTLE // 2
+        moved = (ends != end[first]) | (starts != start[second])
+        end[first], start[second] = ends, starts
+        first = first[far & moved]
+        reach = min(reach * 2, _REACH)
+    return Alignment(start, end, shift).merged()

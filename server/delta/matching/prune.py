@@ -2,9 +2,10 @@
 
 import numpy as np
 
-from server.delta.matching.alignment import Alignment, matches_of
+from server.delta.matching.alignment import Alignment, worth_of
 from server.delta.matching.buffers import Buffers
-from server.delta.matching.extend import ABSENT, MATCH, MISS, PIECE, best_splits
+from server.delta.matching.extend import ABSENT, best_splits
+from server.delta.matching.weights import PIECE, UNITS
 
 _ROUNDS = 5
 _REACH = 4096  # bytes beyond a piece in which its neighbours may change; longer pieces are always worth their numbers
@@ -15,10 +16,10 @@ def prune(both: Buffers, pieces: Alignment) -> Alignment:
     for _ in range(_ROUNDS):
         count = len(pieces)
         length = pieces.end - pieces.start
-        worth = matches_of(both, pieces) * (MATCH + MISS) - length * MISS
+        worth = worth_of(both, pieces)
         beyond = np.full(1, ABSENT)
         least = (worth < np.concatenate([beyond, worth[:-1]])) & (worth <= np.concatenate([worth[1:], beyond]))
-        index = np.flatnonzero(least & (length <= _REACH) & (worth < _REACH))
+        index = np.flatnonzero(least & (length <= _REACH) & (worth < _REACH * UNITS))
         if not len(index):
             break
         piece = pieces.take(index)

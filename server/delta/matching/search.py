@@ -2,22 +2,24 @@
 
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
 
-from server.delta.matching.alignment import Alignment, empty, mismatches, near_mismatches
+from server.delta.matching.alignment import Alignment, empty, learn, near_mismatches, present
 from server.delta.matching.anchors import Surroundings, disjoint, find_anchors, insert
 from server.delta.matching.buffers import Buffers, buffers
 from server.delta.matching.bulk import find_bulk, follow
-from server.delta.matching.extend import extend
+from server.delta.matching.extend import extend, settle
 from server.delta.matching.kmers import KmerIndex
 from server.delta.matching.limits import Budget, MatchLimits
+from server.delta.matching.mix import mix
 from server.delta.matching.neighbours import find_local
 from server.delta.matching.prune import prune
 from server.delta.matching.ranges import Ints
 
-_LENGTHS: Final = (32, 20, 12)  # of the strings looked up: the longer, the surer; the shorter for what is left
+_LENGTHS: Final = (32, 20, 14, 10)  # of the strings looked up: the longer, the surer; the shorter for what is left
 _ENTRY_BYTES = 8  # of the index, for each place
 _HINT_RUN = 32  # equal bytes on a hinted shift that are taken at once
 
@@ -73,9 +75,14 @@ class _Search:
         pieces = self._each(pieces, lambda part, low, high: extend(self._both, part, low, high))
         passes = len(_LENGTHS) + 1
         for number, k in enumerate(_LENGTHS):
+            self._learn(pieces)
             pieces = self._by_index(pieces, k)
             self._budget.tell(0.1 + 0.9 * (number + 1) / passes)
+        self._learn(pieces)
         return self._each(pieces, self._by_neighbours)
+
+    def _learn(self, pieces: Alignment) -> None:
+        self._both = replace(self._both, weights=learn(self._both, pieces))
 
     def _start(self, hints: Iterable[tuple[int, int, int]]) -> Alignment:
         size = len(self._both.new)
@@ -96,7 +103,7 @@ class _Search:
 
         def work(part: Alignment, low: int, high: int) -> Alignment:
             nonlocal index
-            wrong = mismatches(self._both, part, low, high)
+            wrong, score = present(self._both, part, low, high)
             start, end = near_mismatches(wrong, low, k)
             if not len(start) or len(self._both.old) < k or len(self._both.new) < k:
                 return part
@@ -104,12 +111,12 @@ class _Search:
                 index = KmerIndex(self._both.old_words, k, self._most)
                 while index.fill() and not self._budget.spent():
                     pass
-            around = Surroundings(self._both, k)
             anchors = find_anchors(self._both, index, start, end, self._budget)
+            anchors = disjoint(_within(anchors, low, high))
+            anchors = Surroundings(self._both, part, score, low, index).best(anchors)
             anchors = _within(anchors, low, high)
-            anchors = around.best(disjoint(anchors), part, index)
-            anchors = around.worthwhile(disjoint(anchors), wrong, low)
-            grown = extend(self._both, insert(part, anchors, low, high), low, high)
+            grown = extend(self._both, insert(part, anchors), low, high)
+            grown = mix(self._both, part, settle(self._both, grown))
             return prune(self._both, grown)
 
         return self._each(pieces, work)
@@ -118,6 +125,7 @@ class _Search:
         anchors = find_local(self._both, part, low, high, self._budget)
         anchors = _clipped(anchors, part, high)
         grown = extend(self._both, part.with_pieces(anchors), low, high)
+        grown = mix(self._both, part, settle(self._both, grown))
         return prune(self._both, grown)
 
 
