@@ -78,10 +78,15 @@ class Store:
             return False
         return length_bytes is None or found == length_bytes
 
-    def is_whole(self, name: Digest) -> bool:
-        """Whether the artifact is there and its bytes still have its hash. Reads all of it."""
+    def is_whole(self, name: Digest, go_on: Callable[[], bool] = lambda: True) -> bool:
+        """Whether the artifact is there and its bytes still have its hash. Reads all of it.
+
+        Args:
+            name: Of the artifact.
+            go_on: Asked now and then; when it says no, so does this.
+        """
         try:
-            return _hash_file(self.path(name)) == name
+            return _hash_file(self.path(name), go_on) == name
         except OSError:  # absent, or a disk that no longer reads it
             return False
 
@@ -124,7 +129,7 @@ class Store:
         actual = _hash_file(part) if found == length_bytes else None
         if actual != name:
             self.disk.unlink(part)
-            if actual is None:
+            if actual is None:  # not even hashed
                 raise Refused(Reason.LENGTH, f"artifact {name[:12]} came as {found} bytes; {length_bytes} are signed")
             raise Refused(Reason.HASH, f"artifact {name[:12]} came with the hash {actual[:12]}")
         part.chmod(0o444)
@@ -184,9 +189,11 @@ class Store:
         return freed
 
 
-def _hash_file(path: Path) -> str:
+def _hash_file(path: Path, go_on: Callable[[], bool] = lambda: True) -> str | None:
     hasher = hashlib.sha256()
     with path.open("rb", buffering=0) as file:
         while chunk := file.read(READ_BYTES):
             hasher.update(chunk)
+            if not go_on():
+                return None
     return hasher.hexdigest()

@@ -247,17 +247,15 @@ class Transfer:
             data = await self._index(step, progress, toll)
             index = await asyncio.to_thread(_patch_index, patch, data)
         spent = _Speed()
-        spool = await asyncio.to_thread(self._open_patch, patch, index, spent)
+        spool = PatchSpool(patch, index, self._store, self._appliers, spent.add)
         try:
+            await asyncio.to_thread(spool.open)
             await self._receive(patch.payload, spool, progress, toll)
             await asyncio.to_thread(spool.finish)
         finally:
             await asyncio.to_thread(spool.close)
         await asyncio.to_thread(self._adopt_result, patch, spool)
         await asyncio.to_thread(self._notes.note_speed, spent.output_bytes, spent.took_s)
-
-    def _open_patch(self, patch: Patch, index: PatchIndex | None, spent: "_Speed") -> PatchSpool:
-        return PatchSpool(patch, index, self._store, self._appliers, spent.add)
 
     def _adopt_result(self, patch: Patch, spool: PatchSpool) -> None:
         try:

@@ -87,7 +87,7 @@ class _ClosedError(Exception):
 
 
 class PatchSpool:
-    """Takes a patch's payload and applies its groups in a thread of its own. Blocking; close it.
+    """Takes a patch's payload and applies its groups in a thread of its own. Blocking; `open` it first, close it last.
 
     Args:
         patch: What is to be made.
@@ -95,9 +95,6 @@ class PatchSpool:
         store: Holds the base, the segments and the result.
         appliers: Make what applies groups.
         applied: Told of each group's output bytes and seconds.
-
-    Raises:
-        PatchFailedError: The base is not here, or not what it was.
     """
 
     def __init__(
@@ -109,27 +106,45 @@ class PatchSpool:
         applied: Callable[[int, float], None],
     ) -> None:
         self._patch = patch
+        self._index = index
         self._store = store
+        self._appliers = appliers
         self._told = applied
-        note = self._go_on(read_note(store, patch.payload))
-        self._note = note
-        self._pieces = Pieces(patch.payload, index, store, note.applied_bytes)
         self._header: GroupHeader | None = None
         self._closed = False
         self._error: BaseException | None = None
         self._turn = threading.Condition()
-        self._taking = threading.Lock()  # a cancelled fetch closes the spool while a thread may still be in `take`
-        self._part: Part = store.disk.open_part(self.path)
-        try:
-            if self._part.length_bytes != note.output_bytes:
-                self._part.truncate(note.output_bytes)
-                self._part.sync()
-            self._applier: Applier = appliers(store.path(patch.base))
-        except BaseException:
-            self._part.close()
-            raise
-        self._thread = threading.Thread(target=self._run, name=f"patch-{patch.artifact[:12]}", daemon=True)
-        self._thread.start()
+        # A cancelled fetch closes the spool while a thread may still be in `open` or `take`.
+        self._taking = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._note: PatchNote
+        self._pieces: Pieces
+        self._part: Part
+        self._applier: Applier
+
+    def open(self) -> None:
+        """Finds what is here already, hashes the base where that is due, and begins to apply what is whole.
+
+        Raises:
+            PatchFailedError: The base is not here, or not what it was.
+        """
+        with self._taking:
+            self._note = self._go_on(read_note(self._store, self._patch.payload))
+            if self._closed:
+                return
+            self._pieces = Pieces(self._patch.payload, self._index, self._store, self._note.applied_bytes)
+            self._part = self._store.disk.open_part(self.path)
+            try:
+                if self._part.length_bytes != self._note.output_bytes:
+                    self._part.truncate(self._note.output_bytes)
+                    self._part.sync()
+                self._applier = self._appliers(self._store.path(self._patch.base))
+            except BaseException:
+                self._part.close()
+                raise
+            name = f"patch-{self._patch.artifact[:12]}"
+            self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+            self._thread.start()
 
     @property
     def path(self) -> Path:
@@ -168,7 +183,9 @@ class PatchSpool:
         Raises:
             PatchFailedError: A group cannot be applied, or the payload gives another length.
         """
-        self._thread.join()
+        thread = self._thread
+        if thread is not None:  # else it was closed
+            thread.join()
         with self._turn:
             self._raise_error()
         if self._note.output_bytes != self._patch.length_bytes:
@@ -181,9 +198,12 @@ class PatchSpool:
         with self._turn:
             self._closed = True
             self._turn.notify_all()
-        self._applier.cancel()
-        self._thread.join()
         with self._taking:
+            thread, self._thread = self._thread, None
+            if thread is None:
+                return
+            self._applier.cancel()
+            thread.join()
             try:
                 self._pieces.close()
             finally:
@@ -302,9 +322,12 @@ class PatchSpool:
             and found.applied_bytes <= patch.payload.length_bytes
         ):
             return found
-        if not self._store.is_whole(patch.base):
-            raise self._failed(Reason.HASH, f"its base {patch.base[:12]} is not what it was")
         fresh = PatchNote(artifact=patch.artifact, base=patch.base, base_seen=seen)
+        is_whole = self._store.is_whole(patch.base, lambda: not self._closed)
+        if self._closed:
+            return fresh
+        if not is_whole:
+            raise self._failed(Reason.HASH, f"its base {patch.base[:12]} is not what it was")
         self._write_note(fresh)
         return fresh
 

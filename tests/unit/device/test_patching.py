@@ -457,7 +457,7 @@ async def test_a_base_that_changed_between_two_lives_is_hashed_again_and_one_tha
     hashed = []
     again = Rig(tmp_path, source, BIG)
     is_whole = again.store.is_whole
-    again.store.is_whole = lambda name: hashed.append(name) or is_whole(name)
+    again.store.is_whole = lambda name, go_on: hashed.append(name) or is_whole(name, go_on)
     source.drops_at = {source.sent + 100_000}
     with pytest.raises(LinkError):
         await again.fetch()
@@ -604,6 +604,36 @@ async def test_a_cancelled_fetch_does_not_wait_for_the_end_of_a_group(tmp_path):
     assert task.cancelled()
     assert time.monotonic() - cancelled_s < 10, "a group of twenty seconds"
     assert rig.book.untold() == ()
+
+
+async def test_a_fetch_that_is_cancelled_while_it_hashes_the_base_leaves_nobody_behind(tmp_path):
+    source = source_of(BIG)
+    rig = Rig(tmp_path, source, BIG)
+    hashing, asked = threading.Event(), []
+    is_whole = rig.store.is_whole
+
+    def slowly(name, go_on):
+        hashing.set()
+        for _ in range(200):
+            asked.append(go_on())
+            if not asked[-1]:
+                return False
+            time.sleep(0.05)
+        return is_whole(name)
+
+    rig.store.is_whole = slowly
+    task = asyncio.create_task(rig.fetch())
+    await asyncio.to_thread(hashing.wait, 20)
+    task.cancel()
+    await asyncio.wait({task})
+    assert task.cancelled()
+    assert asked[-1] is False
+    assert not any(thread.name.startswith("patch-") for thread in threading.enumerate())
+    assert rig.book.untold() == ()
+    assert rig.parts() == [f"{BIG.step.index.sha256}.index"]
+    rig.store.is_whole = is_whole
+    await rig.fetch()
+    assert rig.is_complete()
 
 
 class Purse(Unlimited):

@@ -5,6 +5,7 @@ import dataclasses
 
 import msgspec
 import pytest
+from blockbuster import blockbuster_ctx
 
 from device.transfer.patch_book import PatchBook
 from device.update.states import State
@@ -266,3 +267,15 @@ async def test_a_plan_that_is_renewed_while_it_is_fetched_replaces_it(bench):
         await offer(bench, PLAN)
         await committed(bench)
         assert PatchBook(bench.db).untold() == ()
+
+
+async def test_nothing_of_a_patch_holds_up_the_event_loop(bench):
+    """Inference shares the loop: segments, groups and accounts are touched in threads only."""
+    async with bench.running():
+        with blockbuster_ctx(scanned_modules=["device"]):
+            await bench.install(OLD)
+            await offer(bench, patched_plan(BROKEN))
+            await paused(bench)
+            await offer(bench, PLAN)
+            await committed(bench)
+            assert bench.updater.report().transfer.delta_bytes > 0
