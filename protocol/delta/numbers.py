@@ -16,7 +16,9 @@ RATES: Final = tuple(2 * CERTAIN // (2 * seen + 3) for seen in range(30))
 """How far a probability moves towards the bit just coded: quickly at first, a thirtieth in the end."""
 SLOWEST: Final = len(RATES) - 1
 UNKNOWN: Final = (CERTAIN // 2, 0)
-CLASS_BITS: Final = 6  # numbers have at most 63 bits
+CLASS_BITS: Final = 5  # most numbers have less than 31 bits
+WIDE: Final = 31  # says that the bit length follows
+WIDE_BITS: Final = 6  # none has more than 63
 LEARNT_BITS: Final = 3  # of a number's bits below its highest one, so many have contexts; the rest are noise
 
 
@@ -81,7 +83,9 @@ class NumberShape:
 
     def unsigned(self, context: int, value: int = 0) -> int:
         """As `Numbers`."""
-        width = self.symbol(context << 8, CLASS_BITS, value.bit_length())
+        width = self.symbol(context << 8, CLASS_BITS, min(value.bit_length(), WIDE))
+        if width == WIDE:
+            width = self.symbol(context << 8 | WIDE, WIDE_BITS, value.bit_length())
         if width < 2:
             return width
         learnt = min(width - 1, LEARNT_BITS)

@@ -17,6 +17,7 @@ COPY: Final = 0  # bytes of the base
 FILL: Final = 1  # one byte, many times
 TAKE: Final = 8  # from here on: the next bytes of stream `kind - TAKE`
 KIND_BITS: Final = 6
+AGAIN_BITS: Final = 4
 OPERATION_NAMES: Final = {
     COPY: "copy",
     FILL: "fill",
@@ -28,7 +29,7 @@ OPERATION_NAMES: Final = {
 }
 
 # Contexts of the numbers, each a count of its own.
-_KIND, _JUMP, _SKIP, _LENGTH, _BYTE, _TO_END, _HEADER = range(7)
+_KIND, _JUMP, _SKIP, _LENGTH, _BYTE, _TO_END, _HEADER, _AGAIN = range(8)
 _NO_CONTENT, _IN_CONTENT, _BEHIND_CONTENT = range(3)  # where the output stands in the file behind a tar header
 
 FOLLOWS, ALONGSIDE, ELSEWHERE = range(3)
@@ -62,6 +63,44 @@ def read_digest(value: int) -> tuple[int, int]:
     return value >> 2, value & 3
 
 
+class Lengths:
+    """Lengths that were there before: what lies between changes repeats itself where layers and tables do."""
+
+    def __init__(self) -> None:
+        self._recent: dict[int, list[int]] = {}
+        self._next: dict[tuple[int, int], int] = {}
+
+    def way(self, kind: int, length: int) -> int:
+        """How to say a length of an operation of this kind: 0 for one that has to be said in full."""
+        recent = self._recent.get(kind, [])
+        if recent and self._next.get((kind, recent[0])) == length:
+            return 1
+        return 2 + recent.index(length) if length in recent else 0
+
+    def get(self, kind: int, way: int) -> int:
+        """The length that was meant.
+
+        Raises:
+            Refused: `METADATA`: there is none.
+        """
+        recent = self._recent.get(kind, [])
+        if way == 1 and recent and (kind, recent[0]) in self._next:
+            return self._next[kind, recent[0]]
+        if not 0 <= way - 2 < len(recent):
+            raise Refused(Reason.METADATA, "a patch repeats a length that was not there")
+        return recent[way - 2]
+
+    def add(self, kind: int, length: int) -> None:
+        """Remembers a length, the last one first."""
+        recent = self._recent.setdefault(kind, [])
+        if recent:
+            self._next[kind, recent[0]] = length
+        if length in recent:
+            recent.remove(length)
+        recent.insert(0, length)
+        del recent[(1 << AGAIN_BITS) - 2 :]
+
+
 class Place:
     """Where the coding of a group's operations stands: what the next one is likely to be.
 
@@ -82,6 +121,7 @@ class Place:
         self.base_end = output
         self.displacement = 0
         self.last_kind = 0
+        self.lengths = Lengths()
 
     def reads_base(self, kind: int) -> bool:
         """Whether an operation of this kind reads the base."""
@@ -142,7 +182,10 @@ def _code_length(numbers: Numbers, place: Place, kind: int, given: int) -> int:
         left = place.content_end - place.output
         if numbers.symbol(_TO_END << 6 | kind, 1, int(given == left)):
             return left
-    return 1 + numbers.unsigned(_LENGTH << 6 | kind, given - 1)
+    way = numbers.symbol(_AGAIN << 6 | kind, AGAIN_BITS, place.lengths.way(kind, given))
+    length = place.lengths.get(kind, way) if way else 1 + numbers.unsigned(_LENGTH << 6 | kind, given - 1)
+    place.lengths.add(kind, length)
+    return length
 
 
 def _code_tar(

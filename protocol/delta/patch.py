@@ -20,7 +20,7 @@ CODEC: Final = 1
 """The version of the codec, the first byte of each group. A patch is offered to agents that say they apply it."""
 
 MAGIC: Final = b"HLD1"
-DIGEST_PREFIX_BYTES: Final = 8  # in a patch file, against mistakes; the signed plan carries the whole digests
+DIGEST_PREFIX_BYTES: Final = 6  # in a patch file, against mistakes; the signed plan carries the whole digests
 
 
 class PatchIndex(Message):
