@@ -107,4 +107,6 @@ def try_out(tool: Tool, pair: Pair, scratch: Path, limit_s: float) -> Result:
         return Result(tool.name, size, encode, failed=str(error))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+    if not right and tool.plainer:
+        return try_out(tool.plainer, pair, scratch, limit_s)
     return Result(tool.name, size, encode, apply, failed=None if right else "the result is not the new file")

@@ -27,12 +27,14 @@ class Tool:
     Attributes:
         encode: The command from (old, new, patch).
         apply: The command from (old, patch, out).
+        plainer: What to try in its place where its result is not the new file.
     """
 
     name: str
     title: str
     encode: Callable[[Path, Path, Path], list[str]]
     apply: Callable[[Path, Path, Path], list[str]]
+    plainer: "Tool | None" = None
 
 
 def _far(*files: Path) -> list[str]:
@@ -41,6 +43,19 @@ def _far(*files: Path) -> list[str]:
 
 def _xdelta_source(old: Path) -> list[str]:
     return ["-B", str(min(max(XDELTA_NEAR, old.stat().st_size), (1 << 31) - 1))]
+
+
+def _xdelta(*more: str, plainer: Tool | None = None) -> Tool:
+    def command(verb: list[str], old: Path, source: Path, to: Path) -> list[str]:
+        return ["xdelta3", *verb, "-f", *more, *_xdelta_source(old), "-s", str(old), str(source), str(to)]
+
+    return Tool(
+        "xdelta3",
+        "xdelta3 -9",
+        lambda old, new, patch: command(["-9", "-e"], old, new, patch),
+        lambda old, patch, out: command(["-d"], old, patch, out),
+        plainer,
+    )
 
 
 def _worker(packages: Path, peer: str, verb: str) -> Callable[[Path, Path, Path], list[str]]:
@@ -69,18 +84,9 @@ def all_tools(packages: Path) -> list[Tool]:
                 *[str(patch), "-o", str(out)],
             ],
         ),
-        Tool(
-            "xdelta3",
-            "xdelta3 -9",
-            lambda old, new, patch: [
-                *["xdelta3", "-9", "-e", "-f", *_xdelta_source(old), "-s", str(old)],
-                *[str(new), str(patch)],
-            ],
-            lambda old, patch, out: [
-                *["xdelta3", "-d", "-f", *_xdelta_source(old), "-s", str(old)],
-                *[str(patch), str(out)],
-            ],
-        ),
+        # By itself it takes gzip files apart and lets gzip pack the result again, which only sometimes gives the file
+        # back; where it does not, its own switch for that is the fair comparison.
+        _xdelta(plainer=_xdelta("-D", "-R")),
         Tool("bsdiff4", "bsdiff4", _worker(packages, "bsdiff4", "encode"), _worker(packages, "bsdiff4", "apply")),
         Tool(
             "hdiffpatch",

@@ -1,6 +1,7 @@
 """The benchmark compares what is comparable: verified results only, a failure is a row and not an end."""
 
 import ast
+import dataclasses
 import json
 import sys
 import tarfile
@@ -134,6 +135,23 @@ def test_a_wrong_result_is_a_failure_however_small_the_patch(
     assert code == 1
     assert report["failures"] == ["small-fp32, xdelta3: the result is not the new file"]
     assert report["pairs"][0]["best_peer"] == "zstd"
+
+
+def test_a_tool_that_gives_another_file_back_is_tried_without_its_tricks(
+    bench: pytest.MonkeyPatch, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench.setattr(
+        command,
+        "all_tools",
+        lambda _: [dataclasses.replace(WRONG, plainer=dataclasses.replace(HONEST, name="xdelta3")), SMALLER],
+    )
+    code, report = run(capsys, folder)
+    assert code == 0
+    assert report["pairs"][0]["results"]["xdelta3"]["patch_bytes"] == 1500
+    real = {one.name: one for one in tools.all_tools(Path("packages"))}["xdelta3"]
+    assert real.plainer is not None
+    here = Path(__file__)
+    assert {"-D", "-R"} <= set(real.plainer.encode(here, here, here)) - set(real.encode(here, here, here))
 
 
 def test_a_tool_that_fails_costs_its_cell_only_and_says_why(
