@@ -12,7 +12,6 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import BinaryIO
 
 import msgspec
 
@@ -28,7 +27,7 @@ from server.delta.order import Answer, Order
 def main() -> None:
     """Does one order."""
     order = msgspec.json.decode(sys.stdin.buffer.readline(), type=Order)
-    threading.Thread(target=_end_with, args=(sys.stdin.buffer,), daemon=True).start()
+    threading.Thread(target=_end_with, args=(sys.stdin.fileno(),), daemon=True).start()
     os.nice(order.nice)
     _confine(order.memory_mib)
     try:
@@ -39,7 +38,7 @@ def main() -> None:
         answer = Answer(error=error.message)
     sys.stdout.buffer.write(msgspec.json.encode(answer) + b"\n")
     sys.stdout.buffer.flush()
-    # Not through the interpreter's end: the watching thread holds standard input, and nothing is left to tidy.
+    # Not through the interpreter's end: the watching thread waits on, and nothing is left to tidy.
     os._exit(0)
 
 
@@ -91,8 +90,10 @@ def _confine(memory_mib: int) -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def _end_with(stdin: BinaryIO) -> None:
-    stdin.read()
+def _end_with(stdin: int) -> None:
+    # Not through the buffered file: its lock would be held for ever in the processes that the encoder forks.
+    while os.read(stdin, limits.KIB):
+        pass
     os.killpg(0, signal.SIGKILL)
 
 

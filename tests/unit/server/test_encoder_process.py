@@ -84,6 +84,31 @@ def test_a_large_patch_comes_with_its_index(tmp_path: Path, files: Callable[...,
     assert applied(tmp_path, made, len(new)) == new
 
 
+def test_the_encoder_can_start_processes_beside_the_thread_that_watches_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: Callable[..., Made]
+) -> None:
+    (tmp_path / "several.py").write_text(
+        textwrap.dedent(
+            """
+            import time
+            from concurrent.futures import ProcessPoolExecutor
+            import server.delta.child as child
+
+            def encode(old, new, payload, *, options):
+                time.sleep(0.2)  # the thread is at its post
+                with ProcessPoolExecutor(options.processes) as pool:
+                    raise child.Refused("limit", f"together {sum(pool.map(abs, range(10)))}")
+
+            child.encode = encode
+            child.main()
+            """
+        )
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(EncoderFailedError, match="together 45"):
+        files(OLD, OLD, ProcessEncoder(Patches(processes=2, seconds=5.0), module="several"))
+
+
 def test_files_without_content_go_too(tmp_path: Path, files: Callable[..., Made]) -> None:
     assert applied(tmp_path, files(b"", b"new", ProcessEncoder(Patches())), 3) == b"new"
     assert applied(tmp_path, files(OLD, b"", ProcessEncoder(Patches())), 0) == b""
