@@ -32,6 +32,9 @@ def follow(values: Ints, sizes: Ints, known: Words, addresses: Addresses) -> tup
         if present[rule]:
             where = np.flatnonzero((known.rule == rule) & (sizes == 4))
             followed[where], names[where] = _follow_rule(rule, values[where], known.at(where), addresses)
+    if present[Rule.UNWIND]:
+        where = np.flatnonzero((known.rule == Rule.UNWIND) & (sizes == 4))
+        followed[where], names[where] = _follow_unwind(values[where], known.at(where), addresses)
     if present[Rule.X86]:
         _follow_x86(followed, names, sizes, known, addresses)
     return followed, names
@@ -57,6 +60,31 @@ def _follow_rule(rule: Rule, values: Ints, known: Words, addresses: Addresses) -
                 fits &= distance < 0 if rule == Rule.BEHIND else distance > 0
     followed = np.where(fits, (values + addresses.shift(named) - moved) & LOW, values)
     return followed, np.where(fits, named, -1)
+
+
+def _follow_unwind(values: Ints, known: Words, addresses: Addresses) -> tuple[Ints, Ints]:
+    """A function's record is told by its shape.
+
+    Four words: its length, how far back its kind's record stands, how far off the function begins, how long that is.
+    """
+    followed = values.copy()
+    names = np.full(values.size, -1, np.int64)
+    if values.size < 4:
+        return followed, names
+    record, back, begin, length = (values[at : at - 3 or None] for at in range(4))
+    named = begin - (begin >> 31 << 32) + known.old[2:-1]
+    shaped = (record & 3 == 0) & (record >= 8) & (record < 1 << 16)
+    shaped &= (back > 0) & (back <= known.behind[1:-2]) & (length > 0) & (length < 1 << 26)
+    at = np.flatnonzero(shaped & (np.diff(known.behind)[1:-1] == 4) & addresses.inside(named, known.space[2:-1]))
+    named, back, length = named[at], back[at], length[at]
+    moved = known.moved[at + 1]
+    kind = known.old[at + 1] - back
+    began = addresses.shift(named)
+    followed[at + 1] = (back + moved - addresses.shift(kind)) & LOW
+    followed[at + 2] = (begin[at] + began - moved) & LOW
+    followed[at + 3] = (length + addresses.shift(named + length - 1) - began) & LOW
+    names[at + 1], names[at + 2] = kind, named
+    return followed, names
 
 
 def _follow_x86(followed: Ints, names: Ints, sizes: Ints, known: Words, addresses: Addresses) -> None:

@@ -29,6 +29,7 @@ class Rule(IntEnum):
     BEHIND = 5  # signed distances of four bytes, from where they stand back to what lies before
     AHEAD = 6  # the same, to what follows
     TABLE = 7  # signed distances of four bytes, from where the region begins
+    UNWIND = 8  # what `.eh_frame` of ELF holds: for each function where it begins, its length, and its kind's record
 
 
 class Segment(NamedTuple):
@@ -87,7 +88,7 @@ def code_programs(numbers: Numbers, given: tuple[Program, ...] = ()) -> tuple[Pr
         given: When writing: the programs, ascending by offset and apart from each other.
 
     Raises:
-        Refused: `LIMIT`: too many of them, or a number that is out of bounds.
+        Refused: `LIMIT`, `METADATA`: too many of them, a number that is out of bounds, or an unknown rule.
     """
     coded: list[Program] = []
     at = parts = 0
@@ -126,7 +127,7 @@ def _code_regions(numbers: Numbers, at: int, given: tuple[Region, ...]) -> tuple
         known = given[number] if given else Region(at, 0, Rule.NONE)
         base = at + numbers.unsigned(_BASE, known.base - at)
         length = numbers.unsigned(_LENGTH, known.length)
-        rule = Rule(numbers.symbol(_RULE, 3, known.rule))
+        rule = _rule(numbers.symbol(_RULE, 4, known.rule))
         at = _within(base + length, MOST_OFFSET)
         coded.append(Region(base, length, rule))
     return tuple(coded)
@@ -144,6 +145,12 @@ def _code_exceptions(numbers: Numbers, given: tuple[Exceptional, ...]) -> tuple[
         _within(SPACE + shift, 2 * SPACE)
         coded.append(Exceptional(address, length, shift))
     return tuple(coded)
+
+
+def _rule(number: int) -> Rule:
+    if number >= len(Rule):
+        raise Refused(Reason.METADATA, f"words of a program that follow rule {number}")
+    return Rule(number)
 
 
 def _within(number: int, most: int) -> int:

@@ -14,7 +14,6 @@ from server.delta.elf import ARM64, X86, Elf, Section, find_elves
 Ints = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
 
-DATA_RULES: Final = (Rule.POINTERS, Rule.BEHIND, Rule.TABLE, Rule.AHEAD, Rule.POINTERS_32)
 LEAST_GAIN: Final = 3  # words that an exception puts right: it costs about as many bytes as two of them
 
 

@@ -12,6 +12,7 @@ from protocol.delta.addresses import Addresses, Places, find_places
 from protocol.delta.apply import apply_group
 from protocol.delta.arm64 import follow_arm64
 from protocol.delta.code import open_code
+from protocol.delta.follow import follow
 from protocol.delta.numbers import NumberReader
 from protocol.delta.operations import COPY, TAKE
 from protocol.delta.programs import Exceptional, Program, Region, Rule, Segment, code_programs
@@ -150,6 +151,19 @@ def test_a_branch_follows_what_it_names_and_an_adrp_its_pair() -> None:
 def test_distances_of_x86_are_found_behind_what_tells_them() -> None:
     code = bytes.fromhex("9090909090 e811223344 90 488d0511223344 0f8411223344 f20f100511223344 9090909090")
     assert distances(np.frombuffer(code, np.uint8)).tolist() == [6, 14, 20, 28]
+
+
+def test_a_functions_record_follows_where_it_begins_where_its_kind_stands_and_how_long_it_is() -> None:
+    program = Program(0x4000, (Segment(0, 0x4000, 0, 0),), (Region(0x2000, 0x100, Rule.UNWIND),), ())
+    addresses = Addresses((program,), places((0, 0, 0x1000), (0x1000, 0x1040, 0x1000), (0x2000, 0x2040, 0x100)))
+    base = np.arange(0x2000, 0x2020, 4)
+    record = [16, 0x14, 0x0FE0 - 0x2018 & 0xFFFFFFFF, 0x100, 0]
+    values = np.array([1, 2, 3, 0, *record[:4]], np.int64)
+    values[4:] = record[:4]
+    followed, names = follow(values, np.full(8, 4, np.int64), addresses.words(base, base + 0x40), addresses)
+    assert followed.tolist()[:5] == values.tolist()[:5]
+    assert followed.tolist()[5:] == [0x14, 0x0FE0 - 0x2058 & 0xFFFFFFFF, 0x140]
+    assert names.tolist() == [-1, -1, -1, -1, -1, 0x2000, 0x0FE0, -1]
 
 
 def test_addresses_follow_operations_and_their_exceptions() -> None:
