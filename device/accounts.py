@@ -71,6 +71,11 @@ class Accounts:
         self._lock = threading.Lock()
         self._ledger = read_ledger(state)
 
+    @property
+    def is_limited(self) -> bool:
+        """Whether the machine's own limits bear on its link. The server does not know them."""
+        return self._own.release_bytes is not None or self._link in self._own.day_bytes
+
     def of(self, release: Digest) -> TransferBytes:
         """What the release took so far. Never blocks."""
         return self._ledger.releases.get(release, TransferBytes())

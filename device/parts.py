@@ -185,7 +185,8 @@ async def assembled(layout: Layout, settings: DeviceSettings) -> AsyncIterator[P
                 totals.now(outbox.produced()),
                 *now(),
                 link=settings.link.kind,
-                link_rate_kib_s=settings.link.rate_kib_s or transfer.link_rate_kib_s,
+                # Where bytes are limited here, a plan must not trade them for time: without a rate it does not.
+                link_rate_kib_s=0 if accounts.is_limited else settings.link.rate_kib_s or transfer.link_rate_kib_s,
                 parts=updater.parts(),
             )
 

@@ -126,6 +126,13 @@ def test_nothing_may_travel_where_zero_is_allowed(machine):
         purse.check(1)
 
 
+def test_only_limits_that_bear_on_the_link_make_its_bytes_scarce(machine):
+    assert not machine.accounts.is_limited
+    assert not machine.restart(day_bytes={"wifi": 1}).is_limited
+    assert machine.restart(day_bytes={"cellular": 1}).is_limited
+    assert machine.restart(release_bytes=0).is_limited
+
+
 DAILY = Budget(day_bytes={"cellular": 1000})
 
 
