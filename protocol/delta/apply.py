@@ -190,6 +190,11 @@ class _References:
             if operation.kind == self._kind:
                 yield from _windows(self._base, operation.base, operation.length)
 
+    def at(self, offset: int, length: int) -> bytes:
+        if not 0 <= offset <= self._base.length_bytes - length:
+            raise Refused(Reason.LIMIT, "a patch reads outside of its base")
+        return self._base.read(offset, length)
+
     def places(self) -> Places:
         return self._operations.places(self._output_offset, self._kind)
 

@@ -11,6 +11,7 @@
 | 11 | int32 difference | `protocol.delta.floats`, as floats that have no exponent |
 | 16 | code | `protocol.delta.code`: machine code and other bytes that resemble the base |
 | 32 | edits | `protocol.delta.edits`: bytes of the base with few changes, by numbers |
+| 33 | deflated | `protocol.delta.deflated`: gzip members made from the tokens of older ones |
 """
 
 import lzma
@@ -21,6 +22,7 @@ from protocol import limits
 from protocol.delta.addresses import Places
 from protocol.delta.alone import open_alone
 from protocol.delta.code import open_code
+from protocol.delta.deflated import members_of, open_deflated
 from protocol.delta.edits import open_edits
 from protocol.delta.floats import open_differences
 from protocol.delta.integers import open_integers
@@ -41,6 +43,7 @@ BF16_ALONE: Final = 10
 I32_DIFFERENCE: Final = 11
 CODE: Final = 16
 EDITS: Final = 32
+DEFLATED: Final = 33
 
 DIFFERENCES: Final = {F32_DIFFERENCE: F32, F16_DIFFERENCE: F16, BF16_DIFFERENCE: BF16, I32_DIFFERENCE: I32}
 ALONE: Final = {F32_ALONE: F32, F16_ALONE: F16, BF16_ALONE: BF16}
@@ -59,6 +62,7 @@ _NAMES: Final = {
     BF16_ALONE: "bf16 alone",
     CODE: "code",
     EDITS: "edits",
+    DEFLATED: "deflated",
 }
 
 
@@ -78,10 +82,18 @@ class References(Protocol):
         """Where the group's operations read the base and where they write, this stream's marked."""
         ...
 
+    def at(self, offset: int, length: int) -> bytes:
+        """Bytes of the base.
+
+        Raises:
+            Refused: `LIMIT`: they lie outside.
+        """
+        ...
+
 
 def takes_base(kind: int) -> bool:
     """Whether a stream of this kind is made from bytes of the base, as many as it gives."""
-    return kind in (I8_DIFFERENCE, CODE, EDITS) or kind in DIFFERENCES
+    return kind in (I8_DIFFERENCE, CODE, EDITS, DEFLATED) or kind in DIFFERENCES
 
 
 def open_stream(kind: int, coded: memoryview, length_bytes: int, references: References) -> bytes:
@@ -114,6 +126,8 @@ def open_stream(kind: int, coded: memoryview, length_bytes: int, references: Ref
             output = open_code(coded, length_bytes, references.read(), references.places())
         case 32:
             output = open_edits(bytes(coded), references.read())
+        case 33:
+            output = open_deflated(bytes(coded), members_of(references.places()), references.at)
         case _:
             raise Refused(Reason.METADATA, f"a stream of unknown kind {kind}")
     if len(output) != length_bytes:

@@ -19,6 +19,7 @@ from protocol.delta.patch import write_group
 from protocol.delta.streams import CODE, EDITS, LZMA, STORED, ZSTD, lzma_filter, takes_base
 from protocol.delta.tar import DIGEST, ENTRIES, HEAD, PAD, STAMP
 from protocol.delta.tar_blocks import BLOCK_BYTES
+from server.delta.archives.members import encode_members
 from server.delta.code import encode_code
 from server.delta.floats import encode_alone, encode_differences
 from server.delta.integers import encode_integers
@@ -67,6 +68,7 @@ class _Stream:
     kind_of_bytes: How
     data: bytearray = field(default_factory=bytearray)
     reference: bytearray = field(default_factory=bytearray)  # bytes of the base that it is made from
+    members: list[tuple[memoryview, memoryview]] = field(default_factory=list)  # older and newer compressed data
     matrices: list[Matrix] = field(default_factory=list)  # of its elements
 
 
@@ -156,7 +158,9 @@ def encode_group(group: GroupPlan, old: memoryview, new: memoryview) -> bytes:
                 stream.matrices += _matrix(piece, len(stream.data))
                 piece = piece._replace(value=0)
             stream.data += new[at : at + piece.length]
-            if piece.base >= 0:
+            if piece.how is How.DEFLATED:
+                stream.members.append((old[piece.base :], new[at : at + piece.length]))
+            elif piece.base >= 0:
                 stream.reference += old[piece.base : piece.base + piece.length]
         operations.append(Operation(kind, piece.length, piece.base, piece.value))
         at += piece.length
@@ -203,6 +207,8 @@ def _encode_literal(stream: _Stream) -> tuple[int, int, bytes]:
     data = bytes(stream.data)
     if stream.kind_of_bytes is How.EDITS:
         return EDITS, len(data), _edits(bytes(stream.reference), data)
+    if stream.kind_of_bytes is How.DEFLATED:
+        return streams.DEFLATED, len(data), encode_members(stream.members)
     if stream.kind_of_bytes in DIFFERENCES:
         kind, form = DIFFERENCES[stream.kind_of_bytes]
         return kind, len(data), encode_differences(form, bytes(stream.reference), data, stream.matrices)

@@ -52,7 +52,7 @@ def find_recipe(path: Path, content: Path) -> GzipRecipe | None:
     """
     with path.open("rb") as file:
         start = file.read(GZIP_HEADER_BYTES + TRIED_BYTES)
-    length = _header_bytes(start)
+    length = header_bytes(start)
     if length is None:
         return None
     with content.open("rb") as file:
@@ -88,7 +88,7 @@ def _gives(recipe: GzipRecipe, content: Path, wanted: Path) -> bool:
         return not file.read(1)
 
 
-def _header_bytes(data: bytes) -> int | None:
+def header_bytes(data: bytes) -> int | None:
     """Length of the header that `data` begins with."""
     if len(data) < 10 + _TRAILER_BYTES or data[: len(MAGIC)] != MAGIC:
         return None

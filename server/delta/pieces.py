@@ -28,6 +28,7 @@ class How(Enum):
     F16_ALONE = auto()
     BF16_ALONE = auto()
     CODE = auto()  # machine code made from that of the base
+    DEFLATED = auto()  # a gzip file behind its header, made from the tokens of an older one
 
 
 class Piece(NamedTuple):
@@ -47,7 +48,7 @@ class Piece(NamedTuple):
     value: int = 0
 
 
-WHOLE: frozenset[How] = frozenset({How.ENTRIES, How.HEAD, How.STAMP, How.DIGEST, How.PAD})
+WHOLE: frozenset[How] = frozenset({How.ENTRIES, How.HEAD, How.STAMP, How.DIGEST, How.PAD, How.DEFLATED})
 """What stands in one group: it is not cut."""
 
 ELEMENT_BYTES: dict[How, int] = {

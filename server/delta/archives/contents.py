@@ -6,15 +6,19 @@ from typing import Final
 import numpy as np
 
 from protocol import limits
+from protocol.delta.deflated import STREAM_MEMBERS
 from server.delta.aligned import program_pieces
 from server.delta.archives.exact import find_runs
+from server.delta.archives.members import is_worth, read_member
 from server.delta.matching import MatchLimits, find_covers
 from server.delta.pieces import How, Piece
 
 LOOKED_AT_BYTES: Final = 4096  # of a file's beginning, to tell text from other bytes
 EXACT_BYTES: Final = limits.MIB // 2  # of a text; a larger one is aligned like other bytes
+MEMBERS_SHARE: Final = 16  # of the new bytes that may be gzip files, old and new, read as tokens: that is slow
 SHORTEST_COPY_BYTES: Final = 64  # a shorter equal run does not leave the stream of its neighbours
 
+GZIP: Final = b"\x1f\x8b\x08"
 _ELF: Final = b"\x7fELF"
 _MACHINES: Final = {62: How.X86, 183: How.ARM64}
 
@@ -40,6 +44,7 @@ class Contents:
         self._old = old
         self._new = new
         self._bounds = bounds
+        self._left = max(limits.MIB, len(new) // MEMBERS_SHARE), STREAM_MEMBERS
 
     def pieces(self, base: slice, result: slice) -> list[Piece]:
         """What a file is made of.
@@ -51,9 +56,29 @@ class Contents:
         kind = kind_of(self._new[result])
         if base.start >= base.stop:
             return [Piece(kind, result.stop - result.start)]
+        if _is_gzip(self._new[result]) and _is_gzip(self._old[base]):
+            deflated = self._deflated(base, result)
+            if deflated:
+                return deflated
         small = max(base.stop - base.start, result.stop - result.start) <= EXACT_BYTES
         found = self._runs(base, result) if kind is How.TEXT and small else self._covers(base, result, kind)
         return list(_filled(found, result.stop - result.start, kind))
+
+    def _deflated(self, base: slice, result: slice) -> list[Piece]:
+        """A gzip file from the tokens of the old one, or nothing."""
+        before, after = self._old[base], self._new[result]
+        bytes_left, members_left = self._left
+        if len(before) + len(after) > bytes_left or len(before) > 2 * len(after) or not members_left:
+            return []
+        old, new = read_member(before), read_member(after)
+        if old is None or new is None or not is_worth(old, new, before, after):
+            return []
+        if base.start + old.start + len(after) - new.start > len(self._old):  # as if read, byte for byte
+            return []
+        self._left = bytes_left - len(before) - len(after), members_left - 1
+        same = old.start == new.start and before[: old.start] == after[: new.start]
+        head = Piece(How.COPY, new.start, base.start) if same else Piece(How.BINARY, new.start)
+        return [head, Piece(How.DEFLATED, len(after) - new.start, base.start + old.start)]
 
     def _runs(self, base: slice, result: slice) -> Iterator[tuple[int, Piece]]:
         for run in find_runs(bytes(self._old[base]), bytes(self._new[result])):
@@ -70,6 +95,10 @@ class Contents:
             wrong = int(np.count_nonzero(old[source : source + length] != new[start : start + length]))
             how = How.EDITS if wrong or length < SHORTEST_COPY_BYTES else How.COPY
             yield start, Piece(how, length, base.start + source)
+
+
+def _is_gzip(content: memoryview) -> bool:
+    return bytes(content[: len(GZIP)]) == GZIP
 
 
 def _filled(found: Iterator[tuple[int, Piece]], length: int, kind: How) -> Iterator[Piece]:
