@@ -11,6 +11,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 OURS = "headland"
+DELTA = ROOT / "scripts" / "delta"
 INSTALL_S = 600
 # Pinned, so that two runs compare the same tools; Debian's own are of the release that runs this.
 PYTHON_PEERS = ("bsdiff4==1.3.2", "hdiffpatch==2.6.0")
@@ -67,7 +68,7 @@ def all_tools(packages: Path) -> list[Tool]:
     """Every tool in the order of the table; `packages` is where the peers written for Python lie."""
     zstd = ["zstd", "-q", "-f"]
     best = [*zstd, "-19", "--single-thread"]
-    delta = str(ROOT / "scripts" / "delta")
+    delta = str(DELTA)
     return [
         Tool(
             "zstd",
@@ -154,7 +155,7 @@ def _tried(command: Sequence[str], environment: dict[str, str] | None = None) ->
 def why_missing(tool: Tool, packages: Path) -> str:
     """Why a tool cannot run here, or nothing when it can."""
     if tool.name == OURS:
-        return "" if os.access(ROOT / "scripts" / "delta", os.X_OK) else "scripts/delta is not there"
+        return "" if os.access(DELTA, os.X_OK) else "scripts/delta is not there"
     if tool.name in ("bsdiff4", "hdiffpatch"):
         look = f"import sys; sys.path.insert(0, {str(packages)!r}); import {tool.name}"
         return _tried([sys.executable, "-I", "-c", look])
