@@ -26,7 +26,7 @@ from protocol.errors import Reason, Refused
 
 __all__ = ["Base", "Operations", "apply_group", "read_operations"]
 
-WINDOW_BYTES: Final = limits.MIB  # the base is read and the output written in pieces no larger
+WINDOW_BYTES: Final = 256 * limits.KIB  # the base is read and the output written in pieces no larger
 
 
 def apply_group(group: bytes, base: Base, output_offset: int, write: Callable[[bytes], None]) -> int:
@@ -36,7 +36,7 @@ def apply_group(group: bytes, base: Base, output_offset: int, write: Callable[[b
         group: All of its bytes.
         base: What the patch was made against.
         output_offset: Where the group's output begins in the result.
-        write: Takes the output in order, at most 1 MiB at a time.
+        write: Takes the output in order, at most 256 KiB at a time.
 
     Returns:
         How many bytes were written: what the group's header says.

@@ -12,18 +12,18 @@ of a unit, for the change before rounding), how much its neighbours changed, and
 | words | the rest: what `lanes.LaneReader` reads, factors first |
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from protocol.delta.floats import LANES_BITS, code_factors
-from protocol.delta.lanes import BitReader, Bits, Coder, LaneReader, Table
+from protocol.delta.lanes import BitReader, Bits, Coder, Contexts, LaneReader, Table
 from protocol.delta.lowrank import Change, code_shapes
 from protocol.delta.numbers import NumberReader
 from protocol.delta.patch import read_varint
-from protocol.delta.residuals import code_bodies, code_sizes, rows_of, split
+from protocol.delta.residuals import BLOCK, UNIT, SizeModel, Sizes, code_bodies, rows_of, split
 from protocol.errors import Reason, Refused
 
 Bytes = npt.NDArray[np.uint8]
@@ -47,10 +47,10 @@ OLD_VALUES: Final = np.repeat(np.arange(5, dtype=np.int16), [64, 56, 16, 56, 64]
 """What contexts tell apart of the old value, from -128 up."""
 CONTEXTS: Final = PHASES * 10 * 5
 PLAIN_BITS: Final = 4  # a size of eight bits less its highest one and the three with a context
-WINDOW: Final = 1 << 16
+WINDOW: Final = 1 << 14
 
 
-def open_integers(coded: memoryview, length_bytes: int, references: Iterable[bytes]) -> bytes:
+def open_integers(coded: memoryview, length_bytes: int, references: Iterable[bytes]) -> Iterator[bytes]:
     """Decodes a stream.
 
     Args:
@@ -75,47 +75,62 @@ def open_integers(coded: memoryview, length_bytes: int, references: Iterable[byt
     coder = LaneReader(coded[end:], 1 << (form & 15))
     changes = code_shapes(NumberReader(bytes(coded[at:middle])), length_bytes)
     changes = code_factors(coder, BitReader(np.empty(0, np.uint16), coded[middle:end]), changes, None)
-    old = np.frombuffer(b"".join(references), np.uint8)
-    if old.size != length_bytes:
-        raise Refused(Reason.LENGTH, "a stream of integers that is not as long as what it is made from")
-    new = code_integers(coder, old, changes, loud=bool(form & LOUD), quiet=bool(form & QUIET))
+    model = BySize(coder) if form & LOUD else ByValue(coder, quiet=bool(form & QUIET))
+    for first, old in blocks(references):
+        yield code_block(model, old, first, changes).tobytes()
     coder.finish()
-    return new.tobytes()
 
 
-def code_integers(
-    coder: Coder, old: Bytes, changes: list[Change], *, quiet: bool, loud: bool, given: Bytes | None = None
+def blocks(references: Iterable[bytes]) -> Iterator[tuple[int, Bytes]]:
+    """Bytes in runs of `BLOCK`, each with where it begins."""
+    held = bytearray()
+    first = 0
+    for piece in references:
+        held += piece
+        while len(held) >= BLOCK:
+            yield first, np.frombuffer(bytes(held[:BLOCK]), np.uint8)
+            del held[:BLOCK]
+            first += BLOCK
+    if held:
+        yield first, np.frombuffer(bytes(held), np.uint8)
+
+
+def code_block(
+    model: "BySize | ByValue", old: Bytes, first: int, changes: list[Change], given: Bytes | None = None
 ) -> Bytes:
-    """Codes the new bytes.
+    """Codes a run of new bytes.
 
     Args:
-        coder: One direction. Lane j works through the j-th run of equally many neighbours.
-        old: uint8 [n].
-        changes: With their factors.
-        quiet: Whether to ask first if there is a change at all: finer, when there is hardly any.
-        loud: Whether to code by the size of the changes: when they are too many and too different to be learnt apart.
+        model: What is learnt over the stream.
+        old: uint8 [n], n at most `BLOCK`.
+        first: Where the run begins in the stream.
+        changes: All of the stream, with their factors.
         given: uint8 [n], the new bytes, when writing.
     """
-    whole, phase = expectations(old.size, changes)
+    whole, phase = expectations(first, old.size, changes)
     base = (old + whole.view(np.uint8)).astype(np.uint8)
-    difference = (given - base).view(np.int8) if given is not None else None
-    if loud:
-        return _sum(base, _code_by_size(coder, old.size, difference))
-    return _sum(base, _code_by_value(coder, old, phase, quiet, difference))
-
-
-def _sum(base: Bytes, difference: Signed) -> Bytes:
+    difference = model.code(old, phase, (given - base).view(np.int8) if given is not None else None)
     return np.asarray(base + difference.view(np.uint8), np.uint8)
 
 
-def _code_by_size(coder: Coder, count: int, given: Signed | None) -> Signed:
-    offsets = np.zeros(count, np.uint8)
-    sizes = split(given.astype(np.int64)) if given is not None else None
-    coded = code_sizes(coder, offsets, 8, learn_signs=True, given=sizes)
-    bodies = code_bodies(
-        _TableBits(coder), coded, learn_signs=True, given=given.astype(np.int64) if given is not None else None
-    )
-    return np.concatenate(list(bodies)).astype(np.int8)
+class BySize:
+    """Differences by their size: when they are too many and too different to be learnt apart.
+
+    Args:
+        coder: One direction.
+    """
+
+    def __init__(self, coder: Coder) -> None:
+        self._sizes = SizeModel(coder, 8, 4 * UNIT)
+        self._bits = _TableBits(coder)
+
+    def code(self, old: Bytes, phase: Bytes, given: Signed | None) -> Signed:
+        """Codes a run of differences: int8 [n]; `given` when writing."""
+        wide = given.astype(np.int64) if given is not None else None
+        sizes = split(wide) if wide is not None else None
+        size, top, negative = self._sizes.code(np.zeros(old.size, np.uint8), True, sizes)
+        bodies = code_bodies(self._bits, Sizes(size, negative, top), learn_signs=True, given=wide)
+        return np.concatenate(list(bodies)).astype(np.int8)
 
 
 class _TableBits:
@@ -137,64 +152,82 @@ class _TableBits:
         return numbers
 
 
-def _code_by_value(coder: Coder, old: Bytes, phase: Bytes, quiet: bool, given: Signed | None) -> Signed:
-    """Each difference in the context of what its lane has just seen, of the old value and of what is expected."""
-    count = old.size
-    steps = -(-count // coder.lanes)
-    lanes = -(-count // max(steps, 1))
-    phase_rows = rows_of(phase, lanes, steps)
-    old_rows = rows_of(old, lanes, steps)
-    given_rows = None
-    if given is not None:
-        wide = given.astype(np.int16)
-        given_rows = rows_of(np.where(wide < 0, -2 * wide - 1, 2 * wide).astype(np.uint8), lanes, steps)
-    rows = np.zeros((steps, lanes), np.uint8)
-    table = Table(CONTEXTS, SYMBOLS, 1 + (64 >> np.minimum(np.arange(SYMBOLS), 6)))
-    changed_table = Bits(CONTEXTS, (64, 8), memory=1 << 14)
-    rest_table = Table(1, RESTS)
-    mean = np.zeros(lanes, np.int16)
-    for step in range(steps):
-        # Only the last lane may be shorter than the others.
-        active = lanes if (lanes - 1) * steps + step < count else lanes - 1
-        now = mean[:active]
-        level = LEVELS[np.minimum(now >> 3, LEVELS.size - 1)]
-        value = OLD_VALUES[old_rows[step, :active] ^ 0x80]
-        contexts = ((phase_rows[step, :active] * np.int16(10) + level) * np.int16(5) + value).astype(np.intp)
-        want = given_rows[step, :active] if given_rows is not None else None
-        if quiet:
-            changed = coder.code(changed_table, contexts, np.minimum(want, 1) if want is not None else None)
-            symbols = np.zeros(active, np.uint8)
+class ByValue:
+    """Each difference in the context of what its lane has just seen, of the old value and of what is expected.
+
+    Args:
+        coder: One direction. Lane j works through the j-th part of each run.
+        quiet: Whether to ask first if there is a change at all: finer, when there is hardly any.
+    """
+
+    def __init__(self, coder: Coder, *, quiet: bool) -> None:
+        self._coder = coder
+        self._quiet = quiet
+        self._table = Table(CONTEXTS, SYMBOLS, 1 + (64 >> np.minimum(np.arange(SYMBOLS), 6)))
+        self._changed = Bits(CONTEXTS, (64, 8), memory=1 << 14)
+        self._rests = Table(1, RESTS)
+        self._mean = np.zeros(coder.lanes, np.int16)
+
+    def code(self, old: Bytes, phase: Bytes, given: Signed | None) -> Signed:
+        """Codes a run of differences: int8 [n]; `given` when writing."""
+        count = old.size
+        steps = -(-count // self._coder.lanes)
+        lanes = -(-count // steps)
+        phase_rows = rows_of(phase, lanes, steps)
+        old_rows = rows_of(old, lanes, steps)
+        given_rows = None
+        if given is not None:
+            wide = given.astype(np.int16)
+            given_rows = rows_of(np.where(wide < 0, -2 * wide - 1, 2 * wide).astype(np.uint8), lanes, steps)
+        rows = np.zeros((steps, lanes), np.uint8)
+        for step in range(steps):
+            # Only the last lane may be shorter than the others.
+            active = lanes if (lanes - 1) * steps + step < count else lanes - 1
+            now = self._mean[:active]
+            level = LEVELS[np.minimum(now >> 3, LEVELS.size - 1)]
+            value = OLD_VALUES[old_rows[step, :active] ^ 0x80]
+            contexts = ((phase_rows[step, :active] * np.int16(10) + level) * np.int16(5) + value).astype(np.intp)
+            symbols = self._code_step(contexts, given_rows[step, :active] if given_rows is not None else None)
+            rows[step, :active] = symbols
+            magnitude = np.minimum((symbols.astype(np.int16) + 1) >> 1, 63) * np.int16(RUN_UNIT)
+            now += (magnitude - now) >> RUN_SHIFT
+        zigzag = rows.T.ravel()[:count]
+        return np.asarray((zigzag >> 1) ^ (np.uint8(0) - (zigzag & np.uint8(1))), np.uint8).view(np.int8)
+
+    def _code_step(self, contexts: Contexts, want: Bytes | None) -> Bytes:
+        coder = self._coder
+        if self._quiet:
+            changed = coder.code(self._changed, contexts, np.minimum(want, 1) if want is not None else None)
+            symbols = np.zeros(contexts.size, np.uint8)
             where = changed.nonzero()[0]
             if where.size:
                 less = np.minimum(want[where] - 1, SYMBOLS - 1) if want is not None else None
-                symbols[where] = coder.code(table, contexts[where], less, where) + 1
+                symbols[where] = coder.code(self._table, contexts[where], less, where) + 1
             last = SYMBOLS
         else:
-            symbols = coder.code(table, contexts, np.minimum(want, SYMBOLS - 1) if want is not None else None)
+            symbols = coder.code(self._table, contexts, np.minimum(want, SYMBOLS - 1) if want is not None else None)
             last = SYMBOLS - 1
         far = (symbols == last).nonzero()[0]
         if far.size:
             rest = want[far] - np.uint8(last) if want is not None else None
             symbols = symbols.copy()
-            symbols[far] += coder.code(rest_table, np.zeros(far.size, np.intp), rest, far)
-        rows[step, :active] = symbols
-        magnitude = np.minimum((symbols.astype(np.int16) + 1) >> 1, 63) * np.int16(RUN_UNIT)
-        now += (magnitude - now) >> RUN_SHIFT
-    zigzag = rows.T.ravel()[:count]
-    return np.asarray((zigzag >> 1) ^ (np.uint8(0) - (zigzag & np.uint8(1))), np.uint8).view(np.int8)
+            symbols[far] += coder.code(self._rests, np.zeros(far.size, np.intp), rest, far)
+        return symbols
 
 
-def expectations(count: int, changes: list[Change]) -> tuple[npt.NDArray[np.int8], Bytes]:
-    """The expected change of each element: whole units, and the eighths beside them (4 is none)."""
+def expectations(first: int, count: int, changes: list[Change]) -> tuple[npt.NDArray[np.int8], Bytes]:
+    """The expected change of elements `first` and on: whole units, and the eighths beside them (4 is none)."""
     whole = np.zeros(count, np.int8)
     phase = np.full(count, PHASES // 2, np.uint8)
     for change in changes:
-        for first in range(0, change.rows * change.columns, WINDOW):
-            size = min(WINDOW, change.rows * change.columns - first)
-            units = change.units(first, size)
+        start = max(change.first, first)
+        stop = min(change.first + change.rows * change.columns, first + count)
+        for at in range(start, stop, WINDOW):
+            size = min(WINDOW, stop - at)
+            units = change.units(at - change.first, size)
             drop = min(max(change.shift - PHASE_BITS, 0), 62)
             eighths = np.minimum(np.maximum(units + ((1 << drop) >> 1) >> drop, -1016), 1016) + PHASES // 2
-            here = slice(change.first + first, change.first + first + size)
+            here = slice(at - first, at - first + size)
             whole[here] = eighths >> PHASE_BITS
             phase[here] = eighths & (PHASES - 1)
     return whole, phase

@@ -214,8 +214,8 @@ class BitReader:
     """
 
     def __init__(self, hidden: npt.NDArray[np.uint16], data: bytes | memoryview) -> None:
-        spare = bytes(_READ_BYTES)
-        self._data = np.frombuffer(b"".join((hidden.astype(">u2").tobytes(), data, spare)), np.uint8)
+        self._hidden = hidden.astype(">u2").tobytes()
+        self._data = memoryview(data)
         self._next_bit = 0
 
     def code(
@@ -226,18 +226,26 @@ class BitReader:
         Raises:
             Refused: `LENGTH`: there are no more.
         """
-        ends = np.cumsum(widths) + self._next_bit
-        if not ends.size:
+        if not widths.size:
             return np.empty(0, np.uint32)
-        if ends[-1] > 8 * (self._data.size - _READ_BYTES):
-            raise Refused(Reason.LENGTH, "a stream with too few bits")
-        self._next_bit = int(ends[-1])
+        ends = np.cumsum(widths) + (self._next_bit & 7)
+        first_byte = self._next_bit >> 3
+        data = self._bytes(first_byte, first_byte + (int(ends[-1]) + 7 >> 3))
+        self._next_bit = 8 * first_byte + int(ends[-1])
         starts = ends - widths
         first = starts >> 3
-        value = self._data[first].astype(np.uint64)
+        value = data[first].astype(np.uint64)
         for byte in range(1, _READ_BYTES):
-            value = (value << np.uint64(8)) | self._data[first + byte]
+            value = (value << np.uint64(8)) | data[first + byte]
         spare = (8 * _READ_BYTES - (starts & 7) - widths).astype(np.uint64)
         mask = (np.uint64(1) << widths.astype(np.uint64)) - np.uint64(1)
         numbers: npt.NDArray[np.uint32] = ((value >> spare) & mask).astype(np.uint32)
         return numbers
+
+    def _bytes(self, start: int, end: int) -> npt.NDArray[np.uint8]:
+        """A range of the hidden bits and those behind them, with as much behind it as the last number may touch."""
+        behind = len(self._hidden)
+        if end > behind + len(self._data):
+            raise Refused(Reason.LENGTH, "a stream with too few bits")
+        parts = self._hidden[start:end], self._data[max(start - behind, 0) : max(end - behind, 0)], bytes(_READ_BYTES)
+        return np.frombuffer(b"".join(parts), np.uint8)

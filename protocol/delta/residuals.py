@@ -28,7 +28,8 @@ TREND: Final = 3  # the fast mean is below, near or above the slow one
 TOP_BITS: Final = 3
 TILTS: Final = 17  # how far a size is from the expected one, in half bits: the slope within an octave
 SIGNS: Final = 9  # the running mean of the signs in eighths, and one for zeros
-BODY_WINDOW: Final = 1 << 16  # elements: what the temporary arrays of the low bits hold
+BODY_WINDOW: Final = 1 << 14  # elements: what the temporary arrays of the low bits hold
+BLOCK: Final = 1 << 18  # elements: what the arrays of the sizes hold
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,10 @@ class Sizes:
     size: npt.NDArray[np.uint8]
     negative: npt.NDArray[np.uint8]
     top: npt.NDArray[np.uint8]
+
+    def part(self, block: slice) -> "Sizes":
+        """Those of a run of numbers."""
+        return Sizes(self.size[block], self.negative[block], self.top[block])
 
 
 def split(numbers: npt.NDArray[np.int64]) -> Sizes:
@@ -73,60 +78,88 @@ def code_sizes(coder: Coder, offsets: Offsets, widest: int, *, learn_signs: bool
     Returns:
         All of it; `negative` is zero where signs are not learnt.
     """
-    count = offsets.size
-    steps = -(-count // coder.lanes)
-    lanes = -(-count // max(steps, 1))
-    offset_rows = rows_of(offsets, lanes, steps)
-    size_rows = rows_of(given.size, lanes, steps) if given else None
-    negative_rows = rows_of(given.negative, lanes, steps) if given else None
-    sizes = np.zeros((steps, lanes), np.uint8)
-    negatives = np.zeros((steps, lanes), np.uint8)
-    tilts = np.zeros((steps, lanes), np.uint8)
-    size_table = Table(EXPECTED * TREND, widest + 1, _size_prior(widest))
-    sign_table = Bits(SIGNS, _sign_prior())
-    slow = np.full(lanes, _first_mean(offsets, widest), np.int16)
-    fast = slow.copy()
-    sign = np.zeros(lanes, np.int16)
-    for step in range(steps):
-        # Only the last lane may be shorter than the others.
-        active = lanes if (lanes - 1) * steps + step < count else lanes - 1
-        offset = offset_rows[step, :active].astype(np.int16)
-        mean, quick = slow[:active], fast[:active]
-        half_bits = (mean >> 3) - (offset << 1)
-        expected = np.minimum(np.maximum(half_bits + EXPECTED_ZERO, 0), EXPECTED - 1)
-        trend = np.minimum(np.maximum((quick - mean + 3 * UNIT) >> 5, 0), TREND - 1)
-        contexts = (expected * TREND + trend).astype(np.intp)
-        size8 = coder.code(size_table, contexts, size_rows[step, :active] if size_rows is not None else None)
-        sizes[step, :active] = size8
-        size = size8.astype(np.int16)
-        zero = size8 == 0
-        tilts[step, :active] = np.minimum(np.maximum(size + size - half_bits + TILTS // 2, 0), TILTS - 1)
-        if learn_signs:
-            bias = sign[:active]
-            contexts = ((bias + 128) >> 5).astype(np.intp)
-            contexts[zero] = SIGNS - 1
-            negative = coder.code(
-                sign_table, contexts, negative_rows[step, :active] if negative_rows is not None else None
-            )
-            negatives[step, :active] = negative
-            toward = (127 - bias - negative.astype(np.int16) * 255) >> 4
-            toward[zero] = 0
-            bias += toward
-        seen = (size + offset) << 4
-        # A zero says that a change was too small to be seen here, not how small.
-        np.minimum(seen, mean, out=seen, where=zero)
-        mean += (seen - mean) >> SLOW
-        quick += (seen - quick) >> FAST
-    columns = [rows.T.ravel()[:count] for rows in (sizes, negatives)]
-    top = _code_tops(coder, columns[0], tilts.T.ravel()[:count], given.top if given else None)
-    return Sizes(columns[0], columns[1], top)
+    model = SizeModel(coder, widest, _first_mean(offsets, widest))
+    none = np.broadcast_to(np.uint8(0), offsets.size)
+    columns = [np.empty(offsets.size, np.uint8) for _ in range(3 if learn_signs else 2)]
+    sizes = Sizes(columns[0], columns[2] if learn_signs else none, columns[1])
+    for first in range(0, offsets.size, BLOCK):
+        block = slice(first, first + BLOCK)
+        coded = model.code(offsets[block], learn_signs, given.part(block) if given else None)
+        for column, numbers in zip(columns, coded, strict=True):
+            column[block] = numbers
+    return sizes
 
 
-def _code_tops(
-    coder: Coder, sizes: npt.NDArray[np.uint8], tilts: npt.NDArray[np.uint8], given: npt.NDArray[np.uint8] | None
-) -> npt.NDArray[np.uint8]:
+class SizeModel:
+    """What is learnt over a stream, and where its lanes stand.
+
+    Args:
+        coder: One direction.
+        widest: The largest size there is.
+        first_mean: Of sizes and offsets together, in units, before anything is known.
+    """
+
+    def __init__(self, coder: Coder, widest: int, first_mean: int) -> None:
+        self._coder = coder
+        self._size_table = Table(EXPECTED * TREND, widest + 1, _size_prior(widest))
+        self._sign_table = Bits(SIGNS, _sign_prior())
+        self._top_table = Table(TILTS * TOP_BITS, 1 << TOP_BITS, _top_prior())
+        self._slow = np.full(coder.lanes, first_mean, np.int16)
+        self._fast = self._slow.copy()
+        self._sign = np.zeros(coder.lanes, np.int16)
+
+    def code(self, offsets: Offsets, learn_signs: bool, given: Sizes | None) -> list[npt.NDArray[np.uint8]]:
+        """Codes one block: size, top and, when it is learnt, sign of each number."""
+        coder = self._coder
+        count = offsets.size
+        steps = -(-count // coder.lanes)
+        lanes = -(-count // steps)
+        offset_rows = rows_of(offsets, lanes, steps)
+        size_rows = rows_of(given.size, lanes, steps) if given else None
+        negative_rows = rows_of(given.negative, lanes, steps) if given else None
+        sizes = np.zeros((steps, lanes), np.uint8)
+        negatives = np.zeros((steps if learn_signs else 0, lanes), np.uint8)
+        tilts = np.zeros((steps, lanes), np.uint8)
+        for step in range(steps):
+            # Only the last lane may be shorter than the others.
+            active = lanes if (lanes - 1) * steps + step < count else lanes - 1
+            offset = offset_rows[step, :active].astype(np.int16)
+            mean, quick = self._slow[:active], self._fast[:active]
+            half_bits = (mean >> 3) - (offset << 1)
+            expected = np.minimum(np.maximum(half_bits + EXPECTED_ZERO, 0), EXPECTED - 1)
+            trend = np.minimum(np.maximum((quick - mean + 3 * UNIT) >> 5, 0), TREND - 1)
+            contexts = (expected * TREND + trend).astype(np.intp)
+            want = size_rows[step, :active] if size_rows is not None else None
+            size8 = coder.code(self._size_table, contexts, want)
+            sizes[step, :active] = size8
+            size = size8.astype(np.int16)
+            zero = size8 == 0
+            tilts[step, :active] = np.minimum(np.maximum(size + size - half_bits + TILTS // 2, 0), TILTS - 1)
+            if learn_signs:
+                want = negative_rows[step, :active] if negative_rows is not None else None
+                negatives[step, :active] = self._code_signs(zero, want)
+            seen = (size + offset) << 4
+            # A zero says that a change was too small to be seen here, not how small.
+            np.minimum(seen, mean, out=seen, where=zero)
+            mean += (seen - mean) >> SLOW
+            quick += (seen - quick) >> FAST
+        flat = sizes.T.ravel()[:count]
+        top = _code_tops(coder, self._top_table, flat, tilts.T.ravel()[:count], given.top if given else None)
+        return [flat, top, negatives.T.ravel()[:count]] if learn_signs else [flat, top]
+
+    def _code_signs(self, zero: npt.NDArray[np.bool_], want: npt.NDArray[np.uint8] | None) -> npt.NDArray[np.uint8]:
+        bias = self._sign[: zero.size]
+        contexts = ((bias + 128) >> 5).astype(np.intp)
+        contexts[zero] = SIGNS - 1
+        negative = self._coder.code(self._sign_table, contexts, want)
+        toward = (127 - bias - negative.astype(np.int16) * 255) >> 4
+        toward[zero] = 0
+        bias += toward
+        return negative
+
+
+def _code_tops(coder: Coder, table: Table, sizes: Offsets, tilts: Offsets, given: Offsets | None) -> Offsets:
     """The bits below the highest one, of all numbers that have some; a lane takes whatever comes next."""
-    table = Table(TILTS * TOP_BITS, 1 << TOP_BITS, _top_prior())
     tops = np.zeros(sizes.size, np.uint8)
     for first in range(0, sizes.size, BODY_WINDOW):
         there = np.flatnonzero(sizes[first : first + BODY_WINDOW] >= 2) + first

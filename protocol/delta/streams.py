@@ -96,7 +96,7 @@ def takes_base(kind: int) -> bool:
     return kind in (I8_DIFFERENCE, CODE, EDITS, DEFLATED) or kind in DIFFERENCES
 
 
-def open_stream(kind: int, coded: memoryview, length_bytes: int, references: References) -> bytes:
+def open_stream(kind: int, coded: memoryview, length_bytes: int, references: References) -> bytes | bytearray:
     """Decodes a stream.
 
     Args:
@@ -117,11 +117,11 @@ def open_stream(kind: int, coded: memoryview, length_bytes: int, references: Ref
             output = _open_lzma(coded, length_bytes)
         case 4 | 5 | 6 | 11:
             twice = (references.read(), references.read())
-            output = b"".join(open_differences(DIFFERENCES[kind], coded, length_bytes, twice))
+            return _filled(open_differences(DIFFERENCES[kind], coded, length_bytes, twice), length_bytes)
         case 7:
-            output = open_integers(coded, length_bytes, references.read())
+            return _filled(open_integers(coded, length_bytes, references.read()), length_bytes)
         case 8 | 9 | 10:
-            output = b"".join(open_alone(ALONE[kind], coded, length_bytes))
+            return _filled(open_alone(ALONE[kind], coded, length_bytes), length_bytes)
         case 16:
             output = open_code(coded, length_bytes, references.read(), references.places())
         case 32:
@@ -132,6 +132,20 @@ def open_stream(kind: int, coded: memoryview, length_bytes: int, references: Ref
             raise Refused(Reason.METADATA, f"a stream of unknown kind {kind}")
     if len(output) != length_bytes:
         raise Refused(Reason.LENGTH, f"a stream gives {len(output)} bytes where {length_bytes} are said")
+    return output
+
+
+def _filled(pieces: Iterator[bytes], length_bytes: int) -> bytearray:
+    """The pieces put together in place: joining them would hold them twice."""
+    output = bytearray(length_bytes)
+    at = 0
+    for piece in pieces:
+        if at + len(piece) > length_bytes:
+            raise Refused(Reason.LENGTH, f"a stream gives more than the {length_bytes} bytes that are said")
+        output[at : at + len(piece)] = piece
+        at += len(piece)
+    if at != length_bytes:
+        raise Refused(Reason.LENGTH, f"a stream gives {at} bytes where {length_bytes} are said")
     return output
 
 

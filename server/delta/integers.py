@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from protocol.delta.floats import code_factors
-from protocol.delta.integers import LOUD, QUIET, code_integers, expectations
+from protocol.delta.integers import LOUD, QUIET, BySize, ByValue, blocks, code_block, expectations
 from protocol.delta.lowrank import COLUMNS, FACTORS, Change, code_shapes, factors_of
 from protocol.delta.patch import varint
 from server.delta.floats import lanes_for
@@ -48,7 +48,9 @@ def _encode(before: Bytes, after: Bytes, changes: list[Change], *, quiet: bool, 
     coder = LaneWriter(1 << lanes_bits)
     plain = BitWriter()
     code_factors(coder, plain, changes, factors_of(changes))
-    code_integers(coder, before, changes, quiet=quiet, loud=loud, given=after)
+    model = BySize(coder) if loud else ByValue(coder, quiet=quiet)
+    for first, run in blocks([before.tobytes()]):
+        code_block(model, run, first, changes, after[first : first + run.size])
     words = coder.finish(np.zeros(coder.lanes, np.uint16))
     parts = (shapes.finish(), plain.finish(0)[1])
     form = lanes_bits | QUIET * quiet | LOUD * loud
@@ -98,5 +100,5 @@ def _find_change(moved: npt.NDArray[np.int8], matrix: Matrix) -> Change | None:
 
 
 def _bits(difference: npt.NDArray[np.int64], change: Change) -> float:
-    whole, phase = expectations(difference.size, [change])
+    whole, phase = expectations(0, difference.size, [change])
     return entropy_bits(difference - whole + 256, phase.astype(np.int64))
