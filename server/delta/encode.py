@@ -16,8 +16,9 @@ from typing import BinaryIO
 from protocol import limits
 from protocol.delta.patch import PatchIndex
 from protocol.wire import pack
+from server.delta.checked import encode_checked
 from server.delta.front import find_pieces
-from server.delta.groups import GroupPlan, cut_groups, encode_group
+from server.delta.groups import GroupPlan, cut_groups
 
 Progress = Callable[[int, int], None]
 """Told of the output bytes that are coded, and of all."""
@@ -116,7 +117,7 @@ def _encode_all(plans: list[GroupPlan], files: tuple[Path, Path], processes: int
     if processes == 1 or len(plans) < 2:
         with _mapped(files[0]) as base, _mapped(files[1]) as output:
             for plan in plans:
-                yield encode_group(plan, base, output)
+                yield encode_checked(plan, base, output)
         return
     with ProcessPoolExecutor(min(processes, len(plans))) as pool:
         yield from pool.map(_encode_one, plans, [files] * len(plans))
@@ -125,7 +126,7 @@ def _encode_all(plans: list[GroupPlan], files: tuple[Path, Path], processes: int
 def _encode_one(plan: GroupPlan, files: tuple[Path, Path]) -> bytes:
     """In a process of its own."""
     with _mapped(files[0]) as base, _mapped(files[1]) as output:
-        return encode_group(plan, base, output)
+        return encode_checked(plan, base, output)
 
 
 @contextmanager

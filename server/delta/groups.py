@@ -104,13 +104,14 @@ class GroupPlan:
             self.coded_bytes += piece.length
 
 
-def cut_groups(pieces: Iterable[Piece]) -> Iterator[GroupPlan]:
+def cut_groups(pieces: Iterable[Piece], output_offset: int = 0) -> Iterator[GroupPlan]:
     """Cuts the new file into groups, each as large as its bounds allow.
 
     Args:
         pieces: All of it, in order.
+        output_offset: Where the first one begins in the new file.
     """
-    group = GroupPlan(0)
+    group = GroupPlan(output_offset)
     for whole in pieces:
         piece = whole
         while piece.length:

@@ -5,9 +5,12 @@ import tarfile
 from collections.abc import Callable
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from server.delta.archives import archive_pieces, layer_pieces
 from server.delta.archives.exact import find_runs
-from server.delta.archives.layers import archive_pieces
+from server.delta.groups import cut_groups, encode_group
 from server.delta.pieces import How, Piece
 from tests.unit.server.delta.archive_files import applied, archive, plain, sent
 from tests.unit.server.delta.archive_lists import File, noise, package
@@ -90,3 +93,22 @@ def test_what_is_no_archive_is_left_to_others() -> None:
     assert archive_pieces(other, tar, file_pieces=plain) is None
     assert archive_pieces(tar, other, file_pieces=plain) is None
     assert archive_pieces(memoryview(b""), tar, file_pieces=plain) is None
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32), st.sampled_from([tarfile.PAX_FORMAT, tarfile.GNU_FORMAT]))
+def test_archives_with_damages_come_out_damaged(seed: int, form: int) -> None:
+    chance = random.Random(seed)
+
+    def damaged(mtime: float, version: str) -> bytes:
+        data = bytearray(archive(package(mtime, version, chance.randbytes(chance.randrange(40))), form=form))
+        for _ in range(chance.randrange(20)):
+            place = chance.choice([chance.randrange(len(data)), 512 * chance.randrange(len(data) // 512) + 124])
+            data[place] = chance.choice(b"\0 0179x=\n\xff\x80")
+        return bytes(data[: chance.choice([len(data), chance.randrange(600, len(data))])])
+
+    old, new = damaged(1_700_000_000.5, "1.0"), damaged(1_700_000_009.25, "1.1")
+    pieces = layer_pieces(memoryview(old), memoryview(new))
+    if pieces is not None:
+        groups = [encode_group(group, memoryview(old), memoryview(new)) for group in cut_groups(pieces)]
+        assert applied(old, groups) == new

@@ -1,0 +1,47 @@
+"""A group that does not give what it should is not sent: the same is coded more simply."""
+
+import random
+
+from protocol.delta.apply import apply_group
+from protocol.delta.patch import read_group_header
+from server.delta.checked import encode_checked, gives
+from server.delta.groups import GroupPlan, ViewBase, cut_groups, encode_group
+from server.delta.pieces import How, Piece
+from tests.unit.server.delta.archive_files import applied, archive
+from tests.unit.server.delta.archive_lists import package
+
+OLD = memoryview(archive(package(1_700_000_000)))
+NEW = memoryview(archive(package(1_700_086_400, "1.1", b"changed")))
+
+
+def planned(*pieces: Piece) -> GroupPlan:
+    (plan,) = cut_groups(pieces)
+    return plan
+
+
+def test_a_wrong_copy_is_seen() -> None:
+    plan = planned(Piece(How.COPY, len(NEW), 0))
+    assert not gives(encode_group(plan, OLD, NEW), plan, OLD, NEW)
+
+
+def test_entries_that_are_not_those_of_the_base_are_sent_as_bytes() -> None:
+    plan = planned(Piece(How.ENTRIES, 4096, 0, 3), Piece(How.BINARY, len(NEW) - 4096))
+    group = encode_checked(plan, OLD, NEW)
+    assert applied(bytes(OLD), [group]) == NEW
+
+
+def test_what_is_coded_more_simply_may_take_several_groups() -> None:
+    old, new = bytes(6 << 20), bytes(3) + random.Random(2).randbytes(5 << 20)
+    plan = GroupPlan(3)
+    plan.add(Piece(How.COPY, 5 << 20, 0))
+    payload = encode_checked(plan, memoryview(old), memoryview(new))
+    out = bytearray()
+    count = 0
+    while payload:
+        header = read_group_header(payload)
+        assert header is not None
+        apply_group(payload[: header.group_bytes], ViewBase(memoryview(old)), 3 + len(out), out.extend)
+        payload = payload[header.group_bytes :]
+        count += 1
+    assert out == new[3:]
+    assert count > 1
