@@ -71,12 +71,12 @@ class Report:
         return [f"{row.pair.name}, {cell.tool}: {cell.failed}" for row, cell in cells]
 
     def classes(self) -> list[dict[str, Any]]:
-        """By class: the mean and the worst of the best peer's bytes divided by ours, with the goal."""
+        """By class: the (geometric) mean and the worst of the best peer's bytes divided by ours, with the goal."""
         found = []
         for kind in CLASSES:
             ratios = [row.ratio for row in self.rows if row.pair.kind is kind and row.ratio is not None]
             if ratios:
-                mean = math.fsum(ratios) / len(ratios)
+                mean = math.exp(math.fsum(map(math.log, ratios)) / len(ratios))
                 worst = min(ratios)
                 found.append(
                     {
