@@ -226,7 +226,7 @@ def _code_header(numbers: Numbers, place: Place, kind: int, given: int) -> int:
         Offset in the base, or -1 for the header that was made last.
     """
     tar = place.tar
-    following = tar.next_header if tar.next_header >= 0 else place.base_end
+    following = tar.next_header if tar.next_header >= 0 else place.base_end + -place.base_end % BLOCK_BYTES
     way = 0 if given == following else 1 if given == tar.template else 2 if given >= 0 else 3
     match numbers.symbol(_HEADER << 6 | kind, 2, way):
         case 0:

@@ -112,3 +112,16 @@ def test_archives_with_damages_come_out_damaged(seed: int, form: int) -> None:
     if pieces is not None:
         groups = [encode_group(group, memoryview(old), memoryview(new)) for group in cut_groups(pieces)]
         assert applied(old, groups) == new
+
+
+def test_a_group_that_begins_within_a_file_finds_the_next_header() -> None:
+    old = archive([("a", noise(1024, 1), OLD_TIME), ("b", noise(700, 2), OLD_TIME), ("c", b"c", OLD_TIME)])
+    new = archive([("a", noise(1024, 3), OLD_TIME), ("c", b"c", NEW_TIME), ("b", noise(700, 2), NEW_TIME)])
+    pieces = archive_pieces(memoryview(old), memoryview(new), file_pieces=plain)
+    assert pieces is not None
+    head, content, *rest = pieces
+    cut = [head, content._replace(length=100)], [content._replace(length=content.length - 100), *rest]
+    plans = [*cut_groups(cut[0]), *cut_groups(cut[1], head.length + 100)]
+    groups = [encode_group(plan, memoryview(old), memoryview(new)) for plan in plans]
+    assert len(groups) == 2
+    assert applied(old, groups) == new
