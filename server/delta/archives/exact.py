@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 SEED_BYTES: Final = 8
-LEAST_BYTES: Final = 10  # a shorter run elsewhere costs about as much as its bytes
+LEAST_BYTES: Final = 20  # a shorter run elsewhere costs about as much as its bytes
 CANDIDATES: Final = 16  # places of one seed that are looked at
 
 
