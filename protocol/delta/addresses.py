@@ -110,13 +110,21 @@ class Addresses:
 
     def words(self, base: Ints, output: Ints) -> Words:
         """What is known of the words at these offsets in the base, of which the result has its form at `output`."""
-        segment = self._segment(base)
+        segment = _all_within(self._base, self._length, base)
         old = _pick(self._lies, segment) + base
         moved = np.where(segment >= 0, _pick(self._lands, segment) + output - old, 0)
-        region = _within(self._region_base, self._region_length, base)
+        region = _all_within(self._region_base, self._region_length, base)
         behind = np.where(region >= 0, base - _pick(self._region_base, region), 0)
-        rule = np.where(region >= 0, _pick(self._region_rule, region), 0).astype(np.uint8)
-        return Words(rule, behind, _pick(self._region_old, region), _pick(self._region_space, region), old, moved)
+        rule = _pick(self._region_rule, region).astype(np.uint8)
+        begin, space = _pick(self._region_old, region), _pick(self._region_space, region)
+        return Words(
+            np.broadcast_to(rule, base.shape),
+            behind,
+            np.broadcast_to(begin, base.shape),
+            np.broadcast_to(space, base.shape),
+            old,
+            moved,
+        )
 
     def shift(self, addresses: Ints) -> Ints:
         """How far what stood at these old addresses moved: 0 where nothing is known."""
@@ -177,6 +185,14 @@ def _within(base: Ints, length: Ints, offsets: Ints) -> npt.NDArray[np.intp]:
     """In which of the runs the offsets lie, or -1."""
     at = np.searchsorted(base, offsets, "right") - 1
     return np.where((at >= 0) & (offsets - _pick(base, at) < _pick(length, at)), at, -1)
+
+
+def _all_within(base: Ints, length: Ints, offsets: Ints) -> npt.NDArray[np.intp]:
+    """As `_within`, and a single number when it is the same for all."""
+    ends = _within(base, length, np.array([offsets.min(), offsets.max()]))
+    if base.size == 0 or (ends[0] == ends[1] and ends[0] >= 0):
+        return ends[:1]
+    return _within(base, length, offsets)
 
 
 def _pick(values: npt.NDArray[np.int64], at: npt.NDArray[np.intp]) -> Ints:

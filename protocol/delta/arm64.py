@@ -11,25 +11,25 @@ import numpy as np
 import numpy.typing as npt
 
 Ints = npt.NDArray[np.int64]
+Shift = Callable[[Ints], Ints]
 
 REACH: Final = 16  # instructions behind an ADRP where the other half of the address is looked for
 PAGE_BITS: Final = 12
 
-# Mask and value of the bits that say what an instruction is.
+# The upper byte of what holds a distance, the distance's bits, and where these begin.
 _BRANCHES: Final = (
-    (((0x7C000000, 0x14000000),), 26, 0),  # B, BL
-    (((0xFF000010, 0x54000000), (0x7E000000, 0x34000000)), 19, 5),  # B.cond, CBZ, CBNZ
-    (((0x7E000000, 0x36000000),), 14, 5),  # TBZ, TBNZ
-    (((0x3B000000, 0x18000000),), 19, 5),  # LDR of what lies near
+    ("14 15 16 17 94 95 96 97", 26, 0),  # B, BL
+    ("54 34 35 b4 b5 18 1c 58 5c 98 9c d8 dc", 19, 5),  # B.cond, CBZ, CBNZ, and LDR of what lies near
+    ("36 37 b6 b7", 14, 5),  # TBZ, TBNZ
 )
-_ADRP_MASK, _ADRP = 0x9F000000, 0x90000000
+_PAGES: Final = "90 b0 d0 f0"  # ADRP
 _ADD_MASK, _ADD = 0x7FC00000, 0x11000000
 _ACCESS_MASK, _ACCESS = 0x3B000000, 0x39000000  # loads and stores with an unsigned offset
 _STORE_MASK = 0x3B400000
 _VECTOR_16 = 0x04800000  # an access of 16 bytes
 
 
-def follow_arm64(words: Ints, old: Ints, moved: Ints, shift: Callable[[Ints], Ints]) -> tuple[Ints, Ints]:
+def follow_arm64(words: Ints, old: Ints, moved: Ints, shift: Shift) -> tuple[Ints, Ints]:
     """The instructions as they would be when all that they name moved.
 
     Args:
@@ -43,11 +43,9 @@ def follow_arm64(words: Ints, old: Ints, moved: Ints, shift: Callable[[Ints], In
     """
     followed = words.copy()
     names = np.full(words.size, -1, np.int64)
+    upper = (words >> 24).astype(np.uint8)
     for kinds, bits, lowest in _BRANCHES:
-        mask = np.zeros(words.size, np.bool_)
-        for of, value in kinds:
-            mask |= (words & of) == value
-        where = np.flatnonzero(mask)
+        where = _among(kinds, upper)
         branch = words[where]
         distance = _signed(branch >> lowest, bits)
         names[where] = old[where] + distance * 4
@@ -55,15 +53,15 @@ def follow_arm64(words: Ints, old: Ints, moved: Ints, shift: Callable[[Ints], In
         field = (1 << bits) - 1
         changed = branch & ~(field << lowest) | ((distance + (change >> 2)) & field) << lowest
         followed[where] = np.where(change & 3, branch, changed)
-    _follow_pages(words, (followed, names), old, moved, shift)
+    _follow_pages(words, _among(_PAGES, upper), (followed, names), (old, moved), shift)
     return followed, names
 
 
 def _follow_pages(
-    words: Ints, results: tuple[Ints, Ints], old: Ints, moved: Ints, shift: Callable[[Ints], Ints]
+    words: Ints, pages: npt.NDArray[np.intp], results: tuple[Ints, Ints], places: tuple[Ints, Ints], shift: Shift
 ) -> None:
     followed, names = results
-    pages = np.flatnonzero((words & _ADRP_MASK) == _ADRP)
+    old, moved = places
     register = words[pages] & 31
     distance = _signed(words[pages] >> 5 << 2 & 0x1FFFFC | words[pages] >> 29 & 3, 21)
     page = ((old[pages] >> PAGE_BITS) + distance) << PAGE_BITS
@@ -90,6 +88,13 @@ def _follow_pages(
     distance = ((named + shift(named)) >> PAGE_BITS) - ((old[pages] + moved[pages]) >> PAGE_BITS)
     bare = words[pages] & ~(3 << 29 | 0x7FFFF << 5)
     followed[pages] = bare | (distance & 3) << 29 | (distance >> 2 & 0x7FFFF) << 5
+
+
+def _among(kinds: str, upper: npt.NDArray[np.uint8]) -> npt.NDArray[np.intp]:
+    """Which of the words have one of these upper bytes."""
+    table = np.zeros(256, np.bool_)
+    table[list(bytes.fromhex(kinds))] = True
+    return np.flatnonzero(table[upper])
 
 
 def _signed(values: Ints, bits: int) -> Ints:

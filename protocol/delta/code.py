@@ -23,7 +23,7 @@ from protocol.delta.lanes import Coder, LaneReader
 from protocol.delta.numbers import NumberReader, Numbers
 from protocol.delta.patch import read_varint
 from protocol.delta.programs import Program, code_programs
-from protocol.delta.words import cut_blocks
+from protocol.delta.words import Block, cut_blocks
 from protocol.errors import Reason, Refused
 
 MOST_LANES: Final = 1 << 11
@@ -43,7 +43,7 @@ def code_lanes(numbers: Numbers, lanes: int = 1) -> int:
     return lanes
 
 
-def open_code(coded: memoryview, length_bytes: int, pieces: Iterator[bytes], places: Places) -> bytes:
+def open_code(coded: memoryview, length_bytes: int, pieces: Iterator[bytes], places: Places) -> bytearray:
     """Decodes a stream.
 
     Args:
@@ -63,15 +63,15 @@ def open_code(coded: memoryview, length_bytes: int, pieces: Iterator[bytes], pla
     lanes = code_lanes(numbers)
     programs = code_programs(numbers)
     coder = LaneReader(coded[at + numbers_bytes :], lanes)
-    output = np.empty(length_bytes, np.uint8)
+    output = bytearray(length_bytes)
     filled = 0
     for piece in pieces:
-        output[filled : filled + len(piece)] = np.frombuffer(piece, np.uint8)
+        output[filled : filled + len(piece)] = piece
         filled += len(piece)
-    code_blocks(coder, output, programs, places)
+    code_blocks(coder, np.frombuffer(output, np.uint8), programs, places)
     if coder.finish().any():
         raise Refused(Reason.LENGTH, "a stream of changed code with something behind its end")
-    return output.tobytes()
+    return output
 
 
 def code_blocks(
@@ -94,9 +94,22 @@ def code_blocks(
     model = CodeModel(coder)
     own = places.own
     for block in cut_blocks(places.base[own], places.output[own], places.length[own]):
-        some = slice(block.start, block.end)
-        known = addresses.words(block.base, block.output)
-        old = block.gather(data[some])
-        guess, _ = follow(old, block.sizes, known, addresses)
-        result = model.code(old, guess, known, None if new is None else block.gather(new[some]))
-        block.scatter(data[some], result)
+        _code_block(model, block, addresses, data[block.start : block.end], new)
+
+
+def _code_block(
+    model: CodeModel,
+    block: Block,
+    addresses: Addresses,
+    data: npt.NDArray[np.uint8],
+    new: npt.NDArray[np.uint8] | None,
+) -> None:
+    """A function of its own, so that what it holds is let go before the next one."""
+    known = addresses.words(block.base, block.output)
+    old = block.gather(data)
+    guess, _ = follow(old, block.sizes, known, addresses)
+    rule, behind = known.rule, known.behind
+    del known
+    wanted = None if new is None else block.gather(new[block.start : block.end])
+    result = model.code(old, guess, rule, behind, wanted)
+    block.scatter(data, result, np.flatnonzero(result != old))

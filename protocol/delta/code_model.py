@@ -12,50 +12,66 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from protocol.delta.addresses import Words
 from protocol.delta.lanes import Coder
 from protocol.delta.mixing import Mixer, Odds
 from protocol.delta.programs import Rule
 
 Ints = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.uint8]
-Recent = Callable[[npt.NDArray[np.intp], Ints], Ints]
+State = Callable[[Ints, npt.NDArray[np.intp], Ints], None]
+"""Adds to contexts [inputs, n] what the last bits of the lanes [n] say for the items [n]."""
 
 LEVELS: Final = (1024, 64, 8, 1)  # words that one flag speaks of
 RULES: Final = len(Rule)
 STATES: Final = 16  # of what was just coded; each context is kept apart by them
 FOLDED: Final = 1 << 12  # contexts of many values are folded into so many
 CONTEXTS: Final = FOLDED * STATES
-BYTE_CONTEXT_BITS: Final = 18
+RUN_CONTEXTS: Final = RULES * 16 * STATES
+BYTE_CONTEXT_BITS: Final = 16
 RECENT: Final = 8  # bits that a lane remembers
 LOW: Final = 0xFFFFFFFF
+FACTORS: Final = tuple(np.arange(1, 8) * 0x2545F4914F6CDD1D | 1)  # odd, of 64 bits, all bits in use
+HALF: Final = (1 << 62) - 1
+MIXING: Final = np.uint64(0x9E3779B97F4A7C15)
 
 
 def _fold(*values: Ints | int) -> Ints:
     """Many values as a context: those that fall together share it."""
-    folded = np.zeros(1, np.uint64)
-    for value in values:
-        folded = (folded ^ np.asarray(value).astype(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
-        folded ^= folded >> np.uint64(29)
-    return (folded >> np.uint64(52)).astype(np.int64) * STATES
+    folded = np.zeros(1, np.int64)
+    for value, factor in zip(values, FACTORS, strict=False):
+        folded = folded + (value * factor if isinstance(value, np.ndarray) else (value * int(factor)) & HALF)
+    mixed = folded.view(np.uint64)
+    return ((mixed ^ mixed >> np.uint64(32)) * MIXING >> np.uint64(52)).astype(np.int64) * STATES
 
 
-def _last_bits(some: npt.NDArray[np.intp], recent: Ints) -> Ints:
-    return recent & (STATES - 1)
+def _last_bits(contexts: Ints, some: npt.NDArray[np.intp], recent: Ints) -> None:
+    contexts += recent & (STATES - 1)
 
 
 class _Block:
     """What is known of a block's words before anything of it is coded."""
 
-    def __init__(self, old: Ints, guess: Ints, known: Words) -> None:
+    def __init__(self, old: Ints, guess: Ints, rule: Flags, behind: Ints) -> None:
         self.old = old
         self.guess = guess
-        self.rule = known.rule.astype(np.int64)
-        self.followed = (guess != old).astype(np.int64)
-        arm = known.rule == Rule.ARM64
-        self.column = known.behind >> 2
-        self.kind: Ints = np.where(arm, guess >> 24, self.column & 7) + (self.rule << 8)
+        self.rule = rule
+        self.followed = (guess != old).view(np.uint8)
+        self.column = (behind >> 2 & 0xFFFFFFF).astype(np.int32)
+        arm = rule == Rule.ARM64
+        self.kind = np.where(arm, guess >> 24, self.column & 7).astype(np.int16) + (rule.astype(np.int16) << 8)
         self.size = guess.size
+
+    def rules(self, where: npt.NDArray[np.intp]) -> Ints:
+        """Rules of some words."""
+        return self.rule[where].astype(np.int64)
+
+    def kinds(self, where: npt.NDArray[np.intp]) -> Ints:
+        """What some words are, as far as it shows: of instructions their upper byte, of others their column."""
+        return self.kind[where].astype(np.int64)
+
+    def columns(self, where: npt.NDArray[np.intp]) -> Ints:
+        """Where some words stand in a table whose rows are six words."""
+        return self.column[where].astype(np.int64) % 6
 
 
 class CodeModel:
@@ -68,25 +84,26 @@ class CodeModel:
     def __init__(self, coder: Coder) -> None:
         self._coder = coder
         odds = Odds()
-        self._runs = [Mixer(odds, (CONTEXTS,) * 3, RULES, 1023) for _ in LEVELS[:-1]]
+        self._runs = [Mixer(odds, (RUN_CONTEXTS,) * 3, RULES, 1023) for _ in LEVELS[:-1]]
         self._words = Mixer(odds, (CONTEXTS,) * 5, RULES * STATES, 1023)
         self._same = Mixer(odds, (CONTEXTS,) * 3, RULES * 4, 255)
         self._masks = Mixer(odds, (CONTEXTS,) * 4, RULES * 4, 255)
         self._bytes = Mixer(odds, (1 << BYTE_CONTEXT_BITS,) * 5, RULES * 8, 127)
 
-    def code(self, old: Ints, guess: Ints, known: Words, new: Ints | None) -> Ints:
+    def code(self, old: Ints, guess: Ints, rule: Flags, behind: Ints, new: Ints | None) -> Ints:
         """Codes a block.
 
         Args:
             old: Words of the base.
             guess: What they were taken to become.
-            known: What is known of them.
+            rule: `Rule` of their regions.
+            behind: How far behind its region's beginning each lies, in bytes.
             new: When writing: what they became.
 
         Returns:
             What they became.
         """
-        block = _Block(old, guess, known)
+        block = _Block(old, guess, rule, behind)
         wrong = self._find(block, None if new is None else guess != new)
         result = guess.copy()
         if wrong.size:
@@ -117,32 +134,34 @@ class CodeModel:
         for back in range(1, RECENT + 1):
             near[back:] |= (items[back:] - items[:-back] == back).astype(np.int64) << (back - 1)
 
-        def state(some: npt.NDArray[np.intp], recent: Ints) -> Ints:
+        of_words = level == len(LEVELS) - 1
+
+        def state(contexts: Ints, some: npt.NDArray[np.intp], recent: Ints) -> None:
             before = recent & near[some]
             forced = np.where(recent & family[some], 1, last[some]) * 4
-            states = before & 3 | forced
-            return np.stack((states, states, states, states, before >> 5 & 1 | before & 2 | forced)[: len(static)])
+            contexts += before & 3 | forced
+            if of_words:  # tables of six words a row: see how the row before went
+                contexts[-1] += (before >> 5 & 1) - (before & 1)
 
-        static = self._word_contexts(block, items) if level == len(LEVELS) - 1 else _run_contexts(block, level, items)
-        rule = block.rule[items * LEVELS[level]]
-        if level < len(LEVELS) - 1:
-            return self._decide(self._runs[level], static, rule, truth, state)
-        sets = rule * STATES
-        return self._decide(self._words, static, sets, truth, state)
+        static = self._word_contexts(block, items) if of_words else _run_contexts(block, level, items)
+        rule = block.rules(items * LEVELS[level])
+        if of_words:
+            return self._decide(self._words, static, rule * STATES, truth, state)
+        return self._decide(self._runs[level], static, rule, truth, state)
 
     @staticmethod
     def _word_contexts(block: _Block, items: npt.NDArray[np.intp]) -> Ints:
-        rule, kind, guess = block.rule[items], block.kind[items], block.guess[items]
-        followed = block.followed[items]
-        around = np.concatenate((block.followed, np.zeros(1, np.int64)))
-        around = around[items - 1] | followed << 1 | around[items + 1] << 2
+        rule, kind, guess = block.rules(items), block.kinds(items), block.guess[items]
+        around = np.concatenate((block.followed, np.zeros(1, np.uint8)))
+        followed = around[items].astype(np.int64)
+        around = around[items - 1] | around[items] << 1 | around[items + 1] << 2
         return np.stack(
             (
                 _fold(kind, followed),
                 _fold(guess, followed),
                 _fold(rule, around, 1),
-                _fold(block.kind[items - 1], followed, rule, 2),
-                _fold(rule, block.column[items] % 6, followed, 3),
+                _fold(block.kinds(items - 1), followed, rule, 2),
+                _fold(rule, block.columns(items), followed, 3),
             )
         )
 
@@ -185,19 +204,19 @@ class CodeModel:
         truth: npt.NDArray[np.bool_] | None,
     ) -> npt.NDArray[np.bool_]:
         """Whether a simple difference explains these words: see `_put_right`."""
-        rule = block.rule[where]
+        rule = block.rules(where)
         contexts = np.stack(
             (
                 _fold(rule, gap, question),
-                _fold(block.kind[where], question),
-                _fold(rule, block.column[where] % 6, question),
+                _fold(block.kinds(where), question),
+                _fold(rule, block.columns(where), question),
             )
         )
         return self._decide(self._same, contexts, rule * 4 + question, truth).astype(np.bool_)
 
     def _spell(self, block: _Block, where: npt.NDArray[np.intp], new: Ints | None) -> Ints:
         """Words byte for byte, from the most significant: first which differ from the guess, then what they are."""
-        guess, rule, kind, column = block.guess[where], block.rule[where], block.kind[where], block.column[where] % 6
+        guess, rule, kind, column = block.guess[where], block.rules(where), block.kinds(where), block.columns(where)
         mask = np.zeros(where.size, np.int64)
         for byte in (3, 2, 1, 0):
             asked = np.arange(where.size) if byte else np.flatnonzero(mask)  # one of them differs
@@ -257,7 +276,7 @@ class CodeModel:
         contexts: Ints,
         sets: Ints,
         truth: npt.NDArray[np.bool_] | None,
-        state: Recent = _last_bits,
+        state: State = _last_bits,
     ) -> Flags:
         """Codes a bit for each item. Each lane works through a run of neighbours.
 
@@ -266,7 +285,7 @@ class CodeModel:
             contexts: [inputs, items], without the state.
             sets: Which weights, [items].
             truth: When writing: the bits.
-            state: For some items, and the last bits of their lanes, what is added to the contexts.
+            state: Of what was just coded.
         """
         count = sets.size
         answers = np.zeros(count, np.uint8)
@@ -276,12 +295,9 @@ class CodeModel:
         for step in range(steps):
             some = starts[starts < count - step] + step
             recent = recent[: some.size]
-            bits = mixer.code(
-                self._coder,
-                contexts[:, some] + state(some, recent),
-                sets[some],
-                None if given is None else given[some],
-            )
+            asked = contexts[:, some]
+            state(asked, some, recent)
+            bits = mixer.code(self._coder, asked, sets[some], None if given is None else given[some])
             answers[some] = bits
             recent = (recent << 1 | bits) & ((1 << RECENT) - 1)
         return answers
@@ -295,6 +311,6 @@ class CodeModel:
 def _run_contexts(block: _Block, level: int, items: npt.NDArray[np.intp]) -> Ints:
     words = LEVELS[level]
     starts = np.arange(0, block.size, words)
-    followed = np.minimum(np.add.reduceat(block.followed, starts)[items], 15)
-    rule = block.rule[items * words]
-    return np.stack((_fold(rule, followed), _fold(rule, items & 7, 1), _fold(rule, 2)))
+    followed = np.minimum(np.add.reduceat(block.followed, starts, dtype=np.int64)[items], 15)
+    rule = block.rules(items * words)
+    return np.stack((rule * 16 + followed, rule * 16 + (items & 7), rule)) * STATES

@@ -28,13 +28,14 @@ def follow(values: Ints, sizes: Ints, known: Words, addresses: Addresses) -> tup
     followed = values.copy()
     names = np.full(values.size, -1, np.int64)
     present = np.bincount(known.rule, minlength=len(Rule))
-    for rule in (Rule.POINTERS, Rule.POINTERS_32, Rule.BEHIND, Rule.AHEAD, Rule.TABLE, Rule.ARM64):
-        if present[rule]:
-            where = np.flatnonzero((known.rule == rule) & (sizes == 4))
-            followed[where], names[where] = _follow_rule(rule, values[where], known.at(where), addresses)
-    if present[Rule.UNWIND]:
-        where = np.flatnonzero((known.rule == Rule.UNWIND) & (sizes == 4))
-        followed[where], names[where] = _follow_unwind(values[where], known.at(where), addresses)
+    for rule in Rule:
+        if rule in (Rule.NONE, Rule.X86) or not present[rule]:
+            continue
+        if present[rule] == values.size and sizes.min() == 4:  # as in most blocks: nothing is copied
+            followed, names = _follow_rule(rule, values, known, addresses)
+            continue
+        where = np.flatnonzero((known.rule == rule) & (sizes == 4))
+        followed[where], names[where] = _follow_rule(rule, values[where], known.at(where), addresses)
     if present[Rule.X86]:
         _follow_x86(followed, names, sizes, known, addresses)
     return followed, names
@@ -44,6 +45,8 @@ def _follow_rule(rule: Rule, values: Ints, known: Words, addresses: Addresses) -
     match rule:
         case Rule.ARM64:
             return follow_arm64(values, known.old, known.moved, addresses.shift)
+        case Rule.UNWIND:
+            return _follow_unwind(values, known, addresses)
         case Rule.POINTERS | Rule.POINTERS_32:
             named = known.space + values
             moved = np.zeros_like(values)

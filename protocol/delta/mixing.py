@@ -106,18 +106,18 @@ class Mixer:
         """
         where = (contexts + self._first).ravel()
         cells = self._cells[where]
+        if cells.max(initial=0) > self._full:
+            over = cells > self._full
+            cells[over] = (cells[over] >> 17 << 16) | ((cells[over] & (COUNT_UNIT - 1)) >> 1)
+            self._cells[where] = cells
         chance = (((cells & (COUNT_UNIT - 1)) << 1 | 1) << 15) // ((cells >> 16) + 1)
-        odds = self._odds.of_chance[chance].astype(np.int64).reshape(self._inputs, -1)
+        odds = self._odds.of_chance[chance].reshape(self._inputs, -1)
         weighed = sets * self._inputs + self._input
         mixed = (self._weights[weighed] * odds).sum(axis=0) >> 16
         chance_of_one = self._odds.chance[np.minimum(np.maximum(mixed, -MOST_ODDS), MOST_ODDS) + MOST_ODDS]
         bits = coder.code(self._odds.given, (1 << CHANCE_BITS) - chance_of_one, bits, lanes)
         error = (bits.astype(np.int64) << CHANCE_BITS) - chance_of_one
         np.add.at(self._weights, weighed.ravel(), (odds * error >> PATIENCE_BITS).ravel())
-        np.add.at(self._cells, where, np.tile(bits.astype(np.int32) + COUNT_UNIT, self._inputs))
-        cells = self._cells[where]
-        if cells.max() > self._full:
-            over = where[cells > self._full]
-            halved = self._cells[over]
-            self._cells[over] = (halved >> 17 << 16) | ((halved & (COUNT_UNIT - 1)) >> 1)
+        seen = bits.astype(np.int32) + np.int32(COUNT_UNIT)
+        np.add.at(self._cells, where, np.concatenate((seen,) * self._inputs))
         return bits

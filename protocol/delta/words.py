@@ -9,7 +9,7 @@ import numpy.typing as npt
 Ints = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
 
-BLOCK_BYTES: Final = 1 << 18
+BLOCK_BYTES: Final = 3 << 15
 BLOCK_OPERATIONS: Final = 1 << 14  # each may leave two words that are shorter
 
 
@@ -36,20 +36,24 @@ class Block:
         self.base = np.repeat(base, count) + skip
         self.output = np.repeat(output, count) + skip
         self.sizes = np.diff(self._first, append=self.end - start)
+        self._whole = bool((self.sizes == 4).all())
 
     def gather(self, data: Bytes) -> Ints:
         """The words of its bytes, little-endian; what is shorter than four bytes is filled up with zeros."""
+        if self._whole:
+            return data.view("<u4").astype(np.int64)
         padded = np.concatenate((data, np.zeros(3, np.uint8)))
         words = np.zeros(self.sizes.size, np.int64)
         for byte in range(4):
             words |= np.where(self.sizes > byte, padded[self._first + byte], 0).astype(np.int64) << (8 * byte)
         return words
 
-    def scatter(self, data: Bytes, words: Ints) -> None:
-        """The reverse of `gather`."""
+    def scatter(self, data: Bytes, words: Ints, where: npt.NDArray[np.intp]) -> None:
+        """Puts back those of the words that `where` numbers."""
+        first, sizes, values = self._first[where], self.sizes[where], words[where]
         for byte in range(4):
-            real = self.sizes > byte
-            data[self._first[real] + byte] = words[real] >> (8 * byte) & 0xFF
+            real = sizes > byte
+            data[first[real] + byte] = values[real] >> (8 * byte) & 0xFF
 
 
 def cut_blocks(base: Ints, output: Ints, length: Ints) -> Iterator[Block]:

@@ -98,6 +98,7 @@ def _named(data: memoryview, addresses: Addresses) -> bytes:
         some = whole[block.start : block.end]
         known = addresses.words(block.base, block.output)
         known = known._replace(moved=np.where(known.rule > Rule.NONE, known.space - known.old, 0))
-        named, _ = follow(block.gather(some), block.sizes, known, addresses)
-        block.scatter(some, named)
+        words = block.gather(some)
+        named, _ = follow(words, block.sizes, known, addresses)
+        block.scatter(some, named, np.flatnonzero(named != words))
     return whole.tobytes()
