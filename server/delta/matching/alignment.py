@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from server.delta.matching.buffers import Buffers
-from server.delta.matching.ranges import Flags, Ints, batches, cut_long, join_near, positions
+from server.delta.matching.ranges import BATCH, Flags, Ints, batches, cut_long, join_near, positions
 from server.delta.matching.weights import Scores, Weights, counted
 
 
@@ -71,6 +71,15 @@ def empty() -> Alignment:
     return Alignment(none, none, none)
 
 
+def joined(parts: list[Alignment]) -> Alignment:
+    """Parts one after another."""
+    return Alignment(
+        np.concatenate([part.start for part in parts]),
+        np.concatenate([part.end for part in parts]),
+        np.concatenate([part.shift for part in parts]),
+    )
+
+
 def present(both: Buffers, pieces: Alignment, low: int, high: int) -> tuple[Flags, Scores]:
     """For each new byte from `low` to `high`: is it another than its piece says (or in no piece)? And its score."""
     wrong = np.ones(high - low, bool)
@@ -110,10 +119,15 @@ def learn(both: Buffers, pieces: Alignment) -> Weights:
         length = end[i:j] - start[i:j]
         place = positions(start[i:j], length)
         counts += counted(both.new[place], both.old[place + np.repeat(shift[i:j], length)])
-    return Weights(both.weights.literal_bits, counts)
+    return Weights(both.weights.literal_bits, both.weights.piece, counts)
 
 
 def near_mismatches(wrong: Flags, low: int, reach: int) -> tuple[Ints, Ints]:
     """Ranges of places from which `reach` bytes would hold a mismatch: where a better match may begin."""
-    place = np.flatnonzero(wrong) + low
-    return join_near(np.maximum(place - reach + 1, low), place + 1, 8)
+    starts, ends = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    for first in range(0, len(wrong), BATCH):
+        place = np.flatnonzero(wrong[first : first + BATCH]) + (low + first)
+        start, end = join_near(np.maximum(place - reach + 1, low), place + 1, 8)
+        starts.append(start)
+        ends.append(end)
+    return join_near(np.concatenate(starts), np.concatenate(ends), 8)

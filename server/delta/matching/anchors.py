@@ -2,22 +2,23 @@
 
 import numpy as np
 
-from server.delta.matching.alignment import Alignment, empty
-from server.delta.matching.buffers import Buffers
+from server.delta.matching.alignment import Alignment, empty, joined
+from server.delta.matching.buffers import Buffers, Words, words
 from server.delta.matching.kmers import KmerIndex, dull
 from server.delta.matching.limits import Budget
-from server.delta.matching.ranges import BATCH, Ints, batches, cut_long, positions
-from server.delta.matching.weights import PIECE, Scores
+from server.delta.matching.ranges import BATCH, Bytes, Flags, Ints, batches, cut_long, positions
+from server.delta.matching.weights import Scores
 
 _BACK, _AHEAD = 64, 96  # bytes about an anchor's string over which candidates are compared
-_CANDIDATES = 8
-_LEAST_WORTH = PIECE // 4  # less than a piece costs: growing and its neighbours may give the rest
+_CANDIDATES = 16  # places of a string that are tried
+_TRIES = 1 << 22  # of all strings in a window; where these are so many, little depends on each
+_MOST_LOST = 127  # units, for one byte
 
 
 def find_anchors(both: Buffers, index: KmerIndex, low: Ints, high: Ints, budget: Budget) -> Alignment:
     """Equal strings of at least k bytes that start in ranges of the new bytes. They may overlap."""
     k = index.k
-    places, sources = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    found = [empty()]
     high = np.minimum(high, len(both.new) + 1 - k)
     real = high > low
     low, high, _ = cut_long(low[real], high[real])
@@ -26,11 +27,12 @@ def find_anchors(both: Buffers, index: KmerIndex, low: Ints, high: Ints, budget:
             break
         place = positions(low[i:j], high[i:j] - low[i:j])
         place = place[~dull(both.new_words, place)]
-        source = index.place(index.latest(both.new_words, place))
+        entry = index.latest(both.new_words, place)
+        place, entry = place[entry > 0], entry[entry > 0]
+        source = index.place(entry)
         equal = both.same(source, place, k)
-        places.append(place[equal])
-        sources.append(source[equal])
-    return runs(np.concatenate(places), np.concatenate(sources), k)
+        found.append(disjoint(runs(place[equal], source[equal], k)))
+    return joined(found)
 
 
 def runs(place: Ints, source: Ints, k: int) -> Alignment:
@@ -86,37 +88,39 @@ class Surroundings:
     def __init__(self, both: Buffers, pieces: Alignment, present: Scores, low: int, index: KmerIndex) -> None:
         self._both, self._pieces, self._index = both, pieces, index
         self._low = low
+        self._words = (_BACK + index.k + _AHEAD) // 8
         # Nothing can be gained beyond the ends: a piece stops there.
-        wall = np.full(_BACK + index.k + _AHEAD, 127, np.int8)
-        self._present = np.concatenate([wall, present, wall])
+        wall = np.full(self._words * 8, 127, np.int8)
+        self._present = np.concatenate([wall, present, wall]).view(np.uint8)
+        self._present_words = words(self._present)
 
     def worth(self, place: Ints, shift: Ints) -> tuple[Ints, Ints, Ints]:
         """What each shift gains over the present pieces, and how far it goes back and ahead."""
-        k = self._index.k
         worth = np.empty(len(place), np.int64)
         back, ahead = worth.copy(), worth.copy()
-        span = np.arange(-_BACK, k + _AHEAD)
-        step = max(1, BATCH // len(span))
-        wall = _BACK + k + _AHEAD - self._low
+        width = self._words * 8
+        step = max(1, BATCH // width)
+        wall = width - self._low
         for i in range(0, len(place), step):
             part = slice(i, i + step)
-            at = place[part, None] + span
-            source = at + shift[part, None]
-            inside = (source >= 0) & (source < len(self._both.old)) & (at >= 0) & (at < len(self._both.new))
-            new, old = self._both.new[np.where(inside, at, 0)], self._both.old[np.where(inside, source, 0)]
-            gain = self._both.weights.of(new, old).astype(np.int16) - self._present[at + wall]
-            gain[~inside] = -127
-            there = np.cumsum(gain[:, _BACK:], axis=1, dtype=np.int32)
-            here = np.cumsum(gain[:, _BACK - 1 :: -1], axis=1, dtype=np.int32)
-            to, fro = there.argmax(axis=1), here.argmax(axis=1)
-            row = np.arange(len(at))
-            gained_back = here[row, fro]
-            worth[part] = there[row, to].astype(np.int64) + np.maximum(gained_back, 0)
+            start = place[part] - _BACK
+            new, there = _rows(self._both.new, self._both.new_words, start, self._words)
+            old, known = _rows(self._both.old, self._both.old_words, start + shift[part], self._words)
+            now, _ = _rows(self._present, self._present_words, start + wall, self._words)
+            gain = self._both.weights.of(new, old).astype(np.int16) - now.view(np.int8)
+            np.maximum(gain, -_MOST_LOST, out=gain)  # so that the sums fit 16 bits
+            gain[~(there & known)] = -_MOST_LOST
+            forth = np.cumsum(gain[:, _BACK:], axis=1, dtype=np.int16)
+            back_gain = np.cumsum(gain[:, _BACK - 1 :: -1], axis=1, dtype=np.int16)
+            to, fro = forth.argmax(axis=1), back_gain.argmax(axis=1)
+            row = np.arange(len(start))
+            gained_back = back_gain[row, fro]
+            worth[part] = forth[row, to].astype(np.int64) + np.maximum(gained_back, 0)
             back[part] = np.where(gained_back > 0, fro + 1, 0)
             ahead[part] = to + 1
         return worth, back, ahead
 
-    def best(self, anchors: Alignment) -> Alignment:
+    def best(self, anchors: Alignment, budget: Budget) -> Alignment:
         """For each anchor the best of its neighbours' shifts and the places that the index knows. Disjoint."""
         if not len(anchors):
             return anchors
@@ -132,19 +136,20 @@ class Surroundings:
             worth[which], back[which], ahead[which] = gained[better], to[better], fro[better]
             best[which] = shift[better]
 
+        share = self._both.weights.piece // 4
         every = np.arange(len(anchors))
         if len(self._pieces):
             at = self._pieces.at(place)
             for neighbour in (np.maximum(at, 0), np.minimum(at + 1, len(self._pieces) - 1)):
-                attempt(every, self._pieces.shift[neighbour], PIECE // 4)  # to go on costs less than to jump
-        entry = self._index.latest(self._both.new_words, place)
-        for _ in range(_CANDIDATES):
-            every, entry = every[entry >= 0], entry[entry >= 0]
-            if not len(every):
+                attempt(every, self._pieces.shift[neighbour], share)  # to go on costs less than to jump
+        entry = self._index.newest(self._both.new_words, place)
+        for _ in range(max(2, min(_CANDIDATES, _TRIES // len(anchors)))):
+            every, entry = every[entry > 0], entry[entry > 0]
+            if not len(every) or budget.spent():
                 break
             attempt(every, self._index.place(entry) - place[every], 0)
             entry = self._index.earlier(entry)
-        good = worth >= _LEAST_WORTH
+        good = worth >= share  # less than a piece costs: growing and its neighbours may give the rest
         start, end = (place - back)[good], (place + ahead)[good]
         order = np.argsort(start, kind="stable")
         return disjoint(Alignment(start, end, best[good]).take(order), worth[good][order])
@@ -153,3 +158,21 @@ class Surroundings:
 def insert(pieces: Alignment, anchors: Alignment) -> Alignment:
     """Puts disjoint anchors among and over the pieces."""
     return pieces.without(anchors.start, anchors.end).with_pieces(anchors)
+
+
+def _rows(data: Bytes, data_words: Words, start: Ints, count: int) -> tuple[Bytes, Flags]:
+    """So many times 8 bytes from each place, uint8 [N, 8 * count], and which of them are inside of the data."""
+    width = 8 * count
+    edge = np.flatnonzero((start < 0) | (start > len(data) - width))
+    place = start.copy()
+    place[edge] = 0
+    inside = np.ones((len(start), width), bool)
+    if len(data) < width:
+        rows = np.zeros((len(start), width), np.uint8)
+    else:
+        rows = data_words[place[:, None] + np.arange(0, width, 8)].view(np.uint8)
+    if len(edge):
+        there = start[edge, None] + np.arange(width)
+        inside[edge] = (there >= 0) & (there < len(data))
+        rows[edge] = data[np.clip(there, 0, len(data) - 1)]
+    return rows, inside

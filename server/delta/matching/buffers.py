@@ -33,7 +33,7 @@ class Buffers:
 def buffers(old: bytes | bytearray | memoryview, new: bytes | bytearray | memoryview) -> Buffers:
     """Views of two contiguous buffers, without copying."""
     old_bytes, new_bytes = np.frombuffer(old, np.uint8), np.frombuffer(new, np.uint8)
-    return Buffers(old_bytes, new_bytes, _words(old_bytes), _words(new_bytes), first_weights(new_bytes))
+    return Buffers(old_bytes, new_bytes, words(old_bytes), words(new_bytes), first_weights(new_bytes))
 
 
 def offsets(k: int) -> list[int]:
@@ -41,5 +41,6 @@ def offsets(k: int) -> list[int]:
     return sorted({*range(0, k - 7, 8), k - 8})
 
 
-def _words(data: Bytes) -> Words:
+def words(data: Bytes) -> Words:
+    """The words of the bytes."""
     return np.ndarray((max(0, len(data) - 7),), np.dtype("<u8"), data, 0, (1,))

@@ -131,9 +131,9 @@ def _steady(both: Buffers, index: KmerIndex, place: Ints, shift: Ints) -> Ints:
 def _farthest(both: Buffers, index: KmerIndex, place: int, shift: int) -> int:
     """The shift, of a few that the index knows for a place, at which most bytes in a row are equal."""
     best, most = shift, -1
-    entry = index.latest(both.new_words, np.array([place]))
+    entry = index.newest(both.new_words, np.array([place]))
     for _ in range(_CANDIDATES):
-        if entry[0] < 0:
+        if not entry[0]:
             break
         source = int(index.place(entry)[0])
         length = min(_LOOK, len(both.new) - place, len(both.old) - source)

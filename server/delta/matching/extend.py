@@ -9,7 +9,6 @@ import numpy as np
 from server.delta.matching.alignment import Alignment
 from server.delta.matching.buffers import Buffers
 from server.delta.matching.ranges import Ints, batches, positions
-from server.delta.matching.weights import PIECE
 
 ABSENT = 1 << 60  # the shift of a neighbour that is not there: it predicts nothing
 _REACH = 1 << 16  # bytes that a piece may grow into a gap at once
@@ -64,7 +63,7 @@ def _best_splits(both: Buffers, low: Ints, high: Ints, left: Ints, right: Ints) 
     best = best_both[stop - 1]
     begin = np.searchsorted(best_both, best, "left")
     end = np.searchsorted(best_left, best_left[begin], "left")
-    through_worth = from_left[stop - 1] + PIECE
+    through_worth = from_left[stop - 1] + both.weights.piece
     through = (left == right) & (through_worth >= best - lift)
     return (
         np.where(through, high, place[end]),
@@ -80,25 +79,25 @@ def extend(both: Buffers, pieces: Alignment, low: int, high: int) -> Alignment:
     edge = np.full(1, ABSENT)
     left = np.concatenate([edge, pieces.shift])
     right = np.concatenate([pieces.shift, edge])
-    # Of a long gap each neighbour sees its own end only, so that the memory is bounded.
     gap = np.flatnonzero(gap_high > gap_low)
-    long = gap[gap_high[gap] - gap_low[gap] > 2 * _REACH]
-    short = gap[gap_high[gap] - gap_low[gap] <= 2 * _REACH]
-    absent = np.full(len(long), ABSENT)
-    ends, starts, _ = best_splits(
-        both,
-        np.concatenate([gap_low[short], gap_low[long], gap_high[long] - _REACH]),
-        np.concatenate([gap_high[short], gap_low[long] + _REACH, gap_high[long]]),
-        np.concatenate([left[short], left[long], absent]),
-        np.concatenate([right[short], absent, right[long]]),
-    )
-    start, end = pieces.start.copy(), pieces.end.copy()
-    gap = np.concatenate([short, long])
-    ends = ends[: len(gap)]
-    starts = np.concatenate([starts[: len(short)], starts[len(gap) :]])
-    end[gap[gap > 0] - 1] = ends[gap > 0]
-    start[gap[gap < len(pieces)]] = starts[gap < len(pieces)]
-    return Alignment(start, end, pieces.shift).merged()
+    while len(gap):
+        # Of a long gap each neighbour sees its own end only, so that the memory is bounded; it may come again.
+        long = gap[gap_high[gap] - gap_low[gap] > 2 * _REACH]
+        short = gap[gap_high[gap] - gap_low[gap] <= 2 * _REACH]
+        near_left, near_right = gap_low[long] + _REACH, gap_high[long] - _REACH
+        absent = np.full(len(long), ABSENT)
+        ends, starts, _ = best_splits(
+            both,
+            np.concatenate([gap_low[short], gap_low[long], near_right]),
+            np.concatenate([gap_high[short], near_left, gap_high[long]]),
+            np.concatenate([left[short], left[long], absent]),
+            np.concatenate([right[short], absent, right[long]]),
+        )
+        gap = np.concatenate([short, long])
+        gap_low[gap] = ends[: len(gap)]
+        gap_high[gap] = np.concatenate([starts[: len(short)], starts[len(gap) :]])
+        gap = long[(gap_low[long] == near_left) | (gap_high[long] == near_right)]
+    return Alignment(gap_high[:-1], gap_low[1:], pieces.shift).merged()
 
 
 def settle(both: Buffers, pieces: Alignment) -> Alignment:

@@ -5,6 +5,7 @@ everywhere, tell nothing, and would fill a chain.
 """
 
 import numpy as np
+import numpy.typing as npt
 
 from server.delta.matching.buffers import Words, offsets
 from server.delta.matching.ranges import Flags, Ints
@@ -51,9 +52,15 @@ class KmerIndex:
         count = max(0, len(old) + 8 - k)
         self.stride = max(1, -(-count // max(1, most)))
         entries = -(-count // self.stride)
-        self._shift = np.uint64(64 - max(10, entries.bit_length() - 1))
-        self._head = np.full(1 << (64 - int(self._shift)), -1, np.int32)
-        self._before = np.full(entries, -1, np.int32)
+        # A chain's head holds an entry, counted from one, and above it a few more bits of the hash: most strings that
+        # are not there are known by them, without a look at the old bytes, which is a cache miss.
+        self._entry_bits = max(10, (entries + 1).bit_length())
+        if self._entry_bits > 31:
+            raise ValueError("an index has at most 2^31 entries")
+        self._tag_bits = 32 - self._entry_bits
+        self._slot_bits = self._entry_bits - 1
+        self._head = np.zeros(1 << self._slot_bits, np.uint32)
+        self._before = np.zeros(entries + 1, np.uint32)
         self._filled = 0
         self._count = count
 
@@ -64,23 +71,38 @@ class KmerIndex:
             return False
         stop = min(self._filled + _CHAIN_BATCH * step, self._count)
         span = slice(self._filled, stop, step)
-        entry = np.arange(self._filled // step, -(-stop // step), dtype=np.int32)
+        entry = np.arange(self._filled // step, -(-stop // step), dtype=np.uint32) + np.uint32(1)
         telling = ~dull(self._old, span)
         entry = entry[telling]
-        slot = (hashes(self._old, span, self.k)[telling] >> self._shift).astype(np.int64)
+        slot, tag = self._slots(hashes(self._old, span, self.k)[telling])
         self._before[entry] = self._head[slot]
-        self._head[slot] = entry
+        self._head[slot] = entry | tag << np.uint32(self._entry_bits)
         self._filled += _CHAIN_BATCH * step
         return True
 
     def latest(self, new: Words, place: Ints) -> Ints:
-        """The latest entry that may hold the k bytes at each place; negative where there is none."""
-        return self._head[(hashes(new, place, self.k) >> self._shift).astype(np.int64)].astype(np.int64)
+        """The latest entry that may hold the k bytes at each place; 0 where there is surely none."""
+        slot, tag = self._slots(hashes(new, place, self.k))
+        head = self._head[slot]
+        head[head >> np.uint32(self._entry_bits) != tag] = 0
+        return self._entries(head)
+
+    def newest(self, new: Words, place: Ints) -> Ints:
+        """The end of the chain in which the k bytes at each place would be; 0 where it is empty."""
+        return self._entries(self._head[self._slots(hashes(new, place, self.k))[0]])
 
     def earlier(self, entry: Ints) -> Ints:
-        """The entry before each in its chain; negative at a chain's end."""
-        return self._before[entry].astype(np.int64)
+        """The entry before each in its chain; 0 at a chain's end."""
+        return self._entries(self._before[entry])
 
     def place(self, entry: Ints) -> Ints:
-        """Old place of an entry; negative stays negative."""
-        return entry * self.stride
+        """Old place of an entry; negative for 0."""
+        return (entry - 1) * self.stride
+
+    def _entries(self, packed: npt.NDArray[np.uint32]) -> Ints:
+        return (packed & np.uint32((1 << self._entry_bits) - 1)).astype(np.int64)
+
+    def _slots(self, mixed: Words) -> tuple[Ints, npt.NDArray[np.uint32]]:
+        high = mixed >> np.uint64(64 - self._slot_bits - self._tag_bits)
+        tag = high.astype(np.uint32) & np.uint32((1 << self._tag_bits) - 1)
+        return (high >> np.uint64(self._tag_bits)).astype(np.int64), tag

@@ -11,16 +11,17 @@ class MatchLimits:
     """Bounds of one search. When one is reached the covers found until then are returned: never wrong, only fewer.
 
     Attributes:
-        seconds: Wall time. It is looked at between batches of a few milliseconds.
+        seconds: Wall time. It is looked at between batches; what was found then still settles, which takes about a
+            second for each 16 MiB of the window.
         index_bytes: Memory of the index over the old bytes (8 bytes for each indexed position). An old buffer of more
             than `index_bytes / 8` bytes is sampled: then only longer runs are found away from their neighbours.
-        window_bytes: New bytes that are worked on at a time; one byte of memory each. Beside the index and the window
-            a search keeps about 64 MiB of scratch and some 100 bytes for each cover.
+        window_bytes: New bytes that are worked on at a time: about four bytes of memory each. Beside the index and the
+            window a search keeps about 64 MiB of scratch and some 100 bytes for each cover.
     """
 
     seconds: float = 600.0
     index_bytes: int = 512 * MIB
-    window_bytes: int = 64 * MIB
+    window_bytes: int = 16 * MIB
 
 
 class Budget:

@@ -5,7 +5,7 @@ import numpy as np
 from server.delta.matching.alignment import Alignment, worth_of
 from server.delta.matching.buffers import Buffers
 from server.delta.matching.extend import ABSENT, best_splits
-from server.delta.matching.weights import PIECE, UNITS
+from server.delta.matching.weights import UNITS
 
 _ROUNDS = 5
 _REACH = 4096  # bytes beyond a piece in which its neighbours may change; longer pieces are always worth their numbers
@@ -16,10 +16,12 @@ def prune(both: Buffers, pieces: Alignment) -> Alignment:
     for _ in range(_ROUNDS):
         count = len(pieces)
         length = pieces.end - pieces.start
-        worth = worth_of(both, pieces)
         beyond = np.full(1, ABSENT)
+        short = np.flatnonzero(length <= _REACH)
+        worth = np.full(count, ABSENT)
+        worth[short] = worth_of(both, pieces.take(short))
         least = (worth < np.concatenate([beyond, worth[:-1]])) & (worth <= np.concatenate([worth[1:], beyond]))
-        index = np.flatnonzero(least & (length <= _REACH) & (worth < _REACH * UNITS))
+        index = np.flatnonzero(least & (worth < _REACH * UNITS))
         if not len(index):
             break
         piece = pieces.take(index)
@@ -31,7 +33,7 @@ def prune(both: Buffers, pieces: Alignment) -> Alignment:
         left = np.where(has_before, pieces.shift[before], ABSENT)
         right = np.where(has_after, pieces.shift[after], ABSENT)
         ends, starts, instead = best_splits(both, low, high, left, right)
-        drop = instead >= worth[index] - PIECE
+        drop = instead >= worth[index] - both.weights.piece
         if not drop.any():
             break
         start, end = pieces.start.copy(), pieces.end.copy()

@@ -7,7 +7,7 @@ from typing import Final
 
 import numpy as np
 
-from server.delta.matching.alignment import Alignment, empty, learn, near_mismatches, present
+from server.delta.matching.alignment import Alignment, empty, joined, learn, near_mismatches, present
 from server.delta.matching.anchors import Surroundings, disjoint, find_anchors, insert
 from server.delta.matching.buffers import Buffers, buffers
 from server.delta.matching.bulk import find_bulk, follow
@@ -19,7 +19,10 @@ from server.delta.matching.neighbours import find_local
 from server.delta.matching.prune import prune
 from server.delta.matching.ranges import Ints
 
-_LENGTHS: Final = (32, 20, 14, 10)  # of the strings looked up: the longer, the surer; the shorter for what is left
+# Lengths of the strings looked up, and every how many old places one is indexed: the longer ones are the surer, and are
+# found even so; the shorter ones are for what is left.
+_STRINGS: Final = ((32, 8), (16, 2), (10, 1))
+_PASSES: Final = len(_STRINGS) + 2
 _ENTRY_BYTES = 8  # of the index, for each place
 _HINT_RUN = 32  # equal bytes on a hinted shift that are taken at once
 
@@ -66,18 +69,15 @@ class _Search:
         window = max(1, limits.window_bytes)
         self._windows = [(low, min(low + window, len(both.new))) for low in range(0, len(both.new), window)]
         self._budget = budget
+        self._steps = 0
 
     def run(self, hints: Iterable[tuple[int, int, int]]) -> Alignment:
         if not len(self._both.old) or not len(self._both.new):
             return empty()
-        pieces = self._start(hints)
-        self._budget.tell(0.1)
-        pieces = self._each(pieces, lambda part, low, high: extend(self._both, part, low, high))
-        passes = len(_LENGTHS) + 1
-        for number, k in enumerate(_LENGTHS):
+        pieces = self._each(self._start(hints), self._from_ends)
+        for k, stride in _STRINGS:
             self._learn(pieces)
-            pieces = self._by_index(pieces, k)
-            self._budget.tell(0.1 + 0.9 * (number + 1) / passes)
+            pieces = self._by_index(pieces, k, stride)
         self._learn(pieces)
         return self._each(pieces, self._by_neighbours)
 
@@ -91,14 +91,24 @@ class _Search:
         bulk = find_bulk(self._both, self._most, self._budget)
         return bulk.without(hinted.start, hinted.end).with_pieces(hinted)
 
+    def _from_ends(self, pieces: Alignment, low: int, high: int) -> Alignment:
+        # Empty pieces at both ends of the file grow where the two are alike in place, if not in any string.
+        size = len(self._both.new)
+        end = np.array([0, size])
+        ends = Alignment(end, end, np.array([0, len(self._both.old) - size])).take((end >= low) & (end <= high))
+        return extend(self._both, ends.with_pieces(pieces), low, high)
+
     def _each(self, pieces: Alignment, work: Callable[[Alignment, int, int], Alignment]) -> Alignment:
-        done = empty()
+        done = [empty()]
         for low, high in self._windows:
             part = pieces.inside(low, high)
-            done = done.with_pieces(part if self._budget.spent() else work(part, low, high))
-        return done.merged()
+            done.append(part if self._budget.spent() else work(part, low, high))
+            self._steps += 1
+            self._budget.tell(self._steps / (len(self._windows) * _PASSES))
+        return joined(done).merged()
 
-    def _by_index(self, pieces: Alignment, k: int) -> Alignment:
+    def _by_index(self, pieces: Alignment, k: int, stride: int) -> Alignment:
+        most = min(self._most, -(-len(self._both.old) // stride))
         index: KmerIndex | None = None
 
         def work(part: Alignment, low: int, high: int) -> Alignment:
@@ -108,12 +118,12 @@ class _Search:
             if not len(start) or len(self._both.old) < k or len(self._both.new) < k:
                 return part
             if index is None:
-                index = KmerIndex(self._both.old_words, k, self._most)
+                index = KmerIndex(self._both.old_words, k, most)
                 while index.fill() and not self._budget.spent():
                     pass
             anchors = find_anchors(self._both, index, start, end, self._budget)
             anchors = disjoint(_within(anchors, low, high))
-            anchors = Surroundings(self._both, part, score, low, index).best(anchors)
+            anchors = Surroundings(self._both, part, score, low, index).best(anchors, self._budget)
             anchors = _within(anchors, low, high)
             grown = extend(self._both, insert(part, anchors), low, high)
             grown = mix(self._both, part, settle(self._both, grown))

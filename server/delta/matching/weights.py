@@ -4,6 +4,7 @@ The costs are learnt from the alignment so far. Where addresses moved by one amo
 shift that gives it beats another that gives as many differences, of all kinds.
 """
 
+import math
 from typing import Final
 
 import numpy as np
@@ -14,7 +15,9 @@ from server.delta.matching.ranges import Bytes
 Scores = npt.NDArray[np.int8]
 
 UNITS: Final = 8  # to a bit
-PIECE: Final = 50 * UNITS  # a piece's control numbers, and the habits of the coder that a new shift upsets: measured
+PIECE_BITS: Final = (
+    2.5  # for each bit of an offset: control numbers, and what a new shift upsets in the coder; measured
+)
 _MOST_EQUAL: Final = 0.94  # in long equal runs differences would become dearer than they are where they come in crowds
 _LEAST_BITS, _MOST_BITS = 0.05, 14.0
 _SAMPLE: Final = 1 << 20
@@ -25,11 +28,13 @@ class Weights:
 
     Args:
         literal_bits: What a byte costs that is sent.
+        piece: What a piece costs, in units.
         counts: int64 [2, 256]: how often each difference was met after an equal byte, and after another.
     """
 
-    def __init__(self, literal_bits: float, counts: npt.NDArray[np.int64]) -> None:
+    def __init__(self, literal_bits: float, piece: int, counts: npt.NDArray[np.int64]) -> None:
         self.literal_bits = literal_bits
+        self.piece = piece
         prior = np.full((2, 256), 4.0)
         prior[:, 0] = 16_000, 700  # 94 and 40 % equal
         share = (counts + prior) / (counts + prior).sum(axis=1, keepdims=True)
@@ -54,7 +59,9 @@ def first_weights(new: Bytes) -> Weights:
     sample = new[:: max(1, len(new) // _SAMPLE)]
     share = np.bincount(sample, minlength=256) / max(1, len(sample))
     share = share[share > 0]
-    return Weights(float(-(share * np.log2(share)).sum()), np.zeros((2, 256), np.int64))
+    literal_bits = float(-(share * np.log2(share)).sum())
+    piece = round(PIECE_BITS * UNITS * math.log2(max(2, len(new))))
+    return Weights(literal_bits, piece, np.zeros((2, 256), np.int64))
 
 
 def counted(new: Bytes, old: Bytes) -> npt.NDArray[np.int64]:

@@ -181,3 +181,11 @@ def test_progress_never_falls_and_ends_at_one() -> None:
     find_covers(noise(18, 50_000), noise(19, 50_000), limits=LIMITS, progress=told.append)
     assert told == sorted(told)
     assert told[-1] == 1.0
+
+
+def test_a_likeness_in_place_is_found_though_no_string_is_left() -> None:
+    old = np.frombuffer(noise(20, 1_000_000), np.uint8)
+    new = old.copy()
+    new[::5] += 3
+    covers = find_covers(old.data, new.data, limits=LIMITS)
+    assert covers.tolist() == [[0, 0, len(old)]]
