@@ -5,7 +5,7 @@ bytes; to the applier it is only a way to write.
 """
 
 from array import array
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,9 +13,10 @@ import numpy.typing as npt
 from protocol.delta.huffman import LENGTH_ORDER, MOST_BITS, Bits, code_lengths, codes_of, write_lengths
 from protocol.errors import Reason, Refused
 
-Ints = npt.NDArray[np.int64]
+Ints = npt.NDArray[np.signedinteger[Any]]
 
 MOST_TOKENS: Final = 1 << 18  # of one stream: bounds the memory
+PART_TOKENS: Final = 1 << 14  # written at once: bounds the memory
 MOST_BLOCKS: Final = 1 << 10
 FIXED, DYNAMIC = 1, 2
 LAST: Final = 285  # the symbols behind it mean nothing
@@ -97,7 +98,7 @@ def read_deflate(data: bytes) -> tuple[Deflated, int]:
 
 
 def _ints(numbers: "array[int]") -> Ints:
-    return np.frombuffer(numbers, np.uint16).astype(np.int64) if numbers else np.zeros(0, np.int64)
+    return np.frombuffer(numbers, np.uint16).astype(np.int32) if numbers else np.zeros(0, np.int32)
 
 
 def _words(data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
@@ -110,51 +111,93 @@ def _words(data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
 
 def write_deflate(stream: Deflated) -> bytes:
     """Writes a stream, each block with the codes that follow from its tokens."""
-    codes: list[Ints] = []
-    widths: list[Ints] = []
+    packer = _Packer()
     at = 0
     for number, block in enumerate(stream.blocks):
-        some = slice(at, at + block.tokens)
+        parts = [
+            _Symbols(stream.lengths[start : min(start + PART_TOKENS, at + block.tokens)], stream.values[start:])
+            for start in range(at, at + block.tokens, PART_TOKENS)
+        ]
         at += block.tokens
         head: Bits = [(int(number == len(stream.blocks) - 1), 1), (block.kind, 2)]
-        lengths, values = stream.lengths[some], stream.values[some]
-        match = lengths > 1
-        length_codes = np.searchsorted(_LENGTH_BASE, lengths[match], "right") - 1
-        distance_codes = np.searchsorted(_DISTANCE_BASE, values[match], "right") - 1
-        symbols = values.copy()
-        symbols[match] = length_codes + 257
+        of_literals, of_distances = _FIXED_LITERALS, _FIXED_DISTANCES
         if block.kind == DYNAMIC:
-            literal_counts = np.bincount(symbols, minlength=286)
+            literal_counts = sum((part.literal_counts for part in parts), np.zeros(LAST + 1, np.int64))
             literal_counts[END] += 1
-            of_literals = code_lengths(literal_counts.tolist())
-            of_distances = code_lengths(np.bincount(distance_codes, minlength=30).tolist())
+            distance_counts = sum((part.distance_counts for part in parts), np.zeros(30, np.int64))
+            of_literals, of_distances = code_lengths(literal_counts.tolist()), code_lengths(distance_counts.tolist())
             head += write_lengths(of_literals, of_distances)
-        else:
-            of_literals, of_distances = _FIXED_LITERALS, _FIXED_DISTANCES
-        literal_codes, literal_widths = codes_of(of_literals), np.array(of_literals, np.int64)
-        code, width = literal_codes[symbols], literal_widths[symbols]
-        code[match] |= (lengths[match] - _LENGTH_BASE[length_codes]) << width[match]
-        width[match] += _LENGTH_EXTRA[length_codes]
-        code[match] |= codes_of(of_distances)[distance_codes] << width[match]
-        width[match] += np.array(of_distances, np.int64)[distance_codes]
-        code[match] |= (values[match] - _DISTANCE_BASE[distance_codes]) << width[match]
-        width[match] += _DISTANCE_EXTRA[distance_codes]
-        codes += [np.array([value for value, _ in head], np.int64), code, literal_codes[END : END + 1]]
-        widths += [np.array([bits for _, bits in head], np.int64), width, literal_widths[END : END + 1]]
-    return _pack(np.concatenate(codes), np.concatenate(widths))
+        packer.add(*(np.array(column, np.int64) for column in zip(*head, strict=True)))
+        literals = codes_of(of_literals), np.array(of_literals, np.int64)
+        distances = codes_of(of_distances), np.array(of_distances, np.int64)
+        for part in parts:
+            packer.add(*part.bits(literals, distances))
+        packer.add(literals[0][END : END + 1], literals[1][END : END + 1])
+    return packer.finish()
 
 
-def _pack(values: Ints, widths: Ints) -> bytes:
-    """Numbers of at most 48 bits one behind the other, lowest bit first."""
-    starts = np.cumsum(widths) - widths
-    out = np.zeros(int(widths.sum()) // 8 + 9, np.uint8)
-    shifted = values.astype(np.uint64) << (starts & 7).astype(np.uint64)
-    first = starts >> 3
-    for byte in range(7):
-        part = (shifted >> np.uint64(8 * byte)).astype(np.uint8)
-        some = np.flatnonzero(part)
-        np.add.at(out, first[some] + byte, part[some])
-    return out[: -(-int(widths.sum()) // 8)].tobytes()
+class _Symbols:
+    """Some tokens of a block as the symbols that stand for them.
+
+    Args:
+        lengths: Of the tokens.
+        values: Likewise, or more.
+    """
+
+    def __init__(self, lengths: Ints, values: Ints) -> None:
+        self._lengths = lengths
+        self._values = values[: lengths.size]
+        self._match = np.flatnonzero(lengths > 1)
+        self._length_codes = (np.searchsorted(_LENGTH_BASE, lengths[self._match], "right") - 1).astype(np.uint8)
+        distances = self._values[self._match]
+        self._distance_codes = (np.searchsorted(_DISTANCE_BASE, distances, "right") - 1).astype(np.uint8)
+        symbols = self._values.astype(np.uint16)
+        symbols[self._match] = self._length_codes.astype(np.uint16) + (END + 1)
+        self._symbols = symbols
+        self.literal_counts = np.bincount(symbols, minlength=LAST + 1)
+        self.distance_counts = np.bincount(self._distance_codes, minlength=30)
+
+    def bits(self, literals: tuple[Ints, Ints], distances: tuple[Ints, Ints]) -> tuple[Ints, Ints]:
+        """What stands for each token, and in how many bits, given codes and their lengths."""
+        code, width = literals[0][self._symbols], literals[1][self._symbols]
+        match, length_codes, distance_codes = self._match, self._length_codes, self._distance_codes
+        more = (self._lengths[match] - _LENGTH_BASE[length_codes]) << width[match]
+        wide = width[match] + _LENGTH_EXTRA[length_codes]
+        more |= distances[0][distance_codes] << wide
+        wide += distances[1][distance_codes]
+        more |= (self._values[match] - _DISTANCE_BASE[distance_codes]) << wide
+        code[match] |= more
+        width[match] = wide + _DISTANCE_EXTRA[distance_codes]
+        return code, width
+
+
+class _Packer:
+    """Puts numbers of at most 48 bits one behind the other, lowest bit first."""
+
+    def __init__(self) -> None:
+        self._out = bytearray()
+        self._bits = 0  # of the last byte that are taken
+
+    def add(self, values: Ints, widths: Ints) -> None:
+        """Appends some."""
+        ends = np.cumsum(widths) + self._bits
+        starts = ends - widths
+        total = int(ends[-1])
+        packed = np.zeros(total // 8 + 9, np.uint8)
+        if self._bits:
+            packed[0] = self._out.pop()
+        shifted = values.astype(np.uint64) << (starts & 7).astype(np.uint64)
+        first = starts >> 3
+        for byte in range(7):
+            part = (shifted >> np.uint64(8 * byte)).astype(np.uint8)
+            some = np.flatnonzero(part)
+            np.add.at(packed, first[some] + byte, part[some])
+        self._out += packed[: -(-total // 8)].tobytes()
+        self._bits = total & 7
+
+    def finish(self) -> bytes:
+        """All bytes."""
+        return bytes(self._out)
 
 
 def _peek(words: "array[int]", at: int, bits: int, end: int) -> int:

@@ -61,7 +61,7 @@ class Moved:
 
     def __init__(self, old: Deflated) -> None:
         self.old = old
-        self.starts = np.cumsum(old.lengths) - old.lengths  # of each token in the old text
+        self.starts = np.cumsum(old.lengths, dtype=np.int32) - old.lengths  # of each token in the old text
         self._runs = np.zeros((FIRST_RUNS, 3), np.int64)  # begin and end in the old text, and how far it moved
         self._count = 0
 
@@ -114,7 +114,7 @@ def code_member(numbers: Numbers, old: Deflated, new: Deflated | None = None, st
             raise Refused(Reason.LIMIT, "a patch makes compressed data of too many tokens")
         told = [_code_token(numbers, new, at + which) for which in range(inserted)]
         if told:
-            rows = np.array(told, np.int64)
+            rows = np.array(told, np.int32)
             lengths.append(rows[:, 0])
             values.append(rows[:, 1])
             place += int(rows[:, 0].sum())
@@ -130,7 +130,7 @@ def code_member(numbers: Numbers, old: Deflated, new: Deflated | None = None, st
         at += copied
         taken += copied
     blocks = _code_blocks(numbers, at, new.blocks if new is not None else ())
-    nothing = [np.zeros(0, np.int64)]
+    nothing = [np.zeros(0, np.int32)]
     return Deflated(np.concatenate(lengths or nothing), np.concatenate(values or nothing), blocks)
 
 
