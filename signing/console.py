@@ -6,14 +6,16 @@ Leaves to the commands what they say; here is only how it comes out, so that all
 import functools
 import sys
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import click
 import msgspec
-from rich.console import Console, RenderableType
 
 from protocol.errors import HeadlandError, Refused
 from protocol.messages import ErrorAnswer
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -51,7 +53,7 @@ def headland_errors(command: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
-def emit(as_json: bool, value: Any, human: RenderableType) -> None:
+def emit(as_json: bool, value: Any, human: "RenderableType") -> None:
     """Prints a command's result on stdout.
 
     Args:
@@ -64,13 +66,17 @@ def emit(as_json: bool, value: Any, human: RenderableType) -> None:
     elif isinstance(human, str):
         click.echo(human)
     else:
+        from rich.console import Console  # late: many commands print no table, and memory counts
+
         # Piped tables go into logs and editors, which scroll; 80 columns would cut names there.
         width = None if sys.stdout.isatty() else PIPED_COLUMNS
         Console(width=width, highlight=False).print(human)
 
 
-def progress_console() -> Console:
+def progress_console() -> "Console":
     """The console for progress and remarks: stderr, so that stdout stays for the result."""
+    from rich.console import Console
+
     return Console(stderr=True, highlight=False)
 
 

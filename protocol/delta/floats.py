@@ -98,8 +98,9 @@ def open_differences(
     changes = code_shapes(NumberReader(parts.shapes), count)
     changes = code_factors(coder, BitReader(np.empty(0, np.uint16), parts.factor_bits), changes, None)
     first, second = references
-    offsets = exponents(form, predictions(form, first, changes), count)
+    offsets = exponents(form, first, count)
     sizes = code_sizes(coder, offsets, form.bits, learn_signs=parts.learn_signs)
+    del offsets  # megabytes that are not needed any more
     bits = BitReader(coder.finish(), parts.plain)
     bodies = code_bodies(bits, sizes, learn_signs=parts.learn_signs)
     for expected, difference in zip(predictions(form, second, changes), bodies, strict=True):
@@ -118,13 +119,16 @@ def code_factors(coder: Coder, bits: PlainBits, changes: list[Change], given: In
     return with_factors(changes, np.concatenate(list(code_bodies(bits, sizes, learn_signs=False, given=given))))
 
 
-def exponents(form: FloatForm, expected: Iterable[Integers], count: int) -> Offsets:
-    """The exponents of the expected words: what sizes of differences are compared by."""
-    offsets = np.empty(count, np.uint8)
+def exponents(form: FloatForm, references: Iterable[bytes], count: int) -> Offsets:
+    """The exponents of the old words: what sizes of differences are compared by."""
+    offsets = np.zeros(count, np.uint8)
     at = 0
-    for words in expected:
-        offsets[at : at + words.size] = words >> form.mantissa & form.exponent_mask
+    for words in windows(form, references):
+        room = min(words.size, count - at)
+        offsets[at : at + room] = (words >> form.mantissa & form.exponent_mask)[:room]
         at += words.size
+    if at != count:
+        raise Refused(Reason.LENGTH, f"a stream of {count} floats that is made from {at}")
     return offsets
 
 

@@ -26,6 +26,7 @@ TABLE_BITS: Final = 12  # a context's slots, 4 KiB of look-up: a hundred context
 FLAG_BITS: Final = 15  # a flag that is nearly never set costs a few thousandths of a bit
 COUNT_STEP: Final = 16  # what one symbol adds to its count: priors of less than one symbol can be said
 LEARN_SHARE: Final = 8  # tables are made anew when they have seen one part in so many more
+MOST_WAITING: Final = 1 << 15  # symbols that are remembered until then
 _READ_BYTES: Final = 5  # hold any 32 bits, wherever in a byte they begin
 
 
@@ -63,7 +64,7 @@ class Table:
         ranges = self._frequency[cells], self._first[cells]
         self._waiting.append(cells)
         self._waiting_symbols += cells.size
-        if self._waiting_symbols * LEARN_SHARE >= self._seen_symbols:
+        if self._waiting_symbols >= min(self._seen_symbols // LEARN_SHARE, MOST_WAITING):
             self._learn()
         return ranges
 

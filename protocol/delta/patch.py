@@ -21,6 +21,7 @@ CODEC: Final = 1
 
 MAGIC: Final = b"HLD1"
 DIGEST_PREFIX_BYTES: Final = 6  # in a patch file, against mistakes; the signed plan carries the whole digests
+PATCH_HEAD_BYTES: Final = 64  # more than what stands before the index of a patch file
 
 
 class PatchIndex(Message):
@@ -157,28 +158,47 @@ def write_patch_head(base_sha256: bytes, output_sha256: bytes, output_bytes: int
     return MAGIC + prefixes + varint(output_bytes) + varint(len(index)) + index
 
 
-def read_patch_head(data: bytes) -> PatchFile:
-    """Reads the head of a patch file. `data` is its beginning: as much as there is, up to `limits.INDEX_BYTES` and 64.
+def patch_head_bytes(data: bytes) -> int:
+    """How long the head of a patch file is, index included.
+
+    Args:
+        data: The beginning of the file: `PATCH_HEAD_BYTES`, or all of it.
 
     Raises:
-        Refused: `METADATA`, `LENGTH`: no patch file, or a torn one.
+        Refused: `METADATA`, `LENGTH`, `LIMIT`: no patch file, or a torn one.
     """
+    return _lengths_of_head(data)[2]
+
+
+def read_patch_head(data: bytes) -> PatchFile:
+    """Reads the head of a patch file.
+
+    Args:
+        data: The beginning of the file: at least `patch_head_bytes`.
+
+    Raises:
+        Refused: `METADATA`, `LENGTH`, `LIMIT`: no patch file, or a torn one.
+    """
+    output_bytes, index_at, end = _lengths_of_head(data)
+    if len(data) < end:
+        raise Refused(Reason.LENGTH, "the patch file ends in its index")
+    middle = len(MAGIC) + DIGEST_PREFIX_BYTES
+    prefixes = data[len(MAGIC) : middle], data[middle : middle + DIGEST_PREFIX_BYTES]
+    return PatchFile(*prefixes, output_bytes, data[index_at:end], end)
+
+
+def _lengths_of_head(data: bytes) -> tuple[int, int, int]:
+    """Length of the output, where the index begins and where it ends."""
     if data[: len(MAGIC)] != MAGIC:
         raise Refused(Reason.METADATA, "this is no patch file", hint="make one with `scripts/delta encode`")
-    at = len(MAGIC) + 2 * DIGEST_PREFIX_BYTES
     try:
-        output_bytes, end = read_varint(data, at)
-        index_bytes, end = read_varint(data, end)
+        output_bytes, at = read_varint(data, len(MAGIC) + 2 * DIGEST_PREFIX_BYTES)
+        index_bytes, at = read_varint(data, at)
     except IndexError:
         raise Refused(Reason.LENGTH, "the patch file ends in its head") from None
     if output_bytes > limits.ARTIFACT_BYTES or index_bytes > limits.INDEX_BYTES:
         raise Refused(Reason.LIMIT, f"a patch for {output_bytes} bytes with an index of {index_bytes}")
-    if len(data) < end + index_bytes:
-        raise Refused(Reason.LENGTH, "the patch file ends in its index")
-    middle = len(MAGIC) + DIGEST_PREFIX_BYTES
-    return PatchFile(
-        data[len(MAGIC) : middle], data[middle:at], output_bytes, data[end : end + index_bytes], end + index_bytes
-    )
+    return output_bytes, at, at + index_bytes
 
 
 def varint(number: int) -> bytes:

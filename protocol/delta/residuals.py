@@ -208,7 +208,7 @@ def rows_of(column: npt.NDArray[np.uint8], lanes: int, steps: int) -> npt.NDArra
 
 def _first_mean(offsets: Offsets, widest: int) -> int:
     """Before anything is known: half of the bits change at the usual offset."""
-    return (int(offsets.astype(np.int64).sum()) // max(offsets.size, 1) + widest // 2) * UNIT
+    return (int(offsets.sum(dtype=np.int64)) // max(offsets.size, 1) + widest // 2) * UNIT
 
 
 def _size_prior(widest: int) -> npt.NDArray[np.int64]:

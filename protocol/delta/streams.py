@@ -110,7 +110,7 @@ def open_stream(kind: int, coded: memoryview, length_bytes: int, references: Ref
     """
     match kind:
         case 0:
-            output = bytes(coded)
+            output: bytes | bytearray = bytes(coded)
         case 1:
             return decompress(bytes(coded), length_bytes)
         case 2:

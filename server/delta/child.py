@@ -19,8 +19,8 @@ from protocol import limits
 from protocol.delta.apply import apply_group
 from protocol.delta.patch import PatchFile
 from protocol.errors import HeadlandError, Reason, Refused
+from server.delta.applying import FileBase, read_groups
 from server.delta.encode import Encoded, EncodeOptions, encode
-from server.delta.files import FileBase, read_groups
 from server.delta.order import Answer, Order
 
 

@@ -1,17 +1,17 @@
-"""`scripts/delta`: makes, applies and describes patches between any two files."""
+"""`scripts/delta`: makes, applies and describes patches between any two files.
 
+To apply takes little memory, so what only the others need is imported by them.
+"""
+
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import click
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
-from server.delta.encode import EncodeOptions
-from server.delta.encode import Progress as Report
-from server.delta.files import apply_patch, write_patch
-from server.delta.inspect import describe
+from server.delta.applying import Progress as Report
+from server.delta.applying import apply_patch
 from signing.console import emit, headland_errors, json_option, progress_console
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -37,6 +37,9 @@ def main() -> None:
 @headland_errors
 def encode_command(*, old: Path, new: Path, patch: Path, processes: int, seconds: float | None, as_json: bool) -> None:
     """Writes PATCH, which makes NEW from OLD."""
+    from server.delta.encode import EncodeOptions
+    from server.delta.writing import write_patch
+
     options = EncodeOptions(processes=processes, seconds=seconds)
     with _progress("encode", as_json) as report:
         made = write_patch(old, new, patch, options=options, progress=report)
@@ -79,6 +82,10 @@ def apply_command(old: Path, patch: Path, out: Path, as_json: bool) -> None:
 @headland_errors
 def info_command(patch: Path, as_json: bool) -> None:
     """Says what PATCH is made of: segments, groups, and bytes by kind."""
+    from rich.table import Table
+
+    from server.delta.inspect import describe
+
     found = describe(patch)
     table = Table(title=f"{patch}: {found.patch_bytes:,} bytes give {found.output_bytes:,}, in {found.groups} groups")
     table.add_column("kind")
@@ -92,9 +99,13 @@ def info_command(patch: Path, as_json: bool) -> None:
 
 @contextmanager
 def _progress(what: str, as_json: bool) -> Iterator[Report]:
-    console = progress_console()
+    if as_json or not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
     columns = (TextColumn(what), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=as_json or not console.is_terminal, transient=True) as bar:
+    with Progress(*columns, console=progress_console(), transient=True) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 

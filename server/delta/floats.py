@@ -45,7 +45,7 @@ def encode_differences(form: FloatForm, old: bytes, new: bytes, matrices: Sequen
     coder = LaneWriter(1 << lanes_bits)
     factor_bits = BitWriter()
     code_factors(coder, factor_bits, changes, factors_of(changes))
-    offsets = exponents(form, [expected], expected.size)
+    offsets = exponents(form, [old], expected.size)
     code_sizes(coder, offsets, form.bits, learn_signs=learn_signs, given=sizes)
     bits = BitWriter()
     for _ in code_bodies(bits, sizes, learn_signs=learn_signs, given=difference):

@@ -6,7 +6,7 @@ from pathlib import Path
 from protocol import limits
 from protocol.delta.patch import GroupHeader
 from protocol.delta.streams import kind_name
-from server.delta.files import open_patch, read_groups
+from server.delta.applying import open_patch, read_groups
 
 
 @dataclass

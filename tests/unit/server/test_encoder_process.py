@@ -15,7 +15,7 @@ import pytest
 from protocol.delta.apply import apply_group
 from protocol.delta.patch import PatchFile
 from protocol.ids import digest
-from server.delta.files import FileBase, read_groups
+from server.delta.applying import FileBase, read_groups
 from server.delta.process import EncoderFailedError, InterruptedEncodingError, Made, ProcessEncoder
 from server.settings import Patches
 

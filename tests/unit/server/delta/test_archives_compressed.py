@@ -9,10 +9,11 @@ import pytest
 
 from protocol.delta.envelope import ENVELOPE_MAGIC, read_envelope
 from protocol.errors import Refused
+from server.delta.applying import apply_patch
 from server.delta.encode import EncodeOptions
-from server.delta.files import apply_patch, write_patch
 from server.delta.gzip_file import find_recipe
 from server.delta.inspect import describe
+from server.delta.writing import write_patch
 from tests.unit.server.delta.archive_files import archive
 from tests.unit.server.delta.archive_lists import package
 

@@ -1,10 +1,10 @@
-"""Patch files: what would travel, in one file with the index in front, for people and for measurements."""
+"""Applies patch files: what would travel, in one file with the index in front, for people and for measurements."""
 
 import dataclasses
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,24 +12,26 @@ from typing import BinaryIO, Final
 
 from protocol import limits
 from protocol.delta.apply import apply_group
-from protocol.delta.envelope import ENVELOPE_BYTES, Envelope, read_envelope, write_envelope
+from protocol.delta.envelope import ENVELOPE_BYTES, read_envelope
 from protocol.delta.patch import (
     DIGEST_PREFIX_BYTES,
+    PATCH_HEAD_BYTES,
     GroupHeader,
     PatchFile,
     parse_patch_index,
+    patch_head_bytes,
     read_group_header,
     read_patch_head,
-    write_patch_head,
 )
 from protocol.errors import Reason, Refused
-from server.delta.encode import Encoded, EncodeOptions, Progress, encode
-from server.delta.gzip_file import deflate, find_recipe, inflate, is_gzip, refuse_other_zlib
+from server.delta.gzip_file import deflate, inflate, is_gzip, refuse_other_zlib
 from signing.durable import DISK, TEMPORARY_PREFIX, Part
 
-HEAD_BYTES: Final = limits.INDEX_BYTES + 64
 GROUP_HEADER_BYTES: Final = 1024  # ample for the largest
-PIECE_BYTES: Final = limits.MIB
+PIECE_BYTES: Final = limits.PATCH_SEGMENT_BYTES
+
+Progress = Callable[[int, int], None]
+"""Told of the output bytes that are there, and of all."""
 
 
 @dataclass(frozen=True)
@@ -60,71 +62,12 @@ class FileBase:
         return data
 
 
-def write_patch(old: Path, new: Path, patch: Path, *, options: EncodeOptions, progress: Progress) -> Encoded:
-    """Makes a patch file. It is there wholly or not at all.
-
-    Gzip files are patched by what they hold, where that gives the very bytes of `new` again.
-
-    Raises:
-        OSError: A file cannot be read or written.
-    """
-    if is_gzip(old) or is_gzip(new):
-        made = _write_enveloped(old, new, patch, options, progress)
-        if made is not None:
-            return made
-    return _write_plain(old, new, patch, options=options, progress=progress, envelope=b"")
-
-
-def _write_enveloped(old: Path, new: Path, patch: Path, options: EncodeOptions, progress: Progress) -> Encoded | None:
-    with tempfile.TemporaryDirectory(dir=patch.absolute().parent, prefix=TEMPORARY_PREFIX) as folder:
-        plain_old, plain_new = _inflated(old, Path(folder) / "old"), _inflated(new, Path(folder) / "new")
-        recipe = find_recipe(new, plain_new) if plain_new is not None else None
-        if recipe is None and is_gzip(new):
-            plain_new = None
-        if plain_old is None and plain_new is None:
-            return None
-        base_sha256, output_sha256 = _sha256_of(old), _sha256_of(new)
-        envelope = Envelope(
-            base_sha256[:DIGEST_PREFIX_BYTES], output_sha256[:DIGEST_PREFIX_BYTES], plain_old is not None, recipe
-        )
-        made = _write_plain(
-            plain_old or old,
-            plain_new or new,
-            patch,
-            options=options,
-            progress=progress,
-            envelope=write_envelope(envelope),
-        )
-    return dataclasses.replace(
-        made,
-        base_sha256=base_sha256.hex(),
-        output_sha256=output_sha256.hex(),
-        output_bytes=new.stat().st_size,
-    )
-
-
-def _inflated(path: Path, to: Path) -> Path | None:
+def inflated(path: Path, to: Path) -> Path | None:
     """What a gzip file holds, in a file of its own; None when it is none."""
     if not is_gzip(path):
         return None
     with to.open("wb") as file:
         return to if inflate(path, file) else None
-
-
-def _write_plain(
-    old: Path, new: Path, patch: Path, *, options: EncodeOptions, progress: Progress, envelope: bytes
-) -> Encoded:
-    with tempfile.TemporaryFile(dir=patch.absolute().parent) as payload:
-        made = encode(old, new, payload, options=options, progress=progress)
-        head = write_patch_head(
-            bytes.fromhex(made.base_sha256), bytes.fromhex(made.output_sha256), made.output_bytes, made.index or b""
-        )
-        payload.seek(0)
-        with replacing(patch) as file:
-            file.append(envelope + head)
-            for piece in _pieces(payload):
-                file.append(piece)
-    return made
 
 
 def apply_patch(old: Path, patch: Path, output: Path, *, progress: Progress) -> Applied:
@@ -140,9 +83,9 @@ def apply_patch(old: Path, patch: Path, output: Path, *, progress: Progress) -> 
     if envelope is None:
         return _apply_plain(old, patch, 0, output, progress)
     with tempfile.TemporaryDirectory(dir=output.absolute().parent, prefix=TEMPORARY_PREFIX) as folder:
-        if _sha256_of(old)[:DIGEST_PREFIX_BYTES] != envelope.base_prefix:
+        if sha256_of(old)[:DIGEST_PREFIX_BYTES] != envelope.base_prefix:
             raise _refuse_other_base(old)
-        plain = _inflated(old, Path(folder) / "old") if envelope.inflates_base else old
+        plain = inflated(old, Path(folder) / "old") if envelope.inflates_base else old
         if plain is None:
             raise Refused(Reason.METADATA, f"{old} cannot be inflated, as the patch says")
         if envelope.recipe is None:
@@ -210,8 +153,10 @@ def read_groups(source: BinaryIO, head: PatchFile) -> Iterator[tuple[GroupHeader
     while True:
         header = read_group_header(bytes(held[:GROUP_HEADER_BYTES]))
         if header is not None and len(held) >= header.group_bytes:
-            yield header, bytes(held[: header.group_bytes])
+            with memoryview(held) as view:
+                group = bytes(view[: header.group_bytes])
             del held[: header.group_bytes]
+            yield header, group
         elif ended:
             break
         else:
@@ -242,7 +187,8 @@ def replacing(path: Path) -> Iterator[Part]:
 
 def _read_head(source: BinaryIO, offset: int) -> PatchFile:
     source.seek(offset)
-    head = read_patch_head(source.read(HEAD_BYTES))
+    start = source.read(PATCH_HEAD_BYTES)
+    head = read_patch_head(start + source.read(max(patch_head_bytes(start) - len(start), 0)))
     head = dataclasses.replace(head, payload_offset=head.payload_offset + offset)
     source.seek(head.payload_offset)
     return head
@@ -252,7 +198,8 @@ def _refuse_other_base(old: Path) -> Refused:
     return Refused(Reason.HASH, f"the patch was made for another base than {old}", hint="take the right OLD file")
 
 
-def _sha256_of(path: Path) -> bytes:
+def sha256_of(path: Path) -> bytes:
+    """The hash of a file, raw."""
     with path.open("rb") as file:
         return _sha256(file)
 
@@ -262,7 +209,7 @@ def _checked(source: BinaryIO, head: PatchFile) -> Iterator[bytes]:
     if not head.index:
         if payload_bytes > limits.UNINDEXED_PAYLOAD_BYTES:
             raise Refused(Reason.LENGTH, f"{payload_bytes} bytes of payload without an index")
-        yield from _pieces(source)
+        yield from pieces_of(source)
         return
     index = parse_patch_index(head.index, head.output_bytes, payload_bytes)
     for number, digest in enumerate(index.segments):
@@ -279,5 +226,6 @@ def _sha256(file: BinaryIO) -> bytes:
     return hasher.digest()
 
 
-def _pieces(source: BinaryIO) -> Iterator[bytes]:
+def pieces_of(source: BinaryIO) -> Iterator[bytes]:
+    """What is left of a file, piece by piece."""
     return iter(lambda: source.read(PIECE_BYTES), b"")
