@@ -114,7 +114,7 @@ class TarWriter:
     def __init__(self, base: Base, tar: TarPlace, write: Callable[[bytes], None]) -> None:
         self._base = base
         self._times = iter(tar.times)
-        self._blocks = memoryview(bytes(tar.blocks))
+        self._blocks = memoryview(tar.blocks)
         self._write = write
 
     def block(self, kind: int) -> None:
