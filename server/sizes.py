@@ -25,8 +25,7 @@ def travel_sizes(session: Session, release: Release, known: Sequence[Release]) -
     older = [
         each
         for each in known
-        if each.product == release.product
-        and (each.era, each.release_counter) < (release.era, release.release_counter)
+        if each.product == release.product and (each.era, each.release_counter) < (release.era, release.release_counter)
     ]
     parts = session.fleet.parts(release.product, [release.manifest, *(each.manifest for each in older)])
     mine = set(parts.get(release.manifest, {}).values())
