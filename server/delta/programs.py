@@ -126,7 +126,9 @@ def _with_rules(programs: tuple[Program, ...], elves: list[Elf], stream: Stream)
         allowed = [_allowed(rule, section.executed, machine) for _, section, machine in sections]
         if rule and not any(allowed):
             continue
-        seen = stream.look(_regions(programs, sections, [rule if may else Rule.NONE for may in allowed]))
+        tried = _regions(programs, sections, [rule if may else Rule.NONE for may in allowed])
+        # What lies outside of the group moved by exceptions only: without them a rule looks worse than none.
+        seen = stream.look(_with_exceptions(tried, stream) if rule else tried)
         at = np.searchsorted(starts, seen.base, "right") - 1
         wrong = seen.base[seen.wrong & (at >= 0) & (seen.base < ends[np.maximum(at, 0)])]
         inside = np.searchsorted(starts, wrong, "right") - 1

@@ -121,6 +121,12 @@ def test_calls_and_pointers_of_a_rebuilt_library_cost_next_to_nothing() -> None:
     assert round_trip(old, new, where) == taken(new, where)
 
 
+def test_what_other_groups_hold_is_followed_too() -> None:
+    old, new, (base, output, length, own) = rebuilt(60)
+    rest = Places(base[1:], output[1:], length[1:], own[1:])
+    assert len(encode_code(memoryview(old), memoryview(new), rest)) < 200
+
+
 def test_a_group_with_such_a_stream_is_applied() -> None:
     old, new, where = rebuilt(30)
     middle = int(where.base[1])
