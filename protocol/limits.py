@@ -15,8 +15,8 @@ ARTIFACT_BYTES: Final = 64 * GIB  # larger than any model that a machine in a fi
 ZSTD_WINDOW_BYTES: Final = 8 * MIB  # decoder memory on a small machine; the encoder is told the same
 
 # Patches: what bounds the memory to apply one, whatever its size
-GROUP_CODED_BYTES: Final = 4 * MIB  # decoded streams of the open group, held in memory
-GROUP_PAYLOAD_BYTES: Final = 5 * MIB  # the same when nothing of it compressed, with room for the operations
+GROUP_CODED_BYTES: Final = 4 * MIB  # decoded streams of the open group, held in memory; see `delta.patch.held_bytes`
+GROUP_PAYLOAD_BYTES: Final = 9 * MIB  # the same when nothing of it compressed, with room for the operations
 GROUP_OUTPUT_BYTES: Final = 64 * MIB  # copies cost no memory, but a cut applies the open group again
 GROUP_CONTROL_BYTES: Final = 512 * KIB  # the coded operations of one group
 GROUP_OPERATIONS: Final = 1 << 16  # kept as numbers between the two passes over them

@@ -27,6 +27,7 @@ from protocol.delta.edits import open_edits
 from protocol.delta.floats import open_differences
 from protocol.delta.integers import open_integers
 from protocol.delta.lowrank import BF16, F16, F32, I32
+from protocol.delta.patch import CODE, EDITS
 from protocol.errors import Reason, Refused
 from protocol.transfer import decompress
 
@@ -41,8 +42,6 @@ F32_ALONE: Final = 8
 F16_ALONE: Final = 9
 BF16_ALONE: Final = 10
 I32_DIFFERENCE: Final = 11
-CODE: Final = 16
-EDITS: Final = 32
 DEFLATED: Final = 33
 
 DIFFERENCES: Final = {F32_DIFFERENCE: F32, F16_DIFFERENCE: F16, BF16_DIFFERENCE: BF16, I32_DIFFERENCE: I32}

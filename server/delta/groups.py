@@ -15,8 +15,8 @@ from protocol.delta.addresses import find_places
 from protocol.delta.edits import CHUNK_BYTES, Edits
 from protocol.delta.lowrank import BF16, F16, F32, I32
 from protocol.delta.operations import COPY, FILL, TAKE, Operation, Place, code_operation, digest_value
-from protocol.delta.patch import write_group
-from protocol.delta.streams import CODE, EDITS, LZMA, STORED, ZSTD, lzma_filter, takes_base
+from protocol.delta.patch import CODE, EDITS, write_group
+from protocol.delta.streams import LZMA, STORED, ZSTD, lzma_filter, takes_base
 from protocol.delta.tar import DIGEST, ENTRIES, HEAD, PAD, STAMP
 from protocol.delta.tar_blocks import BLOCK_BYTES
 from server.delta.archives.members import encode_members
@@ -32,6 +32,7 @@ TRIMMED_BYTES: Final = 1 << 18  # up to here the dozen bytes at a stream's end a
 FEW_EDITS: Final = 1 << 12  # bytes of changed code: more are not worth trying in that way
 _UNCODED: Final = {How.COPY: COPY, How.FILL: FILL, How.ENTRIES: ENTRIES, How.PAD: PAD}
 _CODED: Final = {How.HEAD: HEAD, How.STAMP: STAMP, How.DIGEST: DIGEST}  # operations that the applier makes in memory
+_ROOMY: Final = frozenset({How.CODE, How.EDITS})  # see `protocol.delta.patch.held_bytes`
 
 DIFFERENCES: Final = {
     How.F32_DIFFERENCE: (streams.F32_DIFFERENCE, F32),
@@ -78,7 +79,7 @@ class GroupPlan:
 
     output_offset: int
     output_bytes: int = 0
-    coded_bytes: int = 0
+    held_bytes: int = 0
     pieces: list[Piece] = field(default_factory=list)
 
     def room(self, piece: Piece) -> int:
@@ -87,7 +88,7 @@ class GroupPlan:
             return 0
         room = limits.GROUP_OUTPUT_BYTES - self.output_bytes
         if piece.how not in _UNCODED:
-            room = min(room, limits.GROUP_CODED_BYTES - self.coded_bytes)
+            room = min(room, (limits.GROUP_CODED_BYTES - self.held_bytes) * (3 if piece.how in _ROOMY else 2) // 2)
         if piece.how in WHOLE:
             return piece.length if piece.length <= room else 0
         if room >= piece.length:
@@ -101,7 +102,7 @@ class GroupPlan:
         self.pieces.append(piece)
         self.output_bytes += piece.length
         if piece.how not in _UNCODED:
-            self.coded_bytes += piece.length
+            self.held_bytes += -(-2 * piece.length // 3) if piece.how in _ROOMY else piece.length
 
 
 def cut_groups(pieces: Iterable[Piece], output_offset: int = 0) -> Iterator[GroupPlan]:
