@@ -8,6 +8,8 @@ from server.delta.matching.buffers import Buffers
 from server.delta.matching.ranges import BATCH, Flags, Ints, batches, cut_long, join_near, positions
 from server.delta.matching.weights import Scores, Weights, counted
 
+_LONG = 4096  # bytes of a piece that is looked at by itself
+
 
 @dataclass(frozen=True, slots=True)
 class Alignment:
@@ -84,12 +86,20 @@ def present(both: Buffers, pieces: Alignment, low: int, high: int) -> tuple[Flag
     """For each new byte from `low` to `high`: is it another than its piece says (or in no piece)? And its score."""
     wrong = np.ones(high - low, bool)
     score = np.zeros(high - low, np.int8)
-    start, end, owner = cut_long(pieces.start, pieces.end)
-    shift = pieces.shift[owner]
-    for i, j in batches(end - start):
-        length = end[i:j] - start[i:j]
-        place = positions(start[i:j], length)
-        new, old = both.new[place], both.old[place + np.repeat(shift[i:j], length)]
+    long = pieces.end - pieces.start >= _LONG
+    far = pieces.take(long)
+    start, end, owner = cut_long(far.start, far.end)
+    for first, last, shift in zip(start.tolist(), end.tolist(), far.shift[owner].tolist(), strict=True):
+        new, old = both.new[first:last], both.old[first + shift : last + shift]
+        there = slice(first - low, last - low)
+        np.not_equal(new, old, out=wrong[there])
+        # Most bytes of most files are in long equal runs: these are not worth a look-up each.
+        score[there] = both.weights.of(new, old) if wrong[there].any() else both.weights.equal
+    near = pieces.take(~long)
+    for i, j in batches(near.end - near.start):
+        length = near.end[i:j] - near.start[i:j]
+        place = positions(near.start[i:j], length)
+        new, old = both.new[place], both.old[place + np.repeat(near.shift[i:j], length)]
         wrong[place - low] = new != old
         score[place - low] = both.weights.of(new, old)
     return wrong, score

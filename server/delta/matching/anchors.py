@@ -11,7 +11,7 @@ from server.delta.matching.weights import Scores
 
 _BACK, _AHEAD = 64, 96  # bytes about an anchor's string over which candidates are compared
 _CANDIDATES = 16  # places of a string that are tried
-_TRIES = 1 << 22  # of all strings in a window; where these are so many, little depends on each
+_TRIES = 1 << 20  # of all strings in a window; where these are so many, little depends on each
 _MOST_LOST = 127  # units, for one byte
 
 

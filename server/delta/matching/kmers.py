@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from server.delta.matching.buffers import Words, offsets
-from server.delta.matching.ranges import Flags, Ints
+from server.delta.matching.ranges import Flags, Ints, batches, cut_long, positions
 
 # Odd constants with well mixed bits (those of xxHash64).
 _PRIMES = [
@@ -18,6 +18,8 @@ _PRIMES = [
 # Within a batch only the last place of a repeated string enters its chain, so a chain has one place for each 32 KiB:
 # periodic data cannot make it long, and what it skips lies close to what it has.
 _CHAIN_BATCH = 1 << 15
+_FEW = 16  # of so many old places one new string is looked for: then most old ones need not be kept
+_WANTED_BITS = 22
 
 
 def hashes(data: Words, place: Ints | slice, k: int) -> Words:
@@ -61,8 +63,26 @@ class KmerIndex:
         self._slot_bits = self._entry_bits - 1
         self._head = np.zeros(1 << self._slot_bits, np.uint32)
         self._before = np.zeros(entries + 1, np.uint32)
+        self._wanted: npt.NDArray[np.bool_] | None = None
         self._filled = 0
         self._count = count
+
+    def want(self, new: Words, start: Ints, end: Ints) -> None:
+        """Leaves out what no string from these ranges of the new bytes can be, where they are few.
+
+        Args:
+            new: Words of the new bytes.
+            start: Where ranges begin.
+            end: Where they end, at most the last place of k bytes.
+        """
+        count = int((end - start).sum())
+        if count * _FEW > self._count:
+            return
+        self._wanted = np.zeros(1 << _WANTED_BITS, bool)
+        cut_start, cut_end, _ = cut_long(start, end)
+        for i, j in batches(cut_end - cut_start):
+            place = positions(cut_start[i:j], cut_end[i:j] - cut_start[i:j])
+            self._wanted[hashes(new, place, self.k) >> np.uint64(64 - _WANTED_BITS)] = True
 
     def fill(self) -> bool:
         """Indexes some more places. Returns False when all are."""
@@ -73,8 +93,11 @@ class KmerIndex:
         span = slice(self._filled, stop, step)
         entry = np.arange(self._filled // step, -(-stop // step), dtype=np.uint32) + np.uint32(1)
         telling = ~dull(self._old, span)
+        mixed = hashes(self._old, span, self.k)
+        if self._wanted is not None:
+            telling &= self._wanted.take((mixed >> np.uint64(64 - _WANTED_BITS)).view(np.int64))
         entry = entry[telling]
-        slot, tag = self._slots(hashes(self._old, span, self.k)[telling])
+        slot, tag = self._slots(mixed[telling])
         self._before[entry] = self._head[slot]
         self._head[slot] = entry | tag << np.uint32(self._entry_bits)
         self._filled += _CHAIN_BATCH * step

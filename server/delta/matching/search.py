@@ -108,19 +108,24 @@ class _Search:
         return joined(done).merged()
 
     def _by_index(self, pieces: Alignment, k: int, stride: int) -> Alignment:
-        most = min(self._most, -(-len(self._both.old) // stride))
-        index: KmerIndex | None = None
+        if min(len(self._both.old), len(self._both.new)) < k:
+            return pieces
+        index = KmerIndex(self._both.old_words, k, min(self._most, -(-len(self._both.old) // stride)))
+        places = {}
+        for low, high in self._windows:
+            wrong, _ = present(self._both, pieces.inside(low, high), low, high)
+            start, end = near_mismatches(wrong, low, k)
+            end = np.minimum(end, len(self._both.new) + 1 - k)
+            places[low] = start[end > start], end[end > start]
+        if not any(len(start) for start, _ in places.values()):
+            return pieces
+        index.want(self._both.new_words, *map(np.concatenate, zip(*places.values(), strict=True)))
+        while index.fill() and not self._budget.spent():
+            pass
 
         def work(part: Alignment, low: int, high: int) -> Alignment:
-            nonlocal index
-            wrong, score = present(self._both, part, low, high)
-            start, end = near_mismatches(wrong, low, k)
-            if not len(start) or len(self._both.old) < k or len(self._both.new) < k:
-                return part
-            if index is None:
-                index = KmerIndex(self._both.old_words, k, most)
-                while index.fill() and not self._budget.spent():
-                    pass
+            start, end = places[low]
+            _, score = present(self._both, part, low, high)
             anchors = find_anchors(self._both, index, start, end, self._budget)
             anchors = disjoint(_within(anchors, low, high))
             anchors = Surroundings(self._both, part, score, low, index).best(anchors, self._budget)

@@ -43,6 +43,11 @@ class Weights:
         cost = np.clip(-np.log2(np.concatenate([equal, other], axis=1)), _LEAST_BITS, _MOST_BITS)
         self._table = np.rint((literal_bits - cost) * UNITS).astype(np.int8).ravel()
 
+    @property
+    def equal(self) -> int:
+        """The score of an equal byte after an equal one."""
+        return int(self._table[0])
+
     def of(self, new: Bytes, old: Bytes) -> Scores:
         """Scores of bytes that follow one another in the last axis."""
         difference = new - old

@@ -189,3 +189,12 @@ def test_a_likeness_in_place_is_found_though_no_string_is_left() -> None:
     new[::5] += 3
     covers = find_covers(old.data, new.data, limits=LIMITS)
     assert covers.tolist() == [[0, 0, len(old)]]
+
+
+def test_strings_of_eight_bytes_are_found_where_a_gap_expects_them() -> None:
+    old = bytearray(noise(21, 600_000))
+    moved = old[300_000:300_600]
+    moved[::9] = bytes(0x55 ^ value for value in moved[::9])
+    new = bytes(old[:300_000] + noise(22, 40) + moved + old[300_700:])
+    covers = find_covers(bytes(old), new, limits=LIMITS)
+    assert cost_bytes(covers, bytes(old), new) <= 40 + len(moved[::9]) + 3 * 8
