@@ -1,6 +1,7 @@
 """Finds the directions along which weight matrices changed: what `protocol.delta.lowrank` predicts."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -15,6 +16,8 @@ LEAST_SIDE: Final = 4
 RANKS: Final = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
 FIRST_PRECISIONS: Final = (5, 7, 9, 12, 15)  # bits of the largest factor: a merged adapter is worth many
 GIVE_UP_AFTER: Final = 2  # ranks in a row that were no better
+JUDGED_ELEMENTS: Final = 1 << 15  # of a large matrix: what a rank is judged by
+JUDGED_ROWS: Final = 8
 POWER_STEPS: Final = 2  # of the subspace iteration
 SPARE: Final = 6  # directions that the iteration follows beyond those that are asked for
 MEAN_OVER: Final = 24  # elements whose mean size is what a size is compared with
@@ -65,31 +68,48 @@ def _find_change(form: FloatForm, old: Words, new: Words, matrix: Matrix) -> Cha
     if not np.isfinite(moved).all() or not moved.any():
         return None
     moved = moved.reshape(matrix.rows, matrix.columns)
-    target = new.astype(np.int64)
-    offsets = old.astype(np.int64) >> form.mantissa & form.exponent_mask
-    best_bits = _bits(differences(form, old.astype(np.int64), target), offsets)
-    best: Change | None = None
-    best_precision = 0
+    judge = _Judge(form, old, new, matrix)
+    best_bits, best, best_precision = judge.bits(None), None, 0
     most = min(RANKS[-1], min(matrix.rows, matrix.columns) // 2)
     left, weights, right = directions(moved, most)
     misses = 0
     for rank in RANKS:
-        if rank > most:
+        if rank > most or misses == GIVE_UP_AFTER:
             break
-        better = False
+        misses += 1
         precisions = (best_precision - 1, best_precision, best_precision + 1) if best else FIRST_PRECISIONS
         for precision in precisions:
             change = rounded(left[:, :rank], weights[:rank], right[:rank], precision, matrix)
             if change is None:
                 continue
-            expected = predict(form, old, 0, [change])
-            bits = _bits(differences(form, expected, target), offsets) + factor_bits(change)
+            bits = judge.bits(change)
             if bits < best_bits:
-                best_bits, best, best_precision, better = bits, change, precision, True
-        misses = 0 if better else misses + 1
-        if misses == GIVE_UP_AFTER:
-            break
+                best_bits, best, best_precision, misses = bits, change, precision, 0
     return None if best is None else best.moved_to(matrix.first)
+
+
+class _Judge:
+    """Says what a matrix takes with a change and without, by some of its rows."""
+
+    def __init__(self, form: FloatForm, old: Words, new: Words, matrix: Matrix) -> None:
+        count = min(matrix.rows, max(JUDGED_ROWS, JUDGED_ELEMENTS // matrix.columns))
+        self._rows = np.arange(count) * matrix.rows // count
+        self._share = matrix.rows / count
+        self._form = form
+        self._old = old.reshape(matrix.rows, matrix.columns)[self._rows].ravel()
+        self._new = new.reshape(matrix.rows, matrix.columns)[self._rows].ravel().astype(np.int64)
+        self._offsets = self._old.astype(np.int64) >> form.mantissa & form.exponent_mask
+
+    def bits(self, change: Change | None) -> float:
+        """About what all rows take, the change's factors included."""
+        if change is None:
+            return self._share * _bits(self._differences(self._old.astype(np.int64)), self._offsets)
+        some = replace(change, rows=self._rows.size, left=change.left[:, self._rows])
+        expected = predict(self._form, self._old, 0, [some])
+        return self._share * _bits(self._differences(expected), self._offsets) + factor_bits(change)
+
+    def _differences(self, expected: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        return differences(self._form, expected, self._new)
 
 
 def directions(moved: Reals, most: int) -> tuple[Reals, Reals, Reals]:
