@@ -86,7 +86,7 @@ def _find_change(moved: npt.NDArray[np.int8], matrix: Matrix) -> Change | None:
         left, weights, right = directions(values / scale, most)
         misses = 0
         for rank in RANKS:
-            if rank > most or misses == GIVE_UP_AFTER:
+            if rank > weights.size or misses == GIVE_UP_AFTER:
                 break
             misses += 1
             for precision in PRECISIONS:

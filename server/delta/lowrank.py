@@ -19,6 +19,8 @@ GIVE_UP_AFTER: Final = 2  # ranks in a row that were no better
 JUDGED_ELEMENTS: Final = 1 << 15  # of a large matrix: what a rank is judged by
 JUDGED_ROWS: Final = 8
 POWER_STEPS: Final = 2  # of the subspace iteration
+EXACT_SIDE: Final = 768  # up to here all directions are found at once
+NOTHING: Final = 1e-9  # a direction so much weaker than the strongest one is rounding
 SPARE: Final = 6  # directions that the iteration follows beyond those that are asked for
 MEAN_OVER: Final = 24  # elements whose mean size is what a size is compared with
 
@@ -70,11 +72,10 @@ def _find_change(form: FloatForm, old: Words, new: Words, matrix: Matrix) -> Cha
     moved = moved.reshape(matrix.rows, matrix.columns)
     judge = _Judge(form, old, new, matrix)
     best_bits, best, best_precision = judge.bits(None), None, 0
-    most = min(RANKS[-1], min(matrix.rows, matrix.columns) // 2)
-    left, weights, right = directions(moved, most)
+    left, weights, right = directions(moved, min(RANKS[-1], min(matrix.rows, matrix.columns) // 2))
     misses = 0
     for rank in RANKS:
-        if rank > most or misses == GIVE_UP_AFTER:
+        if rank > weights.size or misses == GIVE_UP_AFTER:
             break
         misses += 1
         precisions = (best_precision - 1, best_precision, best_precision + 1) if best else FIRST_PRECISIONS
@@ -113,14 +114,32 @@ class _Judge:
 
 
 def directions(moved: Reals, most: int) -> tuple[Reals, Reals, Reals]:
-    """The strongest directions of a matrix, by subspace iteration from a fixed start: the same patch each time."""
-    scaled = moved / np.abs(moved).max()
-    start = np.random.default_rng(0).standard_normal((moved.shape[1], min(most + SPARE, *moved.shape)))
-    basis = np.linalg.qr(scaled @ start)[0]
-    for _ in range(POWER_STEPS):
-        basis = np.linalg.qr(scaled @ np.linalg.qr(scaled.T @ basis)[0])[0]
-    left, weights, right = np.linalg.svd(basis.T @ scaled, full_matrices=False)
-    return (basis @ left)[:, :most], weights[:most] * np.abs(moved).max(), right[:most]
+    """The strongest directions of a matrix.
+
+    Args:
+        moved: float64 [rows, columns], not all zero.
+        most: How many at most.
+
+    Returns:
+        float64 [rows, n], [n] and [n, columns]: their product comes nearest to the matrix.
+    """
+    largest = np.abs(moved).max()
+    scaled = moved / largest
+    tall = scaled if scaled.shape[0] >= scaled.shape[1] else scaled.T
+    if tall.shape[1] <= EXACT_SIDE:
+        basis = np.linalg.eigh(tall.T @ tall)[1][:, ::-1][:, :most]
+    else:
+        # Subspace iteration, from a fixed start: the same patch each time.
+        start = np.random.default_rng(0).standard_normal((tall.shape[0], most + SPARE))
+        basis = np.linalg.qr(tall.T @ start)[0]
+        for _ in range(POWER_STEPS):
+            basis = np.linalg.qr(tall.T @ (tall @ basis))[0]
+        basis = basis @ np.linalg.eigh((tall @ basis).T @ (tall @ basis))[1][:, ::-1][:, :most]
+    product = tall @ basis
+    weights = np.sqrt((product**2).sum(axis=0))
+    kept = weights > weights[0] * NOTHING
+    product, weights, basis = product[:, kept] / weights[kept], weights[kept] * largest, basis[:, kept].T
+    return (product, weights, basis) if tall is scaled else (basis.T, weights, product.T)
 
 
 def rounded(left: Reals, weights: Reals, right: Reals, precision: int, matrix: Matrix) -> Change | None:
