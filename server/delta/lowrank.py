@@ -66,7 +66,8 @@ def find_changes(form: FloatForm, old: Words, new: Words, matrices: Sequence[Mat
 
 
 def _find_change(form: FloatForm, old: Words, new: Words, matrix: Matrix) -> Change | None:
-    moved = _values(form, new) - _values(form, old)
+    with np.errstate(invalid="ignore"):  # infinities and signalling NaNs: nothing is predicted for their matrix
+        moved = _values(form, new) - _values(form, old)
     if not np.isfinite(moved).all() or not moved.any():
         return None
     moved = moved.reshape(matrix.rows, matrix.columns)
