@@ -170,6 +170,8 @@ def code_operation(
         base = _code_base(numbers, place, kind, given.base if given else 0)
     length = _code_length(numbers, place, kind, given.length if given else 1)
     value = numbers.symbol(_BYTE << 6, 8, given.value if given else 0) if kind == FILL else 0
+    if place.output + length > place.end:
+        raise Refused(Reason.LENGTH, "a group of a patch whose operations give more than it says")
     if base >= 0 and base + length > place.base_bytes:
         raise Refused(Reason.LIMIT, "a patch reads behind the end of its base")
     operation = Operation(kind, length, base, value)

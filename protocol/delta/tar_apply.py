@@ -75,7 +75,8 @@ class Digests:
         """Passes output on."""
         self._write(data)
         end = self._at + len(data)
-        while self._files and self._files[-1][0] < end:
+        # A file of no bytes is over as soon as its header is written.
+        while self._files and (self._files[-1][0] < end or self._files[-1][1] <= end):
             first, last, wanted = self._files[-1]
             if not self._hashes:
                 self._hashes = [_new_hash(form) for _, form in wanted]
