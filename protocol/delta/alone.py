@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from protocol.delta.floats import LANES_BITS, elements
-from protocol.delta.lanes import BitReader, Coder, LaneReader, PlainBits, Table
+from protocol.delta.lanes import BitReader, Coder, LaneReader, PlainBits, Table, hold_lanes
 from protocol.delta.lowrank import FloatForm
 from protocol.delta.patch import read_varint
 from protocol.delta.residuals import BODY_WINDOW, FAST, SLOW, TREND, UNIT, rows_of
@@ -55,6 +55,7 @@ def open_alone(form: FloatForm, coded: memoryview, length_bytes: int) -> Iterato
     if head[0] > LANES_BITS or at + words_bytes > len(coded):
         raise Refused(Reason.METADATA, "a stream of floats with a form or a length that cannot be")
     coder = LaneReader(coded[at : at + words_bytes], 1 << head[0])
+    hold_lanes(coder.lanes, elements(form, length_bytes))
     exponents = code_exponents(coder, form, elements(form, length_bytes))
     tops = code_tops(coder, form, exponents)
     bits = BitReader(coder.finish(), coded[at + words_bytes :])

@@ -19,13 +19,14 @@ from protocol.delta.base import Base
 from protocol.delta.numbers import NumberReader
 from protocol.delta.operations import TAKE, Operation, Place, code_operation, read_digest
 from protocol.delta.patch import GroupHeader, read_group_header
-from protocol.delta.streams import open_stream, takes_base
+from protocol.delta.streams import LZMA, STORED, ZSTD, open_stream, takes_base
 from protocol.delta.tar import TarPlace
 from protocol.delta.tar_apply import Digests, TarWriter
 from protocol.errors import Reason, Refused
 
 __all__ = ["Base", "Operations", "apply_group", "read_operations"]
 
+SLOW_STREAMS: Final = 2  # of one kind
 WINDOW_BYTES: Final = 256 * limits.KIB  # the base is read and the output written in pieces no larger
 
 
@@ -50,6 +51,7 @@ def apply_group(group: bytes, base: Base, output_offset: int, write: Callable[[b
     view = memoryview(group)
     operations = read_operations(header, view, base, output_offset)
     at = header.header_bytes + header.control_bytes
+    _hold_slow_streams(header)
     streams: list[memoryview] = []
     for number, stream in enumerate(header.streams):
         references = _References(base, operations, output_offset, TAKE + number)
@@ -70,6 +72,13 @@ def apply_group(group: bytes, base: Base, output_offset: int, write: Callable[[b
         else:
             output.make(operation)
     return header.output_bytes
+
+
+def _hold_slow_streams(header: GroupHeader) -> None:
+    """Holds that streams whose work is bounded one by one are not many: the encoder makes one a kind, of edits two."""
+    kinds = [stream.kind for stream in header.streams if stream.kind not in (STORED, ZSTD, LZMA)]
+    if any(kinds.count(kind) > SLOW_STREAMS for kind in kinds):
+        raise Refused(Reason.LIMIT, "a group of a patch with too many streams of one kind")
 
 
 class _Output:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from protocol.delta.lanes import Coder
 from protocol.delta.mixing import Mixer, Odds
 from protocol.delta.programs import Rule
+from protocol.errors import Reason, Refused
 
 Ints = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.uint8]
@@ -28,6 +29,8 @@ FOLDED: Final = 1 << 12  # contexts of many values are folded into so many
 CONTEXTS: Final = FOLDED * STATES
 RUN_CONTEXTS: Final = RULES * 16 * STATES
 BYTE_CONTEXT_BITS: Final = 16
+ENOUGH_LANES: Final = 256  # the encoder makes no more, however much there is to ask
+MOST_ASKED: Final = 1 << 14  # bits or bytes of a lane, as long as lanes are few; an encoder makes a tenth of it
 RECENT: Final = 8  # bits that a lane remembers
 LOW: Final = 0xFFFFFFFF
 FACTORS: Final = tuple(np.arange(1, 8) * 0x2545F4914F6CDD1D | 1)  # odd, of 64 bits, all bits in use
@@ -83,6 +86,7 @@ class CodeModel:
 
     def __init__(self, coder: Coder) -> None:
         self._coder = coder
+        self._asked = 0
         odds = Odds()
         self._runs = [Mixer(odds, (RUN_CONTEXTS,) * 3, RULES, 1023) for _ in LEVELS[:-1]]
         self._words = Mixer(odds, (CONTEXTS,) * 5, RULES * STATES, 1023)
@@ -304,6 +308,9 @@ class CodeModel:
 
     def _steps(self, count: int) -> tuple[int, npt.NDArray[np.intp]]:
         """How many steps it takes to code so many items, and at which of them each lane begins."""
+        self._asked += count
+        if self._coder.lanes < ENOUGH_LANES and self._asked > self._coder.lanes * MOST_ASKED:
+            raise Refused(Reason.LIMIT, "too much changed code for so few lanes")
         steps = -(-count // self._coder.lanes)
         return steps, np.arange(0, count, max(steps, 1))
 

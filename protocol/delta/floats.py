@@ -20,7 +20,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from protocol.delta.lanes import BitReader, Coder, LaneReader, PlainBits
+from protocol.delta.lanes import BitReader, Coder, LaneReader, PlainBits, hold_lanes
 from protocol.delta.lowrank import FACTOR_BITS, Change, FloatForm, code_shapes, predict, with_factors
 from protocol.delta.numbers import NumberReader
 from protocol.delta.patch import read_varint
@@ -94,6 +94,7 @@ def open_differences(
     """
     count = elements(form, length_bytes)
     parts = take_apart(coded)
+    hold_lanes(parts.lanes, count)
     coder = LaneReader(parts.words, parts.lanes)
     changes = code_shapes(NumberReader(parts.shapes), count)
     changes = code_factors(coder, BitReader(np.empty(0, np.uint16), parts.factor_bits), changes, None)

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from protocol.delta.floats import LANES_BITS, code_factors
-from protocol.delta.lanes import BitReader, Bits, Coder, Contexts, LaneReader, Table
+from protocol.delta.lanes import BitReader, Bits, Coder, Contexts, LaneReader, Table, hold_lanes
 from protocol.delta.lowrank import Change, code_shapes
 from protocol.delta.numbers import NumberReader
 from protocol.delta.patch import read_varint
@@ -73,6 +73,7 @@ def open_integers(coded: memoryview, length_bytes: int, references: Iterable[byt
     if form & ~(15 | QUIET | LOUD) or form & 15 > LANES_BITS or end > len(coded):
         raise Refused(Reason.METADATA, "a stream of integers with a form or a length that cannot be")
     coder = LaneReader(coded[end:], 1 << (form & 15))
+    hold_lanes(coder.lanes, length_bytes)
     changes = code_shapes(NumberReader(bytes(coded[at:middle])), length_bytes)
     changes = code_factors(coder, BitReader(np.empty(0, np.uint16), coded[middle:end]), changes, None)
     model = BySize(coder) if form & LOUD else ByValue(coder, quiet=bool(form & QUIET))

@@ -27,6 +27,8 @@ FLAG_BITS: Final = 15  # a flag that is nearly never set costs a few thousandths
 COUNT_STEP: Final = 16  # what one symbol adds to its count: priors of less than one symbol can be said
 LEARN_SHARE: Final = 8  # tables are made anew when they have seen one part in so many more
 MOST_WAITING: Final = 1 << 15  # symbols that are remembered until then
+ENOUGH_LANES: Final = 512  # more of them are hardly faster
+MOST_A_LANE: Final = 1 << 10  # symbols of a kind, as long as lanes are fewer
 _READ_BYTES: Final = 5  # hold any 32 bits, wherever in a byte they begin
 
 
@@ -115,6 +117,16 @@ class Bits(Table):
 
     def _make_split(self, frequency: npt.NDArray[np.int64]) -> None:
         self._zeros = frequency[:, 0].astype(np.uint32)
+
+
+def hold_lanes(lanes: int, symbols: int) -> None:
+    """Holds that so many symbols are coded in enough lanes: each step takes as long for one lane as for hundreds.
+
+    Raises:
+        Refused: `LIMIT`: they are too few, and decoding would take minutes.
+    """
+    if lanes < ENOUGH_LANES and symbols >= lanes * MOST_A_LANE:
+        raise Refused(Reason.LIMIT, f"{symbols} symbols of entropy code in only {lanes} lanes")
 
 
 class Coder(Protocol):
