@@ -17,6 +17,7 @@ from protocol.errors import Reason, Refused
 RANK_BITS: Final = 6
 FACTOR_BITS: Final = 16  # magnitudes of factors are below 2^this: sums of products stay below 2^38
 COLUMNS: Final = 1 << 17  # a row of sums stays within a megabyte
+CHANGES: Final = 1 << 12  # of one stream: each window of elements looks at all of them
 FACTORS: Final = 1 << 19  # of one stream: two megabytes while it is applied
 SHIFTS: Final = 400  # the units of any float type, and of products of factors below 1
 GUARD_BITS: Final = 20  # below the last place of the old value: what a sum near zero needs
@@ -112,6 +113,8 @@ def code_shapes(numbers: Numbers, elements: int, given: list[Change] | None = No
     changes: list[Change] = []
     end = factors = 0
     while numbers.symbol(_MORE, 1, int(given is not None and len(changes) < len(given))):
+        if len(changes) == CHANGES:
+            raise Refused(Reason.LIMIT, "a patch predicts too many changes")
         was = given[len(changes)] if given else None
         first = end + numbers.unsigned(_SKIP, was.first - end if was else 0)
         rows = 1 + numbers.unsigned(_ROWS, was.rows - 1 if was else 0)
@@ -120,6 +123,8 @@ def code_shapes(numbers: Numbers, elements: int, given: list[Change] | None = No
         shift = numbers.signed(_SHIFT, was.shift if was else 0)
         end = first + rows * columns
         factors += rank * (rows + columns)
+        if rank * (rows + columns) > rows * columns:  # as many numbers as it is to predict
+            raise Refused(Reason.LIMIT, "a patch predicts a change with too many factors")
         if end > elements or columns > COLUMNS or factors > FACTORS or abs(shift) > SHIFTS:
             raise Refused(Reason.LIMIT, "a patch predicts a change that is out of bounds")
         empty = np.empty((rank, 0), np.int32)

@@ -95,20 +95,21 @@ def code_programs(numbers: Numbers, given: tuple[Program, ...] = ()) -> tuple[Pr
     for number in range(_within(numbers.unsigned(_PROGRAMS, len(given)), MOST_PROGRAMS)):
         known = given[number] if given else None
         end = _within(numbers.unsigned(_END, known.end if known else 0), SPACE)
-        segments = _code_segments(numbers, at, known.segments if known else ())
-        regions = _code_regions(numbers, at, known.regions if known else ())
-        exceptions = _code_exceptions(numbers, known.exceptions if known else ())
+        segments = _code_segments(numbers, at, MOST_PARTS - parts, known.segments if known else ())
+        parts += len(segments)
+        regions = _code_regions(numbers, at, MOST_PARTS - parts, known.regions if known else ())
+        parts += len(regions)
+        exceptions = _code_exceptions(numbers, MOST_PARTS - parts, known.exceptions if known else ())
+        parts += len(exceptions)
         at = max((at, *(part.base + part.length for part in segments), *(part.base + part.length for part in regions)))
-        parts += len(segments) + len(regions) + len(exceptions)
-        _within(parts, MOST_PARTS)
         coded.append(Program(end, segments, regions, exceptions))
     return tuple(coded)
 
 
-def _code_segments(numbers: Numbers, at: int, given: tuple[Segment, ...]) -> tuple[Segment, ...]:
+def _code_segments(numbers: Numbers, at: int, most: int, given: tuple[Segment, ...]) -> tuple[Segment, ...]:
     coded: list[Segment] = []
     lies = drift = 0
-    for number in range(_within(numbers.unsigned(_SEGMENTS, len(given)), MOST_PARTS)):
+    for number in range(_within(numbers.unsigned(_SEGMENTS, len(given)), most)):
         known = given[number] if given else Segment(at, 0, lies, lies + drift)
         base = at + numbers.unsigned(_BASE, known.base - at)
         length = numbers.unsigned(_LENGTH, known.length)
@@ -121,9 +122,9 @@ def _code_segments(numbers: Numbers, at: int, given: tuple[Segment, ...]) -> tup
     return tuple(coded)
 
 
-def _code_regions(numbers: Numbers, at: int, given: tuple[Region, ...]) -> tuple[Region, ...]:
+def _code_regions(numbers: Numbers, at: int, most: int, given: tuple[Region, ...]) -> tuple[Region, ...]:
     coded: list[Region] = []
-    for number in range(_within(numbers.unsigned(_REGIONS, len(given)), MOST_PARTS)):
+    for number in range(_within(numbers.unsigned(_REGIONS, len(given)), most)):
         known = given[number] if given else Region(at, 0, Rule.NONE)
         base = at + numbers.unsigned(_BASE, known.base - at)
         length = numbers.unsigned(_LENGTH, known.length)
@@ -133,10 +134,10 @@ def _code_regions(numbers: Numbers, at: int, given: tuple[Region, ...]) -> tuple
     return tuple(coded)
 
 
-def _code_exceptions(numbers: Numbers, given: tuple[Exceptional, ...]) -> tuple[Exceptional, ...]:
+def _code_exceptions(numbers: Numbers, most: int, given: tuple[Exceptional, ...]) -> tuple[Exceptional, ...]:
     coded: list[Exceptional] = []
     at = shift = 0
-    for number in range(_within(numbers.unsigned(_EXCEPTIONS, len(given)), MOST_PARTS)):
+    for number in range(_within(numbers.unsigned(_EXCEPTIONS, len(given)), most)):
         known = given[number] if given else Exceptional(at, 0, shift)
         address = at + numbers.unsigned(_GAP, known.address - at)
         length = numbers.unsigned(_GAP, known.length)

@@ -59,6 +59,7 @@ _COUNT, _LAST, _SHIFT, _GROWTH, _PLACE, _GONE, _COME, _SPANS, _GAP, _RUN, _REFER
 
 _ANNOUNCED, _ATTRIBUTE, _STAMP = 0xD, 0xE, 0xF  # as types of headers
 
+MOST_TIMES: Final = 1 << 19  # of one group: its entries with all their times are fewer, and take 4 MiB
 _REMEMBERED: Final = 4096  # mtimes and sizes; then it begins anew, so that memory is bounded
 
 
@@ -128,6 +129,8 @@ class TarPlace:
             if size < 0 or BLOCK_BYTES + padded(size) > min(left, room):
                 raise Refused(Reason.LIMIT, "a patch reads an entry that is not there")
             wanted = target[offset - first :] if target is not None else None
+            if len(self.times) > MOST_TIMES:
+                raise Refused(Reason.LIMIT, "a patch says too many times in one group")
             self._code_entry_times(numbers, head, size, wanted)
             if holds_times(head, size):
                 content = self.base.read(offset + BLOCK_BYTES, size)
