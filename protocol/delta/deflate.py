@@ -18,6 +18,7 @@ Ints = npt.NDArray[np.signedinteger[Any]]
 MOST_TOKENS: Final = 1 << 18  # of one stream: bounds the memory
 PART_TOKENS: Final = 1 << 14  # written at once: bounds the memory
 MOST_BLOCKS: Final = 1 << 10
+BLOCK_SHARE: Final = 512  # bytes of a stream for each of its blocks, but for two: their codes are slow to make
 FIXED, DYNAMIC = 1, 2
 LAST: Final = 285  # the symbols behind it mean nothing
 END: Final = 256  # the symbol behind a block's last token
@@ -92,7 +93,7 @@ def read_deflate(data: bytes) -> tuple[Deflated, int]:
         before = len(lengths)
         at = _read_tokens(words, at, end_bits, (_table(literals), _table(distances)), (lengths, values))
         blocks.append(Block(kind, len(lengths) - before))
-        if len(lengths) > MOST_TOKENS or len(blocks) > MOST_BLOCKS:
+        if len(lengths) > MOST_TOKENS or len(blocks) > min(MOST_BLOCKS, 2 + len(data) // BLOCK_SHARE):
             raise Refused(Reason.LIMIT, "compressed data of too many tokens")
     return Deflated(_ints(lengths), _ints(values), tuple(blocks)), -(-at // 8)
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from protocol.delta.addresses import Places
 from protocol.delta.deflate import (
+    BLOCK_SHARE,
     MOST_BLOCKS,
     MOST_DISTANCE,
     MOST_TOKENS,
@@ -29,6 +30,9 @@ TRAILER_BYTES: Final = 8
 MEMBER_BYTES: Final = 1 << 20  # of a compressed stream, old or new
 STREAM_BYTES: Final = 1 << 24  # of all old members of one stream: reading them is slow
 STREAM_MEMBERS: Final = 1 << 11
+OLD_SHARE: Final = 4  # an old member is at most so many times as long as the new one, and LEAST_OLD bytes
+LEAST_OLD: Final = 1 << 14
+LEAST_SAID: Final = 64  # steps and told tokens of a member, and two a byte: with more it pays to send the bytes
 FIRST_RUNS: Final = 64  # there is room for; twice as many when they are full
 _PIECE_BYTES: Final = 1 << 16
 _SHORTEST: Final = 3  # of a match
@@ -91,11 +95,14 @@ class Moved:
         return length
 
 
-def code_member(numbers: Numbers, old: Deflated, new: Deflated | None = None, steps: Sequence[Step] = ()) -> Deflated:
+def code_member(
+    numbers: Numbers, length: int, old: Deflated, new: Deflated | None = None, steps: Sequence[Step] = ()
+) -> Deflated:
     """Codes one stream given an old one.
 
     Args:
         numbers: Reader or writer.
+        length: Of the new member in bytes: bounds how much may be said of it.
         old: The old stream.
         new: The new one, when writing.
         steps: How it is made, when writing.
@@ -106,11 +113,12 @@ def code_member(numbers: Numbers, old: Deflated, new: Deflated | None = None, st
     moved = Moved(old)
     lengths: list[Ints] = []
     values: list[Ints] = []
-    at = place = taken = 0
+    at = place = taken = said = 0
     for number in range(numbers.unsigned(_STEPS, len(steps))):
         given = steps[number] if number < len(steps) else Step(0, 0, 0)
         inserted = numbers.unsigned(_INSERTED, given.inserted)
-        if at + inserted > MOST_TOKENS or number > MOST_TOKENS:
+        said += 1 + inserted
+        if at + inserted > MOST_TOKENS or said > LEAST_SAID + 2 * length:
             raise Refused(Reason.LIMIT, "a patch makes compressed data of too many tokens")
         told = [_code_token(numbers, new, at + which) for which in range(inserted)]
         if told:
@@ -129,7 +137,9 @@ def code_member(numbers: Numbers, old: Deflated, new: Deflated | None = None, st
             place += moved.copied(taken, copied, place)
         at += copied
         taken += copied
-    blocks = _code_blocks(numbers, at, new.blocks if new is not None else ())
+    blocks = _code_blocks(
+        numbers, at, min(MOST_BLOCKS, 2 + length // BLOCK_SHARE), new.blocks if new is not None else ()
+    )
     nothing = [np.zeros(0, np.int32)]
     return Deflated(np.concatenate(lengths or nothing), np.concatenate(values or nothing), blocks)
 
@@ -145,10 +155,10 @@ def _code_token(numbers: Numbers, new: Deflated | None, at: int) -> tuple[int, i
     return length, value
 
 
-def _code_blocks(numbers: Numbers, tokens: int, given: Sequence[Block]) -> tuple[Block, ...]:
+def _code_blocks(numbers: Numbers, tokens: int, most: int, given: Sequence[Block]) -> tuple[Block, ...]:
     """All tokens in blocks: the last one has what is left."""
     count = 1 + numbers.unsigned(_BLOCKS, max(0, len(given) - 1))
-    if count > MOST_BLOCKS:
+    if count > most:
         raise Refused(Reason.LIMIT, "a patch makes compressed data of too many blocks")
     blocks = []
     for number in range(count):
@@ -203,8 +213,10 @@ def open_deflated(coded: bytes, members: Sequence[tuple[int, int]], read: Callab
         left -= old_length
         if not 0 <= old_length <= MEMBER_BYTES or length > MEMBER_BYTES or left < 0:
             raise Refused(Reason.LIMIT, "a patch makes compressed data that is too long")
+        if old_length > LEAST_OLD + OLD_SHARE * length:
+            raise Refused(Reason.LIMIT, "a patch makes compressed data of much longer data")
         old, _ = read_deflate(read(offset, old_length))
-        body = write_deflate(code_member(numbers, old))
+        body = write_deflate(code_member(numbers, length, old))
         if len(body) + TRAILER_BYTES != length:
             raise Refused(Reason.LENGTH, "a patch makes compressed data of another length than it says")
         out += body + trailer(body)

@@ -64,7 +64,7 @@ def encode_members(pairs: list[tuple[memoryview, memoryview]]) -> bytes:
         old, old_length = read_deflate(bytes(old_data[:MEMBER_BYTES]))
         new, _ = read_deflate(bytes(new_data))
         code_old_length(writer, old_length - len(new_data))
-        code_member(writer, old, new, find_steps(old, new, _covers(old_data, new_data)))
+        code_member(writer, len(new_data), old, new, find_steps(old, new, _covers(old_data, new_data)))
     return writer.finish()
 
 
