@@ -31,12 +31,41 @@ class MachineFacts:
     id: str
     release: str
     bytes_received: int
+    bytes_as_patches: int
+    bytes_whole: int
+    bytes_saved: int
+    bytes_on_the_wire: int
     bytes_full: int
     frames_inferred: int
     frames_dropped: int
     results_produced: int
     results_ingested: int
     results_lost: int
+
+
+@dataclass
+class Update:
+    """What a rollout took on a machine, over the air; from the server.
+
+    Args:
+        rollout: Which.
+        release: Its version.
+        machine: Which.
+        outcome: Of the machine; empty while there is none.
+        reason: Of the outcome.
+        delta_bytes: Received of patches.
+        full_bytes: Received of whole artifacts.
+        saved_bytes: What the same would have taken more without patches, compressed too.
+    """
+
+    rollout: str
+    release: str
+    machine: str
+    outcome: str
+    reason: str
+    delta_bytes: int
+    full_bytes: int
+    saved_bytes: int
 
 
 @dataclass
@@ -51,6 +80,7 @@ class Report:
     as_json: bool
     steps: list[Step] = field(default_factory=list)
     machines: list[MachineFacts] = field(default_factory=list)
+    updates: list[Update] = field(default_factory=list)
     refused: list[Refusal] = field(default_factory=list)
     extra: dict[str, Any] = field(default_factory=dict)
 
@@ -96,21 +126,37 @@ class Report:
                 "ok": self.ok,
                 "steps": [asdict(step) for step in self.steps],
                 "machines": [asdict(machine) for machine in self.machines],
+                "updates": [asdict(update) for update in self.updates],
                 "refused": [asdict(refusal) for refusal in self.refused],
             } | self.extra
             print(json.dumps(document))
             return
         machines = Table("machine", "release", title="Machines", box=None, pad_edge=False)
-        for column in ("received", "full", "frames", "dropped", "produced", "ingested", "lost"):
+        for column in ("frames", "dropped", "produced", "ingested", "lost"):
             machines.add_column(column, justify="right")
+        air = Table("machine", title="\nBytes over the air", box=None, pad_edge=False)
+        for column in ("received", "in patches", "whole", "saved", "on the wire"):
+            air.add_column(column, justify="right")
         for m in self.machines:
-            sizes = (f"{size / 1e6:.2f} MB" for size in (m.bytes_received, m.bytes_full))
             sums = (m.frames_inferred, m.frames_dropped, m.results_produced, m.results_ingested, m.results_lost)
-            machines.add_row(m.id, m.release, *sizes, *map(str, sums))
+            machines.add_row(m.id, m.release, *map(str, sums))
+            bytes_ = (m.bytes_received, m.bytes_as_patches, m.bytes_whole, m.bytes_saved, m.bytes_on_the_wire)
+            air.add_row(m.id, *(f"{size:,}" for size in bytes_))
+        updates = Table("release", "machine", title="\nUpdates", box=None, pad_edge=False)
+        for column in ("in patches", "whole", "without patches"):
+            updates.add_column(column, justify="right")
+        updates.add_column("outcome")
+        for u in self.updates:
+            sizes = (
+                f"{size:,}" for size in (u.delta_bytes, u.full_bytes, u.delta_bytes + u.full_bytes + u.saved_bytes)
+            )
+            updates.add_row(u.release, u.machine, *sizes, " ".join(filter(None, (u.outcome, u.reason))))
         refused = Table("by", "what", "reason", title="\nRefused", box=None, pad_edge=False)
         for r in self.refused:
             refused.add_row(r.machine, r.what, r.reason)
         self.console.print(machines)
+        self.console.print(air)
+        self.console.print(updates)
         self.console.print(refused)
         self.console.print()
         kept = self.extra.get("kept")

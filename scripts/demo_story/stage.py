@@ -6,6 +6,7 @@ import re
 import shutil
 import socket
 import sys
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from enemy import Evil
 from processes import SCRIPTS, DemoError, Machine, Manager, Process, Server, wait_for
 from proxy import Link, Proxy
-from report import Report
+from report import Report, Update
 
 PRODUCT = "pest-detector"
 MANAGERS = ("alice", "bob", "carol")
@@ -21,6 +22,8 @@ MACHINES = ("tractor-1", "tractor-2", "sprayer-1")
 MODELS = SCRIPTS / "demo_models"
 FRAMES_A_SECOND = 3.0
 CONFIG_BYTES = 300_000
+LINK = "cellular"
+PATCHES_S = 150.0  # the longest that the demo waits for patches: they take seconds here
 FRAME_BYTES_AT_LEAST = 20_000  # a JPEG of the camera, rather more
 
 SERVER_SETTINGS = """\
@@ -36,6 +39,10 @@ port = {operator_port}
 [contact]
 poll_s = 1.0
 busy_poll_s = 0.5
+
+# Every byte of these links is paid for: the plan with the fewest bytes wins, however fast this computer is.
+[budget.day_bytes]
+cellular = 20000000
 """
 
 DEVICE_SETTINGS = """\
@@ -44,6 +51,9 @@ poll_min_s = 0.5
 poll_max_s = 2.0
 retry_first_s = 0.5
 retry_longest_s = 1.0
+
+[link]
+kind = "{link}"
 
 [inference]
 frames = "{frames}"
@@ -113,9 +123,44 @@ class Stage:
             self.managers("release", "sign", "--as", name, "--yes", person=name)
         self.managers("release", "push")
 
-    def rollout(self, name: str, version: str, *phases: str) -> None:
+    def rollout(self, name: str, version: str, *phases: str, budget: str | None = None) -> None:
         options = [part for phase in phases for part in ("--phase", phase)]
+        if budget is not None:
+            options += ["--budget", budget]
         self.managers("rollout", "create", name, "--release", version, "--group", "field", *options)
+
+    def await_patches(self, version: str, held: str) -> None:
+        """Waits until the server has made the patches that it wants, and says what they are worth.
+
+        A rollout would not wait: a machine that calls before its patch is ready is offered the whole.
+        """
+        began = time.monotonic()
+
+        def made() -> dict[str, Any] | None:
+            status = self.server.get("/status")
+            patches = status["patches"]
+            if status["payloads_waiting"] or patches["waiting"] or not patches["surveyed"]:
+                return None
+            releases: list[dict[str, Any]] = self.server.get(f"/releases?product={PRODUCT}")["releases"]
+            release = next(each for each in releases if each["version"] == version)
+            return None if release["full_bytes"] is None or release["patches_waiting"] else release
+
+        self.report.say(f"waiting for the patches from {held} to {version}, at most {PATCHES_S:.0f} s")
+        release = wait_for(f"the patches from {held} to {version}", made, PATCHES_S)
+        delta = next((each for each in release["deltas"] if each["version"] == held), None)
+        self.report.say(
+            f"patches from {held} to {version} after {time.monotonic() - began:.1f} s: "
+            + (
+                "none that is smaller than the whole"
+                if delta is None or not delta["patches"]
+                else f"{delta['patches']}, which bring {self.told_sizes(delta['delta_bytes'], release['full_bytes'])}"
+            )
+        )
+
+    @staticmethod
+    def told_sizes(travels: int, whole: int) -> str:
+        """In words; `whole` is what the same takes without patches, compressed too."""
+        return f"{travels:,} bytes in place of {whole:,} ({travels / whole:.0%})"
 
     def with_config(self, version: str) -> Path:
         """A release like 1.1.0 with a config file beside the model: what is new in it is the file."""
@@ -187,11 +232,29 @@ class Stage:
         """A release uncompressed, in bytes."""
         return sum(self.artifacts(version).values())
 
-    def cost(self, version: str, held: str) -> int:
-        """What a machine that has `held` must fetch for `version` if no link ever dropped, in bytes."""
-        new = self.artifacts(version).keys() - self.artifacts(held).keys()
-        payloads = self.evil.payloads()
-        return int(self.built[version]["length_bytes"]) + sum(payloads[digest].travels for digest in new)
+    def member(self, rollout: str, name: str) -> dict[str, Any] | None:
+        """What the server knows of a machine in a rollout: outcome, the price of its plan, what it took."""
+        phases = self.server.get(f"/rollouts/{rollout}")["phases"]
+        found: dict[str, Any] | None = next((p["members"][name] for p in phases if name in p["members"]), None)
+        return found
+
+    def updates(self) -> list[Update]:
+        """What each release took on each machine, from the rollouts; of two with one release the later one counts."""
+        found = {
+            (rollout["release"], name): Update(
+                rollout=rollout["name"],
+                release=rollout["release"],
+                machine=name,
+                outcome=member["outcome"] or "",
+                reason=member["reason"] or "",
+                **member["transfer"],
+            )
+            for rollout in reversed(self.server.get("/rollouts")["rollouts"])
+            for phase in rollout["phases"]
+            for name, member in sorted(phase["members"].items())
+            if member["plan_bytes"] is not None
+        }
+        return list(found.values())
 
     def assignment_body(self, name: str, version: str) -> bytes:
         """What the director would say, built from what the server has."""

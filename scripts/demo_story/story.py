@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from processes import Machine, wait_for
 from proxy import Proxy
@@ -10,6 +11,7 @@ from report import MachineFacts
 from stage import (
     DEVICE_SETTINGS,
     FRAMES_A_SECOND,
+    LINK,
     MACHINES,
     MANAGERS,
     PRODUCT,
@@ -19,8 +21,10 @@ from stage import (
     free_ports,
 )
 
-SEGMENT_BYTES = 1 << 20
-DROPS_AFTER_BYTES = (250_000, 230_000, 270_000, 210_000)
+from protocol.limits import PATCH_SEGMENT_BYTES
+
+DROPS = 4
+DOWNLOAD_S = 10.0  # the link is made so slow that the download takes about so long: drops must fall into it
 
 
 class Story(Stage):
@@ -72,7 +76,7 @@ class Story(Stage):
                 token = self.managers("device", "token", name, "--group", "field")["token"]
                 machine.state.mkdir(parents=True)
                 (machine.state / "device.toml").write_text(
-                    DEVICE_SETTINGS.format(frames=machine.frames, alarm=machine.state / "stop-line")
+                    DEVICE_SETTINGS.format(link=LINK, frames=machine.frames, alarm=machine.state / "stop-line")
                 )
                 machine.enroll(token, link.url)
                 machine.process.start()
@@ -118,21 +122,18 @@ class Story(Stage):
 
     def better_model(self) -> None:
         with self.report.step(
-            "A better model: 1.1.0 over a link that keeps dropping, to one machine, then to all"
+            "A better model: 1.1.0 as a patch over a link that keeps dropping, to one machine, then to all"
         ) as step:
-            first, second = "tractor-1", "tractor-2"
-            link, machine = self.links[first], self.machines[first]
+            first, second, third = MACHINES
+            machine = self.machines[first]
             self.await_published("1.1.0")
+            self.await_patches("1.1.0", held="1.0.0")
             self.publish_meanwhile("1.2.0", "--untried", "the bench was taken")
             self.publish_meanwhile("1.2.1")
-            before = machine.status()["bytes_received"]
-            link.cap(400_000)
-            link.cut_after(*DROPS_AFTER_BYTES)
+            price = self.over_budget(third)
+            before = machine.status()
             self.rollout("better", "1.1.0", f"devices={first}", "percent=100")
-            wait_for("the drops", lambda: not link.cuts_left or self.at_rest(first) == "1.1.0", 60)
-            drops = len(DROPS_AFTER_BYTES) - link.cuts_left
-            expect(not link.cuts_left, f"only {drops} drops fell into the download", first)
-            link.cap(None)
+            on_the_wire = self.drop_in_download(first, price)
             self.until_trial(second, "1.1.0")
             for healthy_s in (0.2, 0.2, 0.0):  # none of these starts lasts long enough to count as a healthy one
                 self.until_healthy_for(second, healthy_s)
@@ -140,26 +141,105 @@ class Story(Stage):
                 self.machines[second].process.start()
             for name in MACHINES:
                 self.until_committed(name, "1.1.0")
-            again = machine.status()["bytes_received"] - before - self.cost("1.1.0", held="1.0.0")
-            expect(0 <= again <= drops * SEGMENT_BYTES, f"{again:,} bytes were fetched again over {drops} drops", first)
-            self.report.extra["bytes_fetched_again"] = again
-            self.report.extra["drops_in_download"] = drops
+            told = self.came_as_patch(first, before, price, on_the_wire)
             self.no_frame_dropped()
             step.detail = (
-                f"{drops} drops in mid-download cost {again:,} bytes again; {second} was switched off three times "
-                "in its trial and committed; the swaps dropped no frame"
+                f"{told}; {third} was over its budget and waited for a larger one; {second} was switched off three "
+                "times in its trial and committed; the swaps dropped no frame"
             )
+
+    def over_budget(self, name: str) -> int:
+        """A rollout whose budget is half of what the patch takes: the machine waits, and says what it needs."""
+        releases = self.server.get(f"/releases?product={PRODUCT}")["releases"]
+        release = next(each for each in releases if each["version"] == "1.1.0")
+        least = min(delta["delta_bytes"] for delta in release["deltas"] if delta["version"] == "1.0.0")
+        allowed = least // 10  # the sum is over all variants; a machine takes one of them
+        self.rollout("thrifty", "1.1.0", f"devices={name}", budget=f"release={allowed}")
+
+        def deferred() -> dict[str, Any] | None:
+            found = self.member("thrifty", name)
+            return found if found is not None and found["outcome"] == "deferred" else None
+
+        before = self.machines[name].status()["bytes_received"]
+        member = wait_for(f"{name} to be deferred by its budget", deferred)
+        needs = int(member["needs_bytes"] or 0)
+        expect(member["reason"] == "budget" and needs > allowed, "it was not the budget", member)
+        status = self.machines[name].status()
+        expect(status["update"]["needs_bytes"] == needs, "the machine shows another price", status["update"])
+        expect(status["bytes_received"] - before < allowed, "it spent what it may not", status["bytes_received"])
+        self.managers("rollout", "halt", "thrifty")
+        self.report.say(f"{name}: deferred (budget): needs {needs:,} bytes, {allowed:,} were allowed; none travelled")
+        self.report.extra["deferred_by_budget"] = {"machine": name, "needs_bytes": needs, "allowed_bytes": allowed}
+        return needs
+
+    def drop_in_download(self, name: str, price: int) -> int:
+        """Drops the link when the machine says that so much of the update came. Returns bytes on the wire."""
+        link, machine = self.links[name], self.machines[name]
+        began = link.counts.to_machine
+        link.cap(price / DOWNLOAD_S)
+        try:
+            for number in range(1, DROPS + 1):
+                least = price * number // (DROPS + 2)
+
+                def reached(least: int = least) -> bool:
+                    update = machine.status()["update"]
+                    expect(self.at_rest(name) != "1.1.0", "the download ended before it could be cut", name)
+                    return bool(update["state"] == "fetch" and least <= update["bytes_done"] < price)
+
+                wait_for(f"{least:,} of {price:,} bytes to come", reached, 60, pause_s=0.1)
+                link.drop()
+        finally:
+            link.cap(None)
+        self.until_trial(name, "1.1.0")
+        return link.counts.to_machine - began
+
+    def came_as_patch(self, name: str, before: dict[str, Any], price: int, on_the_wire: int) -> str:
+        """Holds what the machine, the server and the proxy counted of 1.1.0 against each other."""
+        member = wait_for(
+            f"the server to hear what 1.1.0 took on {name}",
+            lambda: (m := self.member("better", name)) and m["transfer"]["delta_bytes"] and m,
+        )
+        status = self.machines[name].status()
+        took = member["transfer"]
+        received, whole = took["delta_bytes"] + took["full_bytes"], price + took["saved_bytes"]
+        again = received - price
+        said = status["update"]["transfer"]  # zeros are left out
+        expect({**dict.fromkeys(took, 0), **said} == took, "machine and server count differently", (said, took))
+        expect(status["delta_bytes"] - before["delta_bytes"] == took["delta_bytes"], "the totals are off", took)
+        expect(took["saved_bytes"] > 0, "the patch saved nothing", member)
+        expect(0 <= again <= DROPS * PATCH_SEGMENT_BYTES, f"{again:,} bytes came again over {DROPS} drops", name)
+        expect(received < on_the_wire, "the proxy saw less than the machine", (received, on_the_wire))
+        for other in MACHINES:
+            patches = self.machines[other].status()["delta_bytes"]
+            expect(patches > 0, f"1.1.0 came to {other} without a patch", self.member("better", other))
+        self.report.extra |= {
+            "bytes_fetched_again": again,
+            "drops_in_download": DROPS,
+            "better_model": {
+                "machine": name,
+                "price_bytes": price,
+                "whole_bytes": whole,
+                "received_bytes": received,
+                "on_the_wire_bytes": on_the_wire,
+            },
+        }
+        return (
+            f"{self.told_sizes(price, whole)}; {DROPS} drops in mid-download cost {again:,} bytes again; "
+            f"{on_the_wire:,} bytes on the wire with TLS and metadata until the trial"
+        )
 
     def broken_models(self) -> None:
         with self.report.step("Broken models, rightly signed: refused in CHECK, rolled back in TRIAL, halted") as step:
             self.await_published("1.2.0")
+            self.await_published("1.2.1")
+            for version in ("1.2.0", "1.2.1"):
+                self.await_patches(version, held="1.1.0")
             self.rollout("broken", "1.2.0", "percent=100")
             self.until_halted("broken")
             name, end = self.ended("1.2.0")
             expect((end["outcome"], end["reason"]) == ("refused", "golden"), "1.2.0 was not refused in CHECK", end)
             self.report.refuse(name, f"{PRODUCT} 1.2.0", end["reason"])
 
-            self.await_published("1.2.1")
             self.publish_meanwhile("1.3.0")
             self.rollout("slow", "1.2.1", "devices=sprayer-1", "percent=100")
             self.until_halted("slow")
@@ -207,6 +287,10 @@ class Story(Stage):
                     id=name,
                     release=status["release"]["version"],
                     bytes_received=status["bytes_received"],
+                    bytes_as_patches=status["delta_bytes"],
+                    bytes_whole=status["full_bytes"],
+                    bytes_saved=status["saved_bytes"],
+                    bytes_on_the_wire=self.links[name].counts.to_machine,
                     bytes_full=sum(self.full(version) for version in self.offered(name)),
                     frames_inferred=status["frames_inferred"],
                     frames_dropped=status["frames_dropped"],
@@ -215,7 +299,12 @@ class Story(Stage):
                     results_lost=sum(seen["lost"].values()),
                 )
                 self.report.machines.append(facts)
+                counted = seen["counters"]
+                told = {key: status[key] for key in ("delta_bytes", "full_bytes", "saved_bytes")}
+                expect(all(counted[key] == told[key] for key in told), "the server heard of other bytes", counted)
+                expect(facts.bytes_received < facts.bytes_on_the_wire, "the proxy saw less than the machine", facts)
                 expect(facts.results_produced == facts.results_ingested + facts.results_lost, "the sum is off", facts)
+            self.report.updates += self.updates()
             self.no_frame_dropped()
             self.frames_stayed()
             self.report.extra["alarm_latency_ms"] = {
