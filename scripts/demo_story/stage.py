@@ -151,7 +151,7 @@ class Stage:
         self.report.say(
             f"patches from {held} to {version} after {time.monotonic() - began:.1f} s: "
             + (
-                "none that is smaller than the whole"
+                "none is ready from there"
                 if delta is None or not delta["patches"]
                 else f"{delta['patches']}, which bring {self.told_sizes(delta['delta_bytes'], release['full_bytes'])}"
             )
