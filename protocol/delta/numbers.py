@@ -5,6 +5,7 @@ a few numbers, which matters when a whole patch is a kilobyte, and it is slow (a
 does not, as long as numbers are few. `protocol.delta.lanes` is for many.
 """
 
+from abc import ABC, abstractmethod
 from typing import Final, Protocol
 
 from protocol.errors import Reason, Refused
@@ -63,16 +64,16 @@ class Probabilities:
         self.contexts[context] = (probability, min(seen + 1, SLOWEST))
 
 
-class NumberShape:
+class NumberShape(ABC):
     """How numbers are made of bits; the same in both directions."""
 
+    @abstractmethod
     def bit(self, context: int, bit: int) -> int:
         """Codes one bit in its context."""
-        raise NotImplementedError
 
+    @abstractmethod
     def plain(self, bits: int, value: int = 0) -> int:
         """As `Numbers`."""
-        raise NotImplementedError
 
     def symbol(self, context: int, bits: int, value: int = 0) -> int:
         """As `Numbers`."""
