@@ -6,7 +6,7 @@ from typing import Final
 from aiohttp import web
 
 from protocol import limits
-from protocol.errors import HeadlandError
+from protocol.errors import HeadlandError, StateError
 from protocol.ids import is_digest
 from server.clock import NowMs
 from server.http.answers import NotFoundError, Status, log
@@ -51,13 +51,21 @@ async def send_blob(request: web.Request, blobs: BlobStore) -> web.StreamRespons
         headers["Content-Range"] = f"bytes {first}-{first + count - 1}/{length}"
     answer = web.StreamResponse(status=status, headers=headers)
     answer.content_length = count
-    await answer.prepare(request)
     if request.method == "HEAD":
+        await answer.prepare(request)
         return answer
+    chunks = blobs.read(digest, first, count)
     try:
-        async for chunk in blobs.read(digest, first, count):
+        chunk = await anext(chunks, b"")
+    except StateError as error:
+        # Deleted since its length was asked for: said in the head of the answer, as long as there is one to say it in.
+        raise NotFoundError(f"no blob {digest} here") from error
+    await answer.prepare(request)
+    try:
+        while chunk:
             async with asyncio.timeout(SEND_TIMEOUT_S):
                 await answer.write(chunk)
+            chunk = await anext(chunks, b"")
         await answer.write_eof()
     except ConnectionResetError:
         pass  # the machine drove off; it asks for the rest when it is back

@@ -17,6 +17,7 @@ from protocol.results import Loss, rows_sha256
 from protocol.transfer import decompress, open_segment, parse_index
 from protocol.wire import decode, encode
 from server.app import serve
+from server.storage.blobs import FolderBlobs
 from tests.fakes.server_house import House, body_of, make_manifest, no_secret, signed_by, status
 
 
@@ -227,6 +228,23 @@ async def test_one_range_is_answered_and_nothing_else(
         assert got == data[piece]
     else:
         assert headers["Content-Range"] == "bytes */100"
+
+
+async def test_a_blob_that_is_deleted_while_it_is_asked_for_is_absent_and_not_broken_off(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = bytes(range(100))
+    await house.put_blobs(data)
+    tractor = await house.enrol("tractor-1")
+    asked = FolderBlobs.length
+
+    async def then_deleted(self: FolderBlobs, sha256: str) -> int | None:
+        length = await asked(self, sha256)
+        await asyncio.to_thread(self.delete_now, sha256)
+        return length
+
+    monkeypatch.setattr(FolderBlobs, "length", then_deleted)
+    assert (await tractor.ask("GET", f"/v1/blobs/{digest(data)}"))[0] == 404
 
 
 async def test_a_machine_that_drives_off_in_the_middle_disturbs_nobody(
