@@ -15,14 +15,13 @@ from protocol.delta.addresses import Places
 from protocol.delta.deflate import (
     BLOCK_SHARE,
     MOST_BLOCKS,
-    MOST_DISTANCE,
     MOST_TOKENS,
     Block,
     Deflated,
-    Ints,
     read_deflate,
     write_deflate,
 )
+from protocol.delta.deflate_read import MOST_DISTANCE, Ints
 from protocol.delta.numbers import NumberReader, Numbers
 from protocol.errors import Reason, Refused
 
@@ -120,7 +119,7 @@ def code_member(
         said += 1 + inserted
         if at + inserted > MOST_TOKENS or said > LEAST_SAID + 2 * length:
             raise Refused(Reason.LIMIT, "a patch makes compressed data of too many tokens")
-        told = [_code_token(numbers, new, at + which) for which in range(inserted)]
+        told = [_code_told(numbers, new, at + which) for which in range(inserted)]
         if told:
             rows = np.array(told, np.int32)
             lengths.append(rows[:, 0])
@@ -144,8 +143,12 @@ def code_member(
     return Deflated(np.concatenate(lengths or nothing), np.concatenate(values or nothing), blocks)
 
 
-def _code_token(numbers: Numbers, new: Deflated | None, at: int) -> tuple[int, int]:
-    length, value = (int(new.lengths[at]), int(new.values[at])) if new is not None else (1, 0)
+def _code_told(numbers: Numbers, new: Deflated | None, at: int) -> tuple[int, int]:
+    return code_token(numbers, *((int(new.lengths[at]), int(new.values[at])) if new is not None else (1, 0)))
+
+
+def code_token(numbers: Numbers, length: int, value: int) -> tuple[int, int]:
+    """Codes a token that nothing is known of: a bit, then a literal, or a length and a distance."""
     if not numbers.symbol(_MATCH, 1, int(length > 1)):
         return 1, numbers.symbol(_LITERAL, 8, value)
     length = _SHORTEST + numbers.symbol(_LENGTH, 8, max(0, length - _SHORTEST))

@@ -15,121 +15,116 @@ MOST_BITS: Final = 15
 MOST_LENGTH_BITS: Final = 7  # of the code that code lengths are written in
 REPEAT, ZEROS, MANY_ZEROS = 16, 17, 18
 
+REVERSED: Final = np.array([int(format(code, f"0{MOST_BITS}b")[::-1], 2) for code in range(1 << MOST_BITS)], np.int32)
+"""Numbers of 15 bits with their bits the other way round."""
+
 Bits = list[tuple[int, int]]
 """Values and how many bits each has, least significant bit first."""
 
 
-class _Heap:
-    """zlib's `build_tree`. `frequency` and `depth` grow with the inner nodes."""
-
-    def __init__(self, frequency: list[int]) -> None:
-        self._symbols = len(frequency)
-        self._frequency = frequency + [0] * self._symbols
-        self._depth = [0] * (2 * self._symbols)
-        self._heap = [0]
-        for symbol, count in enumerate(frequency):
-            if count:
-                self._heap.append(symbol)
-        self.last = self._heap[-1] if len(self._heap) > 1 else -1
-        while len(self._heap) < 3:
-            forced = 0
-            if self.last < 2:
-                self.last += 1
-                forced = self.last
-            self._heap.append(forced)
-            self._frequency[forced] = 1
-
-    def lengths(self, most: int) -> list[int]:
-        heap, frequency, depth = self._heap, self._frequency, self._depth
-        for place in range((len(heap) - 1) // 2, 0, -1):
-            self._sift(place)
-        parents = [0] * (2 * self._symbols)
-        order: list[int] = []  # nodes as they leave the heap: the last one is the root
-        node = self._symbols
-        while True:
-            one = heap[1]
-            heap[1] = heap[-1]
-            heap.pop()
-            self._sift(1)
-            other = heap[1]
-            order += (one, other)
-            frequency[node] = frequency[one] + frequency[other]
-            depth[node] = max(depth[one], depth[other]) + 1
-            parents[one] = parents[other] = node
-            heap[1] = node
-            self._sift(1)
-            node += 1
-            if len(heap) < 3:
-                break
-        order.append(heap[1])
-        return self._limited(order, parents, most)
-
-    def _limited(self, order: list[int], parents: list[int], most: int) -> list[int]:
-        lengths = [0] * (2 * self._symbols)
-        counts = [0] * (most + 1)
-        over = 0
-        for node in order[-2::-1]:
-            bits = lengths[parents[node]] + 1
-            if bits > most:
-                bits = most
-                over += 1
-            lengths[node] = bits
-            if node <= self.last:
-                counts[bits] += 1
-        if over:
-            while over > 0:
-                bits = most - 1
-                while not counts[bits]:
-                    bits -= 1
-                counts[bits] -= 1
-                counts[bits + 1] += 2
-                counts[most] -= 1
-                over -= 2
-            leaves = (node for node in order if node <= self.last)
-            for bits in range(most, 0, -1):
-                for _ in range(counts[bits]):
-                    lengths[next(leaves)] = bits
-        return lengths[: self.last + 1]
-
-    def _sift(self, place: int) -> None:
-        heap, frequency, depth = self._heap, self._frequency, self._depth
-        node = heap[place]
-        own = frequency[node], depth[node]
-        child = 2 * place
-        while child < len(heap):
-            lower = heap[child]
-            key = frequency[lower], depth[lower]
-            if child + 1 < len(heap):
-                beside = heap[child + 1]
-                other = frequency[beside], depth[beside]
-                if other <= key:
-                    child, lower, key = child + 1, beside, other
-            if own <= key:
-                break
-            heap[place] = lower
-            place = child
-            child = 2 * place
-        heap[place] = node
+_NODE_BITS: Final = 10  # of an entry of the heap, below its node's depth and how often it occurs
+_NODE: Final = (1 << _NODE_BITS) - 1
+_DEPTH_BITS: Final = 10
+_DEPTH: Final = (1 << _DEPTH_BITS) - 1
+_KEY_BITS: Final = _NODE_BITS + _DEPTH_BITS
 
 
 def code_lengths(frequency: Sequence[int], most: int = MOST_BITS) -> list[int]:
-    """The length of each symbol's code, up to the last symbol that has one."""
-    return _Heap(list(frequency)).lengths(most)
+    """The length of each symbol's code, up to the last symbol that has one: zlib's `build_tree`.
+
+    An entry of the heap is one number: how often, how deep, which node. Where two are alike but for the node, the order
+    is that of zlib's heap, which says "not above" where this says `<= entry | _NODE`.
+    """
+    heap = [0]
+    heap += [count << _KEY_BITS | symbol for symbol, count in enumerate(frequency) if count]
+    last = heap[-1] & _NODE if len(heap) > 1 else -1
+    while len(heap) < 3:
+        forced = 0
+        if last < 2:
+            last += 1
+            forced = last
+        heap.append(1 << _KEY_BITS | forced)
+    for place in range((len(heap) - 1) // 2, 0, -1):
+        _sift(heap, place, heap[place])
+    first = max(len(frequency), last + 1)
+    parents = [0] * (first + len(heap))
+    order: list[int] = []  # nodes as they leave the heap: the last one is the root
+    node = first
+    while True:
+        one = heap[1]
+        _sift(heap, 1, heap.pop())
+        other = heap[1]
+        order += (one & _NODE, other & _NODE)
+        parents[one & _NODE] = parents[other & _NODE] = node
+        depth = max(one >> _NODE_BITS & _DEPTH, other >> _NODE_BITS & _DEPTH) + 1
+        often = (one >> _KEY_BITS) + (other >> _KEY_BITS)
+        _sift(heap, 1, (often << _DEPTH_BITS | depth) << _NODE_BITS | node)
+        if len(heap) < 3:
+            break
+        node += 1
+    order.append(node)
+    return _limited(order, parents, last, most)
+
+
+def _sift(heap: list[int], place: int, entry: int) -> None:
+    """Puts an entry where it belongs, from `place` on."""
+    size = len(heap)
+    if place >= size:  # it was the only one
+        return
+    above = entry
+    child = 2 * place
+    while child < size:
+        lower = heap[child]
+        if child + 1 < size:
+            beside = heap[child + 1]
+            if beside <= lower | _NODE:
+                child += 1
+                lower = beside
+        if above <= lower | _NODE:
+            break
+        heap[place] = lower
+        place = child
+        child *= 2
+    heap[place] = entry
+
+
+def _limited(order: list[int], parents: list[int], last: int, most: int) -> list[int]:
+    """How deep each leaf lies, none deeper than `most`: zlib's `gen_bitlen`."""
+    lengths = [0] * len(parents)
+    counts = [0] * (most + 1)
+    over = 0
+    for node in order[-2::-1]:
+        bits = lengths[parents[node]] + 1
+        if bits > most:
+            bits = most
+            over += 1
+        lengths[node] = bits
+        if node <= last:
+            counts[bits] += 1
+    if over:
+        while over > 0:
+            bits = most - 1
+            while not counts[bits]:
+                bits -= 1
+            counts[bits] -= 1
+            counts[bits + 1] += 2
+            counts[most] -= 1
+            over -= 2
+        leaves = (node for node in order if node <= last)
+        for bits in range(most, 0, -1):
+            for _ in range(counts[bits]):
+                lengths[next(leaves)] = bits
+    return lengths[: last + 1]
 
 
 def codes_of(lengths: Sequence[int]) -> npt.NDArray[np.int64]:
     """The codes that go with lengths, first bit lowest (RFC 1951 3.2.2)."""
-    counts = [0] * (MOST_BITS + 2)
-    for length in lengths:
-        counts[length] += length > 0
-    following = [0] * (MOST_BITS + 2)
-    for bits in range(1, MOST_BITS + 1):
-        following[bits + 1] = following[bits] + counts[bits] << 1
-    codes = np.zeros(len(lengths), np.int64)
-    for symbol, length in enumerate(lengths):
-        if length:
-            codes[symbol] = int(format(following[length], f"0{length}b")[::-1], 2)
-            following[length] += 1
+    widths = np.array(lengths, np.int64)
+    order = np.argsort(widths, kind="stable")
+    order = order[widths[order] > 0]
+    spans = 1 << (MOST_BITS - widths[order])
+    codes = np.zeros(widths.size, np.int64)
+    codes[order] = REVERSED[(np.cumsum(spans) - spans) & (len(REVERSED) - 1)]
     return codes
 
 

@@ -5,7 +5,8 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from protocol.delta.deflate import Deflated, Ints, read_deflate, write_deflate
+from protocol.delta.deflate import Deflated, read_deflate, write_deflate
+from protocol.delta.deflate_read import Ints
 from protocol.delta.deflated import MEMBER_BYTES, TRAILER_BYTES, Moved, Step, code_member, code_old_length, trailer
 from protocol.errors import Refused
 from server.delta.gzip_file import header_bytes
