@@ -12,7 +12,7 @@ from typing import BinaryIO, Final
 
 from protocol import limits
 from protocol.delta.apply import apply_group
-from protocol.delta.envelope import ENVELOPE_BYTES, read_envelope
+from protocol.delta.envelope import read_envelope
 from protocol.delta.patch import (
     DIGEST_PREFIX_BYTES,
     PATCH_HEAD_BYTES,
@@ -24,7 +24,7 @@ from protocol.delta.patch import (
     read_patch_head,
 )
 from protocol.errors import Reason, Refused
-from server.delta.gzip_file import deflate, inflate, is_gzip, refuse_other_zlib
+from server.delta.gzip_file import FileBase, deflate, inflate, is_gzip, refuse_other_zlib
 from signing.durable import DISK, TEMPORARY_PREFIX, Part
 
 GROUP_HEADER_BYTES: Final = 1024  # ample for the largest
@@ -41,25 +41,6 @@ class Applied:
     output_bytes: int
     output_sha256: str
     groups: int
-
-
-class FileBase:
-    """A file as the base of a patch, read by position.
-
-    Args:
-        file: Open for reading, unbuffered.
-    """
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._descriptor = file.fileno()
-        self.length_bytes = os.fstat(self._descriptor).st_size
-
-    def read(self, offset: int, length: int) -> bytes:
-        """As `protocol.delta.apply.Base`."""
-        data = os.pread(self._descriptor, length, offset)
-        if len(data) != length:
-            raise Refused(Reason.LENGTH, "the base became shorter while it was read")
-        return data
 
 
 def inflated(path: Path, to: Path) -> Path | None:
@@ -79,7 +60,7 @@ def apply_patch(old: Path, patch: Path, output: Path, *, progress: Progress) -> 
         Refused: The patch is for another base, damaged, or not one.
     """
     with patch.open("rb") as source:
-        envelope = read_envelope(source.read(ENVELOPE_BYTES))
+        envelope = read_envelope(source)
     if envelope is None:
         return _apply_plain(old, patch, 0, output, progress)
     with tempfile.TemporaryDirectory(dir=output.absolute().parent, prefix=TEMPORARY_PREFIX) as folder:
@@ -133,7 +114,7 @@ def _apply_plain(old: Path, patch: Path, offset: int, output: Path, progress: Pr
 
 def open_patch(source: BinaryIO) -> PatchFile:
     """Reads the head of a patch file, goes to its payload, and takes an envelope for a part of the head."""
-    envelope = read_envelope(source.read(ENVELOPE_BYTES))
+    envelope = read_envelope(source)
     return _read_head(source, envelope.length_bytes if envelope is not None else 0)
 
 

@@ -19,8 +19,9 @@ from protocol import limits
 from protocol.delta.apply import apply_group
 from protocol.delta.patch import PatchFile
 from protocol.errors import HeadlandError, Reason, Refused
-from server.delta.applying import FileBase, read_groups
+from server.delta.applying import read_groups
 from server.delta.encode import Encoded, EncodeOptions, encode
+from server.delta.gzip_file import FileBase
 from server.delta.order import Answer, Order
 
 

@@ -5,6 +5,7 @@ very bytes here, and what it gives elsewhere is hashed before anybody sees it.
 """
 
 import gzip
+import os
 import zlib
 from collections.abc import Iterator
 from itertools import product
@@ -13,7 +14,9 @@ from typing import BinaryIO, Final
 
 from protocol import limits
 from protocol.delta.envelope import GZIP_HEADER_BYTES, GzipRecipe
+from protocol.delta.recompress import Recipe, recompress
 from protocol.errors import Reason, Refused
+from server.delta.gzip_body import find_body
 
 MAGIC: Final = b"\x1f\x8b\x08"
 PIECE_BYTES: Final = limits.MIB
@@ -43,8 +46,27 @@ def inflate(path: Path, to: BinaryIO) -> bool:
     return True
 
 
+class FileBase:
+    """A file as the base of a patch, read by position.
+
+    Args:
+        file: Open for reading, unbuffered.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._descriptor = file.fileno()
+        self.length_bytes = os.fstat(self._descriptor).st_size
+
+    def read(self, offset: int, length: int) -> bytes:
+        """As `protocol.delta.apply.Base`."""
+        data = os.pread(self._descriptor, length, offset)
+        if len(data) != length:
+            raise Refused(Reason.LENGTH, "the base became shorter while it was read")
+        return data
+
+
 def find_recipe(path: Path, content: Path) -> GzipRecipe | None:
-    """How to make a gzip file from what it holds, or None when zlib does not give its bytes.
+    """How to make a gzip file from what it holds, or None when that would take much.
 
     Args:
         path: The gzip file.
@@ -61,29 +83,51 @@ def find_recipe(path: Path, content: Path) -> GzipRecipe | None:
         packer = zlib.compressobj(level, zlib.DEFLATED, -zlib.MAX_WBITS, memory)
         packed = packer.compress(first)
         if start[length : length + len(packed)] == packed[: len(start) - length]:
-            recipe = GzipRecipe(start[:length], level, memory)
+            recipe = GzipRecipe(start[:length], Recipe(level, memory, 0, False, b"", b""), plain=True)
             if _gives(recipe, content, path):
                 return recipe
-    return None
+    with path.open("rb") as file, content.open("rb", buffering=0) as plain:
+        body = find_body(file, length, FileBase(plain))
+    if body is None:
+        return None
+    recipe = GzipRecipe(start[:length], body, plain=False)
+    return recipe if _gives(recipe, content, path) else None
 
 
 def deflate(recipe: GzipRecipe, content: Path) -> Iterator[bytes]:
-    """The gzip file, in pieces."""
+    """The gzip file, in pieces.
+
+    Raises:
+        OSError: The content cannot be read.
+        Refused: The recipe says what cannot be done.
+    """
     yield recipe.header
-    packer = zlib.compressobj(recipe.level, zlib.DEFLATED, -zlib.MAX_WBITS, recipe.memory)
-    checksum = length = 0
-    with content.open("rb") as source:
+    with content.open("rb", buffering=0) as source:
+        if recipe.plain:
+            yield from _deflated(recipe.body, source)
+        else:
+            yield from recompress(recipe.body, FileBase(source))
+        source.seek(0)
+        checksum = length = 0
         for piece in iter(lambda: source.read(PIECE_BYTES), b""):
             checksum = zlib.crc32(piece, checksum)
             length += len(piece)
-            yield packer.compress(piece)
-    yield packer.flush()
     yield checksum.to_bytes(4, "little") + (length & 0xFFFFFFFF).to_bytes(4, "little")
+
+
+def _deflated(body: Recipe, source: BinaryIO) -> Iterator[bytes]:
+    packer = zlib.compressobj(body.level, zlib.DEFLATED, -zlib.MAX_WBITS, body.memory)
+    for piece in iter(lambda: source.read(PIECE_BYTES), b""):
+        yield packer.compress(piece)
+    yield packer.flush()
 
 
 def _gives(recipe: GzipRecipe, content: Path, wanted: Path) -> bool:
     with wanted.open("rb") as file:
-        if any(file.read(len(piece)) != piece for piece in deflate(recipe, content)):
+        try:
+            if any(file.read(len(piece)) != piece for piece in deflate(recipe, content)):
+                return False
+        except Refused:
             return False
         return not file.read(1)
 

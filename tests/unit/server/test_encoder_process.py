@@ -15,7 +15,8 @@ import pytest
 from protocol.delta.apply import apply_group
 from protocol.delta.patch import PatchFile
 from protocol.ids import digest
-from server.delta.applying import FileBase, read_groups
+from server.delta.applying import read_groups
+from server.delta.gzip_file import FileBase
 from server.delta.process import EncoderFailedError, InterruptedEncodingError, Made, ProcessEncoder
 from server.settings import Patches
 

@@ -1,6 +1,7 @@
 """Compressed archives are patched by what they hold, and come out as the very bytes that they were."""
 
 import gzip
+import io
 import os
 import zlib
 from pathlib import Path
@@ -73,7 +74,7 @@ def test_what_zlib_does_not_give_again_is_coded_as_any_file(tmp_path: Path) -> N
     packer = zlib.compressobj(6, zlib.DEFLATED, 31)
     odd = packer.compress(NEW[:3000]) + packer.flush(zlib.Z_FULL_FLUSH) + packer.compress(NEW[3000:]) + packer.flush()
     patch = patched(tmp_path, packed(OLD), odd)
-    envelope = read_envelope(patch.read_bytes())
+    envelope = read_envelope(io.BytesIO(patch.read_bytes()))
     assert envelope is None or envelope.recipe is None
 
 
@@ -89,7 +90,7 @@ def test_another_base_and_another_zlib_are_refused_and_leave_nothing(tmp_path: P
     with pytest.raises(Refused, match="another base"):
         apply_patch(tmp_path / "new", patch, tmp_path / "other", progress=silent)
     data = bytearray(patch.read_bytes())
-    envelope = read_envelope(bytes(data))
+    envelope = read_envelope(io.BytesIO(data))
     assert envelope is not None
     assert envelope.recipe is not None
     data[len(ENVELOPE_MAGIC) + 17] = 1  # the level, as if zlib compressed otherwise
