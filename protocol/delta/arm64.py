@@ -5,6 +5,7 @@ the distance to a page of 4 KiB, and an ADD, load or store soon behind it the pl
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Final
 
 import numpy as np
@@ -23,6 +24,7 @@ _BRANCHES: Final = (
     ("36 37 b6 b7", 14, 5),  # TBZ, TBNZ
 )
 _PAGES: Final = "90 b0 d0 f0"  # ADRP
+_PAGES_AT_ONCE: Final = 1024
 _ADD_MASK, _ADD = 0x7FC00000, 0x11000000
 _ACCESS_MASK, _ACCESS = 0x3B000000, 0x39000000  # loads and stores with an unsigned offset
 _STORE_MASK = 0x3B400000
@@ -43,9 +45,9 @@ def follow_arm64(words: Ints, old: Ints, moved: Ints, shift: Shift) -> tuple[Int
     """
     followed = words.copy()
     names = np.full(words.size, -1, np.int64)
-    upper = (words >> 24).astype(np.uint8)
-    for kinds, bits, lowest in _BRANCHES:
-        where = _among(kinds, upper)
+    kinds = _kinds()[(words >> 24).astype(np.uint8)]
+    for kind, (_, bits, lowest) in enumerate(_BRANCHES, 1):
+        where = np.flatnonzero(kinds == kind)
         branch = words[where]
         distance = _signed(branch >> lowest, bits)
         names[where] = old[where] + distance * 4
@@ -53,7 +55,9 @@ def follow_arm64(words: Ints, old: Ints, moved: Ints, shift: Shift) -> tuple[Int
         field = (1 << bits) - 1
         changed = branch & ~(field << lowest) | ((distance + (change >> 2)) & field) << lowest
         followed[where] = np.where(change & 3, branch, changed)
-    _follow_pages(words, _among(_PAGES, upper), (followed, names), (old, moved), shift)
+    pages = np.flatnonzero(kinds == len(_BRANCHES) + 1)
+    for begin in range(0, pages.size, _PAGES_AT_ONCE):  # no word is used by two: the later one writes the register
+        _follow_pages(words, pages[begin : begin + _PAGES_AT_ONCE], (followed, names), (old, moved), shift)
     return followed, names
 
 
@@ -62,39 +66,39 @@ def _follow_pages(
 ) -> None:
     followed, names = results
     old, moved = places
-    register = words[pages] & 31
+    register = (words[pages] & 31)[:, None]
     distance = _signed(words[pages] >> 5 << 2 & 0x1FFFFC | words[pages] >> 29 & 3, 21)
     page = ((old[pages] >> PAGE_BITS) + distance) << PAGE_BITS
-    target = np.full(pages.size, -1, np.int64)
-    live = np.arange(pages.size)
-    for step in range(1, REACH + 1):
-        live = live[pages[live] + step < words.size]
-        where = pages[live] + step
-        word = words[where]
-        adds = (word & _ADD_MASK) == _ADD
-        same = (word >> 5 & 31) == register[live]
-        use = np.flatnonzero(same & (adds | ((word & _ACCESS_MASK) == _ACCESS)))
-        used = word[use]
-        scale = np.where(adds[use], 0, np.where((used & _VECTOR_16) == _VECTOR_16, 4, used >> 30 & 3))
-        named = page[live[use]] + ((used >> 10 & 0xFFF) << scale)
-        lands = (named + shift(named)) & 0xFFF
-        followed[where[use]] = used & ~(0xFFF << 10) | (lands >> scale) << 10
-        names[where[use]] = named
-        target[live[use]] = np.where(target[live[use]] < 0, named, target[live[use]])
-        written = ((word & 31) == register[live]) & ((word & _STORE_MASK) != _ACCESS)
-        live = live[~written]
-    named = np.where(target < 0, page, target)
-    names[pages] = named
-    distance = ((named + shift(named)) >> PAGE_BITS) - ((old[pages] + moved[pages]) >> PAGE_BITS)
+    behind = pages[:, None] + np.arange(1, REACH + 1)
+    word = words[np.minimum(behind, words.size - 1)].astype(np.uint32)
+    written = ((word & 31) == register) & ((word & _STORE_MASK) != _ACCESS)
+    live = np.ones_like(written)
+    np.logical_not(np.logical_or.accumulate(written[:, :-1], axis=1), out=live[:, 1:])
+    adds = (word & _ADD_MASK) == _ADD
+    live &= (adds | ((word & _ACCESS_MASK) == _ACCESS)) & ((word >> 5 & 31) == register) & (behind < words.size)
+    row, column = np.nonzero(live)
+    where = behind[row, column]
+    used = words[where]
+    scale = np.where(adds[row, column], 0, np.where((used & _VECTOR_16) == _VECTOR_16, 4, used >> 30 & 3))
+    named = page[row] + ((used >> 10 & 0xFFF) << scale)
+    lands = (named + shift(named)) & 0xFFF
+    followed[where] = used & ~(0xFFF << 10) | (lands >> scale) << 10
+    names[where] = named
+    target = page.copy()
+    target[row[::-1]] = named[::-1]  # the first use of each
+    names[pages] = target
+    distance = ((target + shift(target)) >> PAGE_BITS) - ((old[pages] + moved[pages]) >> PAGE_BITS)
     bare = words[pages] & ~(3 << 29 | 0x7FFFF << 5)
     followed[pages] = bare | (distance & 3) << 29 | (distance >> 2 & 0x7FFFF) << 5
 
 
-def _among(kinds: str, upper: npt.NDArray[np.uint8]) -> npt.NDArray[np.intp]:
-    """Which of the words have one of these upper bytes."""
-    table = np.zeros(256, np.bool_)
-    table[list(bytes.fromhex(kinds))] = True
-    return np.flatnonzero(table[upper])
+@cache
+def _kinds() -> npt.NDArray[np.uint8]:
+    """For each upper byte which of the branches it is, from 1 on, or a page."""
+    table = np.zeros(256, np.uint8)
+    for kind, uppers in enumerate((*(uppers for uppers, _, _ in _BRANCHES), _PAGES), 1):
+        table[list(bytes.fromhex(uppers))] = kind
+    return table
 
 
 def _signed(values: Ints, bits: int) -> Ints:

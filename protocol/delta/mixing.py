@@ -110,8 +110,9 @@ class Mixer:
             over = cells > self._full
             cells[over] = (cells[over] >> 17 << 16) | ((cells[over] & (COUNT_UNIT - 1)) >> 1)
             self._cells[where] = cells
-        chance = (((cells & (COUNT_UNIT - 1)) << 1 | 1) << 15) // ((cells >> 16) + 1)
-        odds = self._odds.of_chance[chance].reshape(self._inputs, -1)
+        # Floats divide five times as fast; of numbers below 2^31 the integer part of their quotient is exact.
+        chance = (((cells & (COUNT_UNIT - 1)) << 1 | 1) << 15) / ((cells >> 16) + 1)
+        odds = self._odds.of_chance[chance.astype(np.intp)].reshape(self._inputs, -1)
         weighed = sets * self._inputs + self._input
         mixed = (self._weights[weighed] * odds).sum(axis=0) >> 16
         chance_of_one = self._odds.chance[np.minimum(np.maximum(mixed, -MOST_ODDS), MOST_ODDS) + MOST_ODDS]

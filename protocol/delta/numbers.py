@@ -13,6 +13,7 @@ from protocol.errors import Reason, Refused
 RANGE_TOP: Final = 1 << 24  # the range is renormalised by whole bytes when it falls below
 CERTAIN: Final = 1 << 16  # probabilities are in units of 1/65536
 LEAST: Final = 48  # no bit is impossible
+MOST: Final = CERTAIN - LEAST
 RATES: Final = tuple(2 * CERTAIN // (2 * seen + 3) for seen in range(30))
 """How far a probability moves towards the bit just coded: quickly at first, a thirtieth in the end."""
 SLOWEST: Final = len(RATES) - 1
@@ -60,7 +61,7 @@ class Probabilities:
             probability -= probability * step >> 16
         else:
             probability += (CERTAIN - probability) * step >> 16
-        probability = min(max(probability, LEAST), CERTAIN - LEAST)
+        probability = min(max(probability, LEAST), MOST)
         self.contexts[context] = (probability, min(seen + 1, SLOWEST))
 
 
@@ -132,30 +133,29 @@ class NumberReader(NumberShape):
 
     def symbol(self, context: int, bits: int, value: int = 0) -> int:
         """As `Numbers`: `bit` for each bit, in one place because this is where the time goes."""
-        contexts = self._known.contexts
+        contexts, rates = self._known.contexts, RATES
         low, left = self._code, self._range
+        context <<= 16
         node = 1
         for _ in range(bits):
-            key = context << 16 | node
+            key = context | node
             probability, seen = contexts.get(key, UNKNOWN)
             bound = (left >> 16) * probability
-            node <<= 1
             if low < bound:
                 left = bound
-                probability += (CERTAIN - probability) * RATES[seen] >> 16
-                probability = min(probability, CERTAIN - LEAST)
+                node += node
+                probability += (CERTAIN - probability) * rates[seen] >> 16
+                probability = min(probability, MOST)
             else:
                 low -= bound
                 left -= bound
-                node |= 1
-                probability -= probability * RATES[seen] >> 16
+                node += node + 1
+                probability -= probability * rates[seen] >> 16
                 probability = max(probability, LEAST)
-            contexts[key] = probability, seen + (seen < SLOWEST)
-            if left < RANGE_TOP:
-                self._code, self._range = low, left
-                while self._range < RANGE_TOP:
-                    self._shift()
-                low, left = self._code, self._range
+            contexts[key] = probability, seen + 1 if seen < SLOWEST else seen
+            while left < RANGE_TOP:
+                left <<= 8
+                low = (low << 8 | self._byte()) & 0xFFFFFFFF
         self._code, self._range = low, left
         return node - (1 << bits)
 
@@ -172,9 +172,12 @@ class NumberReader(NumberShape):
         return value
 
     def _shift(self) -> None:
+        self._range <<= 8
+        self._code = (self._code << 8 | self._byte()) & 0xFFFFFFFF
+
+    def _byte(self) -> int:
         at = self._next
         if at >= len(self._data) + 8:  # a writer leaves no more than four zeros away
             raise Refused(Reason.LENGTH, "operations that end too early")
         self._next = at + 1
-        self._range <<= 8
-        self._code = (self._code << 8 | (self._data[at] if at < len(self._data) else 0)) & 0xFFFFFFFF
+        return self._data[at] if at < len(self._data) else 0
