@@ -145,7 +145,8 @@ class Addresses:
         before = np.maximum.accumulate(np.concatenate((np.zeros(1, np.int64), end)))[:-1]
         outer = end > before  # where two operations read the same bytes, the first and longer one says where they went
         base, shift = np.maximum(base, before)[outer], shift[outer]
-        starts = np.unique(np.concatenate((base, self._base)))
+        starts = np.sort(np.concatenate((base, self._base)))  # np.unique would load megabytes of other code
+        starts = starts[np.diff(starts, prepend=-1) > 0]
         segment = self._segment(starts)
         starts, segment = starts[segment >= 0], segment[segment >= 0]
         at = np.maximum(np.searchsorted(base, starts, "right") - 1, 0)

@@ -25,14 +25,14 @@ def follow(values: Ints, sizes: Ints, known: Words, addresses: Addresses) -> tup
     Returns:
         The words, and the old addresses that they name, or -1.
     """
+    present = [int(np.count_nonzero(known.rule == rule)) for rule in Rule]
+    for rule in Rule:
+        if rule not in (Rule.NONE, Rule.X86) and present[rule] == values.size and sizes.min() == 4:
+            return _follow_rule(rule, values, known, addresses)  # as in most blocks: nothing is copied
     followed = values.copy()
     names = np.full(values.size, -1, np.int64)
-    present = np.bincount(known.rule, minlength=len(Rule))
     for rule in Rule:
         if rule in (Rule.NONE, Rule.X86) or not present[rule]:
-            continue
-        if present[rule] == values.size and sizes.min() == 4:  # as in most blocks: nothing is copied
-            followed, names = _follow_rule(rule, values, known, addresses)
             continue
         where = np.flatnonzero((known.rule == rule) & (sizes == 4))
         followed[where], names[where] = _follow_rule(rule, values[where], known.at(where), addresses)

@@ -95,7 +95,9 @@ def takes_base(kind: int) -> bool:
     return kind in (I8_DIFFERENCE, CODE, EDITS, DEFLATED) or kind in DIFFERENCES
 
 
-def open_stream(kind: int, coded: memoryview, length_bytes: int, references: References) -> bytes | bytearray:
+def open_stream(
+    kind: int, coded: memoryview, length_bytes: int, references: References
+) -> bytes | bytearray | memoryview:
     """Decodes a stream.
 
     Args:
@@ -109,7 +111,7 @@ def open_stream(kind: int, coded: memoryview, length_bytes: int, references: Ref
     """
     match kind:
         case 0:
-            output: bytes | bytearray = bytes(coded)
+            output: bytes | bytearray | memoryview = bytes(coded)
         case 1:
             return decompress(bytes(coded), length_bytes)
         case 2:

@@ -8,9 +8,11 @@ import numpy.typing as npt
 
 Ints = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
+Offsets = npt.NDArray[np.int32] | Ints
+Sizes = npt.NDArray[np.uint8] | Ints
 
-BLOCK_BYTES: Final = 3 << 15
-BLOCK_OPERATIONS: Final = 1 << 14  # each may leave two words that are shorter
+BLOCK_BYTES: Final = 1 << 16
+BLOCK_OPERATIONS: Final = 1 << 13  # each may leave two words that are shorter
 
 
 class Block:
@@ -21,39 +23,55 @@ class Block:
         base: Offsets in the base of what its operations read.
         output: Offsets in the result of what they write.
         length: Bytes of each.
+
+    Attributes:
+        first: Where each word begins in the block, in bytes.
+        sizes: Bytes of each.
     """
 
     def __init__(self, start: int, base: Ints, output: Ints, length: Ints) -> None:
         self.start = start
         self.end = start + int(length.sum())
+        self._base = base
+        self._output = output
         head = np.minimum(-base & 3, length)
         heads = (head > 0).astype(np.int64)
-        count = heads + (length - head >> 2) + ((length - head) & 3 > 0)
-        number = np.arange(int(count.sum())) - np.repeat(np.cumsum(count) - count, count)
-        skip = np.repeat(head - 4 * heads, count) + 4 * number
+        self._count = heads + (length - head >> 2) + ((length - head) & 3 > 0)
+        number = np.arange(int(self._count.sum())) - np.repeat(np.cumsum(self._count) - self._count, self._count)
+        skip = np.repeat(head - 4 * heads, self._count) + 4 * number
         skip[number == 0] = 0
-        self._first = np.repeat(np.cumsum(length) - length, count) + skip
-        self.base = np.repeat(base, count) + skip
-        self.output = np.repeat(output, count) + skip
-        self.sizes = np.diff(self._first, append=self.end - start)
+        self._skip = skip.astype(np.int32)
+        self.first = np.repeat((np.cumsum(length) - length).astype(np.int32), self._count) + self._skip
+        self.sizes = np.diff(self.first, append=np.int32(self.end - start)).astype(np.uint8)
         self._whole = bool((self.sizes == 4).all())
+
+    def offsets(self) -> tuple[Ints, Ints]:
+        """Where the words stand in the base and in the result."""
+        return np.repeat(self._base, self._count) + self._skip, np.repeat(self._output, self._count) + self._skip
 
     def gather(self, data: Bytes) -> Ints:
         """The words of its bytes, little-endian; what is shorter than four bytes is filled up with zeros."""
-        if self._whole:
-            return data.view("<u4").astype(np.int64)
-        padded = np.concatenate((data, np.zeros(3, np.uint8)))
-        words = np.zeros(self.sizes.size, np.int64)
-        for byte in range(4):
-            words |= np.where(self.sizes > byte, padded[self._first + byte], 0).astype(np.int64) << (8 * byte)
-        return words
+        return data.view("<u4").astype(np.int64) if self._whole else gather_at(data, self.first, self.sizes)
 
     def scatter(self, data: Bytes, words: Ints, where: npt.NDArray[np.intp]) -> None:
         """Puts back those of the words that `where` numbers."""
-        first, sizes, values = self._first[where], self.sizes[where], words[where]
-        for byte in range(4):
-            real = sizes > byte
-            data[first[real] + byte] = values[real] >> (8 * byte) & 0xFF
+        scatter_at(data, self.first[where], self.sizes[where], words[where])
+
+
+def gather_at(data: Bytes, first: Offsets, sizes: Sizes) -> Ints:
+    """Words that begin at these places, little-endian, filled up with zeros."""
+    words = np.zeros(sizes.size, np.int64)
+    last = data.size - 1
+    for byte in range(4):
+        words |= np.where(sizes > byte, data[np.minimum(first + byte, last)], 0).astype(np.int64) << (8 * byte)
+    return words
+
+
+def scatter_at(data: Bytes, first: Offsets, sizes: Sizes, words: Ints) -> None:
+    """Puts words to these places."""
+    for byte in range(4):
+        real = sizes > byte
+        data[first[real] + byte] = words[real] >> (8 * byte) & 0xFF
 
 
 def cut_blocks(base: Ints, output: Ints, length: Ints) -> Iterator[Block]:

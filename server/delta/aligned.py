@@ -96,7 +96,7 @@ def _named(data: memoryview, addresses: Addresses) -> bytes:
     zero, length = np.zeros(1, np.int64), np.array([whole.size], np.int64)
     for block in cut_blocks(zero, zero, length):
         some = whole[block.start : block.end]
-        known = addresses.words(block.base, block.output)
+        known = addresses.words(*block.offsets())
         known = known._replace(moved=np.where(known.rule > Rule.NONE, known.space - known.old, 0))
         words = block.gather(some)
         named, _ = follow(words, block.sizes, known, addresses)

@@ -57,7 +57,7 @@ class Stream:
         blocks = []
         for block in cut_blocks(self.own.base, self.own.output, self.own.length):
             some = slice(block.start, block.end)
-            known = addresses.words(block.base, block.output)
+            known = addresses.words(*block.offsets())
             wanted = block.gather(self.new[some])
             guess, named = follow(block.gather(self.old[some]), block.sizes, known, addresses)
             after = Words(
@@ -70,7 +70,7 @@ class Stream:
             )
             _, names_now = follow(wanted, block.sizes, after, addresses)
             named = np.where(names_now < 0, -1, named)
-            blocks.append((block.base, guess != wanted, named, names_now - named, addresses.shift(named)))
+            blocks.append((block.offsets()[0], guess != wanted, named, names_now - named, addresses.shift(named)))
         return Seen(*(np.concatenate(column) for column in zip(*blocks, strict=True)))
 
 

@@ -1,6 +1,9 @@
 """The stream of changed machine code: what is coded comes back, addresses are followed, damage is refused."""
 
+import json
 import struct
+import subprocess
+import sys
 from contextlib import suppress
 
 import numpy as np
@@ -127,6 +130,34 @@ def test_what_other_groups_hold_is_followed_too() -> None:
     assert len(encode_code(memoryview(old), memoryview(new), rest)) < 200
 
 
+def test_wrong_words_of_many_blocks_are_put_right_together() -> None:
+    chance = np.random.default_rng(4)
+    old = chance.integers(0, 256, 400_000, np.uint8)
+    new = old.copy()
+    new[chance.integers(0, old.size, 30_000)] += 1
+    where = places((0, 0, 200_003), (200_007, 200_003, 199_993))
+    result = new[:200_003].tobytes() + new[200_007:].tobytes()
+    assert round_trip(old.tobytes(), result, where) == taken(result, where)
+
+
+def test_to_apply_loads_nothing_large() -> None:
+    old, new, where = rebuilt(30)
+    coded = encode_code(memoryview(old), memoryview(new), where)
+    rows = [column.tolist() for column in where]
+    script = (
+        "import sys, json, numpy as np; from protocol.delta.addresses import Places; "
+        "from protocol.delta.code import open_code; old, coded, rows, length = json.load(sys.stdin); "
+        "old = bytes.fromhex(old); places = Places(*(np.array(column) for column in rows)); "
+        "pieces = (old[base : base + size] for base, size in zip(rows[0], rows[2])); "
+        "open_code(memoryview(bytes.fromhex(coded)), length, pieces, places); "
+        "print('numpy.ma' in sys.modules)"
+    )
+    given = json.dumps([old.hex(), coded.hex(), rows, len(taken(new, where))])
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, input=given, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "False\n", done.stderr
+
+
 def test_a_group_with_such_a_stream_is_applied() -> None:
     old, new, where = rebuilt(30)
     middle = int(where.base[1])
@@ -143,6 +174,15 @@ def test_a_group_with_such_a_stream_is_applied() -> None:
         group = encode_group(plan, memoryview(old), memoryview(new))
         apply_group(group, ViewBase(memoryview(old)), len(output), output.extend)
     assert output == new
+
+
+def test_an_adrp_follows_its_first_use_up_to_where_its_register_is_written() -> None:
+    # adrp x1, +0x1000; adrp x1, +0x2000; ldr x2, [x1, #8]; add x1, x1, #16; ldr x3, [x1, #24], of another address
+    words = np.array([0xB0000001, 0xD0000001, 0xF9400422, 0x91004021, 0xF9400C23], np.int64)
+    old = 0x10000 + 4 * np.arange(5)
+    followed, names = follow_arm64(words, old, np.zeros(5, np.int64), lambda named: np.where(named == 0x12008, 16, 0))
+    assert names.tolist() == [0x11000, 0x12008, 0x12008, 0x12010, -1]
+    assert followed.tolist() == [0xB0000001, 0xD0000001, 0xF9400C22, 0x91004021, 0xF9400C23]
 
 
 def test_a_branch_follows_what_it_names_and_an_adrp_its_pair() -> None:
