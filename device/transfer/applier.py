@@ -14,6 +14,10 @@ from protocol.errors import StateError
 Write = Callable[[bytes], None]
 
 
+class ApplierEndedError(OSError):
+    """What applies patches was ended from outside, again and again, or does not start. It says nothing of the patch."""
+
+
 class Base(Protocol):
     """As the codec's own, whose module brings numpy along."""
 
@@ -39,7 +43,7 @@ class Applier(Protocol):
 
         Raises:
             Refused: The group cannot be applied to this base.
-            OSError: The machine is in the way, not the patch.
+            OSError: The machine is in the way, not the patch: its disk, its memory, or whoever ended the applier.
         """
         ...
 

@@ -23,6 +23,7 @@ OFFSET: Final = struct.Struct("<Q")
 HEAD: Final = struct.Struct("<cI")
 LONGEST: Final = limits.GROUP_PAYLOAD_BYTES + OFFSET.size
 VERDICT_BYTES: Final = 16 * limits.KIB
+NO_MEMORY: Final = 75  # the exit code of a child for which the machine has no memory (EX_TEMPFAIL)
 
 
 class Verdict(Message):

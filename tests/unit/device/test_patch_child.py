@@ -1,6 +1,7 @@
 """The process that applies patches: what it gives, what its death means, and what never enters the agent."""
 
 import io
+import itertools
 import os
 import signal
 import subprocess
@@ -11,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from device.store import Store
-from device.transfer import PatchFailedError
-from device.transfer.child_applier import ChildApplier
+from device.transfer import PatchFailedError, patch_child
+from device.transfer.applier import ApplierEndedError
+from device.transfer.child_applier import ChildApplier, _Child
 from protocol import wire
 from protocol.delta.streams import STORED
 from protocol.errors import Reason, Refused
@@ -106,21 +108,104 @@ def test_a_child_that_somebody_kills_is_no_evidence_and_its_output_is_not_double
     assert is_gone(killed[0])
 
 
-def test_a_child_that_dies_again_on_the_same_group_is(applier, made, monkeypatch):
-    starts = []
+@pytest.fixture
+def starts(monkeypatch):
+    """The children, in their order."""
+    found = []
     start = subprocess.Popen
 
     def popen(*arguments, **more):
         process = start(*arguments, **more)
-        starts.append(process.pid)
+        found.append(process.pid)
         return process
 
     monkeypatch.setattr(subprocess, "Popen", popen)
+    return found
+
+
+@pytest.mark.parametrize("crash", [signal.SIGSEGV, signal.SIGABRT])
+def test_a_child_that_crashes_again_on_the_same_group_is(applier, made, starts, crash):
     with pytest.raises(Refused) as refused:
-        applied(applier, made[1], lambda: os.kill(starts[-1], signal.SIGKILL))
+        applied(applier, made[1], lambda: os.kill(starts[-1], crash))
     assert refused.value.reason is Reason.LIMIT
     assert len(starts) == 2
     assert all(is_gone(pid) for pid in starts)
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, signal.SIGBUS])
+def test_a_child_that_is_ended_from_outside_again_and_again_says_nothing_about_the_patch(applier, made, starts, end):
+    """By the kernel that has no memory, a supervisor that stops the unit, a disk that does not read a page."""
+    with pytest.raises(ApplierEndedError):
+        applied(applier, made[1], lambda: os.kill(starts[-1], end))
+    assert len(starts) == 2
+    assert all(is_gone(pid) for pid in starts)
+
+
+def test_one_crash_and_one_end_from_outside_are_no_evidence_yet(applier, made, starts):
+    ways = [signal.SIGSEGV, signal.SIGKILL, signal.SIGKILL]
+    with pytest.raises(ApplierEndedError):
+        applied(applier, made[1], lambda: os.kill(starts[-1], ways[len(starts) - 1]))
+    assert len(starts) == 3
+
+
+@pytest.mark.parametrize(("is_short", "expected"), [(True, ApplierEndedError), (False, Refused)])
+def test_a_patch_that_gets_no_memory_is_refused_only_on_a_machine_that_has_some(
+    made, tmp_path, monkeypatch, is_short, expected
+):
+    (tmp_path / "child.py").write_text(
+        "import sys\n"
+        "from device.transfer import patch_child\n"
+        "from protocol.delta import apply\n"
+        "def starve(*_): raise MemoryError\n"
+        "apply.apply_group = starve\n"
+        f"patch_child.lacks_memory = lambda need_mib: {is_short}\n"
+        "sys.exit(patch_child.main(sys.argv[1:]))\n"
+    )
+    monkeypatch.setattr(
+        "device.transfer.child_applier.python_command", lambda _: [sys.executable, str(tmp_path / "child.py")]
+    )
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    applier = ChildApplier(made[0])
+    with pytest.raises(expected):
+        applied(applier, made[1])
+    applier.close()
+
+
+def test_memory_is_lacking_when_the_machine_has_less_than_a_patch_may_take(tmp_path, monkeypatch):
+    memory, overcommit = tmp_path / "meminfo", tmp_path / "overcommit"
+    monkeypatch.setattr(patch_child, "MEMORY", memory)
+    monkeypatch.setattr(patch_child, "OVERCOMMIT", overcommit)
+    assert not patch_child.lacks_memory(64), "who cannot tell has enough"
+    text = "MemAvailable:  {} kB\nSwapFree: {} kB\nCommitLimit: 900000 kB\nCommitted_AS: {} kB\nHugePages_Total: 0\n"
+    for available, swap, committed, never, expected in [
+        (65536, 0, 0, False, False),
+        (65535, 0, 0, False, True),
+        (30000, 35536, 0, False, False),
+        (65536, 0, 899_999, False, False),
+        (65536, 0, 834_465, True, True),
+        (65536, 0, 834_464, True, False),
+    ]:
+        memory.write_text(text.format(available, swap, committed))
+        overcommit.write_text("2\n" if never else "0\n")
+        assert patch_child.lacks_memory(64) is expected
+
+
+@pytest.mark.parametrize(("computed_s", "expected"), [(0.0, ApplierEndedError), (0.4, Refused)])
+def test_a_child_that_is_silent_again_loops_if_it_computes_and_is_held_up_if_it_does_not(
+    made, monkeypatch, starts, computed_s, expected
+):
+    used_s = itertools.count(0.0, computed_s)
+    monkeypatch.setattr(_Child, "_computed_s", lambda _: next(used_s))
+    applier = ChildApplier(made[0], silence_s=0.5)
+    with pytest.raises(expected):
+        applied(applier, made[1], lambda: os.kill(starts[-1], signal.SIGSTOP))
+    applier.close()
+    assert all(is_gone(pid) for pid in starts)
+
+
+def test_the_processor_time_of_a_child_is_seen(applier, made):
+    applied(applier, made[1])
+    assert 0 < applier._child._computed_s() < 60
 
 
 def test_a_child_that_hangs_is_killed(made):
