@@ -74,13 +74,15 @@ class UpdateStatus(Message):
 
 
 class FailedPatch(Message):
-    """A patch that gave no result here, though its bytes were those that the plan signs. Never offered again to this
-    machine. Sent until a contact was answered; again does no harm."""
+    """A patch that gave no result here, though its bytes were those that the plan signs and its base was whole. Not
+    offered again to this machine until its agent is another version or a person lifts it. Sent until a contact was
+    answered; again does no harm."""
 
     artifact: Digest
     base: Digest
     payload: Digest
     reason: Reason
+    lifted_ms: Millis = 0  # of the step that failed
 
 
 class Alert(Message):

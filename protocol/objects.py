@@ -50,6 +50,7 @@ class Step(Message):
     base: Digest | None = None
     codec: PatchCodec | None = None
     full_bytes: Length = 0  # delta: what compressed full would take, payload and index
+    lifted_ms: Millis = 0  # delta: when a person let it be tried again where it had failed; 0: never
 
     def travels_bytes(self) -> int:
         """Payload and index together."""

@@ -21,7 +21,7 @@ from protocol.wire import decode, encode
 from server import rollouts, sync_token
 from server.clock import NowMs
 from server.director import Director
-from server.failed_patches import take_failures
+from server.failed_patches import forgive_upgraded, take_failures
 from server.plan import Means, make_plan, named_patches
 from server.publish import Publisher, current_versions
 from server.settings import Contact
@@ -107,7 +107,8 @@ class Contacts:
             director = session.repositories.served("director", "timestamp.json")
             if image is None or director is None:
                 raise StateError("nothing was published yet", hint="`headland release push`")
-            device = _reported(device, request, now_ms)
+            known, device = device, _reported(device, request, now_ms)
+            forgive_upgraded(session, known, device, now_ms)
             failed = 0
             if not device.set_apart:
                 session.fleet.hold(device.id, request.have if _patches_reach(device) else ())

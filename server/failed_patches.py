@@ -1,16 +1,19 @@
-"""Patches that gave no result on a machine: never offered to it again, and withdrawn when several machines say so.
+"""Patches that gave no result on a machine: not offered to it again, and withdrawn when several machines say so.
 
 A withdrawn patch is made once more; when the same bytes come out, or when those fail too, it is given up, and machines
-get another patch or the full payload, at its price and under their budget.
+get another patch or the full payload, at its price and under their budget. A machine's word counts as long as it runs
+the agent that gave it, and until a person lifts the patch.
 """
 
 from collections.abc import Iterable
 from typing import Final
 
+from protocol.errors import StateError
 from protocol.messages import FailedPatch
 from server.storage.catalog import Session
-from server.storage.records import Patch
+from server.storage.records import Device, Patch
 
+ID_DIGITS: Final = 8  # of a patch's id name it
 MADE_AT_MOST: Final = 2  # a blob or a memory may have been bad when it was made; twice is no accident
 
 
@@ -49,6 +52,62 @@ def take_failures(session: Session, device: str, told: Iterable[FailedPatch], no
             now_ms, "patch-withdrawn", what=what, detail=f"{why}; {'made once more' if again else 'given up'}"
         )
     return news
+
+
+def forgive_upgraded(session: Session, before: Device, after: Device, now_ms: int) -> None:
+    """Forgets what failed on a machine whose agent is another version now: that one may well apply it.
+
+    Args:
+        session: A `write`.
+        before: The machine as it was known.
+        after: As it reports itself now.
+        now_ms: The clock.
+    """
+    if before.inventory is None or after.inventory is None or before.inventory.agent == after.inventory.agent:
+        return
+    count = session.patches.forgive(after.id)
+    if count:
+        session.events.add(
+            now_ms,
+            "patches-forgiven",
+            device=after.id,
+            what=f"{count} patches",
+            detail=f"its agent is {after.inventory.agent} now; they failed under {before.inventory.agent}",
+        )
+
+
+def lift(session: Session, prefix: str, who: str, now_ms: int) -> Patch:
+    """A person lets a patch be tried again, on the machines that it failed on and where it was withdrawn.
+
+    Args:
+        session: A `write`.
+        prefix: The beginning of its id, 8 digits or more.
+        who: The person.
+        now_ms: The clock.
+
+    Returns:
+        The patch, as it was.
+
+    Raises:
+        StateError: There is no such patch, or nothing to lift.
+    """
+    found = session.patches.find(prefix) if len(prefix) >= ID_DIGITS else []
+    if len(found) != 1:
+        raise StateError(
+            f"{prefix!r:.80} is {'no patch' if not found else 'the beginning of several patches'}",
+            hint=f"`headland patch list` shows those in trouble; {ID_DIGITS} digits or more of an id will do",
+        )
+    (patch,) = found
+    failures = session.patches.word_of(patch.pair.id)
+    if not failures and (patch.payload is not None or not patch.why):
+        raise StateError(f"patch {name(patch)} failed nowhere: nothing is to be lifted")
+    session.patches.lift(patch, now_ms)
+    session.fleet.changed()
+    detail = f"by {who}: it failed on {len({failure.device for failure in failures})} machines"
+    if patch.payload is None:
+        detail += f"; made anew, it was {patch.why}"
+    session.events.add(now_ms, "patch-lifted", what=name(patch), detail=detail)
+    return patch
 
 
 def name(patch: Patch) -> str:

@@ -1,6 +1,7 @@
 """What people can ask and change. Blocking; each change is one transaction with its line in the audit trail."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -17,14 +18,26 @@ from server.ca import certificate_expiry
 from server.clock import NowMs
 from server.contact import advance
 from server.enrolment import Enrolment
+from server.failed_patches import lift
 from server.http.answers import NotFoundError
 from server.publish import role_states
 from server.sizes import travel_sizes
 from server.storage.catalog import Catalog, Session
 from server.storage.jobs import COMPRESS
-from server.storage.records import REPOSITORIES, Device, Member, Phase, Release, Rollout, Totals
+from server.storage.records import (
+    REPOSITORIES,
+    Device,
+    Member,
+    Patch,
+    PatchFailure,
+    Phase,
+    Release,
+    Rollout,
+    Totals,
+)
 
 STATUSES_SHOWN: Final = 100
+PATCHES_SHOWN: Final = 1000
 ROWS_MAX: Final = 10_000
 EVENTS_MAX: Final = 10_000
 
@@ -219,7 +232,8 @@ class Operations:
             )
             session.fleet.changed()
             advance(session, created, now_ms)
-        return self.rollout(request.name)
+            warnings = _warnings(session, created)
+        return {**self.rollout(request.name), "warnings": warnings}
 
     def rollouts(self) -> list[dict[str, Any]]:
         """All rollouts, newest first."""
@@ -263,6 +277,19 @@ class Operations:
             advance(session, rollout, now_ms)
         return self.rollout(name)
 
+    def patches(self) -> list[dict[str, Any]]:
+        """Patches in trouble: failed on machines, withdrawn, given up, or no cheaper than the whole."""
+        with self._catalog.read() as session:
+            return [_trouble(patch, failures) for patch, failures in session.patches.troubled(PATCHES_SHOWN).items()]
+
+    def lift_patch(self, prefix: str, who: str) -> dict[str, Any]:
+        """Lets a patch be tried again where it failed; one that was withdrawn is made anew."""
+        with self._catalog.write() as session:
+            key = lift(session, prefix, who, self._now_ms()).pair.id
+            patch = session.patches.get(key)
+            assert patch is not None
+            return _trouble(patch, [])
+
     def events(self, after: int, limit: int, device: str | None) -> dict[str, Any]:
         """The audit trail, oldest first. `next` goes into `after` for what comes then."""
         with self._catalog.read() as session:
@@ -286,6 +313,23 @@ def read_status(catalog: Catalog, now_ms: int) -> dict[str, Any]:
         }
 
 
+def _trouble(patch: Patch, failures: Sequence[PatchFailure]) -> dict[str, Any]:
+    return {
+        "patch": patch.pair.id,
+        "base": patch.pair.base,
+        "result": patch.pair.result,
+        "codec": patch.pair.codec,
+        "state": "offered" if patch.payload is not None else "withheld" if patch.why else "waiting",
+        "why": patch.why,
+        "made": patch.made,
+        "payload": patch.payload,
+        "payload_bytes": patch.payload_bytes,
+        "index_bytes": patch.index_bytes,
+        "lifted_ms": patch.lifted_ms,
+        "failures": [asdict(failure) for failure in failures],
+    }
+
+
 def _found(session: Session, name: str) -> Device:
     device = session.devices.get(parse_name(name, "device"))
     if device is None:
@@ -300,6 +344,20 @@ def _listed(session: Session, product: str, version: str) -> Release:
     raise StateError(
         f"{product} {version} is not listed", hint="`headland release list` shows what the managers have signed"
     )
+
+
+def _warnings(session: Session, rollout: Rollout) -> list[str]:
+    """What is allowed and yet most likely a slip of the pen: machines may join a group later."""
+    here = [device for device in session.devices.all() if device.product == rollout.product and not device.revoked_ms]
+    inside = {device.id for device in here if rollout.group in device.groups}
+    if not inside:
+        others = sorted({group for device in here for group in device.groups})
+        return [
+            f"no machine of {rollout.product} is in the group {rollout.group!r}: nothing happens until one joins it; "
+            + (f"groups with machines: {', '.join(others)}" if others else "none of its machines is in any group")
+        ]
+    outside = [name for phase in rollout.phases for name in phase.devices or () if name not in inside]
+    return [f"a phase waits for {', '.join(outside)}: not in the group {rollout.group!r}"] if outside else []
 
 
 def _check_phases(phases: Sequence[Phase]) -> None:

@@ -135,4 +135,5 @@ def _delta(patch: Patch, full: Step) -> Step:
         base=patch.pair.base,
         codec=patch.pair.codec,
         full_bytes=full.travels_bytes(),
+        lifted_ms=patch.lifted_ms,
     )

@@ -10,6 +10,7 @@ from signing.checker import SubprocessChecker
 from signing.commands.app import App
 from signing.commands.device import device
 from signing.commands.keys import keys
+from signing.commands.patch import patch
 from signing.commands.release import release
 from signing.commands.rollout import rollout
 from signing.keyfile import SCRYPT_N
@@ -48,5 +49,5 @@ def main(context: click.Context, workspace: Path, passphrase_file: Path | None) 
         )
 
 
-for group in (keys, release, rollout, device):
+for group in (keys, release, rollout, device, patch):
     main.add_command(group)

@@ -80,6 +80,8 @@ class PeopleDoor:
                 web.get("/api/v1/rollouts", self._rollouts),
                 web.get("/api/v1/rollouts/{rollout}", self._rollout),
                 web.post("/api/v1/rollouts/{rollout}/{action:pause|resume|halt}", self._turn),
+                web.get("/api/v1/patches", self._patches),
+                web.post("/api/v1/patches/{patch}/lift", self._lift_patch),
                 web.get("/api/v1/events", self._events),
             ]
         )
@@ -204,6 +206,16 @@ class PeopleDoor:
         await read_json(request, dict[str, Any], BODY_BYTES)
         name, action = request.match_info["rollout"], request.match_info["action"]
         return json_answer(await self._services.threads.run(self._services.operations.turn, name, action, request[WHO]))
+
+    async def _patches(self, request: web.Request) -> web.Response:
+        return json_answer({"patches": await self._services.threads.run(self._services.operations.patches)})
+
+    async def _lift_patch(self, request: web.Request) -> web.Response:
+        await read_json(request, dict[str, Any], BODY_BYTES)
+        operations = self._services.operations
+        return json_answer(
+            await self._services.threads.run(operations.lift_patch, request.match_info["patch"], request[WHO])
+        )
 
     async def _events(self, request: web.Request) -> web.Response:
         return json_answer(

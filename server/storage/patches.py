@@ -1,4 +1,4 @@
-"""Patches by (base, result, codec version): wanted, made, kept or only measured; and the machines they failed on."""
+"""Patches by (base, result, codec version): wanted, made, kept or only measured; the machines that they failed on."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -9,7 +9,7 @@ from protocol.ids import Digest
 from protocol.messages import FailedPatch
 from server.storage.condemned import Condemned
 from server.storage.jobs import PATCH, Claim, Jobs
-from server.storage.records import Pair, Patch
+from server.storage.records import Pair, Patch, PatchFailure
 from server.storage.schema import patch_failures, patches
 
 HOUR_MS = 3_600_000  # how exactly it is known when a patch was last wanted, or named: saves writing at each contact
@@ -148,15 +148,15 @@ class Patches:
         """Notes that a patch gave no result on a machine.
 
         Returns:
-            The patch as it is kept now, when this is news. None for what was told before, and for what was never ours:
-            a machine cannot fill the catalog.
+            The patch as it is kept now, when this is news. None for what was told before, for what happened before a
+            person lifted it, and for what was never ours: a machine cannot fill the catalog.
         """
         rows = self._connection.execute(
             select(patches).where(patches.c.base == failed.base, patches.c.result == failed.artifact).with_for_update()
         ).all()
         for row in rows:
             told = set(self._machines(row.id, failed.payload))
-            if device in told or not (told or row.payload == failed.payload):
+            if device in told or not (told or row.payload == failed.payload) or failed.lifted_ms < row.lifted_ms:
                 continue
             self._connection.execute(
                 insert(patch_failures).values(
@@ -174,6 +174,54 @@ class Patches:
         """What never to offer to a machine: patch and payload, with the reason."""
         rows = self._connection.execute(select(patch_failures).where(patch_failures.c.device == device))
         return {(row.patch, row.payload): row.reason for row in rows}
+
+    def forgive(self, device: str) -> int:
+        """Forgets what failed on a machine. Returns how many patches may be offered to it again."""
+        gone = self._connection.execute(delete(patch_failures).where(patch_failures.c.device == device))
+        return gone.rowcount
+
+    def troubled(self, limit: int) -> dict[Patch, list[PatchFailure]]:
+        """Patches that failed somewhere, or that are made and not offered; those that were wanted last come first."""
+        failed = select(patch_failures.c.patch)
+        withheld = patches.c.made_ms.is_not(None) & patches.c.payload.is_(None)
+        rows = self._connection.execute(
+            select(patches)
+            .where(withheld | patches.c.id.in_(failed))
+            .order_by(patches.c.wanted_ms.desc(), patches.c.id)
+            .limit(limit)
+        ).all()
+        return {_patch(row): self.word_of(row.id) for row in rows}
+
+    def word_of(self, key: Digest) -> list[PatchFailure]:
+        """What machines told of a patch, oldest first."""
+        rows = self._connection.execute(
+            select(patch_failures)
+            .where(patch_failures.c.patch == key)
+            .order_by(patch_failures.c.at_ms, patch_failures.c.device)
+        )
+        return [PatchFailure(row.device, row.payload, row.reason, row.at_ms) for row in rows]
+
+    def find(self, prefix: str) -> list[Patch]:
+        """Patches whose id begins so; two are enough to say that it is not one."""
+        query = select(patches).where(patches.c.id.startswith(prefix, autoescape=True)).limit(2).with_for_update()
+        return [_patch(row) for row in self._connection.execute(query)]
+
+    def lift(self, patch: Patch, at_ms: int) -> None:
+        """Lets a patch be tried again: no machine's word counts any more, and one that is not offered is made anew.
+
+        Args:
+            patch: As it is kept.
+            at_ms: Now. Machines that it failed on compare it with the lift that they know.
+        """
+        key = patch.pair.id
+        machines = len({failure.device for failure in self.word_of(key)})
+        self._connection.execute(delete(patch_failures).where(patch_failures.c.patch == key))
+        values: dict[str, Any] = {"lifted_ms": max(at_ms, patch.lifted_ms + 1)}
+        if patch.payload is None:
+            values |= {"made_ms": None, "made": 0, "why": ""}
+        self._connection.execute(update(patches).where(patches.c.id == key).values(**values))
+        if patch.payload is None:
+            Jobs(self._connection).want(PATCH, {key: max(machines, 1)}, at_ms)
 
     def prune(self, unwanted_since_ms: int, unmade_since_ms: int, now_ms: int) -> list[Patch]:
         """Forgets what nobody wanted since then and no current assignment names; its blobs may go at once.

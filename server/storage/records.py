@@ -191,6 +191,7 @@ class Patch:
         payload_bytes: Measured, kept or not; with `index_bytes` what it takes over the air.
         named_until_ms: A signed assignment that names it may be current until then.
         why: Why there is no payload, in words.
+        lifted_ms: When a person last let it be tried again where it had failed; 0: never.
     """
 
     pair: Pair
@@ -201,11 +202,22 @@ class Patch:
     index_bytes: int
     named_until_ms: int = 0
     why: str = ""
+    lifted_ms: int = 0
 
     @property
     def travels_bytes(self) -> int:
         """Payload and index together."""
         return self.payload_bytes + self.index_bytes
+
+
+@dataclass(frozen=True)
+class PatchFailure:
+    """A machine's word that a payload of a patch gave no result there."""
+
+    device: str
+    payload: Digest
+    reason: str
+    at_ms: int
 
 
 class Event(Message):

@@ -188,6 +188,7 @@ patches = Table(
     Column("index_bytes", BigInteger, nullable=False, default=0),
     Column("named_until_ms", BigInteger, nullable=False, default=0),
     Column("why", Text, nullable=False, default=""),
+    Column("lifted_ms", BigInteger, nullable=False, default=0, server_default="0"),  # a person let it be tried again
     UniqueConstraint("base", "result", "codec"),
     Index("ix_patches_result", "result"),
 )

@@ -87,6 +87,8 @@ def create(
         body["budget"] = budget
     with app.server() as server:
         answer = server.post("/rollouts", body, Json)
+    for warning in answer.get("warnings") or ():
+        click.echo(f"warning: {warning}", err=True)
     emit(as_json, answer, f"{name}: {version} goes to {group} in {len(body['phases'])} phases")
 
 

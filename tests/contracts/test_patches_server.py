@@ -13,7 +13,7 @@ from protocol.messages import FailedPatch, TransferBytes
 from protocol.objects import Budget, Conditions
 from server.storage.catalog import Catalog
 from server.storage.jobs import PATCH
-from server.storage.records import Compressed, Device, Member, Pair, Patch, Phase, Release, Rollout
+from server.storage.records import Compressed, Device, Member, Pair, Patch, PatchFailure, Phase, Release, Rollout
 from tests.contracts.test_catalog_server import POSTGRES
 
 A, B, C, D = ("a" * 64, "b" * 64, "c" * 64, "d" * 64)
@@ -58,8 +58,8 @@ def made(pair: Pair, **more: object) -> Patch:
 PAIR = Pair(A, B, 1)
 
 
-def failed(payload: str = PAYLOAD, base: str = A) -> FailedPatch:
-    return FailedPatch(artifact=B, base=base, payload=payload, reason=Reason.HASH)
+def failed(payload: str = PAYLOAD, base: str = A, lifted_ms: int = 0) -> FailedPatch:
+    return FailedPatch(artifact=B, base=base, payload=payload, reason=Reason.HASH, lifted_ms=lifted_ms)
 
 
 def test_what_machines_hold_says_for_whom_a_patch_would_serve(catalog: Catalog) -> None:
@@ -153,6 +153,68 @@ def test_failures_are_counted_by_machine_and_only_of_what_was_ours(catalog: Cata
         assert session.patches.failures(PAIR.id, PAYLOAD) == 2
         assert session.patches.failed_on("m1") == {(PAIR.id, PAYLOAD): "hash"}
         assert session.patches.failed_on("m3") == {}
+
+
+def test_a_machine_is_forgiven_and_what_it_says_next_is_news(catalog: Catalog) -> None:
+    with catalog.write() as session:
+        session.patches.want({PAIR: 1}, 1)
+        session.patches.put(made(PAIR), 2)
+        session.patches.fail("m1", failed(), 3)
+        session.patches.fail("m2", failed(), 3)
+        assert session.patches.forgive("m1") == 1
+        assert session.patches.forgive("m1") == 0
+        assert session.patches.failed_on("m1") == {}
+        assert session.patches.failures(PAIR.id, PAYLOAD) == 1
+        assert session.patches.fail("m1", failed(), 4) == made(PAIR)
+
+
+def test_a_lifted_patch_is_offered_again_and_words_from_before_do_not_count(catalog: Catalog) -> None:
+    with catalog.write() as session:
+        session.patches.want({PAIR: 1}, 1)
+        session.patches.put(made(PAIR), 2)
+        for name in ("m1", "m2"):
+            session.patches.fail(name, failed(), 3)
+        assert session.patches.troubled(10) == {
+            made(PAIR): [PatchFailure("m1", PAYLOAD, "hash", 3), PatchFailure("m2", PAYLOAD, "hash", 3)]
+        }
+        session.patches.lift(made(PAIR), 1000)
+        lifted = made(PAIR, lifted_ms=1000)
+        assert session.patches.ready([B]) == [lifted]
+        assert (session.patches.failed_on("m1"), session.patches.troubled(10)) == ({}, {})
+        assert session.jobs.waiting(PATCH) == 0
+        assert session.patches.fail("m1", failed(), 1001) is None, "it was said of the time before"
+        assert session.patches.fail("m1", failed(lifted_ms=1000), 1002) == lifted
+        session.patches.lift(lifted, 7)
+        assert session.patches.ready([B]) == [made(PAIR, lifted_ms=1001)], "a clock that goes back lifts all the same"
+
+
+@pytest.mark.parametrize("again", [2, None], ids=["waiting", "given up"])
+def test_a_withdrawn_patch_that_is_lifted_is_made_as_if_for_the_first_time(catalog: Catalog, again: int | None) -> None:
+    with catalog.write() as session:
+        session.patches.want({PAIR: 1}, 1)
+        session.patches.put(made(PAIR), 2)
+        session.patches.fail("m1", failed(), 3)
+        patch = session.patches.get(PAIR.id)
+        assert patch is not None
+        session.patches.withdraw(patch, "it failed", 10, again=again)
+        ((patch, _),) = session.patches.troubled(10).items()
+        assert (patch.payload, patch.why) == (None, "it failed")
+        session.patches.lift(patch, 20)
+        assert session.jobs.waiting(PATCH) == 1
+        assert session.patches.failures(PAIR.id, PAYLOAD) == 0
+        unmade = session.patches.unmade(PAIR.id)
+        assert unmade is not None and (unmade.made, unmade.why, unmade.lifted_ms) == (0, "", 20)
+        assert session.patches.put(made(PAIR), 30)
+        assert session.patches.ready([B]) == [made(PAIR, lifted_ms=20)]
+
+
+def test_a_patch_is_found_by_the_beginning_of_its_id(catalog: Catalog) -> None:
+    with catalog.write() as session:
+        session.patches.want({PAIR: 1, Pair(C, B, 1): 1}, 1)
+        (patch,) = session.patches.find(PAIR.id[:8])
+        assert patch.pair == PAIR
+        assert session.patches.find("zz") == session.patches.find("%" * 8) == []
+        assert len(session.patches.find("")) == 2
 
 
 def test_a_withdrawn_patch_is_offered_to_nobody_and_its_blobs_go_after_the_last_assignment(catalog: Catalog) -> None:

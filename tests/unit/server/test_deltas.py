@@ -177,6 +177,62 @@ async def test_a_withdrawn_patch_can_be_fetched_as_long_as_an_assignment_names_i
     assert answered == 404
 
 
+async def test_a_machine_with_another_agent_is_offered_once_more_what_failed_under_the_old_one(house: House) -> None:
+    (tractor,) = await staged(house)
+    payload = step_of(await tractor.sync()).payload
+    assert payload is not None
+    await tractor.sync(failed_patches=(broken(payload.sha256),))
+    assert step_of(await tractor.sync()).method == "full"
+    tractor.inventory = msgspec.structs.replace(tractor.inventory, disk_bytes=1)
+    assert step_of(await tractor.sync()).method == "full", "another disk is no other agent"
+    tractor.inventory = msgspec.structs.replace(tractor.inventory, agent="9.0.0")
+    assert step_of(await tractor.sync()).payload == payload
+    (event,) = await house.events("patches-forgiven")
+    assert (event["device"], "9.0.0" in event["detail"]) == (tractor.name, True)
+    await tractor.sync(failed_patches=(broken(payload.sha256),))
+    assert step_of(await tractor.sync()).method == "full", "once"
+
+
+async def test_a_person_lifts_what_failed_on_a_machine(house: House) -> None:
+    (tractor,) = await staged(house)
+    payload = step_of(await tractor.sync()).payload
+    assert payload is not None
+    await tractor.sync(failed_patches=(broken(payload.sha256),))
+    (trouble,) = (await house.must("GET", "/api/v1/patches"))["patches"]
+    assert (trouble["result"], trouble["base"], trouble["state"]) == (digest(NEW), digest(OLD), "offered")
+    assert [(word["device"], word["reason"]) for word in trouble["failures"]] == [(tractor.name, "hash")]
+    house.now_ms += 1000
+    lifted = await house.must("POST", f"/api/v1/patches/{trouble['patch'][:8]}/lift", {})
+    assert (lifted["state"], lifted["failures"]) == ("offered", [])
+    assert (await house.must("GET", "/api/v1/patches"))["patches"] == []
+    step = step_of(await tractor.sync())
+    assert (step.payload, step.lifted_ms) == (payload, house.now_ms), "so the machine knows that it may try again"
+    (event,) = await house.events("patch-lifted")
+    assert event["detail"] == "by operator: it failed on 1 machines"
+    for prefix, said in (
+        (trouble["patch"], "failed nowhere"),
+        ("0" * 8, "no patch"),
+        (trouble["patch"][:7], "no patch"),
+    ):
+        status, answer = await house.ask("POST", f"/api/v1/patches/{prefix}/lift", {})
+        assert (status, said in answer["error"]) == (409, True)
+
+
+async def test_a_person_lifts_what_was_given_up(house: House, encoder: FakeEncoder) -> None:
+    machines = await staged(house, OLD, OLD)
+    encoder.payload = lambda attempt: PATCH
+    for one in machines:
+        step = step_of(await one.sync())
+        assert step.payload is not None
+        await one.sync(failed_patches=(broken(step.payload.sha256),))
+    await house.patches()
+    (trouble,) = (await house.must("GET", "/api/v1/patches"))["patches"]
+    assert (trouble["state"], "made again" in trouble["why"]) == ("withheld", True)
+    await house.must("POST", f"/api/v1/patches/{trouble['patch']}/lift", {})
+    await house.patches()
+    assert [step_of(await one.sync()).method for one in machines] == ["delta", "delta"]
+
+
 async def test_a_machine_that_was_set_apart_withdraws_nothing(house: House) -> None:
     one, two = await staged(house, OLD, OLD)
     step = step_of(await one.sync())

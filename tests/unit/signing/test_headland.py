@@ -446,6 +446,31 @@ def test_devices_are_shown_given_tokens_and_revoked(begun: ManagersTool) -> None
     ]
 
 
+def test_patches_in_trouble_are_shown_and_lifted(begun: ManagersTool) -> None:
+    key = "c0ffee" * 10 + "0000"
+    trouble = {"patch": key, "base": "ba5e" * 16, "result": "feed" * 16, "state": "withheld", "why": "given up: [no]"}
+    told = [{"device": "m1", "reason": "hash", "payload": "ab" * 32, "at_ms": 1}]
+    begun.server.answers["/patches"] = {"patches": [{**trouble, "failures": told}]}
+    shown = begun.run("patch", "list")
+    assert shown["patches"][0]["patch"] == key
+    said = re.sub(r"[│┃\s]", "", begun.invoke("patch", "list").stdout)
+    for words in ("c0ffeec0ffee", "feedfeedfeed", "given", "m1(hash)"):
+        assert words in said
+    begun.server.answers[f"/patches/{key[:8]}/lift"] = {"patch": key, "state": "waiting"}
+    assert "is waiting" in begun.invoke("patch", "lift", key[:8]).stdout
+    assert begun.server.posted[-1] == (f"/patches/{key[:8]}/lift", {})
+    begun.server.answers["/patches"] = {"patches": []}
+    assert "No patch is in trouble" in begun.invoke("patch", "list").stdout
+
+
+def test_what_a_new_rollout_will_not_do_is_said(begun: ManagersTool) -> None:
+    begun.server.answers["/rollouts"] = {"name": "a", "warnings": ["no machine is in the group 'nroth'"]}
+    result = begun.invoke("rollout", "create", "a", "--release", "1.0.0", "--group", "nroth")
+    assert result.exit_code == 0
+    assert "warning: no machine is in the group 'nroth'" in result.stderr
+    assert "a: 1.0.0 goes to nroth" in result.stdout
+
+
 def test_two_pushes_or_builds_at_once_do_not_write_into_each_other(begun: ManagersTool) -> None:
     source = begun.describe("1.0.0", 1)
     with begun.workspace.alone():
