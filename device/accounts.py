@@ -17,12 +17,14 @@ from device.totals import BYTES, DELTA, FULL, SAVED
 from device.transfer.purse import OverBudgetError, Way
 from protocol import limits
 from protocol.errors import Refused
-from protocol.ids import Count, Digest, Name
+from protocol.ids import Count, Digest, Length, Name
 from protocol.messages import TransferBytes
 from protocol.objects import Budget
 from protocol.wire import Message, decode, encode
 
 KEY: Final = "accounts"
+PROMISE: Final = "accounts/promise"
+KEPT_OR_BROKEN: Final = b""
 RELEASES_KEPT: Final = 64
 KEEP_MS: Final = 3_600_000  # of a day in which nothing travels, a cut forgets an hour at most
 
@@ -39,6 +41,22 @@ class Ledger(Message):
     day: Day = Day()
     day_bytes: dict[Name, Count] = {}
     releases: dict[Digest, TransferBytes] = {}
+
+
+class Promise(Message):
+    """What is saved once an artifact is in the store.
+
+    Args:
+        release: Its manifest.
+        artifact: That a patch brings.
+        length_bytes: Of it.
+        saves_bytes: What compressed full would have taken more.
+    """
+
+    release: Digest
+    artifact: Digest
+    length_bytes: Length
+    saves_bytes: Count
 
 
 class Counting(Protocol):
@@ -131,13 +149,26 @@ class Accounts:
             name = DELTA if way == "delta" else FULL
             self._keep(_with(ledger, release, after, today), {BYTES: count, name: count})
 
-    def save(self, release: Digest, count: int) -> None:
-        """As `device.transfer.purse.Purse.save`. Blocking."""
+    def promise(self, promise: Promise) -> None:
+        """As `device.transfer.purse.Purse.promise`. Blocking."""
         with self._lock:
+            self._state.put(PROMISE, encode(promise))
+
+    def settle(self, is_here: Callable[[Digest, int], bool]) -> None:
+        """As `device.transfer.purse.Purse.settle`, for whichever release it was. Blocking."""
+        with self._lock:
+            promise = _read_promise(self._state)
+            if promise is None:
+                return
+            if not is_here(promise.artifact, promise.length_bytes):
+                self._state.put(PROMISE, KEPT_OR_BROKEN)
+                return
             ledger = self._today()
-            before = ledger.releases.get(release, TransferBytes())
-            after = msgspec.structs.replace(before, saved_bytes=before.saved_bytes + count)
-            self._keep(_with(ledger, release, after, ledger.day_bytes), {SAVED: count})
+            before = ledger.releases.get(promise.release, TransferBytes())
+            after = msgspec.structs.replace(before, saved_bytes=before.saved_bytes + promise.saves_bytes)
+            ledger = _with(ledger, promise.release, after, ledger.day_bytes)
+            self._totals.count({SAVED: promise.saves_bytes}, {KEY: encode(ledger), PROMISE: KEPT_OR_BROKEN})
+            self._ledger = ledger
 
     def _today(self) -> Ledger:
         day, fresh = look(self._ledger.day, self._now())
@@ -164,9 +195,15 @@ class ReleasePurse:
         """As `Purse`."""
         self._accounts.spend(self._release, count, way)
 
-    def save(self, count: int) -> None:
+    def promise(self, artifact: Digest, length_bytes: int, saves_bytes: int) -> None:
         """As `Purse`."""
-        self._accounts.save(self._release, count)
+        self._accounts.promise(
+            Promise(release=self._release, artifact=artifact, length_bytes=length_bytes, saves_bytes=saves_bytes)
+        )
+
+    def settle(self, is_here: Callable[[Digest, int], bool]) -> None:
+        """As `Purse`."""
+        self._accounts.settle(is_here)
 
 
 def read_ledger(state: StateDb) -> Ledger:
@@ -178,6 +215,16 @@ def read_ledger(state: StateDb) -> Ledger:
         return decode(found, Ledger, limit=limits.MIB)
     except Refused:
         return Ledger()
+
+
+def _read_promise(state: StateDb) -> Promise | None:
+    found = state.get(PROMISE)
+    if not found:
+        return None
+    try:
+        return decode(found, Promise, limit=limits.KIB)
+    except Refused:
+        return None
 
 
 def _smallest(*limits_bytes: int | None) -> int | None:

@@ -145,6 +145,7 @@ class Contact:
         clock: Of the machine.
         facts: Reads the machine; may block, is called in a thread.
         draw_token: 128 random bits as 32 hexadecimal digits.
+        patches: Knows which failed. The one that transfers write to: two would overwrite each other's word.
     """
 
     def __init__(
@@ -162,6 +163,7 @@ class Contact:
         clock: Timepiece,
         facts: Callable[[], Facts],
         draw_token: Callable[[], str],
+        patches: PatchBook,
     ) -> None:
         self._device = device
         self._product = product
@@ -175,7 +177,7 @@ class Contact:
         self._clock = clock
         self._facts = facts
         self._draw_token = draw_token
-        self._patches = PatchBook(state)
+        self._patches = patches
 
     async def make(self) -> SyncAnswer:
         """Makes one contact and carries out what it brought. A repetition after any failure is safe.

@@ -148,7 +148,7 @@ async def assembled(layout: Layout, settings: DeviceSettings) -> AsyncIterator[P
         )
         stack.push_async_callback(source.close)
         store = await asyncio.to_thread(_open_store, layout, settings)
-        book = PatchBook(state)
+        book = PatchBook(state, hardware.agent_version())
         transfer = Transfer(link, store, settings.transfer, count=totals.received, notes=book, appliers=ChildApplier)
         accounts = await asyncio.to_thread(
             lambda: Accounts(
@@ -181,7 +181,11 @@ async def assembled(layout: Layout, settings: DeviceSettings) -> AsyncIterator[P
 
         def facts() -> Facts:
             return Facts(
-                msgspec.structs.replace(inventory, patch_rate_kib_s=book.rate_kib_s()),
+                msgspec.structs.replace(
+                    inventory,
+                    patch_rate_kib_s=book.rate_kib_s(),
+                    patch_codecs=inventory.patch_codecs if book.can_apply else (),
+                ),
                 totals.now(outbox.produced()),
                 *now(),
                 link=settings.link.kind,
@@ -203,6 +207,7 @@ async def assembled(layout: Layout, settings: DeviceSettings) -> AsyncIterator[P
             clock=clock,
             facts=facts,
             draw_token=draw_token,
+            patches=book,
         )
         yield Parts(
             layout=layout,

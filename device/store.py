@@ -53,6 +53,7 @@ class Store:
         self.disk = disk
         self._files = folder / "sha256"
         self._parts = folder / "parts"
+        self._doubted: set[Digest] = set()
         self._keep_free_bytes = keep_free_bytes
         self._budget_bytes = budget_bytes
         self._free = free
@@ -90,9 +91,26 @@ class Store:
         except OSError:  # absent, or a disk that no longer reads it
             return False
 
+    def is_file(self, part: Path, name: Digest, length_bytes: int) -> bool:
+        """Whether an unfinished file is all of an artifact. Reads it only when its length fits."""
+        try:
+            return part.stat().st_size == length_bytes and _hash_file(part) == name
+        except OSError:
+            return False
+
+    def doubt(self, name: Digest) -> None:
+        """Does not count on an artifact that `is_whole` denied, until this store is opened again or gets it anew.
+
+        It is not deleted: what runs may be better off with it than without, and a disk that does not read it now may
+        do so later.
+        """
+        self._doubted.add(name)
+
     def digests(self) -> tuple[Digest, ...]:
-        """All that is kept, in no order that means anything."""
-        return tuple(sorted(entry.name for entry in os.scandir(self._files) if is_digest(entry.name)))
+        """All that is kept and not doubted, in no order that means anything."""
+        return tuple(
+            sorted(e.name for e in os.scandir(self._files) if is_digest(e.name) and e.name not in self._doubted)
+        )
 
     def read(self, name: Digest, limit: int) -> bytes:
         """The bytes of a small artifact, hashed again.
@@ -135,6 +153,7 @@ class Store:
         part.chmod(0o444)
         self.disk.sync_file(part)
         self.disk.rename(part, self.path(name))
+        self._doubted.discard(name)
 
     def discard(self, name: Digest) -> None:
         """Deletes an artifact whose bytes were found changed."""

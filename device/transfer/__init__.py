@@ -5,6 +5,7 @@ counts what travels, and `holding` tells what is here already.
 """
 
 from device.transfer.fetch import Source, Transfer, TransferSettings
+from device.transfer.finished import adopt_finished
 from device.transfer.holding import bases, held_bytes, part_names
 from device.transfer.patching import PatchFailedError
 from device.transfer.purse import OverBudgetError, Purse
@@ -16,6 +17,7 @@ __all__ = [
     "Source",
     "Transfer",
     "TransferSettings",
+    "adopt_finished",
     "bases",
     "held_bytes",
     "part_names",

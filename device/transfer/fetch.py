@@ -17,7 +17,8 @@ from typing import Final, Protocol
 from device.retry import persist
 from device.store import Store
 from device.transfer import patching
-from device.transfer.applier import Appliers, in_process
+from device.transfer.applier import ApplierEndedError, Appliers, in_process
+from device.transfer.finished import adopt_finished
 from device.transfer.holding import held_bytes, index_path, payload_held, peak_bytes
 from device.transfer.patch_book import NoNotes, Notes
 from device.transfer.patching import Patch, PatchFailedError, PatchSpool
@@ -170,6 +171,7 @@ class Transfer:
         """
         steps = {step.artifact: step for step in plan.steps}
         purse = purse or self._unlimited
+        await asyncio.to_thread(adopt_finished, self._store, artifacts, purse)
         missing = await asyncio.to_thread(self._missing, artifacts)
         chosen = [(artifact, _fitting(artifact, steps.get(artifact.sha256))) for artifact in missing]
         prices = await asyncio.to_thread(self._prepare, [step for _, step in chosen], purse)
@@ -195,7 +197,7 @@ class Transfer:
         return prices
 
     def _refuse_failed(self, patch: Patch) -> None:
-        failed = self._notes.has_failed(patch.artifact, patch.base, patch.payload.sha256)
+        failed = self._notes.has_failed(patch.artifact, patch.base, patch.payload.sha256, patch.lifted_ms)
         if failed is not None:
             name = patch.payload.sha256[:12]
             raise PatchFailedError(patch, failed.reason, f"patch {name} gave no result here before")
@@ -231,11 +233,11 @@ class Transfer:
         try:
             await self._apply(patch, step, progress, toll)
         except PatchFailedError as failed:
-            # Noted before anything is deleted: whatever a cut leaves of it is not gone on from.
-            await asyncio.to_thread(self._note_failure, failed)
-            await asyncio.to_thread(patching.forget, self._store, patch.payload)
+            await asyncio.to_thread(self._judge_failure, failed)
             raise
-        await asyncio.to_thread(toll.purse.save, max(step.full_bytes - step.travels_bytes(), 0))
+        except ApplierEndedError:
+            self._notes.note_end()
+            raise
         await asyncio.to_thread(patching.forget, self._store, patch.payload)
         if step.index is not None:
             await asyncio.to_thread(self._store.disk.unlink, index_path(self._store, step.index))
@@ -254,20 +256,41 @@ class Transfer:
             await asyncio.to_thread(spool.finish)
         finally:
             await asyncio.to_thread(spool.close)
-        await asyncio.to_thread(self._adopt_result, patch, spool)
+        await asyncio.to_thread(self._adopt_result, patch, spool, toll.purse)
         await asyncio.to_thread(self._notes.note_speed, spent.output_bytes, spent.took_s)
 
-    def _adopt_result(self, patch: Patch, spool: PatchSpool) -> None:
+    def _adopt_result(self, patch: Patch, spool: PatchSpool, purse: Purse) -> None:
+        purse.promise(patch.artifact, patch.length_bytes, patch.saves_bytes)
         try:
             self._store.adopt(spool.path, patch.artifact, patch.length_bytes)
         except Refused as refused:
+            purse.settle(self._store.has)
             raise _failed(patch, refused) from refused
+        purse.settle(self._store.has)
 
-    def _note_failure(self, failed: PatchFailedError) -> None:
+    def _judge_failure(self, failed: PatchFailedError) -> None:
+        """Remembers a failure, unless it is the base's: a disk may have changed that after it was hashed.
+
+        Raises:
+            LinkError: The base is not what it was. Nothing is known of the patch.
+        """
         patch = failed.patch
-        self._notes.note_failure(
-            FailedPatch(artifact=patch.artifact, base=patch.base, payload=patch.payload.sha256, reason=failed.reason)
-        )
+        is_sound = self._store.is_whole(patch.base)
+        if is_sound:
+            # Noted before anything is deleted: whatever a cut leaves of it is not gone on from.
+            self._notes.note_failure(
+                FailedPatch(
+                    artifact=patch.artifact,
+                    base=patch.base,
+                    payload=patch.payload.sha256,
+                    reason=failed.reason,
+                    lifted_ms=patch.lifted_ms,
+                )
+            )
+        patching.forget(self._store, patch.payload)
+        if not is_sound:
+            self._store.doubt(patch.base)
+            raise patching.baseless(patch) from failed
 
     async def _index(self, step: Step, progress: Callable[[int], None], toll: _Toll) -> bytes:
         """The index, hashed: kept beside its part, so that it travels once."""
@@ -402,7 +425,14 @@ def _fitting(artifact: Artifact, step: Step | None) -> Step:
 def _patch(step: Step) -> Patch:
     assert step.base is not None
     assert step.payload is not None
-    return Patch(artifact=step.artifact, length_bytes=step.length_bytes, base=step.base, payload=step.payload)
+    return Patch(
+        artifact=step.artifact,
+        length_bytes=step.length_bytes,
+        base=step.base,
+        payload=step.payload,
+        lifted_ms=step.lifted_ms,
+        saves_bytes=max(step.full_bytes - step.travels_bytes(), 0),
+    )
 
 
 def _patch_index(patch: Patch, data: bytes) -> PatchIndex:

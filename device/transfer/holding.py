@@ -76,11 +76,14 @@ def peak_bytes(store: Store, steps: Iterable[Step]) -> int:
 
 
 def part_names(plan: TransferPlan) -> frozenset[Digest]:
-    """The digests whose parts a transfer by this plan would go on from."""
+    """The digests whose parts a transfer by this plan would go on from. What came by another way is not among them."""
     return frozenset(
         name
         for step in plan.steps
-        for name in (step.artifact, *(part.sha256 for part in (step.payload, step.index) if part is not None))
+        for name in (
+            *((step.artifact,) if step.method == "full" else ()),
+            *(part.sha256 for part in (step.payload, step.index) if part is not None),
+        )
     )
 
 

@@ -6,6 +6,7 @@ The note is written after the result was synced and before the group's segments 
 result is cut off when the patch goes on.
 """
 
+import errno
 import threading
 import time
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from device.transfer.pieces import SEGMENT_BYTES, Pieces, held_pieces
 from device.transfer.rest import read_rest, rest_path
 from protocol import limits
 from protocol.delta.patch import GroupHeader, PatchIndex, read_group_header
-from protocol.errors import HeadlandError, Reason, Refused
+from protocol.errors import HeadlandError, LinkError, Reason, Refused
 from protocol.ids import Digest, Length
 from protocol.objects import Payload
 from protocol.wire import Message, decode, encode
@@ -30,6 +31,8 @@ from signing.durable import Part
 AHEAD_BYTES: Final = 2 * limits.GROUP_PAYLOAD_BYTES  # the group that is being applied, and one more
 HEADER_BYTES: Final = 2 * limits.KIB  # more than the longest header of a group: 35 numbers and 32 kinds
 NOTE_BYTES: Final = 4 * limits.KIB
+RESULT: Final = ".result"
+NOTE: Final = ".note"
 
 
 @dataclass(frozen=True)
@@ -41,12 +44,16 @@ class Patch:
         length_bytes: Of the result.
         base: What it is made from.
         payload: The groups.
+        lifted_ms: When a person last let it be tried again.
+        saves_bytes: What compressed full would take more.
     """
 
     artifact: Digest
     length_bytes: int
     base: Digest
     payload: Payload
+    lifted_ms: int = 0
+    saves_bytes: int = 0
 
 
 class PatchFailedError(HeadlandError):
@@ -73,6 +80,7 @@ class PatchNote(Message):
         base_seen: Inode, length, and times (ns) of content and inode of the base when it was hashed.
         applied_bytes: Of the payload.
         output_bytes: Of the result: so many are durable.
+        saves_bytes: Of the patch: known here also to a plan that does not name it any more.
     """
 
     artifact: Digest
@@ -80,6 +88,7 @@ class PatchNote(Message):
     base_seen: tuple[int, int, int, int]
     applied_bytes: Length = 0
     output_bytes: Length = 0
+    saves_bytes: Length = 0
 
 
 class _ClosedError(Exception):
@@ -126,7 +135,7 @@ class PatchSpool:
         """Finds what is here already, hashes the base where that is due, and begins to apply what is whole.
 
         Raises:
-            PatchFailedError: The base is not here, or not what it was.
+            LinkError: The base is not here or not what it was: the plan does not fit, whatever the patch is worth.
         """
         with self._taking:
             self._note = self._go_on(read_note(self._store, self._patch.payload))
@@ -290,8 +299,10 @@ class PatchSpool:
 
         try:
             self._applier.apply(group, offset, write)
-        except (_ClosedError, OSError, HeadlandError):
+        except (_ClosedError, OSError, ImportError, HeadlandError):
             raise
+        except MemoryError as error:
+            raise OSError(errno.ENOMEM, "no memory to apply a patch") from error
         except Exception as error:
             # What a decoder did not foresee is the patch's fault as well: tried again, it would fail again.
             raise Refused(Reason.LIMIT, f"{type(error).__name__}: {error}") from error
@@ -311,8 +322,8 @@ class PatchSpool:
         base = self._store.path(patch.base)
         try:
             at = base.stat()
-        except OSError as error:
-            raise self._failed(Reason.HASH, f"its base {patch.base[:12]} is not here") from error
+        except FileNotFoundError as error:
+            raise baseless(patch) from error
         seen = (at.st_ino, at.st_size, at.st_mtime_ns, at.st_ctime_ns)
         result = self.path.stat().st_size if self.path.exists() else 0
         if (
@@ -322,12 +333,13 @@ class PatchSpool:
             and found.applied_bytes <= patch.payload.length_bytes
         ):
             return found
-        fresh = PatchNote(artifact=patch.artifact, base=patch.base, base_seen=seen)
+        fresh = PatchNote(artifact=patch.artifact, base=patch.base, base_seen=seen, saves_bytes=patch.saves_bytes)
         is_whole = self._store.is_whole(patch.base, lambda: not self._closed)
         if self._closed:
             return fresh
         if not is_whole:
-            raise self._failed(Reason.HASH, f"its base {patch.base[:12]} is not what it was")
+            self._store.doubt(patch.base)
+            raise baseless(patch)
         self._write_note(fresh)
         return fresh
 
@@ -356,10 +368,20 @@ class PatchSpool:
             raise self._error
 
 
+def baseless(patch: Patch) -> LinkError:
+    """What to raise for a base that is missing or damaged: the next plan is made for what is here."""
+    return LinkError(f"the plan patches {patch.base[:12]}, which is not here whole", retryable=False)
+
+
 def read_note(store: Store, payload: Payload) -> PatchNote | None:
     """How far a patch was applied; None when it was never begun. Blocking."""
+    return read_note_file(note_path(store, payload))
+
+
+def read_note_file(path: Path) -> PatchNote | None:
+    """As `read_note`, of any patch's note."""
     try:
-        with note_path(store, payload).open("rb") as file:
+        with path.open("rb") as file:
             return decode(file.read(NOTE_BYTES), PatchNote, limit=NOTE_BYTES)
     except (OSError, Refused):
         return None
@@ -385,12 +407,12 @@ def forget(store: Store, payload: Payload) -> None:
 
 def result_path(store: Store, payload: Payload) -> Path:
     """Where the result grows."""
-    return store.part(f"{payload.sha256}.result")
+    return store.part(f"{payload.sha256}{RESULT}")
 
 
 def note_path(store: Store, payload: Payload) -> Path:
     """Where it is noted how far the patch is applied."""
-    return store.part(f"{payload.sha256}.note")
+    return store.part(f"{payload.sha256}{NOTE}")
 
 
 def spool_bytes(store: Store, payload: Payload) -> int:

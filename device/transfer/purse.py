@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Literal, Protocol
 
 from protocol.errors import StateError
+from protocol.ids import Digest
 
 Way = Literal["delta", "full"]
 
@@ -36,8 +37,20 @@ class Purse(Protocol):
         """Takes note of bytes that came; durable on return."""
         ...
 
-    def save(self, count: int) -> None:
-        """Takes note of bytes that a patch made needless; durable on return."""
+    def promise(self, artifact: Digest, length_bytes: int, saves_bytes: int) -> None:
+        """Says what a patch saves once its result is in the store, which is what happens next; durable on return.
+
+        One promise is open at a time, and `settle` closes it: a cut in between neither loses a saving nor counts it
+        twice.
+        """
+        ...
+
+    def settle(self, is_here: Callable[[Digest, int], bool]) -> None:
+        """Counts what was promised if the artifact came, and forgets it if it did not. Safe to repeat.
+
+        Args:
+            is_here: Whether the store has an artifact of that length.
+        """
         ...
 
 
@@ -58,5 +71,8 @@ class Unlimited:
         """As `Purse`."""
         self._count(count)
 
-    def save(self, count: int) -> None:
+    def promise(self, artifact: Digest, length_bytes: int, saves_bytes: int) -> None:
+        """As `Purse`: savings are not counted here."""
+
+    def settle(self, is_here: Callable[[Digest, int], bool]) -> None:
         """As `Purse`."""

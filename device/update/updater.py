@@ -16,7 +16,7 @@ from typing import Final, overload
 from device.retry import backoff_s
 from device.state_db import Refusal, StateDb
 from device.store import NoSpaceError, Store
-from device.transfer import OverBudgetError, PatchFailedError, bases, held_bytes, part_names
+from device.transfer import OverBudgetError, PatchFailedError, Purse, adopt_finished, bases, held_bytes, part_names
 from device.trust.port import Terms
 from device.update import rules, states
 from device.update.memory import ASSIGNMENT, Memory, floors_of
@@ -217,6 +217,7 @@ class Updater:
         if resumed != found:
             await asyncio.to_thread(self._db.write_record, resumed)
         self._record = resumed
+        await asyncio.to_thread(self._treasury.settle, self._store.has)  # before anything is deleted
         self._started = True
         if resumed.state is State.TRIAL:
             if not states.is_spent(resumed):
@@ -418,8 +419,10 @@ class Updater:
         return _Step(Event.FETCHED)
 
     async def _bring(self) -> None:
-        await self._collect()
         assignment = await asyncio.to_thread(self._memory.assignment)
+        purse = self._treasury.purse(assignment.manifest.sha256, assignment.budget)
+        await asyncio.to_thread(self._take_in_finished, assignment, purse)
+        await self._collect()
         needed = self._library.needed(await self._manifest(assignment.manifest))
         # Files may have their length and not their bytes: looked at once, not again after each pause.
         find = self._library.missing if self._record.failures else self._library.drop_damaged
@@ -429,8 +432,13 @@ class Updater:
             lambda: sum(step.travels_bytes() - sum(held_bytes(self._store, step).values()) for step in steps)
         )
         self._progress = Progress(State.FETCH, bytes_total=total)
-        purse = self._treasury.purse(assignment.manifest.sha256, assignment.budget)
         await self._fetcher.fetch(assignment.plan, needed, self._received, purse)
+
+    def _take_in_finished(self, assignment: AssignmentBody, purse: Purse) -> None:
+        """What another plan finished is taken in before the rest of it, which nothing names any more, is deleted."""
+        with contextlib.suppress(StateError, Refused):  # without the manifest nothing is known to be needed
+            needed = self._library.needed(self._library.manifest(assignment.manifest.sha256))
+            adopt_finished(self._store, needed, purse)
 
     async def _check(self) -> _Step:
         if states.is_spent(self._record):

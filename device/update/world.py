@@ -56,6 +56,10 @@ class Treasury(Protocol):
         """What a release took so far."""
         ...
 
+    def settle(self, is_here: Callable[[Digest, int], bool]) -> None:
+        """Counts what a patch saved whose result came just before a cut."""
+        ...
+
 
 @dataclass(frozen=True)
 class World:

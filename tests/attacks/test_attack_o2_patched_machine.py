@@ -8,7 +8,7 @@ from device.transfer import PatchFailedError
 from device.transfer.applier import in_process
 from device.transfer.child_applier import ChildApplier
 from protocol.delta.patch import read_group_header
-from protocol.errors import Reason
+from protocol.errors import LinkError, Reason
 from server.delta.encode import encode
 from tests.fakes.patches import PlainPatch, Rig
 from tests.fakes.updates import BlobSource, noise
@@ -78,8 +78,11 @@ async def test_attack_o2_a_base_that_was_swapped_on_the_disk_is_noticed_before_a
     path = rig.store.path(patch.step.base)
     path.chmod(0o600)
     path.write_bytes(OTHER)
-    assert await refused(rig) is Reason.HASH
+    with pytest.raises(LinkError, match="not here whole"):
+        await rig.fetch()
     assert source.sent == 0
+    assert rig.store.digests() == (), "the next plan does without it"
+    assert rig.book.failed() == (), "and the patch is not to blame"
 
 
 async def test_attack_o2_no_single_changed_byte_of_heads_and_operations_gives_another_result(tmp_path):

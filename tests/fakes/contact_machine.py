@@ -12,6 +12,7 @@ from device.drain import Drain
 from device.outbox.box import Outbox
 from device.state_db import StateDb
 from device.store import Store
+from device.transfer.patch_book import PatchBook
 from device.trust.port import Terms
 from protocol.ids import digest
 from protocol.messages import Counters, Inventory, VersionReport
@@ -87,6 +88,7 @@ class Machine:
         self.parts: dict[str, int] = {}
         self._tokens = (f"{number:032x}" for number in itertools.count(first_token + 1000))
         self.drain = Drain(outbox, self.server, self.trust, key)
+        self.book = PatchBook(self.state, self.inventory.agent)
         self.contact = self.restarted()
 
     def restarted(self) -> Contact:
@@ -111,6 +113,7 @@ class Machine:
                 parts=self.parts,
             ),
             draw_token=lambda: next(self._tokens),
+            patches=self.book,
         )
         return self.contact
 

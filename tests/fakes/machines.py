@@ -77,7 +77,7 @@ class Bench:
             self.store,
             TransferSettings(attempts=3),
             count=totals.received,
-            notes=PatchBook(self.db),
+            notes=PatchBook(self.db, self.machine.inventory.agent),
             appliers=in_process(apply_plainly),
             monotonic=lambda: self.elapsed_s,
             sleep=self.sleep,

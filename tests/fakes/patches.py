@@ -18,7 +18,7 @@ from protocol.objects import Payload, Step, TransferPlan
 from protocol.release import Artifact
 from protocol.wire import pack
 from signing.durable import DISK, Disk
-from tests.fakes.updates import noise
+from tests.fakes.updates import INVENTORY, noise
 
 COPY = struct.Struct("<QQ")  # a group's control: offset and length in the base; its one stream is what follows the copy
 SEGMENT = limits.PATCH_SEGMENT_BYTES
@@ -129,9 +129,20 @@ class Rig:
     Args:
         folder: Its state; a second rig on it is the life after a cut.
         patch: Whose base is put there.
+        agent: The version that lives this life.
     """
 
-    def __init__(self, folder: Path, source, patch: PlainPatch, *, disk: Disk = DISK, apply=apply_plainly, **settings):
+    def __init__(
+        self,
+        folder: Path,
+        source,
+        patch: PlainPatch,
+        *,
+        disk: Disk = DISK,
+        apply=apply_plainly,
+        agent: str = INVENTORY.agent,
+        **settings,
+    ):
         self.patch = patch
         self.applied: list[int] = []  # output offsets of the groups that were begun
         self.counted = 0
@@ -143,7 +154,7 @@ class Rig:
         if not self.store.has(digest(patch.base)):
             self.store.put(patch.base)
         self.store.disk = disk
-        self.book = PatchBook(self.db)
+        self.book = PatchBook(self.db, agent)
         self.on_apply = lambda: None
 
         def noting(data, base, output_offset, write):

@@ -60,7 +60,8 @@ def test_without_a_budget_everything_may_travel_and_is_counted(machine):
     purse.check(1 << 50)
     purse.spend(100, "delta")
     purse.spend(20, "full")
-    purse.save(3)
+    purse.promise("a" * 64, 9, 3)
+    purse.settle(here("a" * 64, 9))
     assert machine.accounts.of(RELEASE) == TransferBytes(delta_bytes=100, full_bytes=20, saved_bytes=3)
     assert machine.accounts.of(OTHER) == TransferBytes()
     counters = machine.totals.now(0)
@@ -226,6 +227,53 @@ def test_a_count_and_what_it_was_spent_on_are_one_transaction(machine, monkeypat
     with pytest.raises(OSError, match="no space"):
         purse.spend(7, "full")
     assert machine.accounts.of(RELEASE).full_bytes == machine.totals.now(0).bytes_received == 5
+
+
+def here(*artifact):
+    """A store that has one artifact."""
+    return lambda name, length_bytes: (name, length_bytes) == artifact
+
+
+def nothing(name, length_bytes):
+    return False
+
+
+@pytest.mark.parametrize("cuts", range(3))
+def test_a_saving_is_counted_once_however_often_it_is_settled_and_wherever_the_power_goes(machine, cuts):
+    purse = machine.accounts.purse(RELEASE, Budget())
+    purse.promise("a" * 64, 9, 300)
+    # The artifact came, and the power went before it was counted.
+    for _ in range(cuts):
+        machine.restart().settle(here("a" * 64, 9))
+    machine.accounts.settle(here("a" * 64, 9))
+    machine.accounts.settle(here("a" * 64, 9))
+    assert machine.restart().of(RELEASE).saved_bytes == machine.totals.now(0).saved_bytes == 300
+
+
+def test_what_did_not_come_is_not_saved_even_if_it_comes_by_another_way_later(machine):
+    purse = machine.accounts.purse(RELEASE, Budget())
+    purse.promise("a" * 64, 9, 300)
+    machine.restart().settle(nothing)
+    machine.accounts.settle(here("a" * 64, 9))
+    machine.accounts.purse(RELEASE, Budget()).promise("a" * 64, 9, 300)
+    machine.accounts.settle(here("a" * 64, 8))
+    assert machine.totals.now(0).saved_bytes == 0
+
+
+def test_a_saving_and_the_end_of_its_promise_are_one_transaction(machine, monkeypatch):
+    purse = machine.accounts.purse(RELEASE, Budget())
+    purse.promise("a" * 64, 9, 300)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(StateDb, "count_all", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        purse.settle(here("a" * 64, 9))
+    machine.restart().settle(here("a" * 64, 9))
+    assert machine.accounts.of(RELEASE).saved_bytes == 300
+
+
+def test_a_promise_that_cannot_be_read_promises_nothing(machine):
+    machine.state.put("accounts/promise", b"{")
+    machine.accounts.settle(here("a" * 64, 9))
+    assert machine.totals.now(0).saved_bytes == 0
 
 
 def test_the_oldest_releases_are_forgotten_first(machine):

@@ -3,7 +3,6 @@
 import pytest
 
 from device.contact import read_record
-from device.transfer.patch_book import PatchBook
 from device.trust.port import Complaint, Terms
 from protocol.errors import LinkError, Reason, Refused
 from protocol.ids import digest
@@ -252,7 +251,7 @@ async def test_the_link_and_what_is_under_way_are_told(machine):
 
 
 async def test_patches_that_failed_are_told_until_a_contact_was_answered(machine):
-    book = PatchBook(machine.state)
+    book = machine.book
     book.note_failure(failed_patch(1))
     machine.server.cut_answers = 1
     with pytest.raises(LinkError):
@@ -266,7 +265,7 @@ async def test_patches_that_failed_are_told_until_a_contact_was_answered(machine
 
 
 async def test_more_failures_than_a_request_holds_come_with_the_next(machine):
-    book = PatchBook(machine.state)
+    book = machine.book
     for number in range(40):
         book.note_failure(failed_patch(number))
     await machine.meets()
@@ -276,7 +275,7 @@ async def test_more_failures_than_a_request_holds_come_with_the_next(machine):
 
 async def test_a_request_stays_within_its_limit_with_everything_pending(machine):
     for number in range(300):
-        PatchBook(machine.state).note_failure(failed_patch(number))
+        machine.book.note_failure(failed_patch(number))
     machine.parts = {f"{number:064x}": 1 << 53 for number in range(200)}
     long = "x" * 2000
     for number in range(64):

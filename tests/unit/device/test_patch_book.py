@@ -20,31 +20,74 @@ def failed(number: int, reason: Reason = Reason.HASH) -> FailedPatch:
 
 
 def test_only_the_very_patch_has_failed(state):
-    PatchBook(state).note_failure(failed(1))
-    book = PatchBook(state)
-    assert book.has_failed("a" * 64, "b" * 64, f"{1:064x}") == failed(1)
-    assert book.has_failed("a" * 64, "b" * 64, f"{2:064x}") is None
-    assert book.has_failed("a" * 64, "c" * 64, f"{1:064x}") is None
-    assert book.has_failed("d" * 64, "b" * 64, f"{1:064x}") is None
+    PatchBook(state, "1.0.0").note_failure(failed(1))
+    book = PatchBook(state, "1.0.0")
+    assert book.has_failed("a" * 64, "b" * 64, f"{1:064x}", 0) == failed(1)
+    assert book.has_failed("a" * 64, "b" * 64, f"{2:064x}", 0) is None
+    assert book.has_failed("a" * 64, "c" * 64, f"{1:064x}", 0) is None
+    assert book.has_failed("d" * 64, "b" * 64, f"{1:064x}", 0) is None
+
+
+def test_another_agent_forgets_what_failed_and_tries_once(state):
+    old = PatchBook(state, "1.0.0")
+    old.note_failure(failed(1))
+    new = PatchBook(state, "1.0.1")
+    assert new.has_failed("a" * 64, "b" * 64, f"{1:064x}", 0) is None
+    assert new.untold() == new.failed() == (), "nor is the server told what another agent found"
+    new.note_failure(failed(1, Reason.LIMIT))
+    assert PatchBook(state, "1.0.1").has_failed("a" * 64, "b" * 64, f"{1:064x}", 0) == failed(1, Reason.LIMIT)
+
+
+def test_a_record_of_before_versions_were_kept_is_forgotten(state):
+    book = PatchBook(state, "1.0.0")
+    book.note_failure(failed(1))
+    state.put("patches/failed", state.get("patches/failed").replace(b',"agent":"1.0.0"', b""))
+    assert PatchBook(state, "1.0.0").failed() == ()
+
+
+def test_what_a_person_lifted_is_tried_once_more(state):
+    book = PatchBook(state, "1.0.0")
+    which = "a" * 64, "b" * 64, f"{1:064x}"
+    book.note_failure(failed(1))
+    assert book.has_failed(*which, 0) == failed(1)
+    assert book.has_failed(*which, 1000) is None
+    again = FailedPatch(artifact=which[0], base=which[1], payload=which[2], reason=Reason.HASH, lifted_ms=1000)
+    book.note_failure(again)
+    assert book.failed() == (again,), "of a patch the last word is kept"
+    assert book.has_failed(*which, 1000) == again
+    assert book.has_failed(*which, 0) == again, "an older plan gives no new try"
+    assert book.has_failed(*which, 1001) is None
+
+
+def test_a_machine_that_ends_each_applier_asks_for_no_more_patches_until_one_is_applied(state):
+    book = PatchBook(state, "1.0.0")
+    for _ in range(4):
+        book.note_end()
+    assert book.can_apply
+    book.note_end()
+    assert not book.can_apply
+    assert book.failed() == (), "no patch is blamed"
+    book.note_speed(1, 1.0)
+    assert book.can_apply
 
 
 def test_the_oldest_are_forgotten(state):
-    book = PatchBook(state)
+    book = PatchBook(state, "1.0.0")
     for number in range(KEPT + 5):
         book.note_failure(failed(number))
-    assert book.has_failed("a" * 64, "b" * 64, f"{4:064x}") is None
-    assert book.has_failed("a" * 64, "b" * 64, f"{5:064x}") is not None
+    assert book.has_failed("a" * 64, "b" * 64, f"{4:064x}", 0) is None
+    assert book.has_failed("a" * 64, "b" * 64, f"{5:064x}", 0) is not None
 
 
 def test_what_is_damaged_is_as_good_as_empty(state):
     state.put("patches/failed", b"[{")
     state.put("patches/rate", b"much")
-    book = PatchBook(state)
+    book = PatchBook(state, "1.0.0")
     assert (book.untold(), book.rate_kib_s()) == ((), 0)
 
 
 def test_the_speed_is_a_power_of_two_and_does_not_waver(state):
-    book = PatchBook(state)
+    book = PatchBook(state, "1.0.0")
     assert book.rate_kib_s() == 0
     book.note_speed(1000, 0.001)  # too little output to tell
     assert book.rate_kib_s() == 0
@@ -54,6 +97,6 @@ def test_the_speed_is_a_power_of_two_and_does_not_waver(state):
         book.note_speed(rate << 10, 1.0)
         assert book.rate_kib_s() == 8192, "the inventory's hash does not change for this"
     book.note_speed(5000 << 10, 1.0)
-    assert PatchBook(state).rate_kib_s() == 4096
+    assert PatchBook(state, "1.0.0").rate_kib_s() == 4096
     book.note_speed(40_000 << 10, 1.0)
     assert book.rate_kib_s() == 32_768

@@ -423,12 +423,19 @@ async def test_what_no_decoder_foresaw_is_a_failed_patch_and_a_full_disk_is_not(
     rig = Rig(tmp_path / "two", source_of(BIG), BIG, apply=no_space)
     with pytest.raises(OSError, match="No space"):
         await rig.fetch()
+
+    def no_memory(*_):
+        raise MemoryError
+
+    rig = Rig(tmp_path / "three", source_of(BIG), BIG, apply=no_memory)
+    with pytest.raises(OSError, match="no memory"):
+        await rig.fetch()
     assert rig.book.untold() == ()
     assert any(name.endswith(".note") for name in rig.parts()), "what is here stays"
 
 
-async def test_a_base_that_is_missing_or_damaged_fails_before_a_byte_of_the_payload_travels(tmp_path):
-    for damage in ("gone", "changed", "shorter"):
+async def test_a_base_that_is_missing_or_damaged_is_no_fault_of_the_patch_and_not_told_to_be_here(tmp_path):
+    for damage in ("gone", "changed", "shorter", "unreadable"):
         source = source_of(SMALL)
         rig = Rig(tmp_path / damage, source, SMALL)
         path = rig.store.path(SMALL.step.base)
@@ -440,12 +447,34 @@ async def test_a_base_that_is_missing_or_damaged_fails_before_a_byte_of_the_payl
                 path.write_bytes(bytes([SMALL.base[0] ^ 1]) + SMALL.base[1:])
             case "shorter":
                 path.write_bytes(SMALL.base[:-1])
-        with pytest.raises(PatchFailedError) as failed:
+            case "unreadable":
+                path.unlink()
+                path.mkdir()  # root reads every file
+        with pytest.raises(LinkError, match="not here whole") as failed:
             await rig.fetch()
-        assert failed.value.reason is Reason.HASH
-        assert "base" in failed.value.message
-        assert source.sent == 0
-        assert len(rig.book.untold()) == 1
+        assert not failed.value.retryable, "it waits for another plan"
+        assert source.sent == 0, "before a byte travels"
+        assert rig.book.failed() == ()
+        assert rig.store.digests() == (), "so the next plan does without this base"
+        assert path.exists() == (damage != "gone"), "what runs may need it"
+
+
+async def test_a_base_that_is_damaged_while_its_patch_is_applied_is_no_fault_of_the_patch(tmp_path):
+    source = source_of(SMALL)
+    rig = Rig(tmp_path, source, SMALL)
+    path = rig.store.path(SMALL.step.base)
+    path.chmod(0o600)
+    rig.on_apply = lambda: path.write_bytes(bytes(len(SMALL.base)))
+    with pytest.raises(LinkError, match="not here whole"):
+        await rig.fetch()
+    assert rig.book.failed() == ()
+    assert rig.store.digests() == ()
+    path.write_bytes(SMALL.base)
+    rig.db.close()
+    again = Rig(tmp_path, source, SMALL)
+    assert again.store.digests() == (SMALL.step.base,), "it is looked at anew after a start"
+    await again.fetch()
+    assert again.is_complete()
 
 
 async def test_a_base_that_changed_between_two_lives_is_hashed_again_and_one_that_did_not_is_not(tmp_path):
@@ -465,7 +494,7 @@ async def test_a_base_that_changed_between_two_lives_is_hashed_again_and_one_tha
     path = again.store.path(BIG.step.base)
     path.chmod(0o600)
     path.write_bytes(bytes(len(BIG.base)))
-    with pytest.raises(PatchFailedError):
+    with pytest.raises(LinkError):
         await again.fetch()
     assert hashed == [BIG.step.base]
 
@@ -642,6 +671,7 @@ class Purse(Unlimited):
         self.allowed = allowed
         self.spent = []
         self.saved = 0
+        self.promised = None
 
     def check(self, needs_bytes):
         left = self.allowed - sum(count for count, _ in self.spent)
@@ -651,8 +681,13 @@ class Purse(Unlimited):
     def spend(self, count, way):
         self.spent.append((count, way))
 
-    def save(self, count):
-        self.saved += count
+    def promise(self, artifact, length_bytes, saves_bytes):
+        self.promised = artifact, length_bytes, saves_bytes
+
+    def settle(self, is_here):
+        if self.promised is not None and is_here(*self.promised[:2]):
+            self.saved += self.promised[2]
+        self.promised = None
 
 
 async def test_a_purse_is_asked_before_the_first_byte_and_pays_for_what_comes(tmp_path):

@@ -15,7 +15,7 @@ from protocol.messages import TransferBytes
 from protocol.objects import Budget, TransferPlan
 from tests.fakes.machines import Bench
 from tests.fakes.patches import PlainPatch
-from tests.fakes.updates import BlobSource, Release, noise, terms
+from tests.fakes.updates import INVENTORY, BlobSource, Release, noise, terms
 
 DAY_S = 86_400
 OLD = Release("1.0.0", 1, noise(300_000, 1))
@@ -104,7 +104,7 @@ async def test_a_patch_that_fails_is_told_and_nothing_travels_until_a_plan_comes
         await paused(bench, 5)
         assert len(bench.source.asked) == asked
         assert updater.progress().why.startswith("patch: ")
-        [failed] = PatchBook(bench.db).untold()
+        [failed] = PatchBook(bench.db, INVENTORY.agent).untold()
         assert (failed.payload, failed.reason) == (BROKEN.step.payload.sha256, Reason.HASH)
         assert [(s.outcome, s.reason) for s in statuses(bench)].count(("deferred", Reason.HASH)) == 1
         assert bench.db.refusals() == ()
@@ -266,7 +266,7 @@ async def test_a_plan_that_is_renewed_while_it_is_fetched_replaces_it(bench):
             await held.wait()
         await offer(bench, PLAN)
         await committed(bench)
-        assert PatchBook(bench.db).untold() == ()
+        assert PatchBook(bench.db, INVENTORY.agent).untold() == ()
 
 
 async def test_nothing_of_a_patch_holds_up_the_event_loop(bench):
