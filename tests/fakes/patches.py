@@ -8,9 +8,10 @@ from pathlib import Path
 
 from device.state_db import StateDb
 from device.store import Store
-from device.transfer import Transfer, TransferSettings
+from device.transfer import OverBudgetError, Transfer, TransferSettings
 from device.transfer.applier import in_process
 from device.transfer.patch_book import PatchBook
+from device.transfer.purse import Unlimited
 from protocol import limits
 from protocol.delta.patch import CODEC, PatchIndex, read_group_header, write_group
 from protocol.ids import digest
@@ -18,7 +19,7 @@ from protocol.objects import Payload, Step, TransferPlan
 from protocol.release import Artifact
 from protocol.wire import pack
 from signing.durable import DISK, Disk
-from tests.fakes.updates import INVENTORY, noise
+from tests.fakes.updates import INVENTORY, BlobSource, noise
 
 COPY = struct.Struct("<QQ")  # a group's control: offset and length in the base; its one stream is what follows the copy
 SEGMENT = limits.PATCH_SEGMENT_BYTES
@@ -184,3 +185,54 @@ class Rig:
 
     def parts(self) -> list[str]:
         return sorted(path.name for path in self.store.part("x").parent.iterdir())
+
+
+# 1.3 MiB of payload in six segments, and groups that begin and end anywhere in them; one has no new bytes at all.
+BIG = PlainPatch([(0, 1000, 300_000), (5, 400_000, 0), (7, 10, 500_000), (0, 0, 10), (100, 300_000, 600_000)])
+SMALL = PlainPatch([(0, 400_000, 20), (1000, 0, 300_000), (9, 400_000, 100)])
+
+
+def source_of(*patches, chunk_bytes=4096):
+    """Serves all that travels for these patches."""
+    source = BlobSource(chunk_bytes=chunk_bytes)
+    for patch in patches:
+        source.blobs.update(patch.blobs)
+    return source
+
+
+def renamed(patch, groups, result=None, length=None):
+    """A copy of the patch with other groups, signed as they are."""
+    other = PlainPatch(patch.groups, base=patch.base, seed=patch.seed)
+    return other.pack(groups, patch.result if result is None else result, length)
+
+
+def sum_of_outputs(patch, groups):
+    """Where in the result the group with this number begins."""
+    return sum(length + new for _, length, new in patch.groups[:groups])
+
+
+class Purse(Unlimited):
+    """Pays up to a sum, and remembers for what."""
+
+    def __init__(self, allowed):
+        super().__init__(lambda _: None)
+        self.allowed = allowed
+        self.spent = []
+        self.saved = 0
+        self.promised = None
+
+    def check(self, needs_bytes):
+        left = self.allowed - sum(count for count, _ in self.spent)
+        if needs_bytes > left:
+            raise OverBudgetError("too much", needs_bytes)
+
+    def spend(self, count, way):
+        self.spent.append((count, way))
+
+    def promise(self, artifact, length_bytes, saves_bytes):
+        self.promised = artifact, length_bytes, saves_bytes
+
+    def settle(self, is_here):
+        if self.promised is not None and is_here(*self.promised[:2]):
+            self.saved += self.promised[2]
+        self.promised = None
