@@ -20,14 +20,14 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 from draw_leaves import LABELS, Box, draw_scene, outline_boxes  # noqa: E402  (the path is set above)
-from PIL import Image  # noqa: E402  (kept with the block it belongs to)
+from PIL import Image  # noqa: E402  (as above)
 
-from device.inference.backends import choose  # noqa: E402
-from device.inference.npz import write_npz  # noqa: E402
-from device.inference.preprocess import prepare  # noqa: E402
-from device.inference.tasks import interpret  # noqa: E402
-from protocol.release import Detect, ImagePreprocessing, Layout, Model, Runtime  # noqa: E402
-from protocol.results import Detection  # noqa: E402
+from device.inference.backends import choose  # noqa: E402  (as above)
+from device.inference.npz import write_npz  # noqa: E402  (as above)
+from device.inference.preprocess import prepare  # noqa: E402  (as above)
+from device.inference.tasks import interpret  # noqa: E402  (as above)
+from protocol.release import Detect, ImagePreprocessing, Layout, Model, Runtime  # noqa: E402  (as above)
+from protocol.results import Detection  # noqa: E402  (as above)
 
 MODELS = ROOT / "scripts" / "demo_models"
 RELEASES = {"1.0.0": 1, "1.1.0": 2}  # with their counters

@@ -144,7 +144,7 @@ def main() -> None:
         return honest_offer(self, session, device, request, **known)
 
     Repositories.served = served  # type: ignore[method-assign]  # that is the attack
-    contact.Contacts._offer = offer  # type: ignore[method-assign]
+    contact.Contacts._offer = offer  # type: ignore[method-assign]  # as above
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
     asyncio.run(run(arguments.state, system_now_ms, lambda name: "", Notifier(os.environ)))
 

@@ -3,10 +3,13 @@
 To apply takes little memory, so what only the others need is imported by them.
 """
 
+import os
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -14,8 +17,26 @@ from server.delta.applying import Progress as Report
 from server.delta.applying import apply_patch
 from signing.console import emit, headland_errors, json_option, progress_console
 
+
+class _Target(click.Path):
+    """A file that is to be written. Its folder is looked at first: work that nobody could keep is not begun."""
+
+    def __init__(self) -> None:
+        super().__init__(dir_okay=False, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> Any:
+        path = super().convert(value, param, context)
+        folder = Path(path).absolute().parent
+        if not folder.is_dir():
+            make = f"mkdir -p {shlex.quote(str(folder))}"
+            self.fail(f"there is no folder {folder}; make it first: {make}", param, context)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            self.fail(f"you may not write into the folder {folder}; name another one", param, context)
+        return path
+
+
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-_TARGET = click.Path(dir_okay=False, path_type=Path)
+_TARGET = _Target()
 
 
 @click.group()

@@ -1,6 +1,5 @@
-"""The catalog's promises: SQLite always, PostgreSQL too where `HEADLAND_TEST_POSTGRES` names an empty database."""
+"""The catalog's promises."""
 
-import os
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -9,7 +8,7 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine
 
 from protocol.messages import Alert, Inventory, UpdateStatus
 from protocol.objects import Conditions
@@ -17,22 +16,9 @@ from protocol.results import Loss
 from protocol.wire import encode
 from server.storage.catalog import Catalog
 from server.storage.jobs import COMPRESS
-from server.storage.records import Compressed, Device, EnrolmentToken, Member, Phase, Release, Rollout
+from server.storage.records import Compressed, EnrolmentToken, Member, Phase, Release
 from server.storage.schema import metadata
-
-POSTGRES = os.environ.get("HEADLAND_TEST_POSTGRES", "")
-
-
-@pytest.fixture(params=["sqlite", *(["postgres"] if POSTGRES else [])])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'catalog.db'}"
-    engine = create_engine(POSTGRES)
-    with engine.begin() as connection:
-        connection.execute(text("DROP SCHEMA public CASCADE"))
-        connection.execute(text("CREATE SCHEMA public"))
-    engine.dispose()
-    return POSTGRES
+from tests.fakes.catalog_rows import a_device, a_rollout
 
 
 @pytest.fixture
@@ -42,17 +28,10 @@ def catalog(url: str) -> Iterator[Catalog]:
     catalog.close()
 
 
-def device(name: str = "tractor-1", **more: object) -> Device:
-    base = Device(
-        id=name, product="pest-detector", groups=("all",), public_key=b"\x00key", certificate_pem="pem", enrolled_ms=1
-    )
-    return replace(base, **more)
-
-
 def enrol(catalog: Catalog, *names: str) -> None:
     with catalog.write() as session:
         for name in names or ("tractor-1",):
-            session.devices.enrol(device(name))
+            session.devices.enrol(a_device(name))
 
 
 def test_the_migrations_make_exactly_the_tables_that_the_code_uses(catalog: Catalog, url: str) -> None:
@@ -68,13 +47,13 @@ def test_opening_it_again_keeps_what_is_there(url: str) -> None:
     first.close()
     second = Catalog(url)
     with second.read() as session:
-        assert session.devices.get("tractor-1") == device()
+        assert session.devices.get("tractor-1") == a_device()
     second.close()
 
 
 def test_a_block_that_raises_never_happened(catalog: Catalog) -> None:
     with pytest.raises(RuntimeError), catalog.write() as session:
-        session.devices.enrol(device())
+        session.devices.enrol(a_device())
         session.events.add(1, "enrolled")
         raise RuntimeError
     with catalog.read() as session:
@@ -92,7 +71,7 @@ def test_embedded_commits_survive_a_power_cut(tmp_path: Path) -> None:
 
 
 def test_everything_of_a_device_comes_back(catalog: Catalog) -> None:
-    full = device(
+    full = a_device(
         set_apart="why",
         token_counter=7,
         contact_id="c" * 32,
@@ -120,7 +99,7 @@ def test_saving_a_contact_changes_neither_groups_nor_revocation(catalog: Catalog
     with catalog.write() as session:
         session.devices.set_groups("tractor-1", ["late"])
         session.devices.revoke("tractor-1", 9)
-        session.devices.save(device(groups=("all",), token_counter=3))
+        session.devices.save(a_device(groups=("all",), token_counter=3))
     with catalog.read() as session:
         kept = session.devices.get("tractor-1")
         assert kept is not None
@@ -278,19 +257,9 @@ def test_a_job_is_claimed_by_one_and_by_another_after_its_lease(catalog: Catalog
 
 def test_rollouts_keep_their_order_and_their_members(catalog: Catalog) -> None:
     enrol(catalog, "a", "b")
-    base = Rollout(
-        name="one",
-        sequence=0,
-        product="p",
-        release="1.0.0",
-        manifest="m" * 64,
-        manifest_bytes=1,
-        release_counter=1,
-        era=0,
-        group="all",
+    base = a_rollout(
         phases=(Phase(count=1), Phase(percent=12.5, success_percent=80)),
         conditions=Conditions(signals_clear=("driving",)),
-        created_ms=1,
     )
     with catalog.write() as session:
         one = session.rollouts.add(base)

@@ -1,36 +1,22 @@
-"""The catalog's promises about patches: SQLite always, PostgreSQL too where `HEADLAND_TEST_POSTGRES` names one."""
+"""The catalog's promises about patches."""
 
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine, text
 
 from protocol.errors import Reason
 from protocol.messages import FailedPatch, TransferBytes
-from protocol.objects import Budget, Conditions
+from protocol.objects import Budget
 from server.storage.catalog import Catalog
 from server.storage.jobs import PATCH
-from server.storage.records import Compressed, Device, Member, Pair, Patch, PatchFailure, Phase, Release, Rollout
-from tests.contracts.test_catalog_server import POSTGRES
+from server.storage.records import Compressed, Member, Pair, Patch, PatchFailure, Release
+from tests.fakes.catalog_rows import a_device, a_rollout
 
 A, B, C, D = ("a" * 64, "b" * 64, "c" * 64, "d" * 64)
 PAYLOAD, INDEX = "e" * 64, "f" * 64
 HOUR_MS = 3_600_000
-
-
-@pytest.fixture(params=["sqlite", *(["postgres"] if POSTGRES else [])])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'catalog.db'}"
-    engine = create_engine(POSTGRES)
-    with engine.begin() as connection:
-        connection.execute(text("DROP SCHEMA public CASCADE"))
-        connection.execute(text("CREATE SCHEMA public"))
-    engine.dispose()
-    return POSTGRES
 
 
 @pytest.fixture
@@ -39,8 +25,8 @@ def catalog(url: str) -> Iterator[Catalog]:
     with catalog.write() as session:
         session.facts.put("fleet_changes", 0)
         for name in ("m1", "m2", "m3"):
-            session.devices.enrol(Device(name, "p", ("all",), b"key", "pem", 1))
-        session.devices.enrol(Device("stranger", "q", ("all",), b"key", "pem", 1))
+            session.devices.enrol(a_device(name, product="p"))
+        session.devices.enrol(a_device("stranger", product="q"))
         session.fleet.note_release("p", "1" * 64, {"model/m/cpu": A, "config/c": D})
         session.fleet.note_release("p", "2" * 64, {"model/m/cpu": B, "config/c": D})
         session.fleet.note_release("q", "3" * 64, {"model/m/cpu": C})
@@ -52,7 +38,7 @@ def catalog(url: str) -> Iterator[Catalog]:
 
 def made(pair: Pair, **more: object) -> Patch:
     patch = Patch(pair, made=1, payload=PAYLOAD, payload_bytes=7, index=INDEX, index_bytes=3)
-    return replace(patch, **more)  # type: ignore[arg-type]
+    return replace(patch, **more)
 
 
 PAIR = Pair(A, B, 1)
@@ -311,21 +297,7 @@ def test_many_threads_make_each_patch_once(catalog: Catalog) -> None:
 
 
 def test_a_rollout_keeps_its_budget_and_what_its_machines_took(catalog: Catalog) -> None:
-    rollout = Rollout(
-        name="one",
-        sequence=0,
-        product="p",
-        release="1.0.0",
-        manifest="2" * 64,
-        manifest_bytes=1,
-        release_counter=1,
-        era=0,
-        group="all",
-        phases=(Phase(percent=100),),
-        conditions=Conditions(),
-        created_ms=1,
-        budget=Budget(release_bytes=5, day_bytes={"cellular": 7}),
-    )
+    rollout = a_rollout(budget=Budget(release_bytes=5, day_bytes={"cellular": 7}))
     with catalog.write() as session:
         session.rollouts.add(rollout)
         found = session.rollouts.get("one")

@@ -29,7 +29,7 @@ def test_a_right_file_becomes_one_frozen_record():
     assert settings.link.poll_s == 2.5
     assert settings.cameras[0].folder == "a"
     with pytest.raises(AttributeError):
-        settings.link.poll_s = 3  # type: ignore[misc]
+        settings.link.poll_s = 3
 
 
 @pytest.mark.parametrize(

@@ -330,9 +330,9 @@ def test_of_two_servers_at_once_each_makes_another_one(bench: Bench) -> None:
             bench.maker._encode = encode
             assert second.work()
             assert not second.work()
-            return encode(*order)  # type: ignore[arg-type]
+            return encode(*order)
 
-    bench.maker._encode = Interleaved()  # type: ignore[assignment]
+    bench.maker._encode = Interleaved()
     assert bench.maker.work()
     assert sorted(encode.made) == [(b"old", b"new"), (b"older", b"new")]
     assert len(bench.ready(b"new")) == 2
@@ -352,7 +352,7 @@ def test_who_lost_its_lease_changes_nothing_when_it_comes_last(bench: Bench) -> 
             encode.payload = lambda attempt: b"a later patch"
             return encode(old, new, payload, index, lambda: True)
 
-    bench.maker._encode = Slow()  # type: ignore[assignment]
+    bench.maker._encode = Slow()
     bench.maker.work()
     assert bench.ready(b"new")[digest(b"old")].payload == digest(b"patch")
     bench.now_ms += ORPHAN_MS
@@ -369,11 +369,11 @@ def test_the_job_is_held_as_long_as_it_takes(bench: Bench) -> None:
         def __call__(self, old: Path, new: Path, payload: Path, index: Path, beat: object) -> object:
             for _ in range(10):
                 bench.now_ms += 30_000
-                assert beat()  # type: ignore[operator]
+                assert beat()
                 assert not second.work()
             return encode(old, new, payload, index, lambda: True)
 
-    bench.maker._encode = Long()  # type: ignore[assignment]
+    bench.maker._encode = Long()
     assert bench.work() == 1
     assert encode.made == [(b"old", b"new")]
 
@@ -385,7 +385,7 @@ def test_a_stop_gives_the_job_back_at_once(bench: Bench) -> None:
     def interrupted(*_: object) -> None:
         raise InterruptedEncodingError
 
-    bench.maker._encode = interrupted  # type: ignore[assignment]
+    bench.maker._encode = interrupted
     bench.maker.work()
     bench.maker.stop()
     assert not bench.maker.work()

@@ -284,13 +284,13 @@ def test_a_push_that_was_cut_after_the_server_took_it_is_finished_by_the_next(be
     publish = begun.server.publish
 
     def publish_and_die(files: object) -> None:
-        publish(files)  # type: ignore[arg-type]
+        publish(files)
         raise OSError(5, "the cable")
 
-    begun.server.publish = publish_and_die  # type: ignore[method-assign, assignment]
+    begun.server.publish = publish_and_die
     begun.fail("release", "push", code=1)
     begun.sign("carol")  # a signature that comes late must not change the bytes that the server has
-    begun.server.publish = publish  # type: ignore[method-assign]
+    begun.server.publish = publish
     begun.push()
     assert begun.run("release", "list")["open"] == []
     assert begun.workspace.current("image") == begun.server.sets["image"]

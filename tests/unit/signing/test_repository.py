@@ -275,7 +275,7 @@ def test_files_stand_only_in_the_roles_of_products(house: Managers) -> None:
     ):
         top.targets[path] = TargetFile.from_data(path, b"{}", ["sha256"])
         files = {"targets.json": house.sign(top)}
-        refused(Reason.METADATA, lambda k=kind, p=published, f=files: accept(k, p, f, NOW))  # type: ignore[misc]
+        refused(Reason.METADATA, lambda k=kind, p=published, f=files: accept(k, p, f, NOW))
 
 
 def test_the_directors_roles_have_no_paths(house: Managers) -> None:

@@ -10,6 +10,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,7 @@ import pytest
 from onnx import TensorProto, helper
 
 Floats = npt.NDArray[np.float32]
+MODELS = Path(__file__).parents[4] / "scripts" / "demo_models"
 
 
 def weights(count: int, seed: int = 0, scale: float = 0.05) -> Floats:
@@ -40,6 +42,18 @@ def onnx_model(
 
 def raw_tensor(name: str, array: npt.NDArray[np.generic], kind: int = TensorProto.FLOAT) -> onnx.TensorProto:
     return helper.make_tensor(name, kind, array.shape, array.tobytes(), raw=True)
+
+
+def onnx_everywhere(array: Floats) -> bytes:
+    """The array in each place where a model may keep one: an initialiser, bodies, constants, a function, sparse."""
+    count = array.size
+    constant = helper.make_node("Constant", [], ["c"], value=raw_tensor("", array))
+    body = helper.make_graph([constant], "body", [], [], [raw_tensor("deep", array)])
+    branch = helper.make_node("If", ["x"], ["y"], then_branch=body, else_branch=helper.make_graph([], "e", [], []))
+    where = raw_tensor("where", np.arange(count), TensorProto.INT64)
+    sparse = helper.make_sparse_tensor(raw_tensor("values", array), where, [2 * count])
+    function = helper.make_function("d", "f", [], ["c"], [constant], [helper.make_opsetid("", 17)])
+    return onnx_model([raw_tensor("w", array)], [branch, constant], [function], [sparse])
 
 
 def safetensors(arrays: dict[str, tuple[str, tuple[int, ...], bytes]]) -> bytes:

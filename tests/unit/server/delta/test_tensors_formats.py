@@ -11,9 +11,11 @@ from onnx import TensorProto, helper
 
 from server.delta.tensors import Element, Tensor, find_tensors
 from tests.unit.server.delta.tensor_files import (
+    MODELS,
     archive,
     gguf,
     npy,
+    onnx_everywhere,
     onnx_model,
     raw_tensor,
     safetensors,
@@ -23,7 +25,6 @@ from tests.unit.server.delta.tensor_files import (
 )
 
 W = weights(600)
-MODELS = Path(__file__).parents[4] / "scripts" / "demo_models"
 
 
 def only(file: bytes, content: bytes = W.tobytes()) -> Tensor:
@@ -57,14 +58,7 @@ def test_onnx_types_are_told_apart(kind: int, element: Element, array: np.ndarra
 
 
 def test_onnx_tensors_in_bodies_functions_constants_and_sparse_ones_are_found() -> None:
-    constant = helper.make_node("Constant", [], ["c"], value=raw_tensor("", W))
-    body = helper.make_graph([constant], "body", [], [], [raw_tensor("deep", W)])
-    branch = helper.make_node("If", ["x"], ["y"], then_branch=body, else_branch=helper.make_graph([], "e", [], []))
-    sparse = helper.make_sparse_tensor(
-        raw_tensor("values", W), raw_tensor("where", np.arange(600), TensorProto.INT64), [1000]
-    )
-    function = helper.make_function("d", "f", [], ["c"], [constant], [helper.make_opsetid("", 17)])
-    file = onnx_model([raw_tensor("w", W)], [branch, constant], [function], [sparse])
+    file = onnx_everywhere(W)
     found = find_tensors(file)
     names = {each.name for each in found}
     assert names == {"w", "y/deep", "y/c/", "c/", "values/values", "indices/where", "function/c/"}

@@ -3,13 +3,11 @@
 import random
 import zipfile
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from onnx import helper
 
 from server.delta.tensors import (
     MIN_BYTES,
@@ -29,25 +27,17 @@ from server.delta.tensors.found import tidy
 from server.delta.tensors.reading import Damaged
 from server.delta.tensors.torch_pickle import View
 from tests.unit.server.delta.tensor_files import (
+    MODELS,
     archive,
     gguf,
     npy,
-    onnx_model,
-    raw_tensor,
+    onnx_everywhere,
     safetensors,
     tflite,
     weights,
 )
 
 W = weights(100)
-MODELS = Path(__file__).parents[4] / "scripts" / "demo_models"
-
-
-def _onnx() -> bytes:
-    body = helper.make_graph([], "body", [], [], [raw_tensor("deep", W)])
-    branch = helper.make_node("If", ["x"], ["y"], then_branch=body)
-    constant = helper.make_node("Constant", [], ["c"], value=raw_tensor("", W))
-    return onnx_model([raw_tensor("w", W.reshape(10, 10))], [branch, constant])
 
 
 # What TorchScript writes for one tensor (protocol 2), by hand.
@@ -58,7 +48,7 @@ PICKLE = (
 
 
 FILES: dict[str, bytes] = {
-    "onnx": _onnx(),
+    "onnx": onnx_everywhere(W.reshape(10, 10)),
     "tflite": tflite(W.tobytes(), (10, 10)),
     "tflite behind": tflite(W.tobytes(), (10, 10), outside=True),
     "safetensors": safetensors({"a": ("F32", (10, 10), W.tobytes()), "b": ("F16", (200,), W.tobytes())}),
