@@ -218,6 +218,16 @@ async def test_a_person_lifts_what_failed_on_a_machine(house: House) -> None:
         assert (status, said in answer["error"]) == (409, True)
 
 
+async def test_a_rollout_that_nobody_will_get_is_made_and_says_so(house: House) -> None:
+    await staged(house)
+    made = await house.rollout("typo", "1.1.0", group="al")
+    (warning,) = made["warnings"]
+    assert "no machine of pest-detector is in the group 'al'" in warning and "all" in warning
+    made = await house.rollout("elsewhere", "1.1.0", phases=[{"devices": ["tractor-1", "tractor-9"]}, {"percent": 100}])
+    assert made["warnings"] == ["a phase waits for tractor-9: not in the group 'all'"]
+    assert (await house.rollout("fine", "1.1.0"))["warnings"] == []
+
+
 async def test_a_person_lifts_what_was_given_up(house: House, encoder: FakeEncoder) -> None:
     machines = await staged(house, OLD, OLD)
     encoder.payload = lambda attempt: PATCH

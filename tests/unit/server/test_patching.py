@@ -1,7 +1,10 @@
 """Making patches: for whom, in which order, each once, whatever ends in the middle."""
 
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,7 +13,8 @@ from protocol.ids import digest
 from protocol.messages import FailedPatch
 from protocol.objects import Conditions
 from protocol.wire import encode
-from server.delta.process import EncoderFailedError, InterruptedEncodingError
+from server.compress import LEASE_MS
+from server.delta.process import EncoderFailedError, InterruptedEncodingError, Made
 from server.failed_patches import take_failures
 from server.patching import DAY_MS, LEAST_BYTES, ORPHAN_MS, OUTAGE_MS, TIDY_MS, Patchmaker
 from server.settings import Patches
@@ -336,6 +340,50 @@ def test_of_two_servers_at_once_each_makes_another_one(bench: Bench) -> None:
     assert bench.maker.work()
     assert sorted(encode.made) == [(b"old", b"new"), (b"older", b"new")]
     assert len(bench.ready(b"new")) == 2
+
+
+def test_servers_on_one_catalog_lose_no_patch_and_make_none_twice(bench: Bench) -> None:
+    """Each has its own connections, and one of them is killed at a job."""
+    bases = [f"old {number}".encode() for number in range(8)]
+    for counter, base in enumerate(bases, 1):
+        bench.release(counter, {"model/m/cpu": base})
+        bench.holds(f"m{counter}", base)
+    bench.release(9, {"model/m/cpu": b"new"})
+    bench.maker._survey()
+    url = f"sqlite:///{bench.folder / 'catalog.db'}"
+    killed, *catalogs = (Catalog(url) for _ in range(3))
+    with killed.write() as session:
+        assert session.jobs.claim(PATCH, bench.now_ms, LEASE_MS) is not None
+    killed.close()
+    encode = bench.encoder
+    faults: list[BaseException] = []
+
+    def slow(*order: Any) -> Made:
+        time.sleep(0.02)  # so that they are at it together
+        return encode(*order)
+
+    def serve(catalog: Catalog) -> None:
+        maker = Patchmaker(
+            catalog, bench.blobs, bench.folder, lambda: bench.now_ms, settings=bench.settings, encoder=slow
+        )
+        try:
+            while maker.work():
+                pass
+        except BaseException as error:  # a thread's own is told to nobody
+            faults.append(error)
+
+    for done in (7, 8):
+        threads = [threading.Thread(target=serve, args=(catalog,)) for catalog in catalogs]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert faults == []
+        assert len(bench.ready(b"new")) == done, "the dead one's job is another's once its time is over"
+        bench.now_ms += LEASE_MS
+    assert sorted(encode.made) == [(base, b"new") for base in bases]
+    for catalog in catalogs:
+        catalog.close()
 
 
 def test_who_lost_its_lease_changes_nothing_when_it_comes_last(bench: Bench) -> None:
