@@ -25,8 +25,8 @@ class _Target(click.Path):
         super().__init__(dir_okay=False, path_type=Path)
 
     def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> Any:
-        path = super().convert(value, param, context)
-        folder = Path(path).absolute().parent
+        path = Path(os.fsdecode(super().convert(value, param, context)))
+        folder = path.absolute().parent
         if not folder.is_dir():
             make = f"mkdir -p {shlex.quote(str(folder))}"
             self.fail(f"there is no folder {folder}; make it first: {make}", param, context)
