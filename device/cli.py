@@ -11,10 +11,12 @@ import click
 from rich.console import Group
 from rich.table import Table
 
+from device.hardware import agent_version
 from device.layout import Layout
 from device.shown import status_tables
 from device.state_db import StateDb
 from device.status import read_status
+from device.transfer.patch_book import PatchBook
 from protocol.errors import StateError
 from signing.console import emit, headland_errors, json_option
 
@@ -128,6 +130,45 @@ def lift(state: Path, release: str, as_json: bool) -> None:
     if not lifted:
         raise StateError(f"{release} is not refused here", hint="headland-device refusals list shows what is")
     emit(as_json, {"lifted": lifted}, "\n".join(f"Lifted: {one.release} ({one.manifest[:12]})" for one in lifted))
+
+
+@main.group()
+def patches() -> None:
+    """Patches that gave no result on this machine and will not be tried again by its agent."""
+
+
+@patches.command("list")
+@state_option
+@json_option
+@headland_errors
+def list_patches(state: Path, as_json: bool) -> None:
+    """What failed, and why."""
+    database = _state_db(state)
+    try:
+        found = PatchBook(database, agent_version()).failed()
+    finally:
+        database.close()
+    table = Table("payload", "result", "from base", "reason")
+    for patch in found:
+        table.add_row(patch.payload[:12], patch.artifact[:12], patch.base[:12], patch.reason.value)
+    emit(as_json, {"patches": found}, table if found else "No patch failed.")
+
+
+@patches.command("lift")
+@state_option
+@click.argument("patch")
+@json_option
+@headland_errors
+def lift_patch(state: Path, patch: str, as_json: bool) -> None:
+    """Let PATCH (its payload or result, 8 digits or more) be tried again; the next contact tells the server."""
+    database = _state_db(state)
+    try:
+        lifted = PatchBook(database, agent_version()).lift(patch)
+    finally:
+        database.close()
+    if not lifted:
+        raise StateError(f"no patch {patch} failed here", hint="headland-device patches list shows what did")
+    emit(as_json, {"lifted": lifted}, "\n".join(f"Lifted: {one.payload[:12]}" for one in lifted))
 
 
 def _state_db(state: Path) -> StateDb:

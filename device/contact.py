@@ -145,7 +145,7 @@ class Contact:
         clock: Of the machine.
         facts: Reads the machine; may block, is called in a thread.
         draw_token: 128 random bits as 32 hexadecimal digits.
-        patches: Knows which failed. The one that transfers write to: two would overwrite each other's word.
+        patches: Knows which failed.
     """
 
     def __init__(
@@ -196,7 +196,7 @@ class Contact:
         answer = decode(body, SyncAnswer, limit=limits.ANSWER_BYTES)
         if answer.contact_id != request.contact_id:
             raise Refused(Reason.METADATA, "the server answered another contact than this one")
-        await asyncio.to_thread(self._patches.mark_told, request.failed_patches)
+        await asyncio.to_thread(self._patches.mark_told, request.failed_patches, request.lifted_patches)
         record = _answered(record, request, answer)
         try:
             verdict = await self._trust.judge(answer, nonce, asked_boot_s)
@@ -251,6 +251,7 @@ class Contact:
             link_rate_kib_s=facts.link_rate_kib_s,
             parts=dict(list(facts.parts.items())[: limits.PARTS]),
             failed_patches=self._patches.untold(),
+            lifted_patches=self._patches.lifted(),
         )
         return record, request
 

@@ -9,7 +9,7 @@ import contextlib
 import os
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -74,6 +74,15 @@ class StateDb:
         """Sets `key`."""
         with self._transaction() as connection:
             _put(connection, key, value)
+
+    def change(self, key: str, make: Callable[[bytes | None], bytes]) -> None:
+        """Sets `key` to what `make` gives for its value (None: there is none), in one transaction.
+
+        Nobody else writes in between, in no process: a technician's command changes what the agent keeps.
+        """
+        with self._transaction() as connection:
+            row = connection.execute("SELECT value FROM facts WHERE key = ?", (key,)).fetchone()
+            _put(connection, key, make(None if row is None else bytes(row[0])))
 
     def remove(self, key: str) -> None:
         """Forgets `key`; nothing happens when it is not there."""

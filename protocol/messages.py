@@ -141,6 +141,8 @@ class SyncRequest(Message):
     # method only where that takes less than what is left.
     parts: Annotated[dict[Digest, Length], msgspec.Meta(max_length=limits.PARTS)] = {}
     failed_patches: Annotated[tuple[FailedPatch, ...], msgspec.Meta(max_length=limits.FAILED_PATCHES)] = ()
+    # Payloads of patches that failed here and that a technician lets be tried again. Sent until a contact was answered.
+    lifted_patches: Annotated[tuple[Digest, ...], msgspec.Meta(max_length=limits.FAILED_PATCHES)] = ()
 
 
 class SyncAnswer(Message):

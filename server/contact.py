@@ -21,7 +21,7 @@ from protocol.wire import decode, encode
 from server import rollouts, sync_token
 from server.clock import NowMs
 from server.director import Director
-from server.failed_patches import forgive_upgraded, take_failures
+from server.failed_patches import forgive_upgraded, take_failures, take_lifts
 from server.plan import Means, make_plan, named_patches
 from server.publish import Publisher, current_versions
 from server.settings import Contact
@@ -112,6 +112,7 @@ class Contacts:
             failed = 0
             if not device.set_apart:
                 session.fleet.hold(device.id, request.have if _patches_reach(device) else ())
+                take_lifts(session, device.id, request.lifted_patches, now_ms)
                 failed = take_failures(session, device.id, request.failed_patches, now_ms, self._withdraw_after)
             version = max(device.object_version + 1, now_ms // 1000)
             device = replace(device, object_version=version)

@@ -5,10 +5,11 @@ get another patch or the full payload, at its price and under their budget. A ma
 the agent that gave it, and until a person lifts the patch.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Final
 
 from protocol.errors import StateError
+from protocol.ids import Digest
 from protocol.messages import FailedPatch
 from server.storage.catalog import Session
 from server.storage.records import Device, Patch
@@ -73,6 +74,22 @@ def forgive_upgraded(session: Session, before: Device, after: Device, now_ms: in
             device=after.id,
             what=f"{count} patches",
             detail=f"its agent is {after.inventory.agent} now; they failed under {before.inventory.agent}",
+        )
+
+
+def take_lifts(session: Session, device: str, payloads: Collection[Digest], now_ms: int) -> None:
+    """A technician let patches be tried again on one machine.
+
+    Args:
+        session: A `write`.
+        device: Whose word it is; not one that was set apart.
+        payloads: From its contact.
+        now_ms: The clock.
+    """
+    count = session.patches.forgive(device, payloads) if payloads else 0
+    if count:
+        session.events.add(
+            now_ms, "patches-forgiven", device=device, what=f"{count} patches", detail="by a technician on the machine"
         )
 
 

@@ -4,7 +4,7 @@ That a patch gave no result may be a fault of what applied it. So the record hol
 version forgets it and tries once. A person may lift it as well: on the server, which says so in the plan, or here.
 """
 
-import threading
+from collections.abc import Callable
 from typing import Final, Protocol
 
 import msgspec
@@ -19,6 +19,7 @@ from protocol.wire import Message, decode, encode
 FAILED: Final = "patches/failed"
 RATE: Final = "patches/rate"
 ENDS: Final = 5  # in a row from outside: with the pauses in between, that is no passing want of memory
+DIGITS: Final = 8  # of a digest name it
 KEPT: Final = 256  # the oldest go: should such a patch be offered again, it fails again
 RATE_OUTPUT_BYTES: Final = limits.MIB  # what less output tells of speed is chance
 SAME_RATE: Final = (0.7, 3.0)  # within this times what is told, a new measurement is the same: the inventory stays
@@ -72,6 +73,7 @@ class _Failed(Message):
     patch: FailedPatch
     agent: str = ""
     told: bool = False
+    lifted: bool = False  # a technician did; it stays until the server knows
 
 
 class PatchBook:
@@ -85,47 +87,69 @@ class PatchBook:
     def __init__(self, state: StateDb, agent: Version) -> None:
         self._state = state
         self._agent = agent
-        self._lock = threading.Lock()
         self._ends = 0
 
     def has_failed(self, artifact: Digest, base: Digest, payload: Digest, lifted_ms: Millis) -> FailedPatch | None:
         """As `Notes`."""
-        with self._lock:
-            known = self._read()
-            for number, failed in enumerate(known):
-                patch = failed.patch
-                if patch.lifted_ms >= lifted_ms and _which(patch) == (artifact, base, payload):
-                    if failed.told:  # the server offers it all the same: it may have lost its memory
-                        known[number] = msgspec.structs.replace(failed, told=False)
-                        self._write(known)
-                    return patch
+        for known in self._read():
+            patch = known.patch
+            if known.lifted or patch.lifted_ms < lifted_ms or _which(patch) != (artifact, base, payload):
+                continue
+            if known.told:  # the server offers it all the same: it may have lost its memory
+                self._replace(known, msgspec.structs.replace(known, told=False))
+            return patch
         return None
 
     def note_failure(self, patch: FailedPatch) -> None:
         """As `Notes`."""
-        with self._lock:
-            known = [failed for failed in self._read() if _which(failed.patch) != _which(patch)]
-            self._write([*known, _Failed(patch=patch, agent=self._agent)][-KEPT:])
+
+        def add(known: list[_Failed]) -> list[_Failed]:
+            others = [failed for failed in known if _which(failed.patch) != _which(patch)]
+            return [*others, _Failed(patch=patch, agent=self._agent)][-KEPT:]
+
+        self._change(add)
 
     def failed(self) -> tuple[FailedPatch, ...]:
         """All that failed and is not tried again, oldest first."""
-        with self._lock:
-            return tuple(failed.patch for failed in self._read())
+        return tuple(known.patch for known in self._read() if not known.lifted)
 
     def untold(self) -> tuple[FailedPatch, ...]:
         """What the next contact tells of, oldest first."""
-        with self._lock:
-            return tuple(failed.patch for failed in self._read() if not failed.told)[: limits.FAILED_PATCHES]
+        found = (known.patch for known in self._read() if not known.told and not known.lifted)
+        return tuple(found)[: limits.FAILED_PATCHES]
 
-    def mark_told(self, patches: tuple[FailedPatch, ...]) -> None:
+    def lifted(self) -> tuple[Digest, ...]:
+        """The payloads of which the next contact tells that they may be offered again."""
+        return tuple(known.patch.payload for known in self._read() if known.lifted)[: limits.FAILED_PATCHES]
+
+    def lift(self, name: str) -> tuple[FailedPatch, ...]:
+        """A technician lets patches be tried again.
+
+        Args:
+            name: The beginning of a payload's or a result's digest, 8 digits or more.
+
+        Returns:
+            What was lifted; empty when nothing has this name.
+        """
+        found: list[FailedPatch] = []
+
+        def mark(known: list[_Failed]) -> list[_Failed]:
+            found[:] = [failed.patch for failed in known if not failed.lifted and _is_named(failed.patch, name)]
+            return [
+                msgspec.structs.replace(failed, lifted=True) if failed.patch in found else failed for failed in known
+            ]
+
+        self._change(mark)
+        return tuple(found)
+
+    def mark_told(self, patches: tuple[FailedPatch, ...], lifted: tuple[Digest, ...] = ()) -> None:
         """The server was told of these."""
-        if not patches:
-            return
-        with self._lock:
-            self._write(
-                [
+        if patches or lifted:
+            self._change(
+                lambda known: [
                     msgspec.structs.replace(failed, told=True) if failed.patch in patches else failed
-                    for failed in self._read()
+                    for failed in known
+                    if not (failed.lifted and failed.patch.payload in lifted)
                 ]
             )
 
@@ -155,7 +179,15 @@ class PatchBook:
         return int(found) if found is not None and found.isdigit() else 0
 
     def _read(self) -> list[_Failed]:
-        found = self._state.get(FAILED)
+        return self._decode(self._state.get(FAILED))
+
+    def _change(self, make: Callable[[list[_Failed]], list[_Failed]]) -> None:
+        self._state.change(FAILED, lambda found: encode(make(self._decode(found))))
+
+    def _replace(self, old: _Failed, new: _Failed) -> None:
+        self._change(lambda known: [new if failed == old else failed for failed in known])
+
+    def _decode(self, found: bytes | None) -> list[_Failed]:
         if found is None:
             return []
         try:
@@ -164,8 +196,9 @@ class PatchBook:
             return []
         return [failed for failed in known if failed.agent == self._agent]
 
-    def _write(self, known: list[_Failed]) -> None:
-        self._state.put(FAILED, encode(known))
+
+def _is_named(patch: FailedPatch, name: str) -> bool:
+    return len(name) >= DIGITS and (patch.payload.startswith(name) or patch.artifact.startswith(name))
 
 
 def _which(patch: FailedPatch) -> tuple[Digest, Digest, Digest]:

@@ -175,10 +175,12 @@ class Patches:
         rows = self._connection.execute(select(patch_failures).where(patch_failures.c.device == device))
         return {(row.patch, row.payload): row.reason for row in rows}
 
-    def forgive(self, device: str) -> int:
-        """Forgets what failed on a machine. Returns how many patches may be offered to it again."""
-        gone = self._connection.execute(delete(patch_failures).where(patch_failures.c.device == device))
-        return gone.rowcount
+    def forgive(self, device: str, payloads: Collection[Digest] | None = None) -> int:
+        """Forgets what failed on a machine: these payloads, or all. Returns how many may be offered to it again."""
+        which = patch_failures.c.device == device
+        if payloads is not None:
+            which &= patch_failures.c.payload.in_(list(payloads))
+        return self._connection.execute(delete(patch_failures).where(which)).rowcount
 
     def troubled(self, limit: int) -> dict[Patch, list[PatchFailure]]:
         """Patches that failed somewhere, or that are made and not offered; those that were wanted last come first."""

@@ -18,6 +18,7 @@ from device.cli import main
 from device.clock import now_here
 from device.contact import ContactRecord
 from device.day import Day
+from device.hardware import agent_version
 from device.identity import Enrolment
 from device.inference.pump import PumpNumbers
 from device.inference.workers import ModelStatus, WorkersStatus
@@ -27,9 +28,10 @@ from device.settings import DeviceSettings, load
 from device.shown import update_line
 from device.state_db import Refusal, StateDb
 from device.status import AgentStatus, UpdateNow, read_agent_status, write_status
+from device.transfer.patch_book import PatchBook
 from device.update.states import Ended, Held, Offer, State, UpdateRecord
 from protocol.errors import Reason, SettingsError, StateError
-from protocol.messages import Alert, Counters, TransferBytes
+from protocol.messages import Alert, Counters, FailedPatch, TransferBytes
 from protocol.wire import encode
 
 DIGEST = "ab" * 32
@@ -211,6 +213,21 @@ def test_a_refusal_is_listed_and_lifted_by_name(machine):
     again = command("refusals", "lift", "1.2.1", "--state", machine.state, code=6)
     assert "not refused here" in again.stderr
     assert "Nothing is refused" in command("refusals", "list", "--state", machine.state).stdout
+
+
+def test_a_patch_that_failed_is_listed_and_lifted_by_its_digest(machine):
+    database = StateDb(machine.state_db)
+    book = PatchBook(database, agent_version())
+    book.note_failure(FailedPatch(artifact="a" * 64, base="b" * 64, payload="c0ffee" * 10 + "0000", reason=Reason.HASH))
+    listed = json.loads(command("patches", "list", "--state", machine.state, "--json").stdout)
+    assert listed["patches"][0]["reason"] == "hash"
+    assert "c0ffeec0ffee" in command("patches", "list", "--state", machine.state).stdout
+    lifted = json.loads(command("patches", "lift", "c0ffeec0", "--state", machine.state, "--json").stdout)
+    assert lifted["lifted"][0]["payload"].startswith("c0ffee")
+    assert book.lifted() == ("c0ffee" * 10 + "0000",)
+    database.close()
+    assert "no patch" in command("patches", "lift", "c0ffeec0", "--state", machine.state, code=6).stderr
+    assert "No patch failed" in command("patches", "list", "--state", machine.state).stdout
 
 
 def test_a_machine_that_is_not_enrolled_says_what_to_do(tmp_path):

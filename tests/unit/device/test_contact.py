@@ -264,6 +264,19 @@ async def test_patches_that_failed_are_told_until_a_contact_was_answered(machine
     assert told == [(failed_patch(1),), (failed_patch(1), failed_patch(2)), ()]
 
 
+async def test_patches_that_a_technician_lifted_are_told_until_a_contact_was_answered(machine):
+    machine.book.note_failure(failed_patch(1))
+    machine.book.lift(f"{1:064x}")
+    machine.server.cut_answers = 1
+    with pytest.raises(LinkError):
+        await machine.meets()
+    machine.restarted()
+    await machine.meets()
+    await machine.meets()
+    told = [(request.failed_patches, request.lifted_patches) for request in machine.server.requests]
+    assert told == [((), (f"{1:064x}",)), ((), (f"{1:064x}",)), ((), ())]
+
+
 async def test_more_failures_than_a_request_holds_come_with_the_next(machine):
     book = machine.book
     for number in range(40):

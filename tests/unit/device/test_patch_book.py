@@ -1,5 +1,7 @@
 """What a machine remembers of patches."""
 
+import threading
+
 import pytest
 
 from device.state_db import StateDb
@@ -69,6 +71,47 @@ def test_a_machine_that_ends_each_applier_asks_for_no_more_patches_until_one_is_
     assert book.failed() == (), "no patch is blamed"
     book.note_speed(1, 1.0)
     assert book.can_apply
+
+
+def test_what_a_technician_lifts_is_tried_and_told_until_the_server_knows(state):
+    book = PatchBook(state, "1.0.0")
+    which = "a" * 64, "b" * 64, f"{1:064x}"
+    book.note_failure(failed(1))
+    book.note_failure(failed(2))
+    assert PatchBook(state, "1.0.0").lift("0" * 7) == PatchBook(state, "1.0.0").lift("f" * 8) == ()
+    assert PatchBook(state, "1.0.0").lift(f"{1:064x}") == (failed(1),)
+    assert book.lift(f"{1:064x}") == (), "it is done"
+    assert book.has_failed(*which, 0) is None
+    assert (book.failed(), book.untold(), book.lifted()) == ((failed(2),), (failed(2),), (f"{1:064x}",))
+    book.mark_told(book.untold(), book.lifted())
+    assert (book.untold(), book.lifted()) == ((), ())
+    assert book.has_failed(*which, 0) is None
+
+
+def test_what_fails_again_before_the_server_knows_of_the_lift_is_told_as_failed(state):
+    book = PatchBook(state, "1.0.0")
+    book.note_failure(failed(1))
+    assert book.lift("a" * 64) == (failed(1),), "by its result as well"
+    book.note_failure(failed(1))
+    assert (book.untold(), book.lifted()) == ((failed(1),), ())
+
+
+def test_two_processes_do_not_overwrite_each_others_word(tmp_path):
+    one, two = (StateDb(tmp_path / "state.db") for _ in range(2))
+    books = PatchBook(one, "1.0.0"), PatchBook(two, "1.0.0")
+
+    def note(book, numbers):
+        for number in numbers:
+            book.note_failure(failed(number))
+
+    threads = [threading.Thread(target=note, args=(book, range(at, 40, 2))) for at, book in enumerate(books)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(books[0].failed()) == 40
+    one.close()
+    two.close()
 
 
 def test_the_oldest_are_forgotten(state):

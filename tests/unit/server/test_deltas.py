@@ -218,6 +218,18 @@ async def test_a_person_lifts_what_failed_on_a_machine(house: House) -> None:
         assert (status, said in answer["error"]) == (409, True)
 
 
+async def test_what_a_technician_lifted_on_the_machine_is_offered_there_again(house: House) -> None:
+    (tractor,) = await staged(house)
+    payload = step_of(await tractor.sync()).payload
+    assert payload is not None
+    await tractor.sync(failed_patches=(broken(payload.sha256),))
+    assert step_of(await tractor.sync(lifted_patches=("0" * 64,))).method == "full"
+    assert step_of(await tractor.sync(lifted_patches=(payload.sha256,))).payload == payload
+    await tractor.sync(lifted_patches=(payload.sha256,))  # told twice
+    (event,) = await house.events("patches-forgiven")
+    assert (event["device"], event["detail"]) == (tractor.name, "by a technician on the machine")
+
+
 async def test_a_rollout_that_nobody_will_get_is_made_and_says_so(house: House) -> None:
     await staged(house)
     made = await house.rollout("typo", "1.1.0", group="al")
