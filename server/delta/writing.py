@@ -31,10 +31,8 @@ def _write_enveloped(old: Path, new: Path, patch: Path, options: EncodeOptions, 
     with tempfile.TemporaryDirectory(dir=patch.absolute().parent, prefix=TEMPORARY_PREFIX) as folder:
         plain_old, plain_new = inflated(old, Path(folder) / "old"), inflated(new, Path(folder) / "new")
         recipe = find_recipe(new, plain_new) if plain_new is not None else None
-        if recipe is None and is_gzip(new):
-            plain_new = None
-        if plain_old is None and plain_new is None:
-            return None
+        if recipe is None and (is_gzip(new) or plain_old is None):
+            return None  # compressed bytes resemble other compressed bytes more than what those hold
         base_sha256, output_sha256 = sha256_of(old), sha256_of(new)
         envelope = Envelope(
             base_sha256[:DIGEST_PREFIX_BYTES], output_sha256[:DIGEST_PREFIX_BYTES], plain_old is not None, recipe

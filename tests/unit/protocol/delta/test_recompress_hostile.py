@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from protocol.delta.deflate_read import DYNAMIC, FIXED, STORED, DeflateReader
 from protocol.delta.envelope import RECIPE_BYTES, Envelope, GzipRecipe, read_envelope, write_envelope
 from protocol.delta.recompress import (
-    BLOCK_SHARE,
     LEAST_BLOCKS,
     LEAST_TOLD,
     MOST_BLOCK_TOKENS,
@@ -20,7 +19,9 @@ from protocol.delta.recompress import (
     BlockCoding,
     Edit,
     Recipe,
+    TokenQueue,
     code_edits,
+    expected_tokens,
     recompress,
 )
 from protocol.errors import Reason, Refused
@@ -153,5 +154,9 @@ def test_an_envelope_whose_recipe_breaks_a_bound_is_refused(recipe: Recipe) -> N
         read_envelope(io.BytesIO(enveloped(recipe)))
 
 
-def test_the_bound_on_blocks_is_above_what_programs_make() -> None:
-    assert BLOCK_SHARE <= 1 << 11
+@pytest.mark.parametrize(("level", "more", "closes"), [(6, 0, 4096), (6, -1, -1), (3, 1, 4096), (3, 0, -1), (2, 9, -1)])
+def test_blocks_close_early_where_gnu_gzip_closes_them(level: int, more: int, closes: int) -> None:
+    """2047 matches and 2049 literals take 5375 bytes as it reckons: they must stand for 10752 of text, in front."""
+    lengths = np.concatenate((np.full(515 + more, 5), np.full(1532 - more, 4), np.ones(2049 + 100))).astype(np.uint16)
+    tokens = TokenQueue([(lengths, np.ones_like(lengths))])
+    assert expected_tokens(tokens, SIMPLE._replace(level=level, most=32767, guesses=True)) == closes

@@ -216,3 +216,14 @@ def test_what_the_recipe_of_another_content_gives_is_refused_or_other_bytes(tmp_
     with pytest.raises(Refused) as refused:
         b"".join(recompress(recipe.body, Memory(b"short")))
     assert refused.value.reason in (Reason.LENGTH, Reason.METADATA)
+
+
+def test_what_cannot_be_made_anew_is_made_of_the_old_compressed_bytes(tmp_path: Path) -> None:
+    def huffman(data: bytes) -> bytes:
+        packer = zlib.compressobj(9, zlib.DEFLATED, 31, 9, zlib.Z_HUFFMAN_ONLY)
+        return packer.compress(data) + packer.flush()
+
+    old, new = huffman(TEXT[:200_000]), huffman(TEXT[:200_000] + b"more")
+    patch = patched(tmp_path, old, new)
+    assert read_envelope(io.BytesIO(patch.read_bytes())) is None
+    assert patch.stat().st_size < len(new) / 3
