@@ -7,6 +7,7 @@ and never replaced by something else that was not planned.
 """
 
 import asyncio
+import logging
 import random as chance
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
@@ -36,6 +37,7 @@ from protocol.release import Artifact
 from protocol.settings import Settings
 from protocol.transfer import parse_index
 
+LOG: Final = logging.getLogger("headland.transfer")
 PROGRESS_BYTES: Final = 64 * limits.KIB  # a link that brings less between two drops does not renew our patience
 COUNTED_BYTES: Final = 256 * limits.KIB  # a kill forgets so many that were received: what a cut costs anyway
 
@@ -365,6 +367,7 @@ class Transfer:
             toll.purse.check(toll.later_bytes + payload.length_bytes - spool.wants)
 
         await asyncio.to_thread(pay, 0)
+        LOG.info("payload %s: from byte %d of %d", payload.sha256[:12], first, payload.length_bytes)
         try:
             async with aclosing(
                 self._source.stream(f"/v1/blobs/{payload.sha256}", first=first, length=payload.length_bytes - first)

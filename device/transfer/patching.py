@@ -7,6 +7,7 @@ result is cut off when the patch goes on.
 """
 
 import errno
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -28,6 +29,7 @@ from protocol.objects import Payload
 from protocol.wire import Message, decode, encode
 from signing.durable import Part
 
+LOG: Final = logging.getLogger("headland.transfer")
 AHEAD_BYTES: Final = 2 * limits.GROUP_PAYLOAD_BYTES  # the group that is being applied, and one more
 HEADER_BYTES: Final = 2 * limits.KIB  # more than the longest header of a group: 35 numbers and 32 kinds
 NOTE_BYTES: Final = 4 * limits.KIB
@@ -270,6 +272,7 @@ class PatchSpool:
 
     def _apply(self, header: GroupHeader) -> None:
         note, end = self._note, self._end(header)
+        LOG.info("patch %s: applying the group at byte %d", self._patch.payload.sha256[:12], note.applied_bytes)
         began = time.monotonic()
         group = self._pieces.read(note.applied_bytes, end)
         try:

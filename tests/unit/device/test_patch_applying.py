@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import logging
 import threading
 import time
 
@@ -37,6 +38,23 @@ async def test_a_group_that_was_cut_off_in_the_middle_is_applied_again_and_nothi
     await again.fetch()
     assert again.is_complete()
     assert again.applied[0] == sum_of_outputs(BIG, 2)
+
+
+async def test_the_log_tells_where_each_request_begins_and_each_group_that_is_applied(tmp_path, caplog):
+    """So what a cut cost can be counted from outside: the demo does."""
+    caplog.set_level(logging.INFO, "headland.transfer")
+    source, payload = source_of(BIG), BIG.step.payload
+    name = payload.sha256[:12]
+    with pytest.raises(PowerCut):
+        await Rig(tmp_path, source, BIG, apply=dying_at(BIG, 2)).fetch()
+    first = caplog.messages
+    caplog.clear()
+    await Rig(tmp_path, source, BIG).fetch()
+    starts = list(itertools.accumulate(map(len, BIG.group_bytes), initial=0))[:-1]
+    told = [f"patch {name}: applying the group at byte {start}" for start in starts]
+    assert f"payload {name}: from byte 0 of {payload.length_bytes}" in first
+    assert [line for line in first if line.startswith("patch")] == told[:3]
+    assert [line for line in caplog.messages if line.startswith("patch")] == told[2:]
 
 
 def dying_at(patch, number):
