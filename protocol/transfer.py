@@ -81,14 +81,20 @@ def open_segment(index: SegmentIndex, number: int, payload: bytes) -> bytes:
     return output
 
 
-def decompress(payload: bytes, output_bytes: int) -> bytes:
+def decompress(payload: bytes, output_bytes: int, before: bytes = b"") -> bytes:
     """Decodes one zstd frame that must give exactly `output_bytes`, in bounded memory, whatever its header claims.
+
+    Args:
+        payload: The frame.
+        output_bytes: What it must give.
+        before: What stands before the output for matches to reach back to: a dictionary without a structure.
 
     Raises:
         Refused: `LIMIT` or `LENGTH`.
     """
     try:
-        decompressor = zstandard.ZstdDecompressor(max_window_size=limits.ZSTD_WINDOW_BYTES)
+        known = zstandard.ZstdCompressionDict(before, zstandard.DICT_TYPE_RAWCONTENT) if before else None
+        decompressor = zstandard.ZstdDecompressor(known, max_window_size=limits.ZSTD_WINDOW_BYTES)
         with decompressor.stream_reader(payload, read_across_frames=False) as reader:
             output = reader.read(output_bytes + 1)
     except zstandard.ZstdError as error:

@@ -19,6 +19,7 @@ from protocol.wire import Message, unpack
 CODEC: Final = 1
 """The version of the codec, the first byte of each group. A patch is offered to agents that say they apply it."""
 
+BEHIND: Final = 3
 CODE: Final = 16  # the kinds of streams that `held_bytes` tells apart; the others stand in `streams`
 EDITS: Final = 32
 MAGIC: Final = b"HLD1"
@@ -123,12 +124,14 @@ def held_bytes(kind: int, length_bytes: int) -> int:
     """What a stream counts for in a group.
 
     Changed code is coded by what its group knows of how addresses moved, and takes hardly more memory than itself: it
-    gets more room. So do few changes, which it may be coded as.
+    gets more room. So do few changes, which it may be coded as. What is coded behind bytes of the base holds those too.
 
     Args:
         kind: Of the stream.
         length_bytes: Decoded.
     """
+    if kind == BEHIND:
+        return -(-3 * length_bytes // 2)
     return -(-2 * length_bytes // 3) if kind in (CODE, EDITS) else length_bytes
 
 

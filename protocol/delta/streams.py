@@ -5,6 +5,7 @@
 | 0 | stored | as they are |
 | 1 | zstd | one frame |
 | 2 | lzma | one byte of properties `(pb * 5 + lp) * 9 + lc`, then raw LZMA, which may end without its end marker |
+| 3 | zstd behind the base | one frame, its dictionary are as many bytes of the base |
 | 4, 5, 6 | float difference | `protocol.delta.floats`: fp32, fp16, bf16 made from those of the base |
 | 7 | int8 difference | `protocol.delta.integers`: 8-bit integers made from those of the base |
 | 8, 9, 10 | float alone | `protocol.delta.alone`: fp32, fp16, bf16 |
@@ -27,7 +28,7 @@ from protocol.delta.edits import open_edits
 from protocol.delta.floats import open_differences
 from protocol.delta.integers import open_integers
 from protocol.delta.lowrank import BF16, F16, F32, I32
-from protocol.delta.patch import CODE, EDITS
+from protocol.delta.patch import BEHIND, CODE, EDITS
 from protocol.errors import Reason, Refused
 from protocol.transfer import decompress
 
@@ -51,6 +52,7 @@ _NAMES: Final = {
     STORED: "stored",
     ZSTD: "zstd",
     LZMA: "lzma",
+    BEHIND: "zstd behind the base",
     F32_DIFFERENCE: "fp32 difference",
     F16_DIFFERENCE: "fp16 difference",
     BF16_DIFFERENCE: "bf16 difference",
@@ -92,7 +94,7 @@ class References(Protocol):
 
 def takes_base(kind: int) -> bool:
     """Whether a stream of this kind is made from bytes of the base, as many as it gives."""
-    return kind in (I8_DIFFERENCE, CODE, EDITS, DEFLATED) or kind in DIFFERENCES
+    return kind in (BEHIND, I8_DIFFERENCE, CODE, EDITS, DEFLATED) or kind in DIFFERENCES
 
 
 def open_stream(
@@ -116,6 +118,8 @@ def open_stream(
             return decompress(bytes(coded), length_bytes)
         case 2:
             output = _open_lzma(coded, length_bytes)
+        case 3:
+            return decompress(bytes(coded), length_bytes, b"".join(references.read()))
         case 4 | 5 | 6 | 11:
             twice = (references.read(), references.read())
             return _filled(open_differences(DIFFERENCES[kind], coded, length_bytes, twice), length_bytes)

@@ -15,11 +15,12 @@ from protocol.delta.addresses import find_places
 from protocol.delta.edits import CHUNK_BYTES, Edits
 from protocol.delta.lowrank import BF16, F16, F32, I32
 from protocol.delta.operations import COPY, FILL, TAKE, Operation, Place, code_operation, digest_value
-from protocol.delta.patch import CODE, EDITS, write_group
+from protocol.delta.patch import BEHIND, CODE, EDITS, write_group
 from protocol.delta.streams import LZMA, STORED, ZSTD, lzma_filter, takes_base
 from protocol.delta.tar import DIGEST, ENTRIES, HEAD, PAD, STAMP
 from protocol.delta.tar_blocks import BLOCK_BYTES
 from server.delta.archives.members import encode_members
+from server.delta.behind import compress_behind
 from server.delta.code import encode_code
 from server.delta.floats import encode_alone, encode_differences
 from server.delta.integers import encode_integers
@@ -33,6 +34,7 @@ FEW_EDITS: Final = 1 << 12  # bytes of changed code: more are not worth trying i
 _UNCODED: Final = {How.COPY: COPY, How.FILL: FILL, How.ENTRIES: ENTRIES, How.PAD: PAD}
 _CODED: Final = {How.HEAD: HEAD, How.STAMP: STAMP, How.DIGEST: DIGEST}  # operations that the applier makes in memory
 _ROOMY: Final = frozenset({How.CODE, How.EDITS})  # see `protocol.delta.patch.held_bytes`
+_HEAVY: Final = frozenset({How.BEHIND})  # likewise
 
 DIFFERENCES: Final = {
     How.F32_DIFFERENCE: (streams.F32_DIFFERENCE, F32),
@@ -88,7 +90,8 @@ class GroupPlan:
             return 0
         room = limits.GROUP_OUTPUT_BYTES - self.output_bytes
         if piece.how not in _UNCODED:
-            room = min(room, (limits.GROUP_CODED_BYTES - self.held_bytes) * (3 if piece.how in _ROOMY else 2) // 2)
+            held = limits.GROUP_CODED_BYTES - self.held_bytes
+            room = min(room, held * 2 // 3 if piece.how in _HEAVY else held * (3 if piece.how in _ROOMY else 2) // 2)
         if piece.how in WHOLE:
             return piece.length if piece.length <= room else 0
         if room >= piece.length:
@@ -102,7 +105,8 @@ class GroupPlan:
         self.pieces.append(piece)
         self.output_bytes += piece.length
         if piece.how not in _UNCODED:
-            self.held_bytes += -(-2 * piece.length // 3) if piece.how in _ROOMY else piece.length
+            roomy = -(-2 * piece.length // 3) if piece.how in _ROOMY else piece.length
+            self.held_bytes += -(-3 * piece.length // 2) if piece.how in _HEAVY else roomy
 
 
 def cut_groups(pieces: Iterable[Piece], output_offset: int = 0) -> Iterator[GroupPlan]:
@@ -207,6 +211,8 @@ def _matrix(piece: Piece, stream_bytes: int) -> list[Matrix]:
 def _encode_literal(stream: _Stream) -> tuple[int, int, bytes]:
     """Kind, length and bytes of a stream, coded in the best of the ways that are open to it."""
     data = bytes(stream.data)
+    if stream.kind_of_bytes is How.BEHIND:
+        return BEHIND, len(data), compress_behind(bytes(stream.reference), data)
     if stream.kind_of_bytes is How.EDITS:
         return EDITS, len(data), _edits(bytes(stream.reference), data)
     if stream.kind_of_bytes is How.DEFLATED:

@@ -18,6 +18,7 @@ class How(Enum):
     BINARY = auto()
     X86 = auto()
     ARM64 = auto()
+    BEHIND = auto()  # text that resembles that of the base and its own neighbours
     EDITS = auto()  # bytes of the base with few changes
     F32_DIFFERENCE = auto()  # elements made from those of the base
     F16_DIFFERENCE = auto()

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from server.delta.archives.contents import Contents
 from server.delta.archives.elsewhere import found_elsewhere
 from server.delta.archives.layers import archive_pieces
+from server.delta.behind import behind_the_base
 from server.delta.matching import MatchLimits
 from server.delta.pieces import Piece
 
@@ -53,4 +54,6 @@ def layer_pieces(
         return found if found is not None else contents.pieces(base, result)
 
     pieces = archive_pieces(old, new, file_pieces=file_pieces)
-    return found_elsewhere(pieces, old, new, bounds()) if pieces is not None else None
+    if pieces is None:
+        return None
+    return behind_the_base(found_elsewhere(pieces, old, new, bounds()), old, new)

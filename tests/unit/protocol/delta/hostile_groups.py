@@ -103,6 +103,9 @@ def seeds() -> tuple[Seed, ...]:
     noisy = chance.randbytes(300)
     made.append(planned("stored", b"", noisy, Piece(How.BINARY, 300)))
     made.append(planned("zstd", b"", b"ab" * 400, Piece(How.BINARY, 800)))
+    longer = text[:900] + b"what is new" + text[900:] + b"what is new"
+    behind = Piece(How.BEHIND, len(longer), 0)
+    made.append(planned("behind", text + bytes(64), longer, behind))
     edited = bytearray(text)
     for place in range(50, len(text), 97):
         edited[place] ^= 1
