@@ -4,6 +4,7 @@ A step of the plan is fetched whole (`spool`) or as a patch (`pieces`, `patching
 counts what travels, and `holding` tells what is here already.
 """
 
+from device.transfer.applier import ApplierEndedError
 from device.transfer.fetch import Source, Transfer, TransferSettings
 from device.transfer.finished import adopt_finished
 from device.transfer.holding import bases, held_bytes, part_names
@@ -11,6 +12,7 @@ from device.transfer.patching import PatchFailedError
 from device.transfer.purse import OverBudgetError, Purse
 
 __all__ = [
+    "ApplierEndedError",
     "OverBudgetError",
     "PatchFailedError",
     "Purse",

@@ -16,7 +16,16 @@ from typing import Final, overload
 from device.retry import backoff_s
 from device.state_db import Refusal, StateDb
 from device.store import NoSpaceError, Store
-from device.transfer import OverBudgetError, PatchFailedError, Purse, adopt_finished, bases, held_bytes, part_names
+from device.transfer import (
+    ApplierEndedError,
+    OverBudgetError,
+    PatchFailedError,
+    Purse,
+    adopt_finished,
+    bases,
+    held_bytes,
+    part_names,
+)
 from device.trust.port import Terms
 from device.update import rules, states
 from device.update.memory import ASSIGNMENT, Memory, floors_of
@@ -395,28 +404,38 @@ class Updater:
         self._fetching = True
         try:
             await self._bring()
-        except Refused as refused:
-            if refused.reason is Reason.WRONG_HARDWARE:  # an accelerator was unplugged since the offer came
-                return _Step(Event.FORBIDDEN, refused.reason, refused.message)
-            # The source is bad, not the release: nothing is remembered against it.
-            return _Step(Event.PAUSED, refused.reason, refused.message)
-        except PatchFailedError as error:
-            # Nothing is fetched in its place: the server is told, and its next plan has a price that the budget judges.
-            self._obstacle = _Obstacle.PLAN
-            return _Step(Event.PAUSED, error.reason, f"patch: {error.message}")
-        except OverBudgetError as error:
-            self._obstacle = _Obstacle.PLAN
-            return _Step(Event.PAUSED, Reason.BUDGET, f"budget: {error.message}", needs_bytes=error.needs_bytes)
-        except NoSpaceError as error:
-            return _Step(Event.PAUSED, detail=f"space: {error.message}")
-        except LinkError as error:
-            self._obstacle = _Obstacle.LINK if error.retryable else _Obstacle.PLAN
-            return _Step(Event.PAUSED, detail=f"link: {error.message}")
-        except (OSError, StateError) as error:
-            return _Step(Event.PAUSED, detail=f"disk: {error}")
+        except (Refused, PatchFailedError, LinkError, StateError, OSError) as error:
+            return self._hindered(error)
         finally:
             self._fetching = False
         return _Step(Event.FETCHED)
+
+    def _hindered(self, error: Refused | PatchFailedError | LinkError | StateError | OSError) -> _Step:
+        """What stands in the way of a fetch. Only a rule ends the update; everything else pauses it."""
+        match error:
+            case Refused(reason=Reason.WRONG_HARDWARE):  # an accelerator was unplugged since the offer came
+                return _Step(Event.FORBIDDEN, error.reason, error.message)
+            case Refused():  # the source is bad, not the release: nothing is remembered against it
+                return _Step(Event.PAUSED, error.reason, error.message)
+            case PatchFailedError():
+                # Nothing is fetched in its place: the server is told, and its next plan has a price that the budget
+                # judges.
+                self._obstacle = _Obstacle.PLAN
+                return _Step(Event.PAUSED, error.reason, f"patch: {error.message}")
+            case ApplierEndedError():
+                # After a few of these the machine says that it applies no patches, and the next plan does without.
+                self._obstacle = _Obstacle.PLAN
+                return _Step(Event.PAUSED, detail=f"applier: {error}")
+            case OverBudgetError():
+                self._obstacle = _Obstacle.PLAN
+                return _Step(Event.PAUSED, Reason.BUDGET, f"budget: {error.message}", needs_bytes=error.needs_bytes)
+            case NoSpaceError():
+                return _Step(Event.PAUSED, detail=f"space: {error.message}")
+            case LinkError():
+                self._obstacle = _Obstacle.LINK if error.retryable else _Obstacle.PLAN
+                return _Step(Event.PAUSED, detail=f"link: {error.message}")
+            case _:
+                return _Step(Event.PAUSED, detail=f"disk: {error}")
 
     async def _bring(self) -> None:
         assignment = await asyncio.to_thread(self._memory.assignment)

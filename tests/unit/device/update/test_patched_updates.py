@@ -7,6 +7,8 @@ import msgspec
 import pytest
 from blockbuster import blockbuster_ctx
 
+from device.transfer import ApplierEndedError
+from device.transfer.applier import in_process
 from device.transfer.patch_book import PatchBook
 from device.update.states import State
 from protocol.errors import Reason
@@ -111,6 +113,23 @@ async def test_a_patch_that_fails_is_told_and_nothing_travels_until_a_plan_comes
     async with bench.running():
         await paused(bench, 6)
         assert len(bench.source.asked) == asked, "it is remembered"
+        await offer(bench, FULL_PLAN)
+        await committed(bench)
+
+
+async def test_a_machine_that_ends_its_appliers_waits_blames_nothing_and_goes_on_by_a_plan_without_patches(bench):
+    def ended(*_):
+        raise ApplierEndedError("killed")
+
+    async with bench.running() as updater:
+        await bench.install(OLD)
+        updater._fetcher._appliers = in_process(ended)
+        await offer(bench, PLAN)
+        await paused(bench, 5)
+        assert updater.progress().why.startswith("applier: ")
+        assert not updater._fetcher._notes.can_apply, "so the inventory names no codec"
+        assert PatchBook(bench.db, INVENTORY.agent).failed() == ()
+        assert updater.record.retries == 0
         await offer(bench, FULL_PLAN)
         await committed(bench)
 
