@@ -235,7 +235,7 @@ class Transfer:
         try:
             await self._apply(patch, step, progress, toll)
         except PatchFailedError as failed:
-            await asyncio.to_thread(self._judge_failure, failed)
+            await _to_its_end(self._judge_failure, failed)
             raise
         except ApplierEndedError:
             self._notes.note_end()
@@ -258,7 +258,7 @@ class Transfer:
             await asyncio.to_thread(spool.finish)
         finally:
             await asyncio.to_thread(spool.close)
-        await asyncio.to_thread(self._adopt_result, patch, spool, toll.purse)
+        await _to_its_end(self._adopt_result, patch, spool, toll.purse)
         await asyncio.to_thread(self._notes.note_speed, spent.output_bytes, spent.took_s)
 
     def _adopt_result(self, patch: Patch, spool: PatchSpool, purse: Purse) -> None:
@@ -448,6 +448,18 @@ def _patch_index(patch: Patch, data: bytes) -> PatchIndex:
 
 def _failed(patch: Patch, refused: Refused) -> PatchFailedError:
     return PatchFailedError(patch, refused.reason, f"patch {patch.payload.sha256[:12]}: {refused.message}")
+
+
+async def _to_its_end(step: Callable[..., None], *arguments: object) -> None:
+    """Runs a step in a thread. Who cancels it waits for its end: the next plan must not meet it half done."""
+    running = asyncio.ensure_future(asyncio.to_thread(step, *arguments))
+    try:
+        await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait({running})
+        if not running.cancelled():
+            running.exception()  # whatever it was, it comes again when the same is tried again
+        raise
 
 
 async def _next(chunks: AsyncGenerator[bytes, None], patience_s: float) -> bytes | None:

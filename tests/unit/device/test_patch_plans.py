@@ -1,5 +1,9 @@
 """Plans that change while an artifact is on its way: what is reused, what is deleted, what waits."""
 
+import asyncio
+import threading
+import time
+
 import msgspec
 import pytest
 
@@ -55,6 +59,26 @@ async def test_a_result_that_was_finished_is_taken_in_whatever_the_plan_says_now
     assert source.sent == sent, "nothing travels again"
     assert rig.parts() == [], "and nothing of the old way stays"
     assert purse.saved == 9_000_000 - SAVES.travels_bytes, "what the patch saved counts, once"
+
+
+async def test_a_fetch_that_is_called_off_while_a_result_is_taken_in_ends_with_the_result_in_its_place(tmp_path):
+    purse = Purse(PLENTY)
+    rig = Rig(tmp_path, source_of(SAVES), SAVES)
+    adopt, begun = rig.store.adopt, threading.Event()
+
+    def slowly(*arguments):
+        begun.set()
+        time.sleep(0.3)
+        adopt(*arguments)
+
+    rig.store.adopt = slowly
+    task = asyncio.create_task(rig.fetch(purse))
+    await asyncio.to_thread(begun.wait, 20)
+    task.cancel()
+    await asyncio.wait({task})
+    assert task.cancelled()
+    assert rig.is_complete(), "no thread is left behind that another plan could meet"
+    assert purse.saved == 9_000_000 - SAVES.travels_bytes
 
 
 @pytest.mark.parametrize("length_bytes", [5000, 2_500_000], ids=["unindexed", "indexed"])
