@@ -31,7 +31,7 @@ DISTANCE_BASE: Final = 1 + np.cumsum(1 << DISTANCE_EXTRA) - (1 << DISTANCE_EXTRA
 FIXED_LITERALS: Final = (8,) * 144 + (9,) * 112 + (7,) * 24 + (8,) * 8
 FIXED_DISTANCES: Final = (5,) * 30
 
-WINDOW_BYTES: Final = 1 << 12  # looked at at once; a block of few tokens ends soon behind its beginning
+WINDOW_BYTES: Final = 1 << 13  # looked at at once; a block of few tokens ends soon behind its beginning
 PART_BYTES: Final = 1 << 14  # of a stored block, told at once
 _TAIL_BYTES: Final = 16  # more than a token or a block's first numbers take
 _MOST_STEP: Final = 48  # bits of a token
@@ -209,13 +209,15 @@ class DeflateReader:
                 step = steps[at]
             lengths, values = self._decode(np.frombuffer(marks, np.bool_).nonzero()[0] + 8 * origin, tables)
             self._skip(8 * origin + at - self._at)
-            if self._at < 8 * end or self._ended:
+            if self._at < 8 * end:
                 entry = int(tables.literals[self._peek(MOST_BITS)])
                 if not entry & _ENDS:
                     raise Refused(Reason.METADATA, "compressed data that ends too early, or with a code of no meaning")
                 self._skip(entry & 15)
                 yield Part(kind, lengths, values, ends=True)
                 return
+            if self._ended and end == len(self._data):
+                raise Refused(Reason.LENGTH, "compressed data that ends too early")
             yield Part(kind, lengths, values, ends=False)
 
     def _decode(self, places: Ints, tables: _Tables) -> tuple[Ints, Ints]:

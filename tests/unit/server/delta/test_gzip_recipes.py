@@ -210,6 +210,17 @@ def test_all_of_any_stream_is_read_in_any_pieces(seed: int) -> None:
             pass
 
 
+@pytest.mark.parametrize("strategy", [zlib.Z_FIXED, zlib.Z_DEFAULT_STRATEGY])
+def test_a_stream_is_read_to_its_end_wherever_its_blocks_and_pieces_end(strategy: int) -> None:
+    for length in range(20_000, 26_000, 100):
+        packer = zlib.compressobj(1, zlib.DEFLATED, -15, 3, strategy)
+        packed = packer.compress(TEXT[:length]) + packer.flush()
+        for step in (1 << 16, 5000 + length % 97):
+            reader = DeflateReader(packed[at : at + step] for at in range(0, len(packed), step))
+            assert sum(int(part.lengths.sum()) for part in reader.parts()) == length
+            assert reader.bytes_read == len(packed)
+
+
 def test_what_the_recipe_of_another_content_gives_is_refused_or_other_bytes(tmp_path: Path) -> None:
     recipe = found(tmp_path, whole(divided(TEXT, [(STORED, 900), (DYNAMIC, 0)], changed=True), TEXT), TEXT)
     assert recipe is not None
