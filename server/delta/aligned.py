@@ -22,6 +22,8 @@ from server.delta.programs import Stream, find_programs
 
 Ints = npt.NDArray[np.int64]
 
+LITERAL_SHARE: Final = 0.65  # LZMA makes so much of the entropy of new machine code and its tables
+SHORT_GAP_BYTES: Final = 3  # between two covers: as changed bytes of the first it costs less than an operation
 LONG_EQUAL_BYTES: Final = 1 << 14  # a copy is applied much faster, and costs about as much as two operations
 
 
@@ -34,7 +36,7 @@ def program_pieces(old: memoryview, new: memoryview, bounds: Callable[[], MatchL
         bounds: Of a search, asked before each.
     """
     before, after = np.frombuffer(old, np.uint8), np.frombuffer(new, np.uint8)
-    for start, source, length in align_programs(old, new, bounds).tolist():
+    for start, source, length in _without_gaps(align_programs(old, new, bounds), len(old)).tolist():
         differ = np.flatnonzero(before[source : source + length] != after[start : start + length])
         edges = np.concatenate(([-1], differ, [length]))
         at = 0
@@ -48,6 +50,15 @@ def program_pieces(old: memoryview, new: memoryview, bounds: Callable[[], MatchL
             yield start + at, Piece(How.CODE, length - at, source + at)
 
 
+def _without_gaps(covers: Ints, old_bytes: int) -> Ints:
+    """Covers that reach over short gaps up to the next one."""
+    gap = covers[1:, 0] - covers[:-1, 0] - covers[:-1, 2]
+    room = old_bytes - covers[:-1, 1] - covers[:-1, 2]
+    grown = covers.copy()
+    grown[:-1, 2] += np.where((gap <= SHORT_GAP_BYTES) & (gap <= room), gap, 0)
+    return grown
+
+
 def align_programs(old: memoryview, new: memoryview, bounds: Callable[[], MatchLimits]) -> Ints:
     """Covers of a new build: new offset, old offset, length; int64 [n, 3], as `find_covers` gives them.
 
@@ -56,7 +67,7 @@ def align_programs(old: memoryview, new: memoryview, bounds: Callable[[], MatchL
         new: The new one.
         bounds: Of a search, asked before each.
     """
-    covers = find_covers(old, new, limits=bounds())
+    covers = find_covers(old, new, limits=bounds(), literal_share=LITERAL_SHARE)
     places = Places(covers[:, 1], covers[:, 0], covers[:, 2], np.ones(len(covers), np.bool_))
     programs = find_programs(old, new, Stream(old, new, places)) if len(covers) else ()
     if not any(program.regions for program in programs):
@@ -65,7 +76,7 @@ def align_programs(old: memoryview, new: memoryview, bounds: Callable[[], MatchL
     named_old = _named(old, Addresses(programs, places))
     nothing = np.zeros(0, np.int64)
     named_new = _named(new, Addresses(results, Places(nothing, nothing, nothing, nothing.astype(np.bool_))))
-    return find_covers(named_old, named_new, limits=bounds())
+    return find_covers(named_old, named_new, limits=bounds(), literal_share=LITERAL_SHARE)
 
 
 def _described_alike(programs: tuple[Program, ...], results: list[Elf], places: Places) -> tuple[Program, ...]:

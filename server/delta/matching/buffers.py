@@ -30,10 +30,12 @@ class Buffers:
         return inside
 
 
-def buffers(old: bytes | bytearray | memoryview, new: bytes | bytearray | memoryview) -> Buffers:
-    """Views of two contiguous buffers, without copying."""
+def buffers(
+    old: bytes | bytearray | memoryview, new: bytes | bytearray | memoryview, literal_share: float = 1.0
+) -> Buffers:
+    """Views of two contiguous buffers, without copying. `literal_share` is that of `find_covers`."""
     old_bytes, new_bytes = np.frombuffer(old, np.uint8), np.frombuffer(new, np.uint8)
-    return Buffers(old_bytes, new_bytes, words(old_bytes), words(new_bytes), first_weights(new_bytes))
+    return Buffers(old_bytes, new_bytes, words(old_bytes), words(new_bytes), first_weights(new_bytes, literal_share))
 
 
 def offsets(k: int) -> list[int]:

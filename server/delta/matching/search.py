@@ -33,6 +33,7 @@ def find_covers(
     *,
     limits: MatchLimits,
     hints: Iterable[tuple[int, int, int]] = (),
+    literal_share: float = 1.0,
     progress: Callable[[float], None] | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Ints:
@@ -46,6 +47,8 @@ def find_covers(
         limits: What it may take.
         hints: (new offset, old offset, length) where a likeness is expected, such as files of one name in two archives.
             They may be wrong.
+        literal_share: What new bytes cost where they are sent, as a share of what they cost one by one (their entropy):
+            less where what they say together compresses well.
         progress: Told the share that is done, 0 to 1.
         clock: Seconds that only grow.
 
@@ -54,7 +57,7 @@ def find_covers(
         positive. Bytes inside a cover may differ.
     """
     budget = Budget(limits.seconds, progress, clock)
-    search = _Search(buffers(old, new), limits, budget)
+    search = _Search(buffers(old, new, literal_share), limits, budget)
     pieces = search.run(hints)
     budget.tell(1.0)
     return np.stack([pieces.start, pieces.start + pieces.shift, pieces.end - pieces.start], axis=1)

@@ -59,12 +59,17 @@ class Weights:
         return scores
 
 
-def first_weights(new: Bytes) -> Weights:
-    """Weights before anything is known but the new bytes."""
+def first_weights(new: Bytes, literal_share: float) -> Weights:
+    """Weights before anything is known but the new bytes.
+
+    Args:
+        new: These.
+        literal_share: See `find_covers`.
+    """
     sample = new[:: max(1, len(new) // _SAMPLE)]
     share = np.bincount(sample, minlength=256) / max(1, len(sample))
     share = share[share > 0]
-    literal_bits = float(-(share * np.log2(share)).sum())
+    literal_bits = float(-(share * np.log2(share)).sum()) * literal_share
     piece = round(PIECE_BITS * UNITS * math.log2(max(2, len(new))))
     return Weights(literal_bits, piece, np.zeros((2, 256), np.int64))
 
