@@ -31,7 +31,7 @@ from signing.durable import Part
 
 LOG: Final = logging.getLogger("headland.transfer")
 AHEAD_BYTES: Final = 2 * limits.GROUP_PAYLOAD_BYTES  # the group that is being applied, and one more
-HEADER_BYTES: Final = 2 * limits.KIB  # more than the longest header of a group: 35 numbers and 32 kinds
+HEADER_BYTES: Final = 2 * limits.KIB  # more than the longest header of a group: 95 numbers
 NOTE_BYTES: Final = 4 * limits.KIB
 RESULT: Final = ".result"
 NOTE: Final = ".note"

@@ -62,10 +62,10 @@ def apply_group(group: bytes, base: Base, output_offset: int, write: Callable[[b
     contents = operations.tar.contents
     first = Digests(lambda data: None, output_offset, contents, ahead)
     if first.waiting:
-        _hash_ahead(operations, _Output(base, streams, operations.tar, first.write), first)
+        _hash_ahead(operations, _Output(base, streams, operations, first.write), first)
     digests = Digests(write, output_offset, contents, behind)
     digests.texts.update(first.texts)
-    output = _Output(base, streams, operations.tar, digests.write if behind else write)
+    output = _Output(base, streams, operations, digests.write if behind else write)
     for operation in operations:
         if operation.kind == tar_of.DIGEST:
             output.write(digests.texts[read_digest(operation.value)])
@@ -87,15 +87,18 @@ class _Output:
     Args:
         base: The old file.
         streams: Decoded.
-        tar: What the first pass left for archives.
+        operations: For what the first pass left.
         write: Takes the output.
     """
 
-    def __init__(self, base: Base, streams: list[memoryview], tar: TarPlace, write: Callable[[bytes], None]) -> None:
+    def __init__(
+        self, base: Base, streams: list[memoryview], operations: "Operations", write: Callable[[bytes], None]
+    ) -> None:
         self._base = base
         self._streams = streams
         self._taken = [0] * len(streams)
-        self._tar = TarWriter(base, tar, write)
+        self._own = operations.own
+        self._tar = TarWriter(base, operations.tar, write)
         self.write = write
 
     def make(self, operation: Operation) -> None:
@@ -111,15 +114,20 @@ class _Output:
                 self._tar.entries(operation.base, operation.value)
             case tar_of.HEAD | tar_of.STAMP:
                 self._tar.block(operation.kind)
+            case operations_of.NEW | operations_of.CHANGED:
+                self._inline(operation)
             case kind:
                 for length in _lengths(operation.length):
                     at = self._taken[kind - TAKE]
                     self._taken[kind - TAKE] = at + length
                     self.write(bytes(self._streams[kind - TAKE][at : at + length]))
 
+    def _inline(self, operation: Operation) -> None:
+        self.write(bytes(self._own[operation.value : operation.value + operation.length]))
+
     def skip(self, operation: Operation) -> None:
         """Goes on behind an operation whose output nobody wants."""
-        if operation.kind >= TAKE:
+        if TAKE <= operation.kind != operations_of.CHANGED:
             self._taken[operation.kind - TAKE] += operation.length
         elif operation.kind in (tar_of.HEAD, tar_of.STAMP):
             self._tar.skip_block(operation.kind)
@@ -162,9 +170,11 @@ class Operations:
 
     Args:
         tar: What those of archives have left for the second pass.
+        own: Bytes that were coded among them.
     """
 
-    def __init__(self, tar: TarPlace) -> None:
+    def __init__(self, tar: TarPlace, own: bytearray) -> None:
+        self.own = own
         self._columns = tuple(array("q") for _ in Operation._fields)
         self.tar = tar
 
@@ -228,10 +238,10 @@ def read_operations(header: GroupHeader, group: memoryview, base: Base, output_o
     end = output_offset + header.output_bytes
     place = Place(base, output_offset, end, tuple(takes_base(stream.kind) for stream in header.streams))
     left = [stream.length_bytes for stream in header.streams]
-    operations = Operations(place.tar)
+    operations = Operations(place.tar, place.inline)
     while place.output < end:
         operation = code_operation(numbers, place)
-        if operation.kind >= TAKE:
+        if TAKE <= operation.kind != operations_of.CHANGED:
             left[operation.kind - TAKE] -= operation.length
             if left[operation.kind - TAKE] < 0:
                 raise Refused(Reason.LENGTH, "a patch takes more of a stream than there is")

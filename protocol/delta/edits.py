@@ -4,9 +4,13 @@ What changes there are numbers behind a mark: an index grew by one because an ob
 same number stood behind the same mark before, it most likely changed alike. So places behind busy marks are asked one
 by one, each by what its number became before; changes at other places are counted from one to the next.
 
+Numbers in text are names of things that were counted, in models that were exported again above all: all that come
+after a new one grew by one. Where a chunk has such numbers, each is asked first; the rest is said of what they give.
+
 The bytes are worked on in chunks. In a chunk without changes, which is the rule, no place is looked at.
 """
 
+import re
 from collections.abc import Iterable
 from typing import Final
 
@@ -25,8 +29,11 @@ BUSY_SHARE: Final = 64  # a mark is busy as long as one place in so many changes
 _REMEMBERED: Final = 1 << 14  # numbers; then it begins anew, so that memory is bounded
 
 # Contexts: symbols below, numbers 256 times higher.
-_CHANGED, _ASKED, _MARK, _SAME_STEP, _STEP = (1024 * field for field in range(5))
-_OTHERS, _SKIPPED = 256, 512
+_CHANGED, _ASKED, _MARK, _SAME_STEP, _STEP, _COUNTED, _AS_EXPECTED = (1024 * field for field in range(7))
+_OTHERS, _SKIPPED, _SHIFT = 256, 512, 768
+
+_NUMBER: Final = re.compile(rb"[0-9]{1,9}")
+_NAME_BYTES: Final = 3  # in front of a number, that tell what it counts
 
 
 class Edits:
@@ -34,10 +41,12 @@ class Edits:
 
     Args:
         numbers: Reader or writer.
+        context: Of the first number; the others are above.
     """
 
-    def __init__(self, numbers: Numbers) -> None:
+    def __init__(self, numbers: Numbers, context: int = 0) -> None:
         self._numbers = numbers
+        self._context = context
         self._before = 0  # the last byte of the base in the chunk before
         self._chunk_changed = 0
         self._changes = [0] * 256  # of each mark, and its places in chunks with changes; halved now and then
@@ -48,6 +57,8 @@ class Edits:
         self._steps = [1] * 256  # of each mark by how much the last one changed
         self._became: dict[int, int] = {}  # by mark and number: by how much it changed last, 0 if it did not
         self._pairs: dict[int, int] = {}  # the same with the byte behind the number
+        self._counted = 0  # whether the last chunk with changes had numbers in text
+        self._shifts: dict[bytes, int] = {}  # by what is in front of a number, and by both: how it changed last
 
     def code(self, reference: Bytes, target: Bytes | None) -> Bytes:
         """Codes a chunk.
@@ -59,20 +70,57 @@ class Edits:
         Returns:
             What it becomes.
         """
-        marks = np.empty_like(reference)
-        marks[0] = self._before
-        marks[1:] = reference[:-1]
+        before = self._before
         self._before = int(reference[-1])
-        output = reference.copy()
         changed = int(target is not None and not np.array_equal(reference, target))
-        self._chunk_changed = self._numbers.symbol(_CHANGED | self._chunk_changed, 1, changed)
-        if self._chunk_changed:
-            pairs = zip(self._changes, self._places, strict=True)
-            asked = np.array([changes * BUSY_SHARE > places for changes, places in pairs])[marks]
-            self._code_busy(np.flatnonzero(asked), marks, reference, target, output)
-            self._code_others(asked, marks, reference, target, output)
-            self._learn(marks, reference, output)
+        self._chunk_changed = self._numbers.symbol(self._context + (_CHANGED | self._chunk_changed), 1, changed)
+        if not self._chunk_changed:
+            return reference.copy()
+        if len(self._shifts) > _REMEMBERED:
+            self._shifts.clear()
+        reference = self._code_counted(reference, target)
+        marks = np.empty_like(reference)
+        marks[0] = before
+        marks[1:] = reference[:-1]
+        output = reference.copy()
+        pairs = zip(self._changes, self._places, strict=True)
+        asked = np.array([changes * BUSY_SHARE > places for changes, places in pairs])[marks]
+        self._code_busy(np.flatnonzero(asked), marks, reference, target, output)
+        self._code_others(asked, marks, reference, target, output)
+        self._learn(marks, reference, output)
         return output
+
+    def _code_counted(self, reference: Bytes, target: Bytes | None) -> Bytes:
+        """Numbers in text. Gives the chunk with what became of them."""
+        old = reference.tobytes()
+        new = target.tobytes() if target is not None else old
+        found = list(_NUMBER.finditer(old))
+        worth = False
+        if target is not None:
+            changed = [
+                new[each.start() : each.end()] for each in found if new[each.start() : each.end()] != each.group()
+            ]
+            worth = 2 * sum(number.isdigit() for number in changed) > len(changed)
+        self._counted = self._numbers.symbol(self._context + (_COUNTED | self._counted), 1, int(worth))
+        if not self._counted:
+            return reference
+        output = bytearray(old)
+        for each in found:
+            start, end = each.span()
+            name = old[max(start - _NAME_BYTES, 0) : start] + b"#"
+            whole = name + each.group()
+            known = 2 if whole in self._shifts else int(name in self._shifts)
+            expected = self._shifts.get(whole, self._shifts.get(name, 0))
+            became = new[start:end]
+            shift = int(became) - int(each.group()) if became.isdigit() else 0
+            context = self._context + (_AS_EXPECTED | known << 1 | (expected != 0))
+            if self._numbers.symbol(context, 1, int(shift != expected)):
+                expected = self._numbers.signed(self._context + _SHIFT, shift)
+            self._shifts[name] = self._shifts[whole] = expected
+            if expected:
+                moved = (int(each.group()) + expected) % 10 ** (end - start)
+                output[start:end] = b"%0*d" % (end - start, moved)
+        return np.frombuffer(bytes(output), np.uint8)
 
     def _code_busy(
         self, places: npt.NDArray[np.intp], marks: Bytes, reference: Bytes, target: Bytes | None, output: Bytes
@@ -92,12 +140,12 @@ class Edits:
             step_one, step_two = became.get(one, -1), pairs.get(two, -1)
             known = (min(step_one, 1) + 1) * 3 + min(step_two, 1) + 1
             step = new[place] - number & 0xFF
-            flag = numbers.symbol(_ASKED | known << 1 | flags[mark], 1, int(step != 0))
+            flag = numbers.symbol(self._context + (_ASKED | known << 1 | flags[mark]), 1, int(step != 0))
             flags[mark] = flag
             if flag:
                 likely = step_two if step_two > 0 else step_one if step_one > 0 else steps[mark]
-                if numbers.symbol(_SAME_STEP | known, 1, int(step != likely)):
-                    likely = numbers.symbol(_STEP, 8, step)
+                if numbers.symbol(self._context + (_SAME_STEP | known), 1, int(step != likely)):
+                    likely = numbers.symbol(self._context + _STEP, 8, step)
                 step = likely
                 steps[mark] = step
                 output[place] = number + step & 0xFF
@@ -112,9 +160,9 @@ class Edits:
         others = np.flatnonzero(~asked)
         changed = np.flatnonzero(reference[others] != target[others]) if target is not None else np.empty(0, np.intp)
         at = 0
-        for number in range(self._numbers.unsigned(_OTHERS, len(changed))):
+        for number in range(self._numbers.unsigned(self._context + _OTHERS, len(changed))):
             given = int(changed[number]) if target is not None else 0
-            at += self._numbers.unsigned(_SKIPPED, given - at)
+            at += self._numbers.unsigned(self._context + _SKIPPED, given - at)
             if at >= others.size:
                 raise Refused(Reason.LENGTH, "a patch changes bytes behind the end of what it reads")
             place = int(others[at])
@@ -122,8 +170,8 @@ class Edits:
             mark, old = int(marks[place]), int(reference[place])
             step = int(target[place]) - old & 0xFF if target is not None else 0
             likely = self._steps[mark]
-            if self._numbers.symbol(_SAME_STEP | 16, 1, int(step != likely)):
-                likely = self._numbers.symbol(_STEP | 256, 8, step)
+            if self._numbers.symbol(self._context + (_SAME_STEP | 16), 1, int(step != likely)):
+                likely = self._numbers.symbol(self._context + (_STEP | 256), 8, step)
             self._steps[mark] = likely
             output[place] = old + likely & 0xFF
 

@@ -6,6 +6,7 @@ does not, as long as numbers are few. `protocol.delta.lanes` is for many.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Final, Protocol
 
 from protocol.errors import Reason, Refused
@@ -18,6 +19,7 @@ RATES: Final = tuple(2 * CERTAIN // (2 * seen + 3) for seen in range(30))
 """How far a probability moves towards the bit just coded: quickly at first, a thirtieth in the end."""
 SLOWEST: Final = len(RATES) - 1
 UNKNOWN: Final = (CERTAIN // 2, 0)
+EXPECTED: Final = 1  # what a context that is told its probability counts as having seen
 CLASS_BITS: Final = 5  # most numbers have less than 31 bits
 WIDE: Final = 31  # says that the bit length follows
 WIDE_BITS: Final = 6  # none has more than 63
@@ -41,6 +43,14 @@ class Numbers(Protocol):
 
     def plain(self, bits: int, value: int = 0) -> int:
         """A number of exactly `bits` bits that nothing is known about."""
+        ...
+
+    def given(self, probability: int, bit: int = 0) -> int:
+        """One bit that is a 0 with a probability, in units of 1/65536, that the caller knows better."""
+        ...
+
+    def expect(self, context: int, zeros: Mapping[int, int]) -> None:
+        """Tells of a symbol's context, before its first use, the probability of a 0 at some of its nodes."""
         ...
 
 
@@ -68,9 +78,24 @@ class Probabilities:
 class NumberShape(ABC):
     """How numbers are made of bits; the same in both directions."""
 
+    def __init__(self) -> None:
+        self._known = Probabilities()
+
     @abstractmethod
+    def given(self, probability: int, bit: int = 0) -> int:
+        """As `Numbers`."""
+
     def bit(self, context: int, bit: int) -> int:
         """Codes one bit in its context."""
+        probability, seen = self._known.get(context)
+        bit = self.given(probability, bit)
+        self._known.learn(context, probability, seen, bit)
+        return bit
+
+    def expect(self, context: int, zeros: Mapping[int, int]) -> None:
+        """As `Numbers`."""
+        for node, probability in zeros.items():
+            self._known.contexts.setdefault(context << 16 | node, (probability, EXPECTED))
 
     @abstractmethod
     def plain(self, bits: int, value: int = 0) -> int:
@@ -109,15 +134,14 @@ class NumberReader(NumberShape):
     """
 
     def __init__(self, data: bytes) -> None:
-        self._known = Probabilities()
+        super().__init__()
         self._data = data
         self._next = 4
         self._range = 0xFFFFFFFF
         self._code = int.from_bytes(data[:4].ljust(4, b"\0"), "big")
 
-    def bit(self, context: int, bit: int = 0) -> int:
+    def given(self, probability: int, bit: int = 0) -> int:
         """As `NumberShape`."""
-        probability, seen = self._known.get(context)
         bound = (self._range >> 16) * probability
         if self._code < bound:
             self._range = bound
@@ -126,7 +150,6 @@ class NumberReader(NumberShape):
             self._code -= bound
             self._range -= bound
             bit = 1
-        self._known.learn(context, probability, seen, bit)
         while self._range < RANGE_TOP:
             self._shift()
         return bit

@@ -6,7 +6,12 @@ and its streams before it is used.
 
 from typing import Final, NamedTuple
 
+import numpy as np
+
+from protocol import limits
 from protocol.delta.base import Base
+from protocol.delta.edits import CHUNK_BYTES, Edits
+from protocol.delta.literals import AROUND_BYTES, Literals
 from protocol.delta.numbers import Numbers
 from protocol.delta.tar import DIGEST, ENTRIES, HEAD, PAD, STAMP, TarPlace
 from protocol.delta.tar import KINDS as TAR_KINDS
@@ -15,12 +20,17 @@ from protocol.errors import Reason, Refused
 
 COPY: Final = 0  # bytes of the base
 FILL: Final = 1  # one byte, many times
+NEW: Final = 7  # few new bytes, coded where they stand
 TAKE: Final = 8  # from here on: the next bytes of stream `kind - TAKE`
+CHANGED: Final = 40  # bytes of the base with few changes, coded where they stand
+INLINE: Final = (NEW, CHANGED)
 KIND_BITS: Final = 6
 AGAIN_BITS: Final = 4
 OPERATION_NAMES: Final = {
     COPY: "copy",
     FILL: "fill",
+    NEW: "new",
+    CHANGED: "changed",
     ENTRIES: "tar entries",
     HEAD: "tar header",
     STAMP: "tar stamp",
@@ -29,12 +39,22 @@ OPERATION_NAMES: Final = {
 }
 
 # Contexts of the numbers, each a count of its own.
-_KIND, _JUMP, _SKIP, _LENGTH, _BYTE, _TO_END, _HEADER, _AGAIN = range(8)
+_KIND, _JUMP, _SKIP, _LENGTH, _BYTE, _TO_END, _HEADER, _AGAIN, _BACK = range(9)
+_NEAR: Final = 256  # a base that is read so much further off has been left for another place
+_EDITS: Final = 1 << 16  # added to those of changed bytes
+_SAID_BYTES: Final = 4  # a longer number of a length in the base is not looked for
+_LIKELY_KINDS: Final = {1: 55000}
 _NO_CONTENT, _IN_CONTENT, _BEHIND_CONTENT = range(3)  # where the output stands in the file behind a tar header
 
-FOLLOWS, ALONGSIDE, ELSEWHERE = range(3)
+FOLLOWS, ALONGSIDE, ELSEWHERE, BACK = range(4)
 """Where an operation reads the base: right behind the last one that read it, as far from the output as the last one
-was, or somewhere else."""
+was, somewhere else, or near to where it was read before it was read somewhere else."""
+
+
+SAID, AS_AFTER, TO_END, AS_BEFORE, RECENT = range(5)
+"""How a length is said: in full, as the one after the last one was the time before, up to the end of the group, as the
+number says that stands in the base before the bytes that are read (files of protocol buffers have the length of a
+tensor there), or so many back."""
 
 
 class Operation(NamedTuple):
@@ -44,7 +64,8 @@ class Operation(NamedTuple):
         kind: `COPY`, `FILL`, one of `protocol.delta.tar`, or `TAKE` and the number of a stream.
         length: Of its output, in bytes.
         base: Where it reads the base, or -1 when it does not.
-        value: The byte of `FILL`, how many `ENTRIES`; for `DIGEST` see `digest_value`.
+        value: The byte of `FILL`, how many `ENTRIES`; for `DIGEST` see `digest_value`; for `NEW` and `CHANGED` where
+            their bytes stand among those of the group.
     """
 
     kind: int
@@ -71,11 +92,11 @@ class Lengths:
         self._next: dict[tuple[int, int], int] = {}
 
     def way(self, kind: int, length: int) -> int:
-        """How to say a length of an operation of this kind: 0 for one that has to be said in full."""
+        """How to say a length of an operation of this kind: `SAID` for one that has to be said in full."""
         recent = self._recent.get(kind, [])
         if recent and self._next.get((kind, recent[0])) == length:
-            return 1
-        return 2 + recent.index(length) if length in recent else 0
+            return AS_AFTER
+        return RECENT + recent.index(length) if length in recent else SAID
 
     def get(self, kind: int, way: int) -> int:
         """The length that was meant.
@@ -84,11 +105,11 @@ class Lengths:
             Refused: `METADATA`: there is none.
         """
         recent = self._recent.get(kind, [])
-        if way == 1 and recent and (kind, recent[0]) in self._next:
+        if way == AS_AFTER and recent and (kind, recent[0]) in self._next:
             return self._next[kind, recent[0]]
-        if not 0 <= way - 2 < len(recent):
+        if not 0 <= way - RECENT < len(recent):
             raise Refused(Reason.METADATA, "a patch repeats a length that was not there")
-        return recent[way - 2]
+        return recent[way - RECENT]
 
     def add(self, kind: int, length: int) -> None:
         """Remembers a length, the last one first."""
@@ -98,7 +119,7 @@ class Lengths:
         if length in recent:
             recent.remove(length)
         recent.insert(0, length)
-        del recent[(1 << AGAIN_BITS) - 2 :]
+        del recent[(1 << AGAIN_BITS) - RECENT :]
 
 
 class Place:
@@ -112,7 +133,11 @@ class Place:
     """
 
     def __init__(self, base: Base, output: int, end: int, takes_base: tuple[bool, ...]) -> None:
+        self.base = base
         self.base_bytes = base.length_bytes
+        self.inline = bytearray()
+        self.literals: Literals | None = None
+        self.edits: Edits | None = None
         self.takes_base = takes_base
         self.output = output
         self.end = end
@@ -120,12 +145,13 @@ class Place:
         self.tar = TarPlace(base)
         self.base_end = output
         self.displacement = 0
+        self.left = 0
         self.last_kind = 0
         self.lengths = Lengths()
 
     def reads_base(self, kind: int) -> bool:
         """Whether an operation of this kind reads the base."""
-        return kind in (COPY, STAMP) or (kind >= TAKE and self.takes_base[kind - TAKE])
+        return kind in (COPY, STAMP, CHANGED) or (kind >= TAKE and self.takes_base[kind - TAKE])
 
     @property
     def in_content(self) -> int:
@@ -138,7 +164,10 @@ class Place:
         """Moves on behind an operation."""
         if operation.base >= 0:
             self.base_end = operation.base + operation.length
-            self.displacement = operation.base - self.output
+            displacement = operation.base - self.output
+            if abs(displacement - self.displacement) > _NEAR:
+                self.left = self.displacement
+            self.displacement = displacement
         self.output += operation.length
         self.last_kind = operation.kind
 
@@ -158,36 +187,94 @@ def code_operation(
         Refused: `LIMIT`, `METADATA`: it reads outside of the base, or names no stream.
     """
     context = place.in_content << 12 | _KIND << 6 | place.last_kind
+    numbers.expect(context, _LIKELY_KINDS)
     kind = numbers.symbol(context, KIND_BITS, given.kind if given else 0)
     if kind in TAR_KINDS:
         operation = _code_tar(numbers, place, kind, given, target)
         place.after(operation)
         return operation
-    if COPY != kind != FILL and not TAKE <= kind < TAKE + len(place.takes_base):
+    if kind not in (COPY, FILL, *INLINE) and not TAKE <= kind < TAKE + len(place.takes_base):
         raise Refused(Reason.METADATA, f"operation {kind} in a patch")
     base = -1
     if place.reads_base(kind):
         base = _code_base(numbers, place, kind, given.base if given else 0)
-    length = _code_length(numbers, place, kind, given.length if given else 1)
+    length = _code_length(numbers, place, kind, given.length if given else 1, base)
     value = numbers.symbol(_BYTE << 6, 8, given.value if given else 0) if kind == FILL else 0
     if place.output + length > place.end:
         raise Refused(Reason.LENGTH, "a group of a patch whose operations give more than it says")
     if base >= 0 and base + length > place.base_bytes:
         raise Refused(Reason.LIMIT, "a patch reads behind the end of its base")
+    if kind in INLINE:
+        value = len(place.inline)
+        code_inline = _code_new if kind == NEW else _code_changed
+        place.inline += code_inline(numbers, place, length, base, target)
     operation = Operation(kind, length, base, value)
     place.after(operation)
     return operation
 
 
-def _code_length(numbers: Numbers, place: Place, kind: int, given: int) -> int:
+def _code_new(numbers: Numbers, place: Place, length: int, base: int, target: memoryview | None) -> bytes:
+    """New bytes, from what stands in the base around the place where it was read last."""
+    if place.literals is None:
+        place.literals = Literals(numbers)
+    if place.literals.done_bytes + length > limits.GROUP_NEW_BYTES:
+        raise Refused(Reason.LIMIT, "a group of a patch with too many new bytes among its operations")
+    middle = min(place.base_end, place.base_bytes)
+    start, end = max(middle - AROUND_BYTES, 0), min(middle + AROUND_BYTES, place.base_bytes)
+    before, after = place.base.read(start, middle - start), place.base.read(middle, end - middle)
+    return place.literals.code(before, after, length, bytes(target) if target is not None else None)
+
+
+def _code_changed(numbers: Numbers, place: Place, length: int, base: int, target: memoryview | None) -> bytes:
+    """Bytes of the base with few changes."""
+    if place.edits is None:
+        place.edits = Edits(numbers, _EDITS)
+    if len(place.inline) + length > limits.GROUP_NEW_BYTES + limits.GROUP_CHANGED_BYTES:
+        raise Refused(Reason.LIMIT, "a group of a patch with too many changed bytes among its operations")
+    old = np.frombuffer(place.base.read(base, length), np.uint8)
+    new = np.frombuffer(target, np.uint8) if target is not None else None
+    output = bytearray()
+    for at in range(0, length, CHUNK_BYTES):
+        chunk = slice(at, at + CHUNK_BYTES)
+        output += place.edits.code(old[chunk], new[chunk] if new is not None else None).tobytes()
+    return bytes(output)
+
+
+def _code_length(numbers: Numbers, place: Place, kind: int, given: int, base: int) -> int:
     if place.in_content == _IN_CONTENT:
         left = place.content_end - place.output
         if numbers.symbol(_TO_END << 6 | kind, 1, int(given == left)):
             return left
-    way = numbers.symbol(_AGAIN << 6 | kind, AGAIN_BITS, place.lengths.way(kind, given))
-    length = place.lengths.get(kind, way) if way else 1 + numbers.unsigned(_LENGTH << 6 | kind, given - 1)
+    to_end = place.end - place.output
+    way = (
+        TO_END
+        if given == to_end
+        else AS_BEFORE
+        if given == _said_before(place, base)
+        else place.lengths.way(kind, given)
+    )
+    match numbers.symbol(_AGAIN << 6 | kind, AGAIN_BITS, way):
+        case 0:
+            length = 1 + numbers.unsigned(_LENGTH << 6 | kind, given - 1)
+        case 2:
+            return to_end
+        case 3:
+            length = _said_before(place, base)
+        case way:
+            length = place.lengths.get(kind, way)
     place.lengths.add(kind, length)
     return length
+
+
+def _said_before(place: Place, base: int) -> int:
+    """The LEB128 that ends in front of a place in the base; at least 1."""
+    number = 1
+    if base > 0:
+        *rest, last = place.base.read(max(base - _SAID_BYTES, 0), min(base, _SAID_BYTES))
+        number = last & 0x7F
+        while rest and rest[-1] > 0x7F:
+            number = number << 7 | rest.pop() & 0x7F
+    return max(number, 1)
 
 
 def _code_tar(
@@ -248,9 +335,11 @@ def _code_header(numbers: Numbers, place: Place, kind: int, given: int) -> int:
 
 def _code_base(numbers: Numbers, place: Place, kind: int, given: int) -> int:
     alongside = place.displacement + place.output
+    back = place.left + place.output
     jump = FOLLOWS if given == place.base_end else ALONGSIDE if given == alongside else ELSEWHERE
-    jump = numbers.symbol(_JUMP << 6 | kind, 2, jump)
-    match jump:
+    if jump == ELSEWHERE and abs(given - back) < abs(given - place.base_end):
+        jump = BACK
+    match numbers.symbol(_JUMP << 6 | kind, 2, jump):
         case 0:
             base = place.base_end
         case 1:
@@ -258,7 +347,7 @@ def _code_base(numbers: Numbers, place: Place, kind: int, given: int) -> int:
         case 2:
             base = place.base_end + numbers.signed(_SKIP << 6 | kind, given - place.base_end)
         case _:
-            raise Refused(Reason.METADATA, "a patch reads its base in an unknown way")
+            base = back + numbers.signed(_BACK << 6 | kind, given - back)
     if not 0 <= base < place.base_bytes:
         raise Refused(Reason.LIMIT, "a patch reads outside of its base")
     return base

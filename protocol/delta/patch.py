@@ -17,13 +17,15 @@ from protocol.transfer import Sha256Bytes
 from protocol.wire import Message, unpack
 
 CODEC: Final = 1
-"""The version of the codec, the first byte of each group. A patch is offered to agents that say they apply it."""
+"""The version of the codec, in the first byte of each group. A patch is offered to agents that say they apply it."""
+CODEC_BITS: Final = 3  # of that byte; the others are the number of streams
 
 BEHIND: Final = 3
 CODE: Final = 16  # the kinds of streams that `held_bytes` tells apart; the others stand in `streams`
 EDITS: Final = 32
 MAGIC: Final = b"HLD1"
-DIGEST_PREFIX_BYTES: Final = 6  # in a patch file, against mistakes; the signed plan carries the whole digests
+INDEXED_MAGIC: Final = b"HLDI"  # the length of the index and the index follow the prefixes
+DIGEST_PREFIX_BYTES: Final = 4  # in a patch file, against mistakes; the signed plan carries the whole digests
 PATCH_HEAD_BYTES: Final = 64  # more than what stands before the index of a patch file
 
 
@@ -48,6 +50,18 @@ def parse_patch_index(data: bytes, output_bytes: int, payload_bytes: int) -> Pat
         raise Refused(Reason.LENGTH, f"a patch index for {index.output_bytes} bytes where {output_bytes} are signed")
     if len(index.segments) != -(-payload_bytes // index.segment_bytes):
         raise Refused(Reason.LENGTH, f"a patch index of {len(index.segments)} segments for {payload_bytes} bytes")
+    return index
+
+
+def read_patch_index(data: bytes) -> PatchIndex:
+    """Reads the index of a patch file, which no plan signed lengths for.
+
+    Raises:
+        Refused: `METADATA`, `LENGTH`, `LIMIT`: malformed, or for more than any artifact has.
+    """
+    index = unpack(data, PatchIndex, limit=limits.INDEX_BYTES)
+    if index.output_bytes > limits.ARTIFACT_BYTES:
+        raise Refused(Reason.LIMIT, f"a patch for {index.output_bytes} bytes")
     return index
 
 
@@ -93,17 +107,15 @@ def read_group_header(data: bytes) -> GroupHeader | None:
     """
     if not data:
         return None
-    if data[0] != CODEC:
-        raise Refused(Reason.METADATA, f"a patch of codec version {data[0]}; this agent applies version {CODEC}")
+    count, version = divmod(data[0], 1 << CODEC_BITS)
+    if version != CODEC:
+        raise Refused(Reason.METADATA, f"a patch of codec version {version}; this agent applies version {CODEC}")
     try:
         at = 1
         output_bytes, at = read_varint(data, at)
         control_bytes, at = read_varint(data, at)
-        count, at = read_varint(data, at)
         if not 0 < output_bytes <= limits.GROUP_OUTPUT_BYTES or control_bytes > limits.GROUP_CONTROL_BYTES:
             raise Refused(Reason.LIMIT, f"a group of {output_bytes} bytes with {control_bytes} bytes of operations")
-        if count > limits.GROUP_STREAMS:
-            raise Refused(Reason.LIMIT, f"a group of {count} streams")
         streams = []
         for _ in range(count):
             kind, at = read_varint(data, at)
@@ -143,9 +155,8 @@ def write_group(output_bytes: int, control: bytes, streams: list[tuple[int, int,
         control: The coded operations.
         streams: For each its kind, decoded length and coded bytes.
     """
-    head = bytearray([CODEC])
-    for number in (output_bytes, len(control), len(streams)):
-        head += varint(number)
+    head = bytearray([CODEC | len(streams) << CODEC_BITS])
+    head += varint(output_bytes) + varint(len(control))
     for kind, length_bytes, coded in streams:
         head += varint(kind) + varint(length_bytes) + varint(len(coded))
     return b"".join((head, control, *(coded for _, _, coded in streams)))
@@ -158,22 +169,20 @@ class PatchFile:
     Args:
         base_prefix: The first bytes of the base's sha256.
         output_prefix: The first bytes of the result's sha256.
-        output_bytes: Length of the result.
         index: The exact bytes of the index, empty for a payload of at most 1 MiB.
         payload_offset: Where the payload begins in the file; it runs to the end.
     """
 
     base_prefix: bytes
     output_prefix: bytes
-    output_bytes: int
     index: bytes
     payload_offset: int
 
 
-def write_patch_head(base_sha256: bytes, output_sha256: bytes, output_bytes: int, index: bytes) -> bytes:
+def write_patch_head(base_sha256: bytes, output_sha256: bytes, index: bytes) -> bytes:
     """What stands before the payload in a patch file. Hashes are raw, 32 bytes."""
     prefixes = base_sha256[:DIGEST_PREFIX_BYTES] + output_sha256[:DIGEST_PREFIX_BYTES]
-    return MAGIC + prefixes + varint(output_bytes) + varint(len(index)) + index
+    return INDEXED_MAGIC + prefixes + varint(len(index)) + index if index else MAGIC + prefixes
 
 
 def patch_head_bytes(data: bytes) -> int:
@@ -185,7 +194,7 @@ def patch_head_bytes(data: bytes) -> int:
     Raises:
         Refused: `METADATA`, `LENGTH`, `LIMIT`: no patch file, or a torn one.
     """
-    return _lengths_of_head(data)[2]
+    return _bounds_of_index(data)[1]
 
 
 def read_patch_head(data: bytes) -> PatchFile:
@@ -197,26 +206,28 @@ def read_patch_head(data: bytes) -> PatchFile:
     Raises:
         Refused: `METADATA`, `LENGTH`, `LIMIT`: no patch file, or a torn one.
     """
-    output_bytes, index_at, end = _lengths_of_head(data)
+    index_at, end = _bounds_of_index(data)
     if len(data) < end:
-        raise Refused(Reason.LENGTH, "the patch file ends in its index")
+        raise Refused(Reason.LENGTH, "the patch file ends in its head")
     middle = len(MAGIC) + DIGEST_PREFIX_BYTES
     prefixes = data[len(MAGIC) : middle], data[middle : middle + DIGEST_PREFIX_BYTES]
-    return PatchFile(*prefixes, output_bytes, data[index_at:end], end)
+    return PatchFile(*prefixes, data[index_at:end], end)
 
 
-def _lengths_of_head(data: bytes) -> tuple[int, int, int]:
-    """Length of the output, where the index begins and where it ends."""
-    if data[: len(MAGIC)] != MAGIC:
+def _bounds_of_index(data: bytes) -> tuple[int, int]:
+    """Where the index begins and where it ends: at once when there is none."""
+    at = len(MAGIC) + 2 * DIGEST_PREFIX_BYTES
+    if data[: len(MAGIC)] == MAGIC:
+        return at, at
+    if data[: len(MAGIC)] != INDEXED_MAGIC:
         raise Refused(Reason.METADATA, "this is no patch file", hint="make one with `scripts/delta encode`")
     try:
-        output_bytes, at = read_varint(data, len(MAGIC) + 2 * DIGEST_PREFIX_BYTES)
         index_bytes, at = read_varint(data, at)
     except IndexError:
         raise Refused(Reason.LENGTH, "the patch file ends in its head") from None
-    if output_bytes > limits.ARTIFACT_BYTES or index_bytes > limits.INDEX_BYTES:
-        raise Refused(Reason.LIMIT, f"a patch for {output_bytes} bytes with an index of {index_bytes}")
-    return output_bytes, at, at + index_bytes
+    if not 0 < index_bytes <= limits.INDEX_BYTES:
+        raise Refused(Reason.LIMIT, f"a patch file with an index of {index_bytes} bytes")
+    return at, at + index_bytes
 
 
 def varint(number: int) -> bytes:

@@ -22,6 +22,7 @@ from protocol.delta.patch import (
     patch_head_bytes,
     read_group_header,
     read_patch_head,
+    read_patch_index,
 )
 from protocol.errors import Reason, Refused
 from server.delta.gzip_file import FileBase, deflate, inflate, is_gzip, refuse_other_zlib
@@ -91,6 +92,7 @@ def _apply_plain(old: Path, patch: Path, offset: int, output: Path, progress: Pr
         if _sha256(base_file)[:DIGEST_PREFIX_BYTES] != head.base_prefix:
             raise _refuse_other_base(old)
         base = FileBase(base_file)
+        output_bytes = announced_bytes(source, head)
         whole = hashlib.sha256()
         done = groups = 0
         with replacing(output) as part:
@@ -100,14 +102,14 @@ def _apply_plain(old: Path, patch: Path, offset: int, output: Path, progress: Pr
                 part.append(data)
                 whole.update(data)
                 done += len(data)
-                progress(done, head.output_bytes)
+                progress(done, output_bytes)
 
             for header, group in read_groups(source, head):
-                if done + header.output_bytes > head.output_bytes:
+                if done + header.output_bytes > output_bytes:
                     raise Refused(Reason.LENGTH, "the patch gives more than it says")
                 apply_group(group, base, done, write)
                 groups += 1
-            if done != head.output_bytes or whole.digest()[:DIGEST_PREFIX_BYTES] != head.output_prefix:
+            if done != output_bytes or whole.digest()[:DIGEST_PREFIX_BYTES] != head.output_prefix:
                 raise Refused(Reason.HASH, "the result is not what the patch promises: the patch is damaged")
     return Applied(output_bytes=done, output_sha256=whole.hexdigest(), groups=groups)
 
@@ -116,6 +118,25 @@ def open_patch(source: BinaryIO) -> PatchFile:
     """Reads the head of a patch file, goes to its payload, and takes an envelope for a part of the head."""
     envelope = read_envelope(source)
     return _read_head(source, envelope.length_bytes if envelope is not None else 0)
+
+
+def announced_bytes(source: BinaryIO, head: PatchFile) -> int:
+    """The length of the result: what the index says, or where there is none, what the few groups say together.
+
+    Args:
+        source: At the beginning of the payload, where it is left.
+        head: Of the file.
+
+    Raises:
+        Refused: The file is torn or damaged.
+    """
+    if head.index:
+        return read_patch_index(head.index).output_bytes
+    output_bytes = sum(header.output_bytes for header, _ in read_groups(source, head))
+    source.seek(head.payload_offset)
+    if output_bytes > limits.ARTIFACT_BYTES:
+        raise Refused(Reason.LIMIT, f"a patch for {output_bytes} bytes")
+    return output_bytes
 
 
 def read_groups(source: BinaryIO, head: PatchFile) -> Iterator[tuple[GroupHeader, bytes]]:
@@ -192,7 +213,7 @@ def _checked(source: BinaryIO, head: PatchFile) -> Iterator[bytes]:
             raise Refused(Reason.LENGTH, f"{payload_bytes} bytes of payload without an index")
         yield from pieces_of(source)
         return
-    index = parse_patch_index(head.index, head.output_bytes, payload_bytes)
+    index = parse_patch_index(head.index, read_patch_index(head.index).output_bytes, payload_bytes)
     for number, digest in enumerate(index.segments):
         segment = source.read(index.segment_bytes)
         if hashlib.sha256(segment).digest() != digest:

@@ -72,7 +72,7 @@ def _check(order: Order, made: Encoded) -> None:
         whole.update(data)
         done += len(data)
 
-    head = PatchFile(b"", b"", made.output_bytes, made.index or b"", 0)
+    head = PatchFile(b"", b"", made.index or b"", 0)
     with Path(order.payload).open("rb") as payload, Path(order.old).open("rb", buffering=0) as old:
         base = FileBase(old)
         for _, group in read_groups(payload, head):

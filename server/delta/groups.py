@@ -14,11 +14,12 @@ from protocol.delta import streams
 from protocol.delta.addresses import find_places
 from protocol.delta.edits import CHUNK_BYTES, Edits
 from protocol.delta.lowrank import BF16, F16, F32, I32
-from protocol.delta.operations import COPY, FILL, TAKE, Operation, Place, code_operation, digest_value
+from protocol.delta.operations import CHANGED, COPY, FILL, NEW, TAKE, Operation, Place, code_operation, digest_value
 from protocol.delta.patch import BEHIND, CODE, EDITS, write_group
 from protocol.delta.streams import LZMA, STORED, ZSTD, lzma_filter, takes_base
 from protocol.delta.tar import DIGEST, ENTRIES, HEAD, PAD, STAMP
 from protocol.delta.tar_blocks import BLOCK_BYTES
+from server.delta import few
 from server.delta.archives.members import encode_members
 from server.delta.behind import compress_behind
 from server.delta.code import encode_code
@@ -30,6 +31,10 @@ from server.delta.pieces import ELEMENT_BYTES, WHOLE, How, Piece
 
 LEAST_WORTH_A_STREAM: Final = 32  # bytes; fewer are stored
 TRIMMED_BYTES: Final = 1 << 18  # up to here the dozen bytes at a stream's end are worth looking for
+NEW_BYTES: Final = 2048  # up to here new bytes may be coded among the operations, at some ten thousand a second
+OTHER_BYTES: Final = 1 << 14  # of other streams, where several ways to say a group are tried
+TRIED_BYTES: Final = 256  # up to here new bytes are worth trying many ways
+MOST_PIECES: Final = 1 << 12  # likewise
 FEW_EDITS: Final = 1 << 12  # bytes of changed code: more are not worth trying in that way
 _UNCODED: Final = {How.COPY: COPY, How.FILL: FILL, How.ENTRIES: ENTRIES, How.PAD: PAD}
 _CODED: Final = {How.HEAD: HEAD, How.STAMP: STAMP, How.DIGEST: DIGEST}  # operations that the applier makes in memory
@@ -139,13 +144,73 @@ def encode_group(group: GroupPlan, old: memoryview, new: memoryview) -> bytes:
         old: The base.
         new: The result.
     """
+    pieces = few.filled(group.pieces, group.output_offset, new)
+    ways = [pieces]
+    if any(piece.how in few.DIFFERENCES for piece in pieces):
+        thinned = few.sparse(pieces, group.output_offset, old, new)
+        ways += [thinned] if thinned != pieces else []
+    pieces, shortest = min(((way, _coded(group, way, old, new)) for way in ways), key=lambda each: len(each[1]))
+    others = sum(piece.length for piece in pieces if piece.how not in few.NEW | few.READ and piece.how not in _UNCODED)
+    if others > OTHER_BYTES or len(pieces) > MOST_PIECES or any(piece.how is How.HEAD for piece in pieces):
+        return shortest  # in archives it takes long and gives little
+    return min(shortest, _put_otherwise(group, pieces, old, new, shortest), key=len)
+
+
+def _put_otherwise(group: GroupPlan, pieces: list[Piece], old: memoryview, new: memoryview, shortest: bytes) -> bytes:
+    """The shortest of some ways to put the pieces: first how the base is read, then what is not worth reading there."""
+    start = group.output_offset
+    tidied = few.tidied(pieces, start, new)
+    if not _few_new(tidied):
+        return shortest
+    beside = few.alongside(pieces, start, old, new)
+    ways, leasts = [beside], few.LEAST_COPIES[:0]
+    if sum(piece.length for piece in tidied if piece.how in few.NEW) <= TRIED_BYTES:
+        ways += [pieces, few.spelled(pieces, start, old, new), few.spelled(beside, start, old, new)]
+        leasts = few.LEAST_COPIES
+    tried = [pieces]
+
+    def coded(way: list[Piece], least: int) -> bytes:
+        put = few.tidied(few.absorbed(way, least), start, new)
+        if put in tried or not _few_new(put) or not _few_edits(put):
+            return shortest
+        tried.append(put)
+        return encode_pieces(group, put, old, new, few.NEW | {How.EDITS})
+
+    found = [coded(way, 0) for way in ways]
+    best = min(range(len(ways)), key=lambda way: len(found[way]))
+    found += [coded(ways[best], least) for least in leasts]
+    return min(found, key=len)
+
+
+def _few_new(pieces: list[Piece]) -> bool:
+    return sum(piece.length for piece in pieces if piece.how in few.NEW) <= NEW_BYTES
+
+
+def _few_edits(pieces: list[Piece]) -> bool:
+    return sum(piece.length for piece in pieces if piece.how is How.EDITS) <= limits.GROUP_CHANGED_BYTES
+
+
+def _coded(group: GroupPlan, pieces: list[Piece], old: memoryview, new: memoryview) -> bytes:
+    """The group made of pieces, of which those that are few are coded among the operations, where that is shorter."""
+    hows = {piece.how for piece in pieces}
+    inline = frozenset({How.EDITS}) if How.EDITS in hows and _few_edits(pieces) else frozenset()
+    coded = encode_pieces(group, pieces, old, new, inline)
+    if hows & few.NEW and _few_new(pieces):
+        coded = min(coded, encode_pieces(group, pieces, old, new, inline | few.NEW), key=len)
+    return coded
+
+
+def encode_pieces(
+    group: GroupPlan, pieces: list[Piece], old: memoryview, new: memoryview, inline: frozenset[How]
+) -> bytes:
+    """The group made of pieces, some kinds of which are coded among the operations."""
     filled: dict[How, _Stream] = {}
     numbers: dict[How, int] = {}
     operations = []
-    heads = _heads(group)
+    heads = _heads(group.output_offset, pieces)
     first = min(heads, default=-1)
     at = group.output_offset
-    for whole in group.pieces:
+    for whole in pieces:
         piece = whole
         if piece.how is How.HEAD and piece.base < 0 and at + BLOCK_BYTES == first:  # the one before is in another group
             piece = piece._replace(base=0)
@@ -157,6 +222,8 @@ def encode_group(group: GroupPlan, old: memoryview, new: memoryview) -> bytes:
             kind = _UNCODED[piece.how]
         elif piece.how in _CODED:
             kind = _CODED[piece.how]
+        elif piece.how in inline:
+            kind = CHANGED if piece.how is How.EDITS else NEW
         else:
             kind = TAKE + numbers.setdefault(piece.how, len(numbers))
             stream = filled.setdefault(piece.how, _Stream(piece.how))
@@ -185,17 +252,17 @@ def encode_group(group: GroupPlan, old: memoryview, new: memoryview) -> bytes:
     return write_group(group.output_bytes, writer.finish(), coded)
 
 
-def _heads(group: GroupPlan) -> dict[int, int]:
+def _heads(output_offset: int, pieces: list[Piece]) -> dict[int, int]:
     """The number of each file that begins in a group, by the offset of its content; -1 for one that does not end."""
     heads: dict[int, int] = {}
-    at = group.output_offset
+    at = output_offset
     last = -1
-    for piece in group.pieces:
+    for piece in pieces:
         if piece.how is How.HEAD:
             last = at + BLOCK_BYTES
             heads[last] = len(heads)
         at += piece.length
-    if last >= 0 and group.pieces[-1].how not in (How.PAD, How.FILL, How.ENTRIES):
+    if last >= 0 and pieces[-1].how not in (How.PAD, How.FILL, How.ENTRIES):
         heads[last] = -1
     return heads
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from protocol import limits
 from protocol.delta.patch import GroupHeader
 from protocol.delta.streams import kind_name
-from server.delta.applying import open_patch, read_groups
+from server.delta.applying import announced_bytes, open_patch, read_groups
 
 
 @dataclass
@@ -42,7 +42,7 @@ def describe(patch: Path) -> Description:
         patch_bytes = patch.stat().st_size
         payload_bytes = patch_bytes - head.payload_offset
         segments = -(-payload_bytes // limits.PATCH_SEGMENT_BYTES) if head.index else 1
-        found = Description(patch_bytes, head.output_bytes, len(head.index), segments)
+        found = Description(patch_bytes, announced_bytes(source, head), len(head.index), segments)
         found.kinds["head"] = Kind(patch_bytes=head.payload_offset - len(head.index))
         if head.index:
             found.kinds["index"] = Kind(patch_bytes=len(head.index))

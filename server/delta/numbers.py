@@ -1,27 +1,25 @@
 """The writing side of `protocol.delta.numbers`."""
 
-from protocol.delta.numbers import RANGE_TOP, NumberShape, Probabilities
+from protocol.delta.numbers import RANGE_TOP, NumberShape
 
 
 class NumberWriter(NumberShape):
     """An adaptive binary range coder: `low` is the lower end of what is left, carries run back into bytes written."""
 
     def __init__(self) -> None:
-        self._known = Probabilities()
+        super().__init__()
         self._low = 0
         self._range = 0xFFFFFFFF
         self._out = bytearray()
 
-    def bit(self, context: int, bit: int) -> int:
+    def given(self, probability: int, bit: int = 0) -> int:
         """As `NumberShape`."""
-        probability, seen = self._known.get(context)
         bound = (self._range >> 16) * probability
         if bit:
             self._low += bound
             self._range -= bound
         else:
             self._range = bound
-        self._known.learn(context, probability, seen, bit)
         while self._range < RANGE_TOP:
             self._shift()
         return bit

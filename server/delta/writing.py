@@ -3,6 +3,7 @@
 import dataclasses
 import tempfile
 from pathlib import Path
+from typing import Final
 
 from protocol.delta.envelope import Envelope, write_envelope
 from protocol.delta.patch import DIGEST_PREFIX_BYTES, write_patch_head
@@ -10,6 +11,8 @@ from server.delta.applying import Progress, inflated, pieces_of, replacing, sha2
 from server.delta.encode import Encoded, EncodeOptions, encode
 from server.delta.gzip_file import find_recipe, is_gzip
 from signing.durable import TEMPORARY_PREFIX
+
+SMALL_BYTES: Final = 512  # of a patch with an envelope: up to here one without is tried
 
 
 def write_patch(old: Path, new: Path, patch: Path, *, options: EncodeOptions, progress: Progress) -> Encoded:
@@ -23,8 +26,21 @@ def write_patch(old: Path, new: Path, patch: Path, *, options: EncodeOptions, pr
     if is_gzip(old) or is_gzip(new):
         made = _write_enveloped(old, new, patch, options, progress)
         if made is not None:
-            return made
+            return _shorter(made, old, new, patch, options)
     return _write_plain(old, new, patch, options=options, progress=progress, envelope=b"")
+
+
+def _shorter(made: Encoded, old: Path, new: Path, patch: Path, options: EncodeOptions) -> Encoded:
+    """The patch that is there, or one without its envelope: a tiny one may be mostly that."""
+    if patch.stat().st_size > SMALL_BYTES:
+        return made
+    enveloped = patch.read_bytes()
+    plain = _write_plain(old, new, patch, options=options, progress=lambda done, total: None, envelope=b"")
+    if patch.stat().st_size < len(enveloped):
+        return plain
+    with replacing(patch) as file:
+        file.append(enveloped)
+    return made
 
 
 def _write_enveloped(old: Path, new: Path, patch: Path, options: EncodeOptions, progress: Progress) -> Encoded | None:
@@ -58,9 +74,8 @@ def _write_plain(
 ) -> Encoded:
     with tempfile.TemporaryFile(dir=patch.absolute().parent) as payload:
         made = encode(old, new, payload, options=options, progress=progress)
-        head = write_patch_head(
-            bytes.fromhex(made.base_sha256), bytes.fromhex(made.output_sha256), made.output_bytes, made.index or b""
-        )
+        digests = bytes.fromhex(made.base_sha256), bytes.fromhex(made.output_sha256)
+        head = write_patch_head(*digests, made.index or b"")
         payload.seek(0)
         with replacing(patch) as file:
             file.append(envelope + head)

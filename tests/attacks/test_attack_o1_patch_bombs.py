@@ -8,7 +8,7 @@ import zstandard
 from device.transfer import PatchFailedError
 from device.transfer.child_applier import ChildApplier
 from protocol.delta.patch import write_group
-from protocol.delta.streams import LZMA, STORED, ZSTD
+from protocol.delta.streams import LZMA, ZSTD
 from protocol.errors import Reason
 from protocol.limits import MIB
 from tests.attacks.test_attack_o2_patched_machine import SignedPatch, machine
@@ -37,7 +37,6 @@ BOMBS = {
     "a window of 128 MiB": write_group(1000, b"", [(ZSTD, 1000, wide_window(bytes(300 * MIB)))]),
     "LZMA that goes on": write_group(1000, b"", [(LZMA, 1000, raw_lzma(bytes(100 * MIB)))]),
     "a group of 65 MiB": write_group(65 * MIB, b"", []),
-    "33 streams": write_group(1000, b"", [(STORED, 1, b"x")] * 33),
     "operations of a megabyte": write_group(1000, bytes(MIB - 100), []),
 }
 

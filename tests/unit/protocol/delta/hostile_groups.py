@@ -11,7 +11,8 @@ import numpy as np
 from protocol.delta.apply import apply_group
 from protocol.delta.patch import read_group_header, write_group
 from protocol.errors import Refused
-from server.delta.groups import ViewBase, cut_groups, encode_group
+from server.delta.few import NEW
+from server.delta.groups import ViewBase, cut_groups, encode_pieces
 from server.delta.pieces import How, Piece
 from tests.unit.server.delta.archive_files import archive, sent
 from tests.unit.server.delta.archive_lists import package
@@ -69,10 +70,11 @@ def outcome(group: bytes, base: bytes, output_offset: int = 0) -> int | None:
     return written
 
 
-def planned(name: str, base: bytes, output: bytes, *pieces: Piece) -> Seed:
-    """The one group of these pieces."""
+def planned(name: str, base: bytes, output: bytes, *pieces: Piece, inline: bool = False) -> Seed:
+    """The one group of these pieces, the new and edited ones among the operations or in streams."""
     (plan,) = cut_groups(pieces)
-    return Seed(name, base, encode_group(plan, memoryview(base), memoryview(output)), output)
+    hows = NEW | {How.EDITS} if inline else frozenset()
+    return Seed(name, base, encode_pieces(plan, plan.pieces, memoryview(base), memoryview(output), hows), output)
 
 
 @cache
@@ -111,9 +113,11 @@ def seeds() -> tuple[Seed, ...]:
         edited[place] ^= 1
     whole = Piece(How.EDITS, len(text), 0)
     made.append(planned("edits", text, bytes(edited), whole))
+    made.append(planned("changed", text, bytes(edited), whole, inline=True))
     mixed = text[100:400] + bytes(900) + text[:64] + noisy
     pieces = Piece(How.COPY, 300, 100), Piece(How.FILL, 900), Piece(How.COPY, 64, 0), Piece(How.BINARY, 300)
     made.append(planned("copies", text, mixed, *pieces))
+    made.append(planned("new", text, mixed, *pieces, inline=True))
     for machine in (183, 62):
         old, new = program(machine, 0), program(machine, 64)
         made.append(planned(f"code {machine}", old, new, Piece(How.CODE, len(old), 0)))
