@@ -60,7 +60,7 @@ async def test_both_good_releases_are_built_one_after_the_other_and_a_tag_picks_
     plain, tagged = release_of(tool, built["manifest_sha256"]), release_of(tool, built["manifest_sha256"], "litert")
     assert plain.variants["leaf"].runtime == "onnxruntime"
     assert tagged.variants["leaf"].runtime == "litert"
-    assert plain.manifest.lineage.metrics["map50"] > 0.9
+    assert plain.manifest.lineage.metrics["map50"] > 0.85
     assert plain.manifest.frame_policy == "never"
     for release in (plain, tagged):
         await SubprocessCanary(tmp_path / "run").check(release)
