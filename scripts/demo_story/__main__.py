@@ -7,9 +7,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from processes import DemoError
-from report import Report
-from story import Story
+from scripts.cast import CastError
+from scripts.demo_story.report import Report
+from scripts.demo_story.story import Story
 
 
 def main() -> int:
@@ -24,7 +24,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         story.play()
-    except DemoError:
+    except CastError:
         report.say(f"logs are kept in {root}/logs")
     finally:
         kept = arguments.keep or not report.ok

@@ -10,10 +10,11 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from processes import DemoError
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from scripts.cast import CastError
 
 
 @dataclass
@@ -69,6 +70,33 @@ class Update:
 
 
 @dataclass
+class Cut:
+    """What one cut in mid-download cost; from the machine's log and the proxy.
+
+    Args:
+        release: Which travelled.
+        machine: Which.
+        how: `drop` of the link, or `kill` of the agent.
+        came_bytes: Of the patch at the cut, at most: where its request had begun, and all that the proxy saw since.
+        of_bytes: The whole patch.
+        from_bytes: Where the machine went on.
+        bytes_again: What travelled again, at most: TLS, contacts and metadata count here as if they were patch.
+        segments_again: Segments that it takes to hold so many bytes.
+        groups_again: Groups of the patch that were applied before the cut, and again after it.
+    """
+
+    release: str
+    machine: str
+    how: str
+    came_bytes: int
+    of_bytes: int
+    from_bytes: int
+    bytes_again: int
+    segments_again: int
+    groups_again: int = 0
+
+
+@dataclass
 class Refusal:
     machine: str
     what: str
@@ -81,6 +109,7 @@ class Report:
     steps: list[Step] = field(default_factory=list)
     machines: list[MachineFacts] = field(default_factory=list)
     updates: list[Update] = field(default_factory=list)
+    cuts: list[Cut] = field(default_factory=list)
     refused: list[Refusal] = field(default_factory=list)
     extra: dict[str, Any] = field(default_factory=dict)
 
@@ -94,7 +123,7 @@ class Report:
 
     @contextmanager
     def step(self, name: str) -> Iterator[Step]:
-        """Runs one step; a DemoError ends the story with this step red."""
+        """Runs one step; a CastError ends the story with this step red."""
         step = Step(name)
         self.steps.append(step)
         self.console.print(f"[bold]{len(self.steps)}. {name}[/bold]")
@@ -102,12 +131,12 @@ class Report:
         try:
             yield step
             step.ok = True
-        except DemoError as error:
+        except CastError as error:
             step.detail = str(error)
             raise
         except Exception as error:
             step.detail = f"{type(error).__name__}: {error}"
-            raise DemoError(step.detail) from error
+            raise CastError(step.detail) from error
         finally:
             step.seconds = round(time.monotonic() - begun, 1)
             mark = "[green]verified[/green]" if step.ok else "[red]failed[/red]"
@@ -127,6 +156,7 @@ class Report:
                 "steps": [asdict(step) for step in self.steps],
                 "machines": [asdict(machine) for machine in self.machines],
                 "updates": [asdict(update) for update in self.updates],
+                "cuts": [asdict(cut) for cut in self.cuts],
                 "refused": [asdict(refusal) for refusal in self.refused],
             } | self.extra
             print(json.dumps(document))
@@ -143,20 +173,34 @@ class Report:
             bytes_ = (m.bytes_received, m.bytes_as_patches, m.bytes_whole, m.bytes_saved, m.bytes_on_the_wire)
             air.add_row(m.id, *(f"{size:,}" for size in bytes_))
         updates = Table("release", "machine", title="\nUpdates", box=None, pad_edge=False)
-        for column in ("in patches", "whole", "without patches"):
+        for column in ("in patches", "whole", "without patches", "saved"):
             updates.add_column(column, justify="right")
         updates.add_column("outcome")
         for u in self.updates:
-            sizes = (
-                f"{size:,}" for size in (u.delta_bytes, u.full_bytes, u.delta_bytes + u.full_bytes + u.saved_bytes)
-            )
-            updates.add_row(u.release, u.machine, *sizes, " ".join(filter(None, (u.outcome, u.reason))))
+            without = u.delta_bytes + u.full_bytes + u.saved_bytes
+            sizes = [f"{size:,}" for size in (u.delta_bytes, u.full_bytes, without)]
+            saved = f"{u.saved_bytes / without:.0%}" if without else ""
+            updates.add_row(u.release, u.machine, *sizes, saved, " ".join(filter(None, (u.outcome, u.reason))))
+        cuts = Table(
+            "release",
+            "machine",
+            "cut",
+            title="\nCuts in mid-download, and what each cost at most",
+            box=None,
+            pad_edge=False,
+        )
+        for column in ("came", "of", "went on at", "bytes", "segments", "groups"):
+            cuts.add_column(column, justify="right")
+        for c in self.cuts:
+            counts = (c.came_bytes, c.of_bytes, c.from_bytes, c.bytes_again, c.segments_again, c.groups_again)
+            cuts.add_row(c.release, c.machine, c.how, *(f"{count:,}" for count in counts))
         refused = Table("by", "what", "reason", title="\nRefused", box=None, pad_edge=False)
         for r in self.refused:
             refused.add_row(r.machine, r.what, r.reason)
         self.console.print(machines)
         self.console.print(air)
         self.console.print(updates)
+        self.console.print(cuts)
         self.console.print(refused)
         self.console.print()
         kept = self.extra.get("kept")

@@ -4,63 +4,33 @@ import json
 import random
 import re
 import shutil
-import socket
 import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from enemy import Evil
-from processes import SCRIPTS, DemoError, Machine, Manager, Process, Server, wait_for
-from proxy import Link, Proxy
-from report import Report, Update
+from scripts.cast import MODELS, PRODUCT, SCRIPTS, CastError, Machine, Manager, Process, Server, expect, wait_for
+from scripts.demo_story.enemy import Evil
+from scripts.demo_story.proxy import Link, Proxy
+from scripts.demo_story.report import Report, Update
 
-PRODUCT = "pest-detector"
 MANAGERS = ("alice", "bob", "carol")
 MACHINES = ("tractor-1", "tractor-2", "sprayer-1")
-MODELS = SCRIPTS / "demo_models"
 FRAMES_A_SECOND = 3.0
 CONFIG_BYTES = 300_000
-LINK = "cellular"
 PATCHES_S = 150.0  # the longest that the demo waits for patches: they take seconds here
 FRAME_BYTES_AT_LEAST = 20_000  # a JPEG of the camera, rather more
 
-SERVER_SETTINGS = """\
-[devices]
-host = "127.0.0.1"
-port = {device_port}
-names = ["localhost", "127.0.0.1"]
-
-[operators]
-host = "127.0.0.1"
-port = {operator_port}
-
-[contact]
-poll_s = 1.0
-busy_poll_s = 0.5
-
+SERVER_SETTINGS = """
 # Every byte of these links is paid for: the plan with the fewest bytes wins, however fast this computer is.
 [budget.day_bytes]
 cellular = 20000000
 """
 
-DEVICE_SETTINGS = """\
-[server]
-poll_min_s = 0.5
-poll_max_s = 2.0
-retry_first_s = 0.5
-retry_longest_s = 1.0
-
+DEVICE_SETTINGS = """
 [link]
-kind = "{link}"
-
-[inference]
-frames = "{frames}"
-
-[[inference.alarms]]
-kind = "file"
-path = "{alarm}"
+kind = "cellular"
 """
 
 
@@ -129,8 +99,8 @@ class Stage:
             options += ["--budget", budget]
         self.managers("rollout", "create", name, "--release", version, "--group", "field", *options)
 
-    def await_patches(self, version: str, held: str) -> None:
-        """Waits until the server has made the patches that it wants, and says what they are worth.
+    def await_patches(self, version: str) -> None:
+        """Waits until the server has made the patches that it wants, and says from where they lead and what they save.
 
         A rollout would not wait: a machine that calls before its patch is ready is offered the whole.
         """
@@ -145,17 +115,14 @@ class Stage:
             release = next(each for each in releases if each["version"] == version)
             return None if release["full_bytes"] is None or release["patches_waiting"] else release
 
-        self.report.say(f"waiting for the patches from {held} to {version}, at most {PATCHES_S:.0f} s")
-        release = wait_for(f"the patches from {held} to {version}", made, PATCHES_S)
-        delta = next((each for each in release["deltas"] if each["version"] == held), None)
-        self.report.say(
-            f"patches from {held} to {version} after {time.monotonic() - began:.1f} s: "
-            + (
-                "none is ready from there"
-                if delta is None or not delta["patches"]
-                else f"{delta['patches']}, which bring {self.told_sizes(delta['delta_bytes'], release['full_bytes'])}"
-            )
-        )
+        self.report.say(f"waiting for the patches to {version}, at most {PATCHES_S:.0f} s")
+        release = wait_for(f"the patches to {version}", made, PATCHES_S)
+        self.report.say(f"the server wants no more of them after {time.monotonic() - began:.1f} s")
+        for delta in release["deltas"]:
+            sizes = self.told_sizes(delta["delta_bytes"], release["full_bytes"])
+            self.report.say(f"from {delta['version']}: {delta['patches']} patches, all variants together {sizes}")
+        if not release["deltas"]:
+            self.report.say("none is smaller than the whole")
 
     @staticmethod
     def told_sizes(travels: int, whole: int) -> str:
@@ -192,11 +159,7 @@ class Stage:
 
     def checked_rows(self, name: str) -> list[dict[str, Any]]:
         """All rows of a machine that the server has, held against: each once, in order per lane, with its model."""
-        rows: list[dict[str, Any]] = []
-        while page := self.server.get(f"/devices/{name}/results?after={rows[-1]['id'] if rows else 0}&limit=1000")[
-            "rows"
-        ]:
-            rows += page
+        rows = self.server.results(name)
         known = {model["sha256"] for version in self.built for model in self.models(version)}
         lanes: dict[tuple[str, str], int] = {}
         for row in rows:
@@ -293,7 +256,7 @@ class Stage:
             for event in self.events(name):
                 if event["kind"] in ("update-refused", "update-rolled-back") and event["what"].endswith(version):
                     return name, event | {"outcome": event["kind"].removeprefix("update-")}
-        raise DemoError(f"the server knows no machine that refused {version}")
+        raise CastError(f"the server knows no machine that refused {version}")
 
     def until_reported(self, name: str, *reasons: str) -> str:
         """Waits until the server hears from the machine that it refused something, for one of these reasons."""
@@ -407,18 +370,3 @@ class Stage:
         self.server.stop()
         if self.proxy is not None:
             self.proxy.close()
-
-
-def expect(true: bool, otherwise: str, facts: object) -> None:
-    """Ends the story when a fact is not as it must be."""
-    if not true:
-        raise DemoError(f"{otherwise}: {str(facts)[:600]}")
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports

@@ -36,8 +36,15 @@ def test_the_demo_verifies_every_step_and_its_facts_add_up():
     reasons = {refusal["reason"] for refusal in told["refused"]}
     assert reasons >= ATTACKS
     assert any(reason.startswith("trial-") for reason in reasons)
-    assert 0 <= told["bytes_fetched_again"] <= told["drops_in_download"] * SEGMENT_BYTES
-    assert told["drops_in_download"] >= 3
+
+    cuts = told["cuts"]
+    assert sum(cut["how"] == "drop" for cut in cuts) >= 3
+    assert sum(cut["how"] == "kill" and cut["came_bytes"] < cut["of_bytes"] for cut in cuts) >= 1, "none on the way"
+    for cut in cuts:
+        assert cut["from_bytes"] <= cut["of_bytes"]
+        assert cut["bytes_again"] == max(cut["came_bytes"] - cut["from_bytes"], 0) <= SEGMENT_BYTES
+        assert cut["segments_again"] <= 1
+        assert cut["groups_again"] <= 1
 
     better = [update for update in told["updates"] if (update["rollout"], update["release"]) == ("better", "1.1.0")]
     assert {update["machine"] for update in better} == {"tractor-1", "tractor-2", "sprayer-1"}
@@ -48,8 +55,10 @@ def test_the_demo_verifies_every_step_and_its_facts_add_up():
     slow = next(update for update in told["updates"] if update["release"] == "1.2.1")
     assert slow["saved_bytes"] > slow["delta_bytes"] + slow["full_bytes"], "its weights were there already"
     facts = told["better_model"]
-    assert facts["received_bytes"] == facts["price_bytes"] + told["bytes_fetched_again"]
-    assert facts["price_bytes"] < facts["whole_bytes"]
+    assert facts["received_bytes"] <= facts["price_bytes"] + sum(cut["bytes_again"] for cut in cuts)
+    assert facts["price_bytes"] < 0.5 * facts["whole_bytes"], "a fine-tune of the last layers"
+    assert facts["saved_bytes"] == facts["whole_bytes"] - facts["price_bytes"]
+    assert (facts["drops"] + facts["kills"], facts["groups"]) == (len(cuts), 1)
     assert facts["received_bytes"] < facts["on_the_wire_bytes"]
     deferred = told["deferred_by_budget"]
     assert deferred["machine"] == "sprayer-1"

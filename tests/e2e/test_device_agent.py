@@ -3,40 +3,18 @@
 import base64
 import json
 import shutil
-import signal
 import time
 from collections import defaultdict
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.device_stage import BIN, MODELS, Machine, Stage, run_json, until
+from scripts.cast import BIN, MODELS, run_json, wait_for
+from tests.e2e.device_stage import FieldMachine
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 IDLE_KIB = 60 * 1024  # DESIGN.md section 10
-
-
-@pytest.fixture(scope="module")
-def stage(tmp_path_factory):
-    stage = Stage(tmp_path_factory.mktemp("stage"))
-    try:
-        stage.open()
-        stage.release("1.0.0")
-        stage.rollout("first", "1.0.0")
-        yield stage
-    finally:
-        stage.close()
-
-
-@pytest.fixture(scope="module")
-def tractor(stage) -> Machine:
-    """Enrolled, up, and running 1.0.0."""
-    machine = stage.machine("tractor-1")
-    machine.start()
-    machine.film(30)
-    until("1.0.0 to be committed", lambda: machine.film(1) or machine.runs() == "1.0.0", 60)
-    return machine
 
 
 def secret_of(token: str) -> str:
@@ -51,10 +29,10 @@ def numbers_by_lane(rows: list[dict]) -> dict[tuple[str, str], list[int]]:
 
 
 def test_every_result_of_an_installed_release_arrives_once_in_order_under_its_model(stage, tractor):
-    until("all frames to be inferred", lambda: tractor.waiting() == 0)
-    until("the outbox to drain", lambda: tractor.queued() == 0)
+    wait_for("all frames to be inferred", lambda: tractor.waiting_frames() == 0)
+    wait_for("the outbox to drain", lambda: tractor.queued() == 0)
     status = tractor.status()
-    rows = stage.rows("tractor-1")
+    rows = stage.server.results("tractor-1")
     assert status["serving"]
     assert status["frames_dropped"] == 0
     assert len(rows) == status["results_produced"] == status["frames_inferred"] > 30
@@ -69,53 +47,53 @@ def test_every_result_of_an_installed_release_arrives_once_in_order_under_its_mo
 
 
 def test_results_queue_while_the_server_is_away_and_drain_when_it_is_back(stage, tractor):
-    until("the outbox to drain", lambda: tractor.waiting() == 0 and tractor.queued() == 0)
-    before = len(stage.rows("tractor-1"))
-    stage.server.end()
-    tractor.film(25)
+    wait_for("the outbox to drain", lambda: tractor.waiting_frames() == 0 and tractor.queued() == 0)
+    before = len(stage.server.results("tractor-1"))
+    stage.server.stop()
+    tractor.show(25)
     try:
-        until("results to queue", lambda: tractor.queued() >= 25)
-        until("the trouble to be told", lambda: tractor.status()["contact"]["trouble"])
+        wait_for("results to queue", lambda: tractor.queued() >= 25)
+        wait_for("the trouble to be told", lambda: tractor.status()["contact"]["trouble"])
         assert tractor.status()["serving"]
     finally:
-        stage.start_server()
-    until("the outbox to drain", lambda: tractor.queued() == 0)
-    rows = stage.rows("tractor-1")
+        stage.server.start()
+    wait_for("the outbox to drain", lambda: tractor.queued() == 0)
+    rows = stage.server.results("tractor-1")
     assert len(rows) == before + 25
     for seqs in numbers_by_lane(rows).values():
         assert seqs == list(range(len(seqs)))
 
 
 def test_a_killed_machine_infers_again_without_any_server_and_loses_nothing(stage, tractor):
-    until("the outbox to drain", lambda: tractor.waiting() == 0 and tractor.queued() == 0)
+    wait_for("the outbox to drain", lambda: tractor.waiting_frames() == 0 and tractor.queued() == 0)
     before = tractor.status()["results_produced"]
-    stage.server.end()
+    stage.server.stop()
     try:
-        tractor.film(10)
-        until("some frames to be inferred", lambda: tractor.waiting() < 8)
-        tractor.agent.end(signal.SIGKILL)
-        tractor.film(5)
+        tractor.show(10)
+        wait_for("some frames to be inferred", lambda: tractor.waiting_frames() < 8)
+        tractor.process.kill()
+        tractor.show(5)
         began = time.monotonic()
         tractor.start()
-        until("frames to be inferred after the restart", lambda: tractor.waiting() == 0)
+        wait_for("frames to be inferred after the restart", lambda: tractor.waiting_frames() == 0)
         assert time.monotonic() - began < 20
         assert tractor.status()["contact"]["last_ms"] is not None
     finally:
-        stage.start_server()
-    until("the outbox to drain", lambda: tractor.queued() == 0)
-    rows = stage.rows("tractor-1")
+        stage.server.start()
+    wait_for("the outbox to drain", lambda: tractor.queued() == 0)
+    rows = stage.server.results("tractor-1")
     # A frame whose row became durable just before the cut is inferred again: twice at most, never not at all.
     assert 15 <= tractor.status()["results_produced"] - before <= 25
     assert len(rows) == tractor.status()["results_produced"]
-    assert len({row["row"]["frame"] for row in rows}) == next(tractor._numbers)
+    assert len({row["row"]["frame"] for row in rows}) == next(tractor.numbers)
     for seqs in numbers_by_lane(rows).values():
         assert seqs == list(range(len(seqs)))
 
 
 def test_alarms_raise_the_stop_line(tractor):
-    tractor.film(3)
-    until("the frames to be inferred", lambda: tractor.waiting() == 0)
-    status = until("an alarm", lambda: (s := tractor.status())["alarms_fired"] and s)
+    tractor.show(3)
+    wait_for("the frames to be inferred", lambda: tractor.waiting_frames() == 0)
+    status = wait_for("an alarm", lambda: (s := tractor.status())["alarms_fired"] and s)
     assert (tractor.state / "stop-line").exists()
     assert 0 < status["alarm_latency_ms"]["p50"] <= status["alarm_latency_ms"]["p99"]
 
@@ -128,10 +106,10 @@ def test_a_second_agent_on_the_same_folder_is_refused(tractor):
 
 def test_a_token_is_good_for_one_machine_and_repeating_it_changes_nothing(stage, tmp_path):
     token = stage.token("sprayer-9", group="none")
-    first = Machine("sprayer-9", tmp_path / "first")
+    first = FieldMachine("sprayer-9", tmp_path / "first")
     assert first.enroll(token)["device"] == "sprayer-9"
     assert first.enroll(token)["device"] == "sprayer-9"
-    second = Machine("sprayer-9", tmp_path / "second")
+    second = FieldMachine("sprayer-9", tmp_path / "second")
     answer = second.enroll(token, code=4)
     assert answer["reason"] == "token"
     assert "used" in answer["error"]
@@ -145,49 +123,48 @@ def test_a_token_is_good_for_one_machine_and_repeating_it_changes_nothing(stage,
 def test_an_idle_agent_is_small_and_carries_no_runtime(stage):
     machine = stage.machine("idle-1", group="idle")
     machine.start()
-    until("a contact", lambda: machine.status()["contact"]["last_ms"])
+    wait_for("a contact", lambda: machine.status()["contact"]["last_ms"])
     time.sleep(2)
-    memory = dict(
-        line.split(":", 1) for line in Path(f"/proc/{machine.agent.pid}/status").read_text().splitlines() if ":" in line
-    )
-    maps = Path(f"/proc/{machine.agent.pid}/maps").read_text()
-    assert machine.agent.end() == 0, machine.agent.said()
+    facts = Path("/proc", str(machine.process.pid))
+    memory = dict(line.split(":", 1) for line in (facts / "status").read_text().splitlines() if ":" in line)
+    maps = (facts / "maps").read_text()
+    assert machine.process.stop() == 0, machine.process.said()
     assert int(memory["VmRSS"].split()[0]) <= IDLE_KIB, memory["VmRSS"]
     for library in ("onnxruntime", "PIL", "numpy", "litert"):
         assert library not in maps
 
 
 def test_status_answers_without_the_agent_and_sigterm_is_a_clean_end(stage, tractor):
-    assert tractor.agent.end() == 0, tractor.agent.said()
+    assert tractor.process.stop() == 0, tractor.process.said()
     status = tractor.status()
     assert not status["running"]
     assert status["release"]["version"] == "1.0.0"
     assert status["results_produced"] == sum(lane["produced"] for lane in status["lanes"].values())
     assert status["frames_inferred"] >= status["results_produced"] - 20
     tractor.start()
-    until("it to serve again", lambda: tractor.status()["serving"])
+    wait_for("it to serve again", lambda: tractor.status()["serving"])
 
 
 def test_attack_o11_a_copied_identity_sets_both_apart_and_loses_no_result(stage):
     original = stage.machine("cloned-1", group="none")
     original.start()
-    until("a contact", lambda: original.status()["contact"]["last_ms"])
-    assert original.agent.end() == 0
-    copy = Machine("cloned-1", original.state.with_name("cloned-copy"))
+    wait_for("a contact", lambda: original.status()["contact"]["last_ms"])
+    assert original.process.stop() == 0
+    copy = FieldMachine("cloned-1", original.state.with_name("cloned-copy"))
     stage.machines.append(copy)
     shutil.copytree(original.state, copy.state, symlinks=True)
     for machine in (original, copy):
         machine.start()
-    until("both to be set apart", lambda: all(m.status()["contact"]["set_apart"] for m in (original, copy)))
-    events = [event for event in stage.seen("/events?after=0")["events"] if event.get("device") == "cloned-1"]
+    wait_for("both to be set apart", lambda: all(m.status()["contact"]["set_apart"] for m in (original, copy)))
+    events = [event for event in stage.server.get("/events?after=0")["events"] if event.get("device") == "cloned-1"]
     assert "clone" in {event["kind"] for event in events}
     for machine in (original, copy):
-        assert machine.agent.end() == 0
+        assert machine.process.stop() == 0
 
 
 def test_a_damaged_state_database_stops_installs_and_not_inference(stage, tractor):
-    until("the outbox to drain", lambda: tractor.waiting() == 0 and tractor.queued() == 0)
-    tractor.agent.end(signal.SIGKILL)
+    wait_for("the outbox to drain", lambda: tractor.waiting_frames() == 0 and tractor.queued() == 0)
+    tractor.process.kill()
     database = tractor.state / "state.db"
     kept = database.read_bytes()
     database.write_bytes(b"\xff" * len(kept))
@@ -197,25 +174,25 @@ def test_a_damaged_state_database_stops_installs_and_not_inference(stage, tracto
         path.unlink()
     before = tractor.produced()
     tractor.start()
-    tractor.film(5)
-    until("frames to be inferred", lambda: tractor.waiting() == 0)
+    tractor.show(5)
+    wait_for("frames to be inferred", lambda: tractor.waiting_frames() == 0)
     status = tractor.status()
     assert status["release"]["version"] == "1.0.0"
     assert "damaged" in status["trouble"][0]
     assert status["results_produced"] >= before + 5
-    assert tractor.agent.end() == 0
+    assert tractor.process.stop() == 0
     database.write_bytes(kept)
     for path, data in saved.items():
         path.write_bytes(data)
     tractor.start()
-    until("the outbox to drain", lambda: tractor.queued() == 0)
-    assert len(stage.rows("tractor-1")) == tractor.status()["results_produced"]
+    wait_for("the outbox to drain", lambda: tractor.queued() == 0)
+    assert len(stage.server.results("tractor-1")) == tractor.status()["results_produced"]
 
 
 def test_attack_o22_neither_log_nor_status_nor_report_holds_a_secret(stage, tractor):
     key = (tractor.state / "identity" / "key.pem").read_text().splitlines()[1:-1]
-    told = tractor.agent.said() + json.dumps(tractor.status()) + json.dumps(stage.seen("/devices/tractor-1"))
-    told += (tractor.state / "run" / "status.json").read_text() + stage.server.said()
+    told = tractor.process.said() + json.dumps(tractor.status()) + json.dumps(stage.server.get("/devices/tractor-1"))
+    told += (tractor.state / "run" / "status.json").read_text() + stage.server.process.said()
     assert not [line for line in key if line in told]
     assert stage.tokens
     assert not [token for token in stage.tokens if token[4:] in told or secret_of(token) in told]

@@ -18,7 +18,8 @@ from device.inference.finding import Finding
 from protocol.ids import digest
 from protocol.release import Model
 from protocol.results import ResultRow
-from tests.e2e.device_stage import PRODUCT, Machine, Stage, until
+from scripts.cast import PRODUCT, wait_for
+from tests.e2e.device_stage import FieldMachine, Stage
 from tests.published.catalogue import Case
 from tests.published.conftest import PublishedRelease
 from tests.published.meaning import hold
@@ -41,7 +42,7 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
 
 
 @pytest.fixture
-def machine(stage: Stage) -> Machine:
+def machine(stage: Stage) -> FieldMachine:
     machine = stage.machine("line-1")
     with (machine.state / "device.toml").open("a") as settings:
         settings.write(f'\n[machine]\nhardware = ["{TAG}"]\n')
@@ -49,17 +50,18 @@ def machine(stage: Stage) -> Machine:
     return machine
 
 
-def put(machine: Machine, name: str, data: bytes) -> None:
+def put(machine: FieldMachine, name: str, data: bytes) -> None:
     """A frame, whole or not at all."""
-    machine.frames.mkdir(exist_ok=True)
     hidden = machine.frames / f".{name}"
     hidden.write_bytes(data)
     hidden.rename(machine.frames / name)
 
 
-def install(stage: Stage, machine: Machine, release: PublishedRelease, version: str, frames: dict[str, bytes]) -> None:
+def install(
+    stage: Stage, machine: FieldMachine, release: PublishedRelease, version: str, frames: dict[str, bytes]
+) -> None:
     """Until it is committed. Frames for its trial come once its own workers serve: others could not read them."""
-    stage.manager("release", "build", release.folder)
+    stage.managers("release", "build", release.folder)
     stage.sign_and_push()
     stage.rollout(f"rollout-{version}", version)
     rounds = 0
@@ -75,23 +77,23 @@ def install(stage: Stage, machine: Machine, release: PublishedRelease, version: 
         release_now = status["release"]
         return release_now is not None and release_now["version"] == version and status["trial"] is None
 
-    until(f"{version} to be committed: {machine.agent.log}", committed, 120)
-    until("the frames of the trial to be inferred", lambda: not any(machine.frames.glob("trial-*")), 60)
+    wait_for(f"{version} to be committed: {machine.process.log}", committed, 120)
+    wait_for("the frames of the trial to be inferred", lambda: not any(machine.frames.glob("trial-*")), 60)
 
 
-def rows_of(stage: Stage, machine: Machine, names: set[str], models: int) -> dict[tuple[str, str], ResultRow]:
+def rows_of(stage: Stage, machine: FieldMachine, names: set[str], models: int) -> dict[tuple[str, str], ResultRow]:
     """The ingested rows of these frames, by frame and model digest, once there is one for each model."""
 
     def look() -> dict[tuple[str, str], ResultRow] | None:
         found: dict[tuple[str, str], ResultRow] = {}
-        for entry in stage.rows(machine.name):
+        for entry in stage.server.results(machine.name):
             row = msgspec.convert(entry["row"], ResultRow)
             if row.frame in names:
                 assert (row.frame, row.model) not in found, "one model spoke twice of one frame"
                 found[row.frame, row.model] = row
         return found if len(found) == len(names) * models else None
 
-    answer: dict[tuple[str, str], ResultRow] = until(f"the rows of {sorted(names)}", look, 60)
+    answer: dict[tuple[str, str], ResultRow] = wait_for(f"the rows of {sorted(names)}", look, 60)
     return answer
 
 
@@ -107,7 +109,7 @@ def agree(
     cases: dict[str, dict[str, Case]],
 ) -> None:
     """Holds each row against the direct outputs of its model, and the row's digests against the files."""
-    shown: dict[str, Any] = stage.manager("release", "show", version)
+    shown: dict[str, Any] = stage.managers("release", "show", version)
     by_name = {one["name"]: msgspec.convert(one, Model) for one in shown["manifest"]["models"]}
     for frame, of_model in cases.items():
         for name, case in of_model.items():
@@ -122,7 +124,7 @@ def agree(
 
 
 def test_pictures_then_tensors_by_models_of_others_arrive_as_their_runtimes_say_them(
-    stage: Stage, machine: Machine, published_model: Callable[..., PublishedRelease]
+    stage: Stage, machine: FieldMachine, published_model: Callable[..., PublishedRelease]
 ) -> None:
     pictures = published_model(*PICTURES, product=PRODUCT, version="1.0.0", counter=1)
     # All three models look at each picture; a picture is held against those of whose cases it is one.

@@ -1,11 +1,12 @@
-"""The demo's cast as real processes: the server, the machines with their cameras, and the managers' tool.
+"""The cast of the demo and of the tests end to end, as real processes: server, machines, cameras, managers' tool.
 
-Facts come only from what these programs print or answer; nothing here knows what the story expects.
+Facts come only from what these programs print or answer; nothing here knows what a story or a test expects.
 """
 
 import json
 import os
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -21,17 +22,61 @@ from device.status import read_status
 from protocol.wire import encode
 
 BIN = Path(sys.executable).parent
-SCRIPTS = Path(__file__).resolve().parent.parent
+SCRIPTS = Path(__file__).resolve().parent
+MODELS = SCRIPTS / "demo_models"
+PRODUCT = "pest-detector"
 START_S = 30.0
 COMMAND_S = 120.0
 
+SERVER_SETTINGS = """\
+[devices]
+host = "127.0.0.1"
+port = {device_port}
+names = ["localhost", "127.0.0.1"]
 
-class DemoError(Exception):
-    """A step was not verified; the message says what was seen."""
+[operators]
+host = "127.0.0.1"
+port = {operator_port}
+
+[contact]
+poll_s = {poll_s}
+busy_poll_s = {busy_poll_s}
+"""
+
+DEVICE_SETTINGS = """\
+[server]
+poll_min_s = {poll_min_s}
+poll_max_s = {poll_max_s}
+retry_first_s = {retry_first_s}
+retry_longest_s = {retry_longest_s}
+
+[inference]
+frames = "{frames}"
+
+[[inference.alarms]]
+kind = "file"
+path = "{alarm}"
+"""
 
 
-def run_json(*command: str | Path, env: dict[str, str] | None = None, may_fail: bool = False) -> dict[str, Any]:
-    """Runs a command of ours with --json and returns its object; with `may_fail`, also `exit` and `stderr`."""
+class CastError(AssertionError):
+    """Something is not as it must be; the message says what was seen."""
+
+
+def expect(true: bool, otherwise: str, facts: object) -> None:
+    """Ends a story when a fact is not as it must be."""
+    if not true:
+        raise CastError(f"{otherwise}: {str(facts)[:600]}")
+
+
+def run_json(*command: str | Path, env: dict[str, str] | None = None, code: int | None = 0) -> dict[str, Any]:
+    """Runs a command of ours with --json and returns its object.
+
+    Args:
+        command: Its parts.
+        env: Added to ours.
+        code: That it must end with; None: any. Other than 0 there are `exit` and `stderr` in the answer as well.
+    """
     done = subprocess.run(
         [*map(str, command), "--json"],
         capture_output=True,
@@ -40,13 +85,15 @@ def run_json(*command: str | Path, env: dict[str, str] | None = None, may_fail: 
         check=False,
         env=os.environ | (env or {}),
     )
-    if done.returncode and not may_fail:
-        raise DemoError(f"{' '.join(map(str, command[:4]))} ended with {done.returncode}: {done.stderr.strip()[-600:]}")
+    if code is not None and done.returncode != code:
+        raise CastError(
+            f"{' '.join(map(str, command[:4]))} ended with {done.returncode}: {done.stderr.strip()[-2000:]}"
+        )
     try:
         answer: dict[str, Any] = json.loads(done.stdout) if done.stdout.strip() else {}
     except json.JSONDecodeError as error:
-        raise DemoError(f"{command[0]} printed no JSON: {done.stdout[:200]!r}") from error
-    if may_fail:
+        raise CastError(f"{command[0]} printed no JSON: {done.stdout[:200]!r}") from error
+    if code != 0:
         answer |= {"exit": done.returncode, "stderr": done.stderr}
     return answer
 
@@ -59,8 +106,17 @@ def wait_for(what: str, look: Callable[[], Any], timeout_s: float = 40.0, pause_
         if seen:
             return seen
         if time.monotonic() > end:
-            raise DemoError(f"waited {timeout_s:.0f} s in vain for: {what}")
+            raise CastError(f"waited {timeout_s:.0f} s in vain for: {what}")
         time.sleep(pause_s)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on now."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
 
 
 @dataclass
@@ -74,7 +130,7 @@ class Process:
 
     def start(self) -> None:
         with self.log.open("ab") as log:
-            # A session of its own: an interrupt at the terminal is for the demo, which then ends its cast in order.
+            # A session of its own: an interrupt at the terminal is for who plays, who then ends the cast in order.
             self.child = subprocess.Popen(
                 self.command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
             )
@@ -83,27 +139,37 @@ class Process:
     def alive(self) -> bool:
         return self.child is not None and self.child.poll() is None
 
+    @property
+    def pid(self) -> int:
+        assert self.child is not None
+        return self.child.pid
+
     def kill(self) -> None:
         """Off, as at the turn of a key: SIGKILL."""
         self._end(signal.SIGKILL)
 
-    def stop(self) -> None:
-        self._end(signal.SIGTERM)
+    def stop(self) -> int | None:
+        """In order. Returns the exit code; None when it did not run."""
+        return self._end(signal.SIGTERM)
 
-    def _end(self, how: signal.Signals) -> None:
-        if self.child is None:
-            return
-        if self.child.poll() is None:
-            self.child.send_signal(how)
+    def _end(self, how: signal.Signals) -> int | None:
+        child, self.child = self.child, None
+        if child is None:
+            return None
+        if child.poll() is None:
+            child.send_signal(how)
         try:
-            self.child.wait(timeout=20)
+            return child.wait(timeout=20)
         except subprocess.TimeoutExpired:
-            self.child.kill()
-            self.child.wait(timeout=5)
-        self.child = None
+            child.kill()
+            child.wait(timeout=5)
+            return -signal.SIGKILL
+
+    def said(self) -> str:
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
 
     def tail(self) -> str:
-        return self.log.read_text(errors="replace")[-1500:] if self.log.exists() else ""
+        return self.said()[-1500:]
 
 
 @dataclass
@@ -112,6 +178,7 @@ class Server:
 
     state: Path
     logs: Path
+    device_port: int = 0
     process: Process = field(init=False)
 
     def __post_init__(self) -> None:
@@ -119,7 +186,15 @@ class Server:
             "server", [str(BIN / "headland-server"), "run", "--state", str(self.state)], self.logs / "server.log"
         )
 
-    def init(self) -> None:
+    def init(self, *, poll_s: float, busy_poll_s: float, more: str = "") -> None:
+        """On free ports, with machines that call so often; `more` goes behind its settings."""
+        device_port, operator_port = free_ports(2)
+        self.state.mkdir(parents=True)
+        settings = SERVER_SETTINGS.format(
+            device_port=device_port, operator_port=operator_port, poll_s=poll_s, busy_poll_s=busy_poll_s
+        )
+        (self.state / "server.toml").write_text(settings + more)
+        self.device_port = device_port
         run_json(BIN / "headland-server", "init", "--state", self.state)
 
     def start(self) -> dict[str, Any]:
@@ -129,7 +204,7 @@ class Server:
 
         def listening() -> dict[str, Any] | None:
             if not self.process.alive:
-                raise DemoError(f"the server ended at start: {self.process.tail()}")
+                raise CastError(f"the server ended at start: {self.process.tail()}")
             return json.loads(facts.read_text()) if facts.exists() else None
 
         answer: dict[str, Any] = wait_for("the server to listen", listening, START_S)
@@ -164,6 +239,15 @@ class Server:
         with urllib.request.urlopen(request, timeout=20, context=context) as answer:
             return json.load(answer)
 
+    def results(self, device: str) -> list[dict[str, Any]]:
+        """All ingested rows of a machine."""
+        found: list[dict[str, Any]] = []
+        page = {"next": 0, "rows": [{}]}
+        while page["rows"]:
+            page = self.get(f"/devices/{device}/results?after={page['next']}&limit=1000")
+            found += page["rows"]
+        return found
+
 
 @dataclass
 class Manager:
@@ -180,16 +264,19 @@ class Manager:
             path.chmod(0o600)
         return path
 
-    def __call__(self, *arguments: str | Path, person: str | None = None, may_fail: bool = False) -> dict[str, Any]:
+    def __call__(self, *arguments: str | Path, person: str | None = None, code: int | None = 0) -> dict[str, Any]:
         env = {"HEADLAND_WORKSPACE": str(self.workspace)}
         if person:
             env["HEADLAND_PASSPHRASE_FILE"] = str(self.passphrase_file(person))
-        return run_json(BIN / "headland", *arguments, env=env, may_fail=may_fail)
+        return run_json(BIN / "headland", *arguments, env=env, code=code)
 
 
 @dataclass
 class Machine:
-    """headland-device with a state folder, a frame folder and a camera that writes real JPEG files."""
+    """headland-device with a state folder, a frame folder and a camera that writes real JPEG files.
+
+    Its settings are written by `settle`, before or after it enrols; it enrols with a server in its token, or at `url`.
+    """
 
     name: str
     state: Path
@@ -200,14 +287,26 @@ class Machine:
     camera: Process | None = None
 
     def __post_init__(self) -> None:
-        self.process = Process(
-            self.name, [str(BIN / "headland-device"), "run", "--state", str(self.state)], self.logs / f"{self.name}.log"
-        )
+        command = [str(BIN / "headland-device"), "run", "--state", str(self.state), "--json"]
+        self.process = Process(self.name, command, self.logs / f"{self.state.name}.log")
         self.frames.mkdir(parents=True, exist_ok=True)
 
-    def enroll(self, token: str, url: str, *, may_fail: bool = False) -> dict[str, Any]:
+    def settle(self, *, pace_s: float, more: str = "") -> None:
+        """Settings for impatient people: it calls and tries again about so often; `more` goes behind them."""
+        self.state.mkdir(parents=True, exist_ok=True)
+        settings = DEVICE_SETTINGS.format(
+            poll_min_s=pace_s,
+            poll_max_s=4 * pace_s,
+            retry_first_s=pace_s,
+            retry_longest_s=2 * pace_s,
+            frames=self.frames,
+            alarm=self.state / "stop-line",
+        )
+        (self.state / "device.toml").write_text(settings + more)
+
+    def enroll(self, token: str, *, url: str = "", code: int | None = 0) -> dict[str, Any]:
         device = (BIN / "headland-device", "enroll", "--state", self.state, "--token", token)
-        return run_json(*device, "--server", url, "--frames", self.frames, may_fail=may_fail)
+        return run_json(*device, *(("--server", url) if url else ()), "--frames", self.frames, code=code)
 
     def status(self) -> dict[str, Any]:
         """What `printed_status` prints, read here: a process for each look would cost more than the machine does."""
