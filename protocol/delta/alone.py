@@ -4,7 +4,7 @@
 |---|---|
 | form | 1: lanes are 2^(low four bits) |
 | length | LEB128, of the words |
-| words | what `lanes.LaneReader` reads: exponents, then the highest bits of the mantissas |
+| words | what `lanes.LaneReader` reads: at each step exponents, then the highest bits of their mantissas |
 | plain bits | signs and the other bits; the first are hidden in the lanes' states |
 """
 
@@ -18,21 +18,23 @@ from protocol.delta.floats import LANES_BITS, elements
 from protocol.delta.lanes import BitReader, Coder, LaneReader, PlainBits, Table, hold_lanes
 from protocol.delta.lowrank import FloatForm
 from protocol.delta.patch import read_varint
-from protocol.delta.residuals import BODY_WINDOW, FAST, SLOW, TREND, UNIT, rows_of
+from protocol.delta.residuals import BODY_WINDOW, FAST, SLOW, TREND, UNIT, UNIT_BITS, Means, rows_of, trend_of
 from protocol.errors import Reason, Refused
 
 Exponents = npt.NDArray[np.uint8]
 Integers = npt.NDArray[np.int64]
 
-ABOVE: Final = 10  # an exponent is seldom so far above the mean of its neighbours
-SYMBOLS: Final = 40  # distances from there downward, and two more:
+ABOVE: Final = 7  # an exponent is seldom so far above the mean of its neighbours
+SYMBOLS: Final = 24  # distances from there downward, and two more:
 NOTHING: Final = SYMBOLS - 2  # a zero, or a number too small for an exponent
 STRANGE: Final = SYMBOLS - 1  # any other exponent, which follows by itself
-LEVELS: Final = 16  # of the mean, in steps of two, from 2^-23 up
-PHASES: Final = 2  # of the mean's fraction
-FURTHEST: Final = 6 * UNIT  # what one exponent may pull a mean by: an outlier says little of its neighbours
+LEVELS: Final = 32  # of the mean, in half bits; those 16 bits apart share their contexts
+MOST_PULL: Final = 6 * UNIT  # of one exponent on a mean: an outlier says little of its neighbours
+LEAST_PULL: Final = -UNIT * 3 // 4  # and a number near nothing even less: it may be so by chance
 TOP_BITS: Final = 3
-TOP_CONTEXTS: Final = 32
+TILT_BITS: Final = 1  # what contexts tell apart of how far an exponent is from the mean, in half bits
+TILTS: Final = 24
+TILTS_BELOW: Final = 16
 _HEAD_BYTES: Final = 10
 
 
@@ -56,78 +58,105 @@ def open_alone(form: FloatForm, coded: memoryview, length_bytes: int) -> Iterato
         raise Refused(Reason.METADATA, "a stream of floats with a form or a length that cannot be")
     coder = LaneReader(coded[at : at + words_bytes], 1 << head[0])
     hold_lanes(coder.lanes, elements(form, length_bytes))
-    exponents = code_exponents(coder, form, elements(form, length_bytes))
-    tops = code_tops(coder, form, exponents)
+    exponents, tops = code_exponents(coder, form, elements(form, length_bytes))
     bits = BitReader(coder.finish(), coded[at + words_bytes :])
     for words in code_rest(bits, form, exponents, tops):
         yield words.astype(form.word).tobytes()
 
 
-def code_exponents(coder: Coder, form: FloatForm, count: int, given: Exponents | None = None) -> Exponents:
-    """Codes exponent fields, each in the context of those before it in its lane.
+def code_exponents(
+    coder: Coder, form: FloatForm, count: int, given: tuple[Exponents, Exponents] | None = None
+) -> tuple[Exponents, Exponents]:
+    """Codes exponent fields and the highest bits of mantissas, in the context of what the lane has just seen.
 
     Args:
         coder: One direction. Lane j works through the j-th run of equally many neighbours.
         form: Of the elements.
         count: How many.
-        given: uint8 [count] when writing.
+        given: Both, uint8 [count], when writing.
     """
+    model = _ExponentModel(coder, form)
     steps = -(-count // coder.lanes)
     lanes = -(-count // max(steps, 1))
-    given_rows = rows_of(given, lanes, steps) if given is not None else None
-    rows = np.zeros((steps, lanes), np.uint8)
-    prior = np.ones(SYMBOLS, np.int64)
-    prior[ABOVE - 4 : ABOVE + 12] = 8
-    table = Table(PHASES * LEVELS * TREND * 2, SYMBOLS, prior, memory=512)
-    strange_table = Table(1, 256)
-    slow = np.full(lanes, max(form.bias - 9, 1) * UNIT, np.int16)
-    fast = slow.copy()
-    nothing_before = np.zeros(lanes, np.int16)
+    given_rows = [rows_of(column, lanes, steps) for column in given] if given is not None else None
+    exponents = np.zeros((steps, lanes), np.uint8)
+    tops = np.zeros((steps, lanes), np.uint8)
     for step in range(steps):
         # Only the last lane may be shorter than the others.
         active = lanes if (lanes - 1) * steps + step < count else lanes - 1
-        mean, quick = slow[:active], fast[:active]
-        middle = mean >> 4
-        level = np.minimum(np.maximum((middle - (form.bias - 23)) >> 1, 0), LEVELS - 1)
-        trend = np.minimum(np.maximum((quick - mean + 3 * UNIT) >> 5, 0), TREND - 1)
-        contexts = (((mean >> 3 & 1) * LEVELS + level) * TREND + trend) * 2 + nothing_before[:active]
-        symbols = None
-        if given_rows is not None:
-            exponent = given_rows[step, :active].astype(np.int16)
-            distance = middle + ABOVE - exponent
-            distance[(distance < 0) | (distance >= NOTHING)] = STRANGE
-            distance[exponent == 0] = NOTHING
-            symbols = distance.astype(np.uint8)
-        symbols = coder.code(table, contexts.astype(np.intp), symbols)
-        exponent = np.maximum(middle + ABOVE - symbols, 0)
-        nothing = symbols == NOTHING
-        exponent[nothing] = 0
-        strange = (symbols == STRANGE).nonzero()[0]
-        if strange.size:
-            found = given_rows[step, strange] if given_rows is not None else None
-            exponent[strange] = coder.code(strange_table, np.zeros(strange.size, np.intp), found, strange)
-        np.minimum(exponent, form.exponent_mask, out=exponent)
-        rows[step, :active] = exponent
-        nothing_before[:active] = nothing
-        seen = exponent << 4
+        some = None if given_rows is None else (given_rows[0][step, :active], given_rows[1][step, :active])
+        exponents[step, :active], tops[step, :active] = model.code(active, some)
+    return exponents.T.ravel()[:count], tops.T.ravel()[:count]
+
+
+class _ExponentModel:
+    """What is learnt over a stream, and where its lanes stand."""
+
+    def __init__(self, coder: Coder, form: FloatForm) -> None:
+        self._coder = coder
+        self._form = form
+        prior = np.ones(SYMBOLS, np.int64)
+        prior[ABOVE - 4 : NOTHING] = 8
+        self._table = Table(LEVELS * TREND * 2, SYMBOLS, prior)
+        self._strange_table = Table(1, 256)
+        self._top_table = Table(TILTS, 1 << TOP_BITS, 16)
+        self._slow = np.full(coder.lanes, max(form.bias - 9, 1) * UNIT, np.int16)
+        self._fast = self._slow.copy()
+        self._nothing = np.zeros(coder.lanes, np.int16)
+
+    def code(self, active: int, given: tuple[Exponents, Exponents] | None) -> tuple[Means, Exponents]:
+        """Codes the exponent and the top of one number in each of the first lanes."""
+        mean, quick = self._slow[:active], self._fast[:active]
+        contexts = mean >> (UNIT_BITS - 1)
+        contexts &= LEVELS - 1
+        contexts *= TREND
+        contexts += trend_of(mean, quick)
+        contexts <<= 1
+        contexts += self._nothing[:active]
+        exponent = self._code_exponent(mean >> UNIT_BITS, contexts, None if given is None else given[0])
+        nothing = exponent == 0
+        self._nothing[:active] = nothing
+        # Of a number far above its neighbours the highest bits are likely to be small.
+        tilts = mean >> (UNIT_BITS - TILT_BITS)
+        np.subtract(exponent << TILT_BITS, tilts, out=tilts)
+        tilts += TILTS_BELOW
+        np.maximum(tilts, 0, out=tilts)
+        np.minimum(tilts, TILTS - 1, out=tilts)
+        tops = self._coder.code(self._top_table, tilts.astype(np.intp), None if given is None else given[1])
+        seen = exponent << UNIT_BITS
+        seen += UNIT // 2
         for running, rate in ((mean, SLOW), (quick, FAST)):
-            pull = np.minimum(np.maximum(seen - running, -FURTHEST), FURTHEST) >> rate
+            pull = seen - running
+            np.maximum(pull, LEAST_PULL, out=pull)
+            np.minimum(pull, MOST_PULL, out=pull)
+            pull >>= rate
             pull[nothing] = 0
             np.add(running, pull, out=running)
-    return rows.T.ravel()[:count]
+        return exponent, tops
 
-
-def code_tops(coder: Coder, form: FloatForm, exponents: Exponents, given: Exponents | None = None) -> Exponents:
-    """Codes the highest bits of the mantissas; a lane takes whatever comes next. `given` are they when writing."""
-    table = Table(TOP_CONTEXTS, 1 << TOP_BITS, 16)
-    tops = np.zeros(exponents.size, np.uint8)
-    for at in range(0, exponents.size, coder.lanes):
-        some = exponents[at : at + coder.lanes].astype(np.intp)
-        contexts = np.minimum(np.maximum(some - (form.bias - 23), 0), TOP_CONTEXTS - 1)
-        tops[at : at + some.size] = coder.code(
-            table, contexts, given[at : at + some.size] if given is not None else None
-        )
-    return tops
+    def _code_exponent(self, middle: Means, contexts: Means, want: Exponents | None) -> Means:
+        symbols = None
+        if want is not None:
+            wanted = want.astype(np.int16)
+            distance = middle + ABOVE - wanted
+            distance[(distance < 0) | (distance >= NOTHING)] = STRANGE
+            distance[wanted == 0] = NOTHING
+            symbols = distance.astype(np.uint8)
+        symbols = self._coder.code(self._table, contexts.astype(np.intp), symbols)
+        exponent = middle + ABOVE
+        exponent -= symbols
+        special = (symbols >= NOTHING).nonzero()[0]
+        if special.size:
+            exponent[special] = 0
+            strange = special[symbols[special] == STRANGE]
+            if strange.size:
+                found = want[strange] if want is not None else None
+                exponent[strange] = self._coder.code(
+                    self._strange_table, np.zeros(strange.size, np.intp), found, strange
+                )
+        np.maximum(exponent, 0, out=exponent)
+        np.minimum(exponent, self._form.exponent_mask, out=exponent)
+        return exponent
 
 
 def code_rest(

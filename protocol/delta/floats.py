@@ -6,6 +6,7 @@ infinities and negative zeros are words like all others.
 | part | bytes |
 |---|---|
 | form | 1: lanes are 2^(low four bits); bit 4: signs are learnt |
+| mean | LEB128: what size and exponent together are about, in bits; at most 511 |
 | lengths | LEB128 of shapes, factor bits and words |
 | shapes | numbers of `lowrank.code_shapes`; empty for floats on their own |
 | factor bits | plain bits of the factors |
@@ -31,7 +32,8 @@ Integers = npt.NDArray[np.int64]
 
 LEARNT_SIGNS: Final = 16
 LANES_BITS: Final = 12  # more lanes than this would be no faster
-_HEAD_BYTES: Final = 1 + 3 * 9
+MOST_MEAN: Final = 511  # 16 bits hold it in the units of a running mean
+_HEAD_BYTES: Final = 1 + 4 * 9
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Parts:
 
     lanes: int
     learn_signs: bool
+    first_mean: int
     shapes: bytes
     factor_bits: memoryview
     words: memoryview
@@ -56,12 +59,13 @@ def take_apart(coded: memoryview) -> Parts:
     ends = []
     try:
         form, at = head[0], 1
+        first_mean, at = read_varint(head, at)
         for _ in range(3):
             length, at = read_varint(head, at)
             ends.append(length)
     except IndexError:
         raise Refused(Reason.LENGTH, "a stream of floats that ends in its head") from None
-    if form & ~(LEARNT_SIGNS | 15) or form & 15 > LANES_BITS:
+    if form & ~(LEARNT_SIGNS | 15) or form & 15 > LANES_BITS or first_mean > MOST_MEAN:
         raise Refused(Reason.METADATA, f"a stream of floats of form {form}")
     first = at + ends[0]
     second = first + ends[1]
@@ -71,6 +75,7 @@ def take_apart(coded: memoryview) -> Parts:
     return Parts(
         lanes=1 << (form & 15),
         learn_signs=bool(form & LEARNT_SIGNS),
+        first_mean=first_mean,
         shapes=bytes(coded[at:first]),
         factor_bits=coded[first:second],
         words=coded[second:third],
@@ -100,7 +105,7 @@ def open_differences(
     changes = code_factors(coder, BitReader(np.empty(0, np.uint16), parts.factor_bits), changes, None)
     first, second = references
     offsets = exponents(form, first, count)
-    sizes = code_sizes(coder, offsets, form.bits, learn_signs=parts.learn_signs)
+    sizes = code_sizes(coder, offsets, form.bits, parts.first_mean, learn_signs=parts.learn_signs)
     del offsets  # megabytes that are not needed any more
     bits = BitReader(coder.finish(), parts.plain)
     bodies = code_bodies(bits, sizes, learn_signs=parts.learn_signs)
@@ -115,7 +120,12 @@ def code_factors(coder: Coder, bits: PlainBits, changes: list[Change], given: In
         return changes
     offsets = np.zeros(count, np.uint8)
     sizes = code_sizes(
-        coder, offsets, FACTOR_BITS, learn_signs=False, given=split(given) if given is not None else None
+        coder,
+        offsets,
+        FACTOR_BITS,
+        FACTOR_BITS // 2,
+        learn_signs=False,
+        given=split(given) if given is not None else None,
     )
     return with_factors(changes, np.concatenate(list(code_bodies(bits, sizes, learn_signs=False, given=given))))
 

@@ -23,7 +23,7 @@ from protocol.delta.lanes import BitReader, Bits, Coder, Contexts, LaneReader, T
 from protocol.delta.lowrank import Change, code_shapes
 from protocol.delta.numbers import NumberReader
 from protocol.delta.patch import read_varint
-from protocol.delta.residuals import BLOCK, UNIT, SizeModel, Sizes, code_bodies, rows_of, split
+from protocol.delta.residuals import UNIT, SizeModel, Sizes, code_bodies, rows_of, split
 from protocol.errors import Reason, Refused
 
 Bytes = npt.NDArray[np.uint8]
@@ -38,16 +38,18 @@ SYMBOLS: Final = 32  # 0, -1, 1, -2, ... from the expected change; the last one 
 RESTS: Final = 256 - (SYMBOLS - 1)
 RUN_SHIFT: Final = 4  # the running mean of the magnitudes moves by a sixteenth of the way
 RUN_UNIT: Final = 64
-LEVELS: Final = np.array(
-    [0, 1, 2, 2, 3, 3, 4, 4, 4, 5, 5, 5, 5, 6, 6, 6, 6, 6, 6, 7, 7, 7, 7, 7, 7, 7, 8, 8, 8, 8, 8, 8, 8, 8] + [9] * 30,
-    np.int16,
-)
+LEVELS_TOLD: Final = 10
+OLD_VALUES_TOLD: Final = 5
+LEVELS: Final = OLD_VALUES_TOLD * np.repeat(np.arange(LEVELS_TOLD), [1, 1, 2, 2, 3, 4, 6, 7, 8, 471])
 """What contexts tell apart of the mean magnitude, in eighths."""
-OLD_VALUES: Final = np.repeat(np.arange(5, dtype=np.int16), [64, 56, 16, 56, 64])
+OLD_VALUES: Final = np.repeat(np.arange(OLD_VALUES_TOLD, dtype=np.int16), [64, 56, 16, 56, 64])
 """What contexts tell apart of the old value, from -128 up."""
-CONTEXTS: Final = PHASES * 10 * 5
+MAGNITUDES: Final = np.minimum(np.arange(1, 257, dtype=np.int16) >> 1, 63) * np.int16(RUN_UNIT)
+"""What the running mean takes a symbol for."""
+CONTEXTS: Final = PHASES * LEVELS_TOLD * OLD_VALUES_TOLD
 PLAIN_BITS: Final = 4  # a size of eight bits less its highest one and the three with a context
 WINDOW: Final = 1 << 14
+BLOCK: Final = 1 << 17
 
 
 def open_integers(coded: memoryview, length_bytes: int, references: Iterable[bytes]) -> Iterator[bytes]:
@@ -174,8 +176,8 @@ class ByValue:
         count = old.size
         steps = -(-count // self._coder.lanes)
         lanes = -(-count // steps)
-        phase_rows = rows_of(phase, lanes, steps)
-        old_rows = rows_of(old, lanes, steps)
+        known = phase * np.int16(LEVELS_TOLD * OLD_VALUES_TOLD) + OLD_VALUES[old ^ 0x80]
+        known_rows = rows_of(known, lanes, steps).astype(np.intp)
         given_rows = None
         if given is not None:
             wide = given.astype(np.int16)
@@ -185,13 +187,14 @@ class ByValue:
             # Only the last lane may be shorter than the others.
             active = lanes if (lanes - 1) * steps + step < count else lanes - 1
             now = self._mean[:active]
-            level = LEVELS[np.minimum(now >> 3, LEVELS.size - 1)]
-            value = OLD_VALUES[old_rows[step, :active] ^ 0x80]
-            contexts = ((phase_rows[step, :active] * np.int16(10) + level) * np.int16(5) + value).astype(np.intp)
+            contexts = LEVELS.take((now >> 3).astype(np.intp))
+            contexts += known_rows[step, :active]
             symbols = self._code_step(contexts, given_rows[step, :active] if given_rows is not None else None)
             rows[step, :active] = symbols
-            magnitude = np.minimum((symbols.astype(np.int16) + 1) >> 1, 63) * np.int16(RUN_UNIT)
-            now += (magnitude - now) >> RUN_SHIFT
+            pull = MAGNITUDES.take(symbols)
+            pull -= now
+            pull >>= RUN_SHIFT
+            now += pull
         zigzag = rows.T.ravel()[:count]
         return np.asarray((zigzag >> 1) ^ (np.uint8(0) - (zigzag & np.uint8(1))), np.uint8).view(np.int8)
 

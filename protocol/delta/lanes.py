@@ -15,11 +15,13 @@ from typing import Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib.stride_tricks import sliding_window_view
 
 from protocol.errors import Reason, Refused
 
 Symbols = npt.NDArray[np.uint8]
 Contexts = npt.NDArray[np.intp]
+States = npt.NDArray[np.uint32]
 
 STATE_START: Final = 1 << 16  # a state is never below it between two symbols
 TABLE_BITS: Final = 12  # a context's slots, 4 KiB of look-up: a hundred contexts stay small
@@ -29,7 +31,15 @@ LEARN_SHARE: Final = 8  # tables are made anew when they have seen one part in s
 MOST_WAITING: Final = 1 << 15  # symbols that are remembered until then
 ENOUGH_LANES: Final = 512  # more of them are hardly faster
 MOST_A_LANE: Final = 1 << 10  # symbols of a kind, as long as lanes are fewer
-_READ_BYTES: Final = 5  # hold any 32 bits, wherever in a byte they begin
+# Of the type of the states: numpy is several times faster when it need not convert.
+_TABLE_BITS: Final = np.uint32(TABLE_BITS)
+_SLOT_MASK: Final = np.uint32((1 << TABLE_BITS) - 1)
+_BIAS_AT: Final = np.uint32(8)  # in what stands behind a slot: above the symbol
+_FREQUENCY_AT: Final = np.uint32(8 + TABLE_BITS)
+_WORD_BITS: Final = np.uint32(16)
+_START: Final = np.uint32(STATE_START)
+SLOTS_AT_ONCE: Final = 8  # contexts: what is in memory meanwhile
+_READ_BYTES: Final = 8  # hold any 32 bits, wherever in a byte they begin
 
 
 class Table:
@@ -50,51 +60,79 @@ class Table:
         self._counts = np.empty((contexts, symbols), np.int64)
         self._counts[:] = prior
         self._memory = memory * COUNT_STEP
-        self._waiting: list[npt.NDArray[np.intp]] = []
+        self._waiting: list[tuple[Contexts, Symbols]] = []
         self._waiting_symbols = 0
         self._seen_symbols = 0
-        self._make()
+        self._frequency = np.empty((contexts, symbols), np.uint32)
+        self._first = np.empty((contexts, symbols), np.uint32)
+        self._slots: npt.NDArray[np.uint32] | None = None
+        self._make(np.arange(contexts))
 
-    def split(self, contexts: Contexts, slots: npt.NDArray[np.uint32]) -> Symbols:
-        """Which symbols the slots (0 to 2^bits - 1) of these contexts belong to."""
-        symbols: Symbols = self._symbol_of_slot[(contexts << TABLE_BITS) + slots]
-        return symbols
+    def read(self, contexts: Contexts, states: States) -> tuple[Symbols, States]:
+        """The symbols that states stand for and the states behind them, not yet renormalised; learns the symbols."""
+        if self._slots is None:  # a writer needs none, and contexts that do not occur take no memory
+            self._slots = np.zeros((self.contexts, 1 << self.bits), np.uint32)
+        place = contexts << self.bits
+        place += states & _SLOT_MASK
+        packed = self._slots.ravel().take(place)
+        if not packed.all():  # a frequency is never 0
+            self._make_slots(np.unique(contexts[packed == 0]))
+            packed = self._slots.ravel().take(place)
+        states = states >> _TABLE_BITS
+        states *= packed >> _FREQUENCY_AT
+        bias = packed >> _BIAS_AT
+        bias &= _SLOT_MASK
+        states += bias
+        symbols: Symbols = packed.astype(np.uint8)  # its lowest byte
+        self._learn(contexts, symbols)
+        return symbols, states
 
-    def ranges(self, contexts: Contexts, symbols: Symbols) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]:
+    def ranges(self, contexts: Contexts, symbols: Symbols) -> tuple[States, States]:
         """Frequency and first slot of each symbol, and learns them."""
         cells = contexts * self.symbols + symbols
-        ranges = self._frequency[cells], self._first[cells]
-        self._waiting.append(cells)
-        self._waiting_symbols += cells.size
-        if self._waiting_symbols >= min(self._seen_symbols // LEARN_SHARE, MOST_WAITING):
-            self._learn()
+        ranges = self._frequency.ravel().take(cells), self._first.ravel().take(cells)
+        self._learn(contexts, symbols)
         return ranges
 
-    def _learn(self) -> None:
-        cells = np.concatenate(self._waiting)
+    def _learn(self, contexts: Contexts, symbols: Symbols) -> None:
+        self._waiting.append((contexts, symbols))
+        self._waiting_symbols += symbols.size
+        if self._waiting_symbols < min(self._seen_symbols // LEARN_SHARE, MOST_WAITING):
+            return
+        cells = np.concatenate([some for some, _ in self._waiting])
+        cells *= self.symbols
+        cells += np.concatenate([some for _, some in self._waiting])
         seen = np.bincount(cells, minlength=self._counts.size).reshape(self._counts.shape)
         self._counts += seen * COUNT_STEP
+        full = self._counts.sum(axis=1) > self._memory
+        self._counts[full] = (self._counts[full] + 1) >> 1
+        touched = (seen.any(axis=1) | full).nonzero()[0]
         self._seen_symbols += self._waiting_symbols
         self._waiting.clear()
         self._waiting_symbols = 0
-        full = self._counts.sum(axis=1) > self._memory
-        if full.any():
-            self._counts[full] = (self._counts[full] + 1) >> 1
-        self._make()
+        self._make(touched)
 
-    def _make(self) -> None:
+    def _make(self, touched: Contexts) -> None:
         """Scales counts to frequencies: each symbol keeps at least one slot, the likeliest takes what is left over."""
-        counts = self._counts
+        counts = self._counts[touched]
         slots = 1 << self.bits
         frequency = 1 + counts * (slots - self.symbols) // counts.sum(axis=1, keepdims=True)
-        frequency[np.arange(self.contexts), frequency.argmax(axis=1)] += slots - frequency.sum(axis=1)
-        self._frequency = frequency.ravel().astype(np.uint32)
-        self._first = (frequency.cumsum(axis=1) - frequency).ravel().astype(np.uint32)
-        self._make_split(frequency)
+        frequency[np.arange(touched.size), frequency.argmax(axis=1)] += slots - frequency.sum(axis=1)
+        self._frequency[touched] = frequency
+        self._first[touched] = frequency.cumsum(axis=1) - frequency
+        if self._slots is not None:
+            for at in range(0, touched.size, SLOTS_AT_ONCE):
+                self._make_slots(touched[at : at + SLOTS_AT_ONCE])
 
-    def _make_split(self, frequency: npt.NDArray[np.int64]) -> None:
-        symbols = np.tile(np.arange(self.symbols, dtype=np.uint8), self.contexts)
-        self._symbol_of_slot = symbols.repeat(frequency.ravel())
+    def _make_slots(self, touched: Contexts) -> None:
+        """What a reader finds behind a slot: the symbol, how far the slot is from its first, its frequency."""
+        assert self._slots is not None
+        frequency = self._frequency[touched]
+        # Below zero, and so modulo 2^32, until the slot is added.
+        packed = (frequency << _FREQUENCY_AT) - (self._first[touched] << _BIAS_AT) + np.arange(self.symbols, dtype="u4")
+        some = packed.ravel().repeat(frequency.ravel()).reshape(touched.size, -1)
+        some += np.arange(1 << self.bits, dtype=np.uint32) << _BIAS_AT
+        self._slots[touched] = some
 
 
 class Bits(Table):
@@ -111,12 +149,29 @@ class Bits(Table):
     def __init__(self, contexts: int, prior: npt.ArrayLike = 1, memory: int = 1024) -> None:
         super().__init__(contexts, 2, prior, memory)
 
-    def split(self, contexts: Contexts, slots: npt.NDArray[np.uint32]) -> Symbols:
+    def read(self, contexts: Contexts, states: States) -> tuple[Symbols, States]:
         """As `Table`."""
-        return (slots >= self._zeros[contexts]).view(np.uint8)
+        symbols, states = read_flags(self._frequency[:, 0].take(contexts), states, self.bits)
+        self._learn(contexts, symbols)
+        return symbols, states
 
-    def _make_split(self, frequency: npt.NDArray[np.int64]) -> None:
-        self._zeros = frequency[:, 0].astype(np.uint32)
+
+def read_flags(zeros: States, states: States, bits: int) -> tuple[Symbols, States]:
+    """The flags that states stand for, when `zeros` of 2^bits slots are those of a 0, and the states behind them."""
+    slots = states & np.uint32((1 << bits) - 1)
+    flags = slots >= zeros
+    wide = flags.astype(np.uint32)
+    below = wide * zeros
+    # A 1 has the slots that a 0 has not: its frequency is what is left.
+    wide <<= np.uint32(bits)
+    wide += zeros
+    wide -= below
+    wide -= below
+    states = states >> np.uint32(bits)
+    states *= wide
+    states += slots
+    states -= below
+    return flags.view(np.uint8), states
 
 
 def hold_lanes(lanes: int, symbols: int) -> None:
@@ -189,18 +244,21 @@ class LaneReader:
     ) -> Symbols:
         """As `Coder`."""
         states = self._states[: contexts.size] if lanes is None else self._states[lanes]
-        slots = states & np.uint32((1 << table.bits) - 1)
-        symbols = table.split(contexts, slots)
-        frequency, first = table.ranges(contexts, symbols)
-        states = frequency * (states >> np.uint32(table.bits)) + slots - first
-        low = (states < STATE_START).nonzero()[0]
+        symbols, states = table.read(contexts, states)
+        low = (states < _START).nonzero()[0]
         if low.size:
             words = self._words[self._next : self._next + low.size]
             if words.size < low.size:
                 raise Refused(Reason.LENGTH, "a stream of entropy code that ends too early")
             self._next += low.size
-            states[low] = (states[low] << np.uint32(16)) | words
-        self._states[slice(contexts.size) if lanes is None else lanes] = states
+            refilled = states.take(low)
+            refilled <<= _WORD_BITS
+            refilled |= words
+            states[low] = refilled
+        if lanes is None:
+            self._states[: contexts.size] = states
+        else:
+            self._states[lanes] = states
         return symbols
 
     def finish(self) -> npt.NDArray[np.uint16]:
@@ -212,7 +270,7 @@ class LaneReader:
         Raises:
             Refused: `LENGTH`.
         """
-        hidden = self._states - np.uint32(STATE_START)
+        hidden = self._states - _START
         if self._next != self._words.size or (hidden >= STATE_START).any():
             raise Refused(Reason.LENGTH, "a stream of entropy code that does not end where it should")
         return hidden.astype(np.uint16)
@@ -241,19 +299,18 @@ class BitReader:
         """
         if not widths.size:
             return np.empty(0, np.uint32)
-        ends = np.cumsum(widths) + (self._next_bit & 7)
+        ends = np.cumsum(widths)
+        ends += self._next_bit & 7
         first_byte = self._next_bit >> 3
         data = self._bytes(first_byte, first_byte + (int(ends[-1]) + 7 >> 3))
         self._next_bit = 8 * first_byte + int(ends[-1])
-        starts = ends - widths
-        first = starts >> 3
-        value = data[first].astype(np.uint64)
-        for byte in range(1, _READ_BYTES):
-            value = (value << np.uint64(8)) | data[first + byte]
-        spare = (8 * _READ_BYTES - (starts & 7) - widths).astype(np.uint64)
-        mask = (np.uint64(1) << widths.astype(np.uint64)) - np.uint64(1)
-        numbers: npt.NDArray[np.uint32] = ((value >> spare) & mask).astype(np.uint32)
-        return numbers
+        ends -= widths
+        # Eight bytes from each number's first one on: it is at their top, behind what is before it in that byte.
+        value = sliding_window_view(data, _READ_BYTES).take(ends >> 3, axis=0).view(">u8").ravel().astype(np.uint64)
+        value <<= (ends & 7).view(np.uint64)
+        value >>= np.uint64(32)
+        value >>= (32 - widths).view(np.uint64)
+        return value.astype(np.uint32)
 
     def _bytes(self, start: int, end: int) -> npt.NDArray[np.uint8]:
         """A range of the hidden bits and those behind them, with as much behind it as the last number may touch."""

@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from protocol.delta.lanes import Coder, Contexts, Symbols, Table
+from protocol.delta.lanes import Coder, Contexts, States, Symbols, Table, read_flags
 
 Cells = npt.NDArray[np.int64]
 
@@ -48,11 +48,11 @@ class _Given(Table):
     def __init__(self) -> None:
         pass
 
-    def split(self, contexts: Contexts, slots: npt.NDArray[np.uint32]) -> Symbols:
-        """As `Table`."""
-        return (slots >= contexts).view(np.uint8)
+    def read(self, contexts: Contexts, states: States) -> tuple[Symbols, States]:
+        """As `Table`, without learning."""
+        return read_flags(contexts.astype(np.uint32), states, self.bits)
 
-    def ranges(self, contexts: Contexts, symbols: Symbols) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]:
+    def ranges(self, contexts: Contexts, symbols: Symbols) -> tuple[States, States]:
         """As `Table`, without learning."""
         first = np.where(symbols, contexts, 0).astype(np.uint32)
         frequency = np.where(symbols, (1 << CHANCE_BITS) - contexts, contexts).astype(np.uint32)

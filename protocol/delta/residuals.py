@@ -10,24 +10,28 @@ their exponents say. Then a size is expected to be the lane's running mean minus
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from protocol.delta.lanes import Bits, Coder, PlainBits, Table
+from protocol.delta.lanes import Bits, Coder, Contexts, PlainBits, Table
 
 Offsets = npt.NDArray[np.uint8]
+Means = npt.NDArray[np.int16]
+Number = TypeVar("Number", np.uint8, np.int16)
 
-UNIT: Final = 16  # running means are in sixteenths of a bit
+UNIT: Final = 64  # running means are in so many parts of a bit
+UNIT_BITS: Final = 6
 SLOW: Final = 4  # a mean moves by 1/2^this of the way
 FAST: Final = 2
-EXPECTED: Final = 96  # contexts for the expected size, in half bits
-EXPECTED_ZERO: Final = 16  # the first one is 8 bits below nothing
+EXPECTED_ZERO: Final = 16  # contexts for the expected size are in half bits; the first is 8 bits below nothing
+EXPECTED_SPARE: Final = 8  # and the last is 4 bits above the largest size
 TREND: Final = 3  # the fast mean is below, near or above the slow one
 TOP_BITS: Final = 3
 TILTS: Final = 17  # how far a size is from the expected one, in half bits: the slope within an octave
 SIGNS: Final = 9  # the running mean of the signs in eighths, and one for zeros
+ZERO_SHIFT: Final = 9  # the largest size shifted by it is the largest number of 16 bits, or nearly
 BODY_WINDOW: Final = 1 << 14  # elements: what the temporary arrays of the low bits hold
 BLOCK: Final = 1 << 18  # elements: what the arrays of the sizes hold
 
@@ -65,20 +69,23 @@ def bit_length(magnitude: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     return np.frexp(magnitude.astype(np.float64))[1].astype(np.int64)
 
 
-def code_sizes(coder: Coder, offsets: Offsets, widest: int, *, learn_signs: bool, given: Sizes | None = None) -> Sizes:
+def code_sizes(
+    coder: Coder, offsets: Offsets, widest: int, first_mean: int, *, learn_signs: bool, given: Sizes | None = None
+) -> Sizes:
     """Codes sizes, top bits and, when they are learnt, signs.
 
     Args:
         coder: One direction. Lane j works through the j-th run of equally many neighbours.
         offsets: uint8 [n].
         widest: The largest size there is, at most 33.
+        first_mean: What sizes and offsets together are about, in bits, before anything is known; at most 511.
         learn_signs: Whether neighbours tend to have the same sign; else signs travel plain.
         given: When writing.
 
     Returns:
         All of it; `negative` is zero where signs are not learnt.
     """
-    model = SizeModel(coder, widest, _first_mean(offsets, widest))
+    model = SizeModel(coder, widest, first_mean * UNIT)
     none = np.broadcast_to(np.uint8(0), offsets.size)
     columns = [np.empty(offsets.size, np.uint8) for _ in range(3 if learn_signs else 2)]
     sizes = Sizes(columns[0], columns[2] if learn_signs else none, columns[1])
@@ -101,7 +108,8 @@ class SizeModel:
 
     def __init__(self, coder: Coder, widest: int, first_mean: int) -> None:
         self._coder = coder
-        self._size_table = Table(EXPECTED * TREND, widest + 1, _size_prior(widest))
+        self._most = expected_sizes(widest) - 1
+        self._size_table = Table(expected_sizes(widest) * TREND, widest + 1, _size_prior(widest))
         self._sign_table = Bits(SIGNS, _sign_prior())
         self._top_table = Table(TILTS * TOP_BITS, 1 << TOP_BITS, _top_prior())
         self._slow = np.full(coder.lanes, first_mean, np.int16)
@@ -119,32 +127,41 @@ class SizeModel:
         negative_rows = rows_of(given.negative, lanes, steps) if given else None
         sizes = np.zeros((steps, lanes), np.uint8)
         negatives = np.zeros((steps if learn_signs else 0, lanes), np.uint8)
-        tilts = np.zeros((steps, lanes), np.uint8)
+        expectations = np.zeros((steps, lanes), np.uint8)
         for step in range(steps):
             # Only the last lane may be shorter than the others.
             active = lanes if (lanes - 1) * steps + step < count else lanes - 1
             offset = offset_rows[step, :active].astype(np.int16)
             mean, quick = self._slow[:active], self._fast[:active]
-            half_bits = (mean >> 3) - (offset << 1)
-            expected = np.minimum(np.maximum(half_bits + EXPECTED_ZERO, 0), EXPECTED - 1)
-            trend = np.minimum(np.maximum((quick - mean + 3 * UNIT) >> 5, 0), TREND - 1)
-            contexts = (expected * TREND + trend).astype(np.intp)
+            # Written out, and in place: what numpy takes for a call is what decoding takes.
+            contexts = mean >> (UNIT_BITS - 1)
+            contexts -= offset
+            contexts -= offset
+            contexts += EXPECTED_ZERO
+            np.maximum(contexts, 0, out=contexts)
+            np.minimum(contexts, self._most, out=contexts)
+            expectations[step, :active] = contexts
+            contexts *= TREND
+            contexts += trend_of(mean, quick)
             want = size_rows[step, :active] if size_rows is not None else None
-            size8 = coder.code(self._size_table, contexts, want)
+            size8 = coder.code(self._size_table, contexts.astype(np.intp), want)
             sizes[step, :active] = size8
-            size = size8.astype(np.int16)
-            zero = size8 == 0
-            tilts[step, :active] = np.minimum(np.maximum(size + size - half_bits + TILTS // 2, 0), TILTS - 1)
             if learn_signs:
                 want = negative_rows[step, :active] if negative_rows is not None else None
-                negatives[step, :active] = self._code_signs(zero, want)
-            seen = (size + offset) << 4
-            # A zero says that a change was too small to be seen here, not how small.
-            np.minimum(seen, mean, out=seen, where=zero)
-            mean += (seen - mean) >> SLOW
-            quick += (seen - quick) >> FAST
+                negatives[step, :active] = self._code_signs(size8 == 0, want)
+            size = size8.astype(np.int16)
+            seen = size + offset
+            seen <<= UNIT_BITS
+            # A zero says that a change was too small to be seen here, not how small: it never pulls a mean up.
+            size <<= ZERO_SHIFT
+            for running, rate in ((mean, SLOW), (quick, FAST)):
+                pull = seen - running
+                np.minimum(pull, size, out=pull)
+                pull >>= rate
+                np.add(running, pull, out=running)
         flat = sizes.T.ravel()[:count]
-        top = _code_tops(coder, self._top_table, flat, tilts.T.ravel()[:count], given.top if given else None)
+        expected = expectations.T.ravel()[:count]
+        top = _code_tops(coder, self._top_table, flat, expected, given.top if given else None)
         return [flat, top, negatives.T.ravel()[:count]] if learn_signs else [flat, top]
 
     def _code_signs(self, zero: npt.NDArray[np.bool_], want: npt.NDArray[np.uint8] | None) -> npt.NDArray[np.uint8]:
@@ -158,16 +175,36 @@ class SizeModel:
         return negative
 
 
-def _code_tops(coder: Coder, table: Table, sizes: Offsets, tilts: Offsets, given: Offsets | None) -> Offsets:
+def trend_of(mean: Means, quick: Means) -> Means:
+    """Whether the quick mean is below, near or above the slow one: 0, 1 or 2."""
+    trend = quick - mean
+    trend += 3 * UNIT
+    trend >>= UNIT_BITS + 1
+    np.maximum(trend, 0, out=trend)
+    np.minimum(trend, TREND - 1, out=trend)
+    return trend
+
+
+def _code_tops(coder: Coder, table: Table, sizes: Offsets, expected: Offsets, given: Offsets | None) -> Offsets:
     """The bits below the highest one, of all numbers that have some; a lane takes whatever comes next."""
     tops = np.zeros(sizes.size, np.uint8)
     for first in range(0, sizes.size, BODY_WINDOW):
         there = np.flatnonzero(sizes[first : first + BODY_WINDOW] >= 2) + first
-        contexts = (np.minimum(sizes[there], TOP_BITS + 1).astype(np.intp) - 2) * TILTS + tilts[there]
-        for at in range(0, there.size, coder.lanes):
-            some = there[at : at + coder.lanes]
-            tops[some] = coder.code(table, contexts[at : at + coder.lanes], given[some] if given is not None else None)
+        size = sizes[there].astype(np.int16)
+        tilts = np.minimum(np.maximum(size + size - expected[there] + (EXPECTED_ZERO + TILTS // 2), 0), TILTS - 1)
+        contexts = ((np.minimum(size, TOP_BITS + 1) - 2) * TILTS + tilts).astype(np.intp)
+        want = given[there] if given is not None else None
+        tops[there] = code_in_turn(coder, table, contexts, want)
     return tops
+
+
+def code_in_turn(coder: Coder, table: Table, contexts: Contexts, given: Offsets | None) -> Offsets:
+    """Codes symbols whose contexts are known: a lane takes whatever comes next. `given` are they when writing."""
+    symbols = np.empty(contexts.size, np.uint8)
+    for at in range(0, contexts.size, coder.lanes):
+        some = slice(at, at + coder.lanes)
+        symbols[some] = coder.code(table, contexts[some], given[some] if given is not None else None)
+    return symbols
 
 
 def code_bodies(
@@ -199,21 +236,21 @@ def code_bodies(
         yield np.where(negative, -magnitude, magnitude)
 
 
-def rows_of(column: npt.NDArray[np.uint8], lanes: int, steps: int) -> npt.NDArray[np.uint8]:
-    """What the lanes work on, step by step: uint8 [steps, lanes] from uint8 [n]."""
-    padded = np.zeros(lanes * steps, np.uint8)
+def rows_of(column: npt.NDArray[Number], lanes: int, steps: int) -> npt.NDArray[Number]:
+    """What the lanes work on, step by step: [steps, lanes] from [n]."""
+    padded = np.zeros(lanes * steps, column.dtype)
     padded[: column.size] = column
     return np.ascontiguousarray(padded.reshape(lanes, steps).T)
 
 
-def _first_mean(offsets: Offsets, widest: int) -> int:
-    """Before anything is known: half of the bits change at the usual offset."""
-    return (int(offsets.sum(dtype=np.int64)) // max(offsets.size, 1) + widest // 2) * UNIT
+def expected_sizes(widest: int) -> int:
+    """How many expected sizes contexts tell apart."""
+    return EXPECTED_ZERO + 2 * widest + EXPECTED_SPARE
 
 
 def _size_prior(widest: int) -> npt.NDArray[np.int64]:
     """Sizes near the expected one are likelier."""
-    expected = (np.arange(EXPECTED * TREND) // TREND - EXPECTED_ZERO) >> 1
+    expected = (np.arange(expected_sizes(widest) * TREND) // TREND - EXPECTED_ZERO) >> 1
     distance = np.abs(np.arange(widest + 1)[None, :] - np.maximum(expected, 0)[:, None])
     return np.asarray(1 + (32 >> np.minimum(distance, 6)), np.int64)
 

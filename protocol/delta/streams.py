@@ -17,6 +17,7 @@
 
 import lzma
 from collections.abc import Iterator
+from itertools import chain
 from typing import Final, Protocol
 
 from protocol import limits
@@ -141,10 +142,14 @@ def open_stream(
 
 
 def _filled(pieces: Iterator[bytes], length_bytes: int) -> bytearray:
-    """The pieces put together in place: joining them would hold them twice."""
+    """The pieces put together in place: joining them would hold them twice.
+
+    There is room for them only when the first is there: what had to be held to begin is gone by then.
+    """
+    first = next(pieces, b"")
     output = bytearray(length_bytes)
     at = 0
-    for piece in pieces:
+    for piece in chain((first,), pieces):
         if at + len(piece) > length_bytes:
             raise Refused(Reason.LENGTH, f"a stream gives more than the {length_bytes} bytes that are said")
         output[at : at + len(piece)] = piece

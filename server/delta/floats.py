@@ -5,7 +5,7 @@ from typing import Final
 
 import numpy as np
 
-from protocol.delta.alone import TOP_BITS, code_exponents, code_rest, code_tops
+from protocol.delta.alone import TOP_BITS, code_exponents, code_rest
 from protocol.delta.floats import (
     LEARNT_SIGNS,
     code_factors,
@@ -15,13 +15,22 @@ from protocol.delta.floats import (
 )
 from protocol.delta.lowrank import FloatForm, code_shapes, factors_of
 from protocol.delta.patch import varint
-from protocol.delta.residuals import Sizes, code_bodies, code_sizes, split
+from protocol.delta.residuals import Offsets, Sizes, code_bodies, code_sizes, split
 from server.delta.lanes import BitWriter, LaneWriter
 from server.delta.lowrank import Matrix, find_changes
 from server.delta.numbers import NumberWriter
 
 LANES_BITS: Final = 9  # fewer decode too slowly, more begin with too many unlearnt symbols
 ELEMENTS_A_LANE: Final = 256
+FEW_ELEMENTS: Final = 1 << 14  # decode in no time: here it is the lanes that cost, three bytes each
+FEW_A_LANE: Final = 1024
+MORE_LANES_BITS: Final = 10  # of streams that take many bytes: a dozen bytes a lane are little beside them
+MANY_BYTES: Final = 1 << 18
+MANY_ELEMENTS: Final = 1 << 19
+ALONE_LANES_BITS: Final = 11  # floats on their own always take many bytes
+ALONE_A_LANE: Final = 1000
+MEAN_OVER: Final = 1 << 18  # elements
+ZEROS_WEIGH: Final = 3  # bits that a stream's mean is lower by if it were all zeros
 SIGNS_WORTH: Final = 0.98  # learning the signs takes time on the machine: it has to save this share of them
 
 
@@ -42,18 +51,22 @@ def encode_differences(form: FloatForm, old: bytes, new: bytes, matrices: Sequen
     shapes = NumberWriter()
     code_shapes(shapes, expected.size, changes)
     lanes_bits = lanes_for(expected.size)
+    if expected.size >= MANY_ELEMENTS and int(sizes.size.sum(dtype=np.int64)) >= 8 * MANY_BYTES:
+        lanes_bits = MORE_LANES_BITS
     coder = LaneWriter(1 << lanes_bits)
     factor_bits = BitWriter()
     code_factors(coder, factor_bits, changes, factors_of(changes))
     offsets = exponents(form, [old], expected.size)
-    code_sizes(coder, offsets, form.bits, learn_signs=learn_signs, given=sizes)
+    first_mean = _mean_size(sizes, offsets)
+    code_sizes(coder, offsets, form.bits, first_mean, learn_signs=learn_signs, given=sizes)
     bits = BitWriter()
     for _ in code_bodies(bits, sizes, learn_signs=learn_signs, given=difference):
         pass
     hidden, plain = bits.finish(coder.lanes)
     words = coder.finish(hidden)
     parts = (shapes.finish(), factor_bits.finish(0)[1], words)
-    head = bytes([lanes_bits | LEARNT_SIGNS * learn_signs]) + b"".join(varint(len(part)) for part in parts)
+    numbers = (first_mean, *map(len, parts))
+    head = bytes([lanes_bits | LEARNT_SIGNS * learn_signs]) + b"".join(map(varint, numbers))
     return b"".join((head, *parts, plain))
 
 
@@ -67,10 +80,9 @@ def encode_alone(form: FloatForm, new: bytes) -> bytes:
     words = np.frombuffer(new, form.word).astype(np.int64)
     exponents_given = (words >> form.mantissa & form.exponent_mask).astype(np.uint8)
     tops_given = (words >> (form.mantissa - TOP_BITS) & ((1 << TOP_BITS) - 1)).astype(np.uint8)
-    lanes_bits = lanes_for(words.size)
+    lanes_bits = min(ALONE_LANES_BITS, max(lanes_for(words.size), (words.size // ALONE_A_LANE).bit_length()))
     coder = LaneWriter(1 << lanes_bits)
-    code_exponents(coder, form, words.size, exponents_given)
-    code_tops(coder, form, exponents_given, tops_given)
+    code_exponents(coder, form, words.size, (exponents_given, tops_given))
     bits = BitWriter()
     for _ in code_rest(bits, form, exponents_given, tops_given, words):
         pass
@@ -81,7 +93,18 @@ def encode_alone(form: FloatForm, new: bytes) -> bytes:
 
 def lanes_for(count: int) -> int:
     """The binary logarithm of how many lanes so many elements are coded in."""
-    return min(LANES_BITS, (count // ELEMENTS_A_LANE).bit_length())
+    return min(LANES_BITS, (count // (FEW_A_LANE if count < FEW_ELEMENTS else ELEMENTS_A_LANE)).bit_length())
+
+
+def _mean_size(sizes: Sizes, offsets: Offsets) -> int:
+    """What the sizes and offsets are about at the beginning, when most of them are more than nothing."""
+    some = slice(MEAN_OVER)
+    size = sizes.size[some]
+    there = size > 0
+    if not there.any():
+        return int(offsets[some].mean()) if offsets.size else 0
+    mean = float((size[there] + offsets[some][there].astype(np.float64)).mean())
+    return round(max(mean - ZEROS_WEIGH * float((~there).mean()), 0))
 
 
 def _signs_are_alike(sizes: Sizes) -> bool:

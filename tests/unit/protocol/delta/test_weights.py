@@ -108,6 +108,11 @@ def test_a_sum_never_makes_an_infinity_and_leaves_one_alone() -> None:
     assert add(F32, words, np.full(3, 1 << 37, np.int64), -90).tolist() == words.tolist()
 
 
+def test_a_first_mean_that_its_type_does_not_hold_is_refused() -> None:
+    with pytest.raises(Refused):
+        apply_floats(F16, bytes((0, 128, 4, 0, 0, 4, 0, 0, 1, 0)), bytes(2))
+
+
 def test_lanes_carry_bits_for_nothing_and_tell_when_a_stream_was_cut() -> None:
     chance = np.random.default_rng(4)
     contexts = chance.integers(0, 3, (50, 16))
