@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from server.delta.tensors.elsewhere import Elsewhere
 from server.delta.tensors.found import File, Tensor
 from server.delta.tensors.moved import CLEAR, WORTH, Base, explain_pieces
 from server.delta.tensors.order import in_order
@@ -40,7 +41,9 @@ def pair_tensors(old_file: File, old: list[Tensor], new_file: File, new: list[Te
         pairing = _Pairing(old_data, old, new_data, new)
         equal = [pairing.equal(each) for each in new]
         with sampling(old_data), sampling(new_data):
-            return pairing.explain(equal)
+            pairs = pairing.explain(equal)
+        elsewhere = Elsewhere(old_data, new_data)
+        return [part for pair in pairs for part in ((pair,) if pair.match is Match.COPY else elsewhere.copies(pair))]
 
 
 class _Pairing:
