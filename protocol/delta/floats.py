@@ -127,7 +127,9 @@ def code_factors(coder: Coder, bits: PlainBits, changes: list[Change], given: In
         learn_signs=False,
         given=split(given) if given is not None else None,
     )
-    return with_factors(changes, np.concatenate(list(code_bodies(bits, sizes, learn_signs=False, given=given))))
+    # Narrow at once: there may be half a million, and sizes of 16 bits fit.
+    bodies = (body.astype(np.int32) for body in code_bodies(bits, sizes, learn_signs=False, given=given))
+    return with_factors(changes, np.concatenate(list(bodies)))
 
 
 def exponents(form: FloatForm, references: Iterable[bytes], count: int) -> Offsets:

@@ -132,7 +132,7 @@ def code_shapes(numbers: Numbers, elements: int, given: list[Change] | None = No
     return changes
 
 
-def with_factors(changes: list[Change], factors: npt.NDArray[np.int64]) -> list[Change]:
+def with_factors(changes: list[Change], factors: npt.NDArray[np.int32]) -> list[Change]:
     """Gives each change its share of the factors: all of `left`, then all of `right`.
 
     Raises:
@@ -140,14 +140,13 @@ def with_factors(changes: list[Change], factors: npt.NDArray[np.int64]) -> list[
     """
     if np.abs(factors).max(initial=0) >= 1 << FACTOR_BITS:
         raise Refused(Reason.LIMIT, "a patch predicts a change with a factor that is out of bounds")
-    narrow = factors.astype(np.int32)
     whole = []
     at = 0
     for change in changes:
         middle = at + change.rank * change.rows
         end = at + change.factors
-        left = narrow[at:middle].reshape(change.rank, change.rows)
-        right = narrow[middle:end].reshape(change.rank, change.columns)
+        left = factors[at:middle].reshape(change.rank, change.rows)
+        right = factors[middle:end].reshape(change.rank, change.columns)
         whole.append(replace(change, left=left, right=right))
         at = end
     return whole

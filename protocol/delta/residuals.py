@@ -32,7 +32,8 @@ TOP_BITS: Final = 3
 TILTS: Final = 17  # how far a size is from the expected one, in half bits: the slope within an octave
 SIGNS: Final = 9  # the running mean of the signs in eighths, and one for zeros
 ZERO_SHIFT: Final = 9  # the largest size shifted by it is the largest number of 16 bits, or nearly
-BODY_WINDOW: Final = 1 << 14  # elements: what the temporary arrays of the low bits hold
+BODY_WINDOW: Final = 1 << 13  # elements: what the temporary arrays of the low bits hold
+TOP_WINDOW: Final = 1 << 14  # elements whose highest bits are coded together
 BLOCK: Final = 1 << 18  # elements: what the arrays of the sizes hold
 
 
@@ -76,7 +77,7 @@ def code_sizes(
 
     Args:
         coder: One direction. Lane j works through the j-th run of equally many neighbours.
-        offsets: uint8 [n].
+        offsets: uint8 [n]; the sizes overwrite them.
         widest: The largest size there is, at most 33.
         first_mean: What sizes and offsets together are about, in bits, before anything is known; at most 511.
         learn_signs: Whether neighbours tend to have the same sign; else signs travel plain.
@@ -87,7 +88,8 @@ def code_sizes(
     """
     model = SizeModel(coder, widest, first_mean * UNIT)
     none = np.broadcast_to(np.uint8(0), offsets.size)
-    columns = [np.empty(offsets.size, np.uint8) for _ in range(3 if learn_signs else 2)]
+    # Megabytes are saved by putting the sizes where the offsets were.
+    columns = [offsets, *(np.empty(offsets.size, np.uint8) for _ in range(2 if learn_signs else 1))]
     sizes = Sizes(columns[0], columns[2] if learn_signs else none, columns[1])
     for first in range(0, offsets.size, BLOCK):
         block = slice(first, first + BLOCK)
@@ -188,8 +190,8 @@ def trend_of(mean: Means, quick: Means) -> Means:
 def _code_tops(coder: Coder, table: Table, sizes: Offsets, expected: Offsets, given: Offsets | None) -> Offsets:
     """The bits below the highest one, of all numbers that have some; a lane takes whatever comes next."""
     tops = np.zeros(sizes.size, np.uint8)
-    for first in range(0, sizes.size, BODY_WINDOW):
-        there = np.flatnonzero(sizes[first : first + BODY_WINDOW] >= 2) + first
+    for first in range(0, sizes.size, TOP_WINDOW):
+        there = np.flatnonzero(sizes[first : first + TOP_WINDOW] >= 2) + first
         size = sizes[there].astype(np.int16)
         tilts = np.minimum(np.maximum(size + size - expected[there] + (EXPECTED_ZERO + TILTS // 2), 0), TILTS - 1)
         contexts = ((np.minimum(size, TOP_BITS + 1) - 2) * TILTS + tilts).astype(np.intp)
