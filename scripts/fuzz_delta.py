@@ -1,7 +1,13 @@
-"""Fuzzes the applier of patches with atheris, guided by what of its code the damaged groups reach.
+"""Fuzzes the applier of patches with atheris, guided by what of its code the cases reach.
 
-Whatever the bytes of a group, applying it writes as many bytes as its header says, or refuses: another exception, a
-read outside of the base, or a group that takes longer than any honest one ends the run and leaves the case behind.
+Whatever the bytes, applying them writes as many bytes as they say, or refuses: another exception, a read outside of the
+base, or a case that takes longer than any honest one ends the run and leaves the case behind. The first byte of a case
+tells what it is:
+
+- up to 149: a group against one of the small bases, damaged by its parts or byte by byte;
+- 150 to 179: a patch file, with or without index and envelope, as `scripts/delta apply` reads it;
+- from 180 on: choices. The applier's own models are run over writers that take from these bytes what they write, so
+  that the entropy coders come out even and what lies behind them is reached.
 
     .venv/bin/python scripts/fuzz_delta.py --seconds 3600 --corpus FOLDER
 
@@ -20,7 +26,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
 ATHERIS = "atheris==3.0.0"
-MOST_SECONDS = 60  # of one case: an honest group of full size takes less
+MOST_SECONDS = 30  # of processor time for one case: these are small
+FILES, CHOICES = 150, 180  # first bytes
+CHOICE_BYTES = 400
+CHOSEN = 200  # cases of choices to begin with
 MOST_MIB = 2048  # of the whole process with its instrumentation; memory for each group has a test of its own
 
 
@@ -49,28 +58,43 @@ def _set_up(python: Path) -> None:
 def _fuzz(args: argparse.Namespace) -> None:
     import atheris  # only there in the environment of this script
 
-    with atheris.instrument_imports(include=["protocol"], enable_loader_override=False):
-        import protocol.delta.apply  # noqa: F401  (imported to be instrumented)
+    with atheris.instrument_imports(include=["protocol", "server.delta.applying"], enable_loader_override=False):
+        import server.delta.applying  # noqa: F401  (imported to be instrumented, with all of the codec)
+    from tests.unit.protocol.delta.chosen_groups import Told, chosen_group, mixed_base
     from tests.unit.protocol.delta.hostile_groups import damaged, outcome, seeds
+    from tests.unit.server.delta.hostile_files import file_outcome, file_seeds
 
-    known = seeds()
-    if args.case:
-        data = args.case.read_bytes()
-        print(outcome(data[1:], known[data[0] % len(known)].base))
-        return
+    known, files = seeds(), file_seeds()
+
+    def run(data: bytes) -> None:
+        kind, rest = data[0], data[1:]
+        if kind >= CHOICES:
+            outcome(chosen_group(Told(rest)), mixed_base())
+        elif kind >= FILES:
+            file_outcome(rest, files[(kind - FILES) % len(files)])
+        else:
+            outcome(rest, known[kind % len(known)].base)
 
     def one(data: bytes) -> None:
-        """The first byte tells the base, the others are the group."""
+        """Runs a case; processor time, for the machine may be busy with other things."""
+        began = time.process_time()
         if data:
-            outcome(data[1:], known[data[0] % len(known)].base)
+            run(data)
+        assert time.process_time() - began < MOST_SECONDS
+
+    if args.case:
+        one(args.case.read_bytes())
+        return
 
     def change(data: bytes, most: int, seed: int) -> bytes:
         """Half of the time by the parts of the group, so that what lies behind its lengths is reached."""
-        if len(data) > 1 and seed % 2:
+        if len(data) > 1 and data[0] < FILES and seed % 2:
             try:
                 return (data[:1] + damaged(data[1:], random.Random(seed)))[:most]
             except Exception:  # what is no group any more is changed byte by byte
                 pass
+        if data and data[0] >= CHOICES and seed % 8 == 1:
+            return (data[:1] + random.Random(seed).randbytes(CHOICE_BYTES))[:most]
         return bytes(atheris.Mutate(data, most))
 
     cases, failed = args.corpus / "cases", args.corpus / "failed"
@@ -78,11 +102,18 @@ def _fuzz(args: argparse.Namespace) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     for number, seed in enumerate(known):
         (cases / f"seed-{number}").write_bytes(bytes([number]) + seed.group)
-    print(f"seed {args.seed}, {args.seconds} s, {len(known)} groups to begin with", flush=True)
+    for number, file in enumerate(files):
+        (cases / f"file-{number}").write_bytes(bytes([FILES + number]) + file.patch)
+    chance = random.Random(args.seed)
+    for number in range(CHOSEN):
+        (cases / f"chosen-{number}").write_bytes(bytes([CHOICES]) + chance.randbytes(CHOICE_BYTES))
+    count = len(known) + len(files) + CHOSEN
+    print(f"seed {args.seed}, {args.seconds} s, {count} cases to begin with", flush=True)
     options = [
         f"-max_total_time={args.seconds}",
         f"-seed={args.seed % (1 << 32)}",
-        f"-timeout={MOST_SECONDS}",
+        f"-timeout={20 * MOST_SECONDS}",  # by the clock on the wall
+        f"-report_slow_units={20 * MOST_SECONDS}",
         f"-rss_limit_mb={MOST_MIB}",
         f"-artifact_prefix={failed}/",
         "-max_len=65536",
