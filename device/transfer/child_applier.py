@@ -31,7 +31,7 @@ from protocol import limits
 from protocol.errors import Reason, Refused
 from protocol.wire import decode
 
-SILENCE_S: Final = 120.0  # a group is at most 64 MiB of output and comes in pieces of 1 MiB: slow cards take seconds
+SILENCE_S: Final = 600.0  # streams are decoded before anything is written: minutes, where a slow card is busy as well
 START_S: Final = 60.0  # a cold numpy on a slow card
 TRIES: Final = 2  # of each kind: dying once is chance
 BUSY: Final = 0.5  # of its silence: a child that computed for so long loops

@@ -1,7 +1,7 @@
 """`python -m device.transfer.patch_child BASE AGENT_PID`: applies groups for the agent, in a process that may die.
 
-It writes no file: what it makes goes back over its output. It runs below the agent and the workers, and its address
-space is bounded by what the codec promises.
+It writes no file: what it makes goes back over its output. It runs below the agent and the workers; its address space
+is bounded by what the codec promises, its processor time by what the patch gives.
 """
 
 import os
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from device.inference.rlimits import confine, die_with
+from device.transfer.allowance import Allowance
 from device.transfer.applier import FileBase
 from device.transfer.patch_wire import DONE, NO_MEMORY, OUTPUT, READY, REFUSED, TROUBLE, Verdict, receive, send
 from protocol.errors import HeadlandError, Reason, Refused
@@ -40,15 +41,22 @@ def main(arguments: list[str]) -> int:
 
 def _serve(path: Path) -> int:
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
-    from protocol.delta import apply
+    from protocol.delta import apply, patch
 
     confine(memory_mib=PATCH_MEMORY_MIB, cpu_s=None, slack_mib=SLACK_MIB)
+    allowance = Allowance()
+
+    def write(data: bytes) -> None:
+        with allowance.sending():
+            send(answers, OUTPUT, data)
+
     with FileBase(path) as base:
         send(answers, READY)
         while (request := receive(requests)) is not None:
             offset, group = request
             try:
-                apply.apply_group(group, base, offset, lambda data: send(answers, OUTPUT, data))
+                with allowance.spent_on(patch.read_group_header(group)):
+                    apply.apply_group(group, base, offset, write)
             except Refused as refused:
                 send(answers, REFUSED, encode(Verdict(reason=refused.reason, message=_short(refused.message))))
             except BrokenPipeError:

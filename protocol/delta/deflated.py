@@ -27,11 +27,10 @@ from protocol.errors import Reason, Refused
 
 TRAILER_BYTES: Final = 8
 MEMBER_BYTES: Final = 1 << 20  # of a compressed stream, old or new
-STREAM_BYTES: Final = 1 << 24  # of all old members of one stream: reading them is slow
 STREAM_MEMBERS: Final = 1 << 11
-OLD_SHARE: Final = 4  # an old member is at most so many times as long as the new one, and LEAST_OLD bytes
-LEAST_OLD: Final = 1 << 14
-LEAST_SAID: Final = 64  # steps and told tokens of a member, and two a byte: with more it pays to send the bytes
+OLD_SHARE: Final = 4  # a stream's old members are at most so many times as long as the new ones, and LEAST_OLD bytes
+LEAST_OLD: Final = 1 << 16  # together: reading them is slow
+LEAST_SAID: Final = 64  # steps and told tokens of a member, and one for each two bytes: with more it pays to send it
 FIRST_RUNS: Final = 64  # there is room for; twice as many when they are full
 _PIECE_BYTES: Final = 1 << 16
 _SHORTEST: Final = 3  # of a match
@@ -117,7 +116,7 @@ def code_member(
         given = steps[number] if number < len(steps) else Step(0, 0, 0)
         inserted = numbers.unsigned(_INSERTED, given.inserted)
         said += 1 + inserted
-        if at + inserted > MOST_TOKENS or said > LEAST_SAID + 2 * length:
+        if at + inserted > MOST_TOKENS or said > LEAST_SAID + length // 2:
             raise Refused(Reason.LIMIT, "a patch makes compressed data of too many tokens")
         told = [_code_told(numbers, new, at + which) for which in range(inserted)]
         if told:
@@ -210,14 +209,12 @@ def open_deflated(coded: bytes, members: Sequence[tuple[int, int]], read: Callab
         raise Refused(Reason.LIMIT, f"a patch makes {len(members)} pieces of compressed data at once")
     numbers = NumberReader(coded)
     out = bytearray()
-    left = STREAM_BYTES
+    left = LEAST_OLD + OLD_SHARE * sum(length for _, length in members)
     for offset, length in members:
         old_length = length + code_old_length(numbers)
         left -= old_length
         if not 0 <= old_length <= MEMBER_BYTES or length > MEMBER_BYTES or left < 0:
-            raise Refused(Reason.LIMIT, "a patch makes compressed data that is too long")
-        if old_length > LEAST_OLD + OLD_SHARE * length:
-            raise Refused(Reason.LIMIT, "a patch makes compressed data of much longer data")
+            raise Refused(Reason.LIMIT, "a patch makes compressed data that is too long, or of much longer data")
         old, _ = read_deflate(read(offset, old_length))
         body = write_deflate(code_member(numbers, length, old))
         if len(body) + TRAILER_BYTES != length:

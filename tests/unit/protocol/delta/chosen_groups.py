@@ -42,8 +42,9 @@ from protocol.delta.streams import (
     lzma_filter,
     takes_base,
 )
-from protocol.delta.tar import DIGEST, HEAD
+from protocol.delta.tar import DIGEST, ENTRIES, HEAD
 from protocol.delta.tar import KINDS as TAR_KINDS
+from protocol.delta.tar_blocks import BLOCK_BYTES
 from protocol.errors import Refused
 from server.delta.groups import ViewBase
 from server.delta.lanes import BitWriter, LaneWriter
@@ -179,6 +180,13 @@ def mixed_base() -> bytes:
 
 
 @cache
+def _headers() -> tuple[int, ...]:
+    """Where headers of archives stand in the base."""
+    base = mixed_base()
+    return tuple(at for at in range(0, len(base), BLOCK_BYTES) if base[at + 257 : at + 262] == b"ustar")
+
+
+@cache
 def _members() -> tuple[tuple[int, int, Deflated], ...]:
     """Where compressed members lie in the base, how long they are, and their tokens."""
     found = []
@@ -217,6 +225,12 @@ def chosen_group(chance: random.Random) -> bytes:
         elif kind in TAR_KINDS:
             numbers.obeys = False
             numbers.said = [kind]
+            if kind in (ENTRIES, HEAD) and chance.random() < 0.7:
+                following = place.tar.next_header
+                if following < 0:
+                    following = place.base_end + -place.base_end % BLOCK_BYTES
+                numbers.said += [2, (chance.choice(_headers()) - following) // BLOCK_BYTES]
+                numbers.said += [chance.randrange(3)] * (kind == ENTRIES)
             if kind == DIGEST and chance.random() < 0.95:
                 ahead = chance.random() < 0.4  # of the file that comes next
                 reference = files if ahead else chance.randrange(files)

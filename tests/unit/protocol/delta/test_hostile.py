@@ -3,6 +3,7 @@
 import json
 import random
 import tarfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -11,19 +12,32 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocol import limits
-from protocol.delta.apply import apply_group
+from protocol.delta.apply import apply_group, read_operations
+from protocol.delta.deflate import read_deflate
+from protocol.delta.deflated import LEAST_OLD, LEAST_SAID, OLD_SHARE, Step, code_member, code_old_length, open_deflated
 from protocol.delta.lanes import ENOUGH_LANES, MOST_A_LANE, hold_lanes
 from protocol.delta.lowrank import CHANGES, Change, code_shapes
 from protocol.delta.numbers import NumberReader
-from protocol.delta.operations import AGAIN_BITS, FILL, TAKE, Operation, Place, code_operation, digest_value
-from protocol.delta.patch import write_group
+from protocol.delta.operations import (
+    AGAIN_BITS,
+    FILL,
+    OPERATION_NAMES,
+    TAKE,
+    Operation,
+    Place,
+    code_operation,
+    digest_value,
+)
+from protocol.delta.patch import read_group_header, write_group
 from protocol.delta.programs import MOST_PARTS, Exceptional, Program, Region, Rule, code_programs
 from protocol.delta.tar import DIGEST, HEAD
 from protocol.errors import Refused
 from server.delta.groups import cut_groups, encode_group
 from server.delta.numbers import NumberWriter
 from server.delta.pieces import How, Piece
+from tests.unit.protocol.delta.chosen_groups import KINDS, Told, chosen_group, mixed_base
 from tests.unit.protocol.delta.hostile_groups import CarefulBase, Seed, damaged, outcome, seeds
+from tests.unit.protocol.delta.slow_groups import slow_groups
 
 VECTORS = Path(__file__).parents[3] / "vectors" / "delta"
 SEEDS = seeds()
@@ -42,6 +56,7 @@ ELEMENTS = {
     How.TEXT: 1,
     How.BINARY: 1,
 }
+MOST_MIB_S = 40  # of a fast core
 STRANGE = b"\0\0\0\0\0\0\0\x80\0\0\x80\x7f\0\0\x80\xff\0\0\xc0\x7f\x01\0\0\0\0\x7c\0\xfc\x01\x7e\x01\0\0\x80\xff\xff"
 """Zeros of both signs, infinities, what is no number, and the smallest numbers, of all widths."""
 
@@ -145,3 +160,55 @@ def test_parts_of_programs_are_counted_together() -> None:
     numbers = NumberWriter()
     with pytest.raises(Refused):
         code_programs(numbers, (Program(1 << 30, (), regions, exceptions),))
+
+
+@pytest.mark.parametrize("number", range(12))
+def test_groups_that_no_encoder_makes_give_what_they_say_or_are_refused(number: int) -> None:
+    """Chosen number by number: entropy coders come out even, and what lies behind them is reached."""
+    chance = random.Random(number)
+    given = 0
+    for _ in range(12):
+        group = chosen_group(chance)
+        given += outcome(group, mixed_base()) is not None
+        outcome(damaged(group, chance), mixed_base())
+    assert given >= 6, "what is chosen is seldom refused"
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.binary(max_size=300))
+def test_whatever_is_chosen_gives_what_it_says_or_is_refused(choices: bytes) -> None:
+    outcome(chosen_group(Told(choices)), mixed_base())
+
+
+def test_all_kinds_of_streams_and_operations_are_chosen() -> None:
+    kinds: set[int] = set()
+    operations: set[int] = set()
+    base = CarefulBase(memoryview(mixed_base()))
+    chance = random.Random(1)
+    for _ in range(80):
+        group = chosen_group(chance)
+        header = read_group_header(group)
+        assert header is not None
+        kinds |= {stream.kind for stream in header.streams if stream.length_bytes}
+        operations |= {operation.kind for operation in read_operations(header, memoryview(group), base, 0)}
+    assert kinds == set(KINDS)
+    assert operations >= set(OPERATION_NAMES)
+
+
+def test_the_work_of_a_group_follows_what_it_gives() -> None:
+    """The figures of the codec's page, with room for a slower core."""
+    for slow in slow_groups(1 / 256):
+        seconds, given = slow.seconds()
+        assert seconds < 0.5 + 10 * MOST_MIB_S * given / limits.MIB, slow.name
+
+
+def test_many_members_of_long_old_ones_and_steps_for_each_byte_are_refused() -> None:
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_HUFFMAN_ONLY)
+    member = packer.compress(bytes(range(64)) * 80) + packer.flush()
+    numbers = NumberWriter()
+    code_old_length(numbers, LEAST_OLD + OLD_SHARE * 100)
+    with pytest.raises(Refused, match="much longer"):
+        open_deflated(numbers.finish(), [(0, 100)], lambda offset, length: member)
+    old, _ = read_deflate(member)
+    with pytest.raises(Refused, match="too many tokens"):
+        code_member(NumberWriter(), 1000, old, old, [Step(0, 0, 1)] * (LEAST_SAID + 502))

@@ -53,7 +53,7 @@ def file_outcome(patch: bytes, seed: FileSeed) -> bytes | None:
             return None
         new = out.read_bytes()
         assert sorted(path.name for path in Path(folder).iterdir()) == ["old", "out", "patch"]
-        envelope = read_envelope(patch)
+        envelope = read_envelope(io.BytesIO(patch))
         said = envelope or read_patch_head(patch)
         if envelope is None or envelope.recipe is not None:
             assert hashlib.sha256(new).digest()[:DIGEST_PREFIX_BYTES] == said.output_prefix

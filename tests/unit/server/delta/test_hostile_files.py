@@ -1,0 +1,146 @@
+"""Patch files that lie: in their head, their index, their envelope or behind their end. They are refused, or right."""
+
+import gzip
+import hashlib
+import random
+
+import pytest
+
+from protocol import limits
+from protocol.delta.patch import read_patch_head, varint, write_group
+from protocol.errors import Reason, Refused
+from server.delta.applying import apply_patch
+from server.delta.gzip_file import is_gzip
+from tests.unit.protocol.delta.hostile_groups import other_bytes
+from tests.unit.server.delta.hostile_files import FileSeed, file_outcome, file_seeds, indexed
+
+SEEDS = file_seeds()
+PLAIN = SEEDS[0]
+
+
+def refusal(patch: bytes, folder, old: bytes = PLAIN.old) -> Reason:
+    """Why a patch file is refused."""
+    paths = [folder / name for name in ("old", "patch", "out")]
+    paths[0].write_bytes(old)
+    paths[1].write_bytes(patch)
+    with pytest.raises(Refused) as refused:
+        apply_patch(*paths, progress=lambda done, total: None)
+    assert not paths[2].exists()
+    return refused.value.reason
+
+
+@pytest.mark.parametrize("seed", SEEDS, ids=[seed.name for seed in SEEDS])
+def test_a_damaged_patch_file_is_refused_or_gives_what_it_says(seed: FileSeed) -> None:
+    assert file_outcome(seed.patch, seed) == seed.new
+    chance = random.Random(seed.name)
+    for _ in range(40):
+        assert file_outcome(other_bytes(seed.patch, chance), seed) in (None, seed.new)
+
+
+@pytest.mark.parametrize("seed", SEEDS, ids=[seed.name for seed in SEEDS])
+def test_each_cut_of_a_patch_file_is_refused(seed: FileSeed) -> None:
+    """Its end may be cut only where the numbers' last zeros are not missed: then the result is right."""
+    for length in range(0, len(seed.patch), 1 + len(seed.patch) // 100):
+        assert file_outcome(seed.patch[:length], seed) in (None, seed.new)
+
+
+@pytest.mark.parametrize("seed", SEEDS, ids=[seed.name for seed in SEEDS])
+def test_what_follows_the_payload_is_refused(seed: FileSeed) -> None:
+    for garbage in (b"\0", b"\1", b"HLD1", write_group(1, b"", []), bytes(3000)):
+        assert file_outcome(seed.patch + garbage, seed) is None
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("format", 1),
+        ("output_bytes", len(PLAIN.new) + 1),
+        ("output_bytes", -1),
+        ("output_bytes", 1 << 62),
+        ("payload_bytes", 0),
+        ("payload_bytes", 1 << 30),
+        ("segment_bytes", 1 << 20),
+        ("segment_bytes", 0),
+        ("segments", ()),
+        ("segments", (bytes(32),)),
+        ("segments", (bytes(31),)),
+        ("segments", (hashlib.sha256(b"").digest(),) * 2),
+        ("segments", (bytes(32),) * (limits.PATCH_SEGMENTS + 1)),
+        ("segments", 7),
+    ],
+)
+def test_an_index_that_lies_is_refused(tmp_path, field: str, value: object) -> None:
+    patch = indexed(PLAIN.patch, lambda index: index.update({field: value}))
+    assert refusal(patch, tmp_path) in (Reason.LENGTH, Reason.METADATA, Reason.HASH, Reason.LIMIT)
+
+
+def test_an_index_that_says_more_than_it_may_is_refused(tmp_path) -> None:
+    index = read_patch_head(indexed(PLAIN.patch)).index
+    head = read_patch_head(PLAIN.patch)
+    for wrong in (index + b"\0", index[:-1], b"\xc1" * 20, b"\x86" + index[1:], b"\xdd\xff\xff\xff\xff"):
+        patch = PLAIN.patch[:16] + varint(head.output_bytes) + varint(len(wrong)) + wrong
+        assert refusal(patch + PLAIN.patch[head.payload_offset :], tmp_path) in (Reason.METADATA, Reason.LENGTH)
+
+
+def test_the_numbers_of_a_head_are_held_to_their_bounds(tmp_path) -> None:
+    rest = PLAIN.patch[read_patch_head(PLAIN.patch).payload_offset :]
+    start = PLAIN.patch[:16]
+    for output, index in ((limits.ARTIFACT_BYTES + 1, 0), (1 << 62, 0), (len(PLAIN.new), limits.INDEX_BYTES + 1)):
+        assert refusal(start + varint(output) + varint(index) + rest, tmp_path) is Reason.LIMIT
+    assert refusal(start + b"\xff" * 12, tmp_path) is Reason.LIMIT
+    assert refusal(start + varint(len(PLAIN.new)) + varint(1 << 20) + rest, tmp_path) is Reason.LENGTH
+
+
+def test_more_or_fewer_bytes_than_the_head_says_are_refused(tmp_path) -> None:
+    rest = PLAIN.patch[read_patch_head(PLAIN.patch).payload_offset :]
+    for wrong in (0, 1, len(PLAIN.new) - 1, len(PLAIN.new) + 1, limits.ARTIFACT_BYTES):
+        reason = refusal(PLAIN.patch[:16] + varint(wrong) + b"\0" + rest, tmp_path)
+        assert reason in (Reason.LENGTH, Reason.HASH)
+
+
+def test_a_large_payload_without_an_index_is_not_read(tmp_path) -> None:
+    head = PLAIN.patch[:16] + varint(len(PLAIN.new)) + varint(0)
+    assert refusal(head + bytes(limits.UNINDEXED_PAYLOAD_BYTES + 1), tmp_path) is Reason.LENGTH
+
+
+def test_another_base_or_another_result_is_refused(tmp_path) -> None:
+    assert refusal(PLAIN.patch, tmp_path, PLAIN.old + b" ") is Reason.HASH
+    patch = bytearray(PLAIN.patch)
+    patch[12] ^= 1
+    assert refusal(bytes(patch), tmp_path) is Reason.HASH
+
+
+def compressed(name: str) -> FileSeed:
+    return next(seed for seed in SEEDS if seed.name == name)
+
+
+def test_a_compressed_base_with_a_lie_in_its_trailer_or_rubbish_behind_it_is_another_base(tmp_path) -> None:
+    seed = compressed("compressed")
+    assert is_gzip_bytes(seed.old, tmp_path)
+    for old in (seed.old[:-8] + bytes(8), seed.old[:-1], seed.old + b"rubbish", seed.old[:-4] + b"\xff" * 4):
+        assert refusal(seed.patch, tmp_path, old) is Reason.HASH
+
+
+def is_gzip_bytes(data: bytes, folder) -> bool:
+    (folder / "probe").write_bytes(data)
+    return is_gzip(folder / "probe")
+
+
+@pytest.mark.parametrize("name", ["compressed", "inflated"])
+def test_a_base_that_does_not_inflate_as_the_envelope_says_is_refused(tmp_path, name: str) -> None:
+    """The hash of the base in the envelope is made right: what is behind it has to hold by itself."""
+    seed = compressed(name)
+    bomb = gzip.compress(bytes(1 << 22), 9, mtime=0)
+    for old in (seed.old[:-8] + bytes(8), seed.old[:-1], seed.old + b"rubbish", b"no gzip at all", b"", bomb):
+        patch = bytearray(seed.patch)
+        patch[5:11] = hashlib.sha256(old).digest()[:6]
+        assert refusal(bytes(patch), tmp_path, old) in (Reason.METADATA, Reason.HASH)
+
+
+def test_flags_and_ways_of_an_envelope_that_mean_nothing_are_refused(tmp_path) -> None:
+    seed = compressed("compressed")
+    for place, values in ((4, set(range(256)) - {seed.patch[4]}), (17, set(range(256)) - {seed.patch[17]})):
+        for value in sorted(values)[:: 3 if place == 4 else 5]:
+            patch = bytearray(seed.patch)
+            patch[place] = value
+            assert file_outcome(bytes(patch), seed) in (None, seed.new)
