@@ -18,7 +18,7 @@ from protocol import limits
 from protocol.delta.addresses import find_places
 from protocol.delta.apply import apply_group
 from protocol.delta.code import code_blocks, code_lanes
-from protocol.delta.code_model import CodeModel
+from protocol.delta.code_words import WordModel
 from protocol.delta.deflate import Block, Deflated, read_deflate, write_deflate
 from protocol.delta.deflate_read import FIXED
 from protocol.delta.deflated import (
@@ -151,8 +151,8 @@ def _code(length: int) -> Slow:
         coder.first = False
         return answers
 
-    asked = CodeModel._ask
-    with patch.object(CodeModel, "_ask", ask):
+    asked = WordModel._ask
+    with patch.object(WordModel, "_ask", ask):
         code_blocks(coder, np.frombuffer(bytearray(base), np.uint8), (), places)
     head = numbers.finish()
     coded = varint(len(head)) + head + coder.finish(np.zeros(coder.lanes, np.uint16))
