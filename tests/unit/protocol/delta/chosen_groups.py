@@ -10,7 +10,7 @@ import gzip
 import lzma
 import random
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 
 import numpy as np
@@ -27,8 +27,18 @@ from protocol.delta.floats import LEARNT_SIGNS, code_factors, elements, exponent
 from protocol.delta.integers import LOUD, QUIET, BySize, ByValue, blocks, code_block
 from protocol.delta.lanes import MOST_A_LANE, Contexts, Symbols, Table
 from protocol.delta.lowrank import Change, code_shapes
-from protocol.delta.operations import COPY, FILL, TAKE, Operation, Place, code_operation
-from protocol.delta.patch import CODE, EDITS, varint, write_group
+from protocol.delta.operations import (
+    CHANGED,
+    COPY,
+    ELSEWHERE,
+    FILL,
+    NEW,
+    TAKE,
+    Operation,
+    Place,
+    code_operation,
+)
+from protocol.delta.patch import BEHIND, CODE, EDITS, varint, write_group
 from protocol.delta.programs import Exceptional, Program, Region, Rule, Segment, code_programs
 from protocol.delta.residuals import code_bodies, code_sizes
 from protocol.delta.streams import (
@@ -51,7 +61,7 @@ from server.delta.lanes import BitWriter, LaneWriter
 from server.delta.numbers import NumberWriter
 from tests.unit.protocol.delta.hostile_groups import MEMBER_HEAD, other_number, program, seeds
 
-KINDS = (STORED, ZSTD, LZMA, *DIFFERENCES, I8_DIFFERENCE, *ALONE, CODE, CODE, CODE, EDITS, DEFLATED)
+KINDS = (STORED, ZSTD, LZMA, BEHIND, *DIFFERENCES, I8_DIFFERENCE, *ALONE, CODE, CODE, CODE, EDITS, DEFLATED)
 TRIES = 6  # at something that may be refused while it is chosen
 MOST_OPERATIONS = 12
 MOST_OUTPUT = 1 << 20
@@ -111,6 +121,14 @@ class ChosenNumbers:
     def plain(self, bits: int, value: int = 0) -> int:
         """As `Numbers`."""
         return self._writer.plain(bits, self._choose(value, lambda: self._chance.getrandbits(bits) if bits else 0))
+
+    def given(self, probability: int, bit: int = 0) -> int:
+        """As `Numbers`."""
+        return self._writer.given(probability, self._choose(bit, lambda: self._chance.getrandbits(1)))
+
+    def expect(self, context: int, zeros: Mapping[int, int]) -> None:
+        """As `Numbers`."""
+        self._writer.expect(context, zeros)
 
     def finish(self) -> bytes:
         """As `NumberWriter`."""
@@ -216,12 +234,21 @@ def chosen_group(chance: random.Random) -> bytes:
     takes = range(TAKE, TAKE + len(kinds))
     for number in range(chance.randint(1, MOST_OPERATIONS)):
         files = len(place.tar.contents) // 2
-        kind = chance.choice((COPY, FILL, *TAR_KINDS, *takes, *takes)) if number else FILL
+        kind = chance.choice((COPY, FILL, NEW, CHANGED, *TAR_KINDS, *takes, *takes)) if number else FILL
         if ahead or (kind == DIGEST and not files):
             kind, ahead = HEAD, False
         if place.output < place.content_end < place.output + LONGEST and chance.random() < 0.7:
             numbers.obeys = True  # the rest of a file, so that digests find one
             given = Operation(COPY, place.content_end - place.output, chance.randrange(base.length_bytes - LONGEST))
+        elif kind in (NEW, CHANGED):
+            numbers.obeys = False
+            at = chance.randrange(base.length_bytes - LONGEST)
+            numbers.said = [kind, *([ELSEWHERE, at - place.base_end] if kind == CHANGED else [])]
+            numbers.said += [0] * (place.output < place.content_end) + [
+                0,
+                chance.randrange(200 if kind == NEW else 2000),
+            ]
+            given = Operation(COPY, 1, 0)  # not looked at
         elif kind in TAR_KINDS:
             numbers.obeys = False
             numbers.said = [kind]
@@ -304,6 +331,11 @@ def _stream(
             return chance.randbytes(length)
         case 1:
             return zstandard.ZstdCompressor(level=chance.randint(1, 9)).compress(_dull(length, chance))
+        case 3:
+            within = zstandard.ZstdCompressionDict(reference, zstandard.DICT_TYPE_RAWCONTENT)
+            return zstandard.ZstdCompressor(level=chance.randint(1, 9), dict_data=within).compress(
+                _dull(length, chance)
+            )
         case 2:
             properties = (chance.randrange(5) * 5 + chance.randrange(3)) * 9 + chance.randrange(3)
             filters = lzma_filter(properties, length)

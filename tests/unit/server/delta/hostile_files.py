@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from protocol.delta.envelope import read_envelope
-from protocol.delta.patch import DIGEST_PREFIX_BYTES, PatchIndex, read_patch_head, varint
+from protocol.delta.patch import DIGEST_PREFIX_BYTES, INDEXED_MAGIC, MAGIC, PatchIndex, read_patch_head, varint
 from protocol.errors import Refused
 from protocol.limits import PATCH_SEGMENT_BYTES
 from protocol.wire import pack
@@ -61,11 +61,12 @@ def file_outcome(patch: bytes, seed: FileSeed) -> bytes | None:
         return new
 
 
-def indexed(patch: bytes, change: Callable[[dict[str, object]], None] = lambda index: None) -> bytes:
+def indexed(patch: bytes, output: int, change: Callable[[dict[str, object]], None] = lambda index: None) -> bytes:
     """A patch file with an index, though its payload is small.
 
     Args:
         patch: Without an index.
+        output: Length of what it gives.
         change: What becomes of the index's fields.
     """
     head = read_patch_head(patch)
@@ -73,15 +74,14 @@ def indexed(patch: bytes, change: Callable[[dict[str, object]], None] = lambda i
     starts = range(0, len(payload), PATCH_SEGMENT_BYTES)
     fields: dict[str, object] = {
         "format": 2,
-        "output_bytes": head.output_bytes,
+        "output_bytes": output,
         "payload_bytes": len(payload),
         "segment_bytes": PATCH_SEGMENT_BYTES,
         "segments": tuple(hashlib.sha256(payload[at : at + PATCH_SEGMENT_BYTES]).digest() for at in starts),
     }
     change(fields)
     index = pack(PatchIndex(**fields))  # type: ignore[arg-type]  # a lie may have any type
-    prefixes = patch[4 : 4 + 2 * DIGEST_PREFIX_BYTES]
-    return patch[:4] + prefixes + varint(head.output_bytes) + varint(len(index)) + index + payload
+    return INDEXED_MAGIC + patch[len(MAGIC) : head.payload_offset] + varint(len(index)) + index + payload
 
 
 @cache
@@ -93,7 +93,7 @@ def file_seeds() -> tuple[FileSeed, ...]:
     plain = _made("plain", old, new)
     return (
         plain,
-        FileSeed("indexed", old, indexed(plain.patch), new),
+        FileSeed("indexed", old, indexed(plain.patch, len(new)), new),
         _made("compressed", _gzip(old), _gzip(new, "weights.bin")),
         _made("inflated", _gzip(old), new),
         _made("deflated", old, _gzip(new)),
