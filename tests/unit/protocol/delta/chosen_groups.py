@@ -17,13 +17,13 @@ import numpy as np
 import zstandard
 
 from protocol.delta.addresses import Places, find_places
-from protocol.delta.alone import code_exponents, code_rest, code_tops
+from protocol.delta.alone import code_exponents, code_rest
 from protocol.delta.base import Base
 from protocol.delta.code import code_blocks, code_lanes
 from protocol.delta.deflate import Deflated, read_deflate, write_deflate
 from protocol.delta.deflated import TRAILER_BYTES, code_member, code_old_length
 from protocol.delta.edits import CHUNK_BYTES, Edits
-from protocol.delta.floats import LEARNT_SIGNS, code_factors, elements, exponents
+from protocol.delta.floats import LEARNT_SIGNS, MOST_MEAN, code_factors, elements, exponents
 from protocol.delta.integers import LOUD, QUIET, BySize, ByValue, blocks, code_block
 from protocol.delta.lanes import MOST_A_LANE, Contexts, Symbols, Table
 from protocol.delta.lowrank import Change, code_shapes
@@ -438,12 +438,14 @@ def _floats(kind: int, reference: bytes, chance: random.Random) -> bytes:
         code_factors(coder, factor_bits, changes, None)
     except Refused:  # a factor that is too large
         shapes, coder, factor_bits = b"", ChosenLanes(chance, 1 << lanes_bits), ChosenBits(chance)
-    sizes = code_sizes(coder, exponents(form, [reference], count), form.bits, learn_signs=learn_signs)
+    first_mean = chance.choice((0, chance.randrange(200), MOST_MEAN))
+    offsets = exponents(form, [reference], count)
+    sizes = code_sizes(coder, offsets, form.bits, first_mean, learn_signs=learn_signs)
     for _ in code_bodies(bits, sizes, learn_signs=learn_signs):
         pass
     hidden, plain = bits.finish(coder.lanes)
     parts = shapes, factor_bits.finish(0)[1], coder.finish(hidden)
-    head = bytes([lanes_bits | LEARNT_SIGNS * learn_signs]) + b"".join(varint(len(part)) for part in parts)
+    head = bytes([lanes_bits | LEARNT_SIGNS * learn_signs]) + b"".join(map(varint, (first_mean, *map(len, parts))))
     return b"".join((head, *parts, plain))
 
 
@@ -468,8 +470,7 @@ def _alone(kind: int, length: int, chance: random.Random) -> bytes:
     form = ALONE[kind]
     lanes_bits = _lanes(elements(form, length), chance)
     coder, bits = ChosenLanes(chance, 1 << lanes_bits), ChosenBits(chance)
-    found = code_exponents(coder, form, elements(form, length))
-    for _ in code_rest(bits, form, found, code_tops(coder, form, found)):
+    for _ in code_rest(bits, form, *code_exponents(coder, form, elements(form, length))):
         pass
     hidden, plain = bits.finish(coder.lanes)
     words = coder.finish(hidden)

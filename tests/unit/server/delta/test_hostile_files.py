@@ -16,6 +16,7 @@ from tests.unit.server.delta.hostile_files import FileSeed, file_outcome, file_s
 
 SEEDS = file_seeds()
 PLAIN = SEEDS[0]
+REASONS = (Reason.LENGTH, Reason.HASH, Reason.METADATA, Reason.LIMIT)
 PREFIXES = PLAIN.patch[len(MAGIC) : read_patch_head(PLAIN.patch).payload_offset]
 PAYLOAD = PLAIN.patch[read_patch_head(PLAIN.patch).payload_offset :]
 
@@ -94,7 +95,7 @@ def test_the_length_of_an_index_is_held_to_its_bound(tmp_path) -> None:
 def test_more_or_fewer_groups_than_the_result_are_refused(tmp_path) -> None:
     more = write_group(1, b"", [])
     for payload in (b"", PAYLOAD + more, more + PAYLOAD, PAYLOAD * 2):
-        assert refusal(MAGIC + PREFIXES + payload, tmp_path) in (Reason.LENGTH, Reason.HASH, Reason.METADATA)
+        assert refusal(MAGIC + PREFIXES + payload, tmp_path) in REASONS
 
 
 def test_a_large_payload_without_an_index_is_not_read(tmp_path) -> None:
