@@ -15,7 +15,16 @@ MOST_BITS: Final = 15
 MOST_LENGTH_BITS: Final = 7  # of the code that code lengths are written in
 REPEAT, ZEROS, MANY_ZEROS = 16, 17, 18
 
-REVERSED: Final = np.array([int(format(code, f"0{MOST_BITS}b")[::-1], 2) for code in range(1 << MOST_BITS)], np.int32)
+
+def _reversed() -> npt.NDArray[np.int32]:
+    codes = np.arange(1 << MOST_BITS, dtype=np.int32)
+    turned = np.zeros_like(codes)
+    for bit in range(MOST_BITS):
+        turned |= (codes >> bit & 1) << (MOST_BITS - 1 - bit)
+    return turned
+
+
+REVERSED: Final = _reversed()
 """Numbers of 15 bits with their bits the other way round."""
 
 Bits = list[tuple[int, int]]
