@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from protocol import limits
 from protocol.delta.deflate import Block, Deflated, read_deflate, write_deflate
 from protocol.delta.deflated import TRAILER_BYTES, open_deflated, trailer
 from protocol.errors import Refused
@@ -104,6 +105,27 @@ def test_a_compressed_file_in_an_archive_is_made_from_the_old_one() -> None:
     groups = [encode_group(group, memoryview(old), memoryview(new)) for group in cut_groups(pieces)]
     assert applied(old, groups) == new
     assert sum(map(len, groups)) < 250
+
+
+def test_a_compressed_file_of_another_time_takes_no_tokens_from_those_that_changed() -> None:
+    """As in an image of Python packages: hundreds of files were compressed again, a few changed."""
+    manuals = [text(1500, seed) for seed in range(300, 900)]
+
+    def packed(time: int, word: bytes) -> bytes:
+        files = [
+            gzip.compress(word + b" " + manual if n % 100 == 99 else manual, mtime=time)
+            for n, manual in enumerate(manuals)
+        ]
+        return archive([(f"doc/{n}.gz", file, 1_700_000_000) for n, file in enumerate(files)])
+
+    old, new = packed(1_600_000_000, b"May"), packed(1_700_000_000, b"June")
+    assert len(new) > 2 * limits.MIB
+    pieces = layer_pieces(memoryview(old), memoryview(new))
+    assert pieces is not None
+    assert sum(piece.how is How.DEFLATED for piece in pieces) == 6
+    groups = [encode_group(group, memoryview(old), memoryview(new)) for group in cut_groups(pieces)]
+    assert applied(old, groups) == new
+    assert sum(map(len, groups)) < 4000
 
 
 def test_what_another_encoder_wrote_is_left_alone() -> None:
