@@ -185,13 +185,20 @@ def elements(form: FloatForm, length_bytes: int) -> int:
 
 
 def ordered(form: FloatForm, words: Integers) -> Integers:
-    """Words as integers in the order of the floats they stand for: neighbours in value are neighbours here."""
+    """Words as integers in the order of the floats they stand for: neighbours in value are neighbours here.
+
+    Words of a form without exponent are left as they are: integers are in order already, modulo 2^bits.
+    """
+    if not form.exponent_mask:
+        return words
     top = 1 << (form.bits - 1)
     return np.where(words & top, ~words & (2 * top - 1), words | top)
 
 
 def unordered(form: FloatForm, numbers: Integers) -> Integers:
     """The reverse of `ordered`, of numbers modulo 2^bits."""
+    if not form.exponent_mask:
+        return numbers & ((1 << form.bits) - 1)
     top = 1 << (form.bits - 1)
     return np.where(numbers & top, numbers & (top - 1), ~numbers & (2 * top - 1))
 

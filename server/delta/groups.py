@@ -28,6 +28,7 @@ from server.delta.integers import encode_integers
 from server.delta.lowrank import Matrix
 from server.delta.numbers import NumberWriter
 from server.delta.pieces import ELEMENT_BYTES, WHOLE, How, Piece
+from server.delta.unchanged import as_integers, unchanged_copied
 
 LEAST_WORTH_A_STREAM: Final = 32  # bytes; fewer are stored
 TRIMMED_BYTES: Final = 1 << 18  # up to here the dozen bytes at a stream's end are worth looking for
@@ -148,7 +149,10 @@ def encode_group(group: GroupPlan, old: memoryview, new: memoryview) -> bytes:
     ways = [pieces]
     if any(piece.how in few.DIFFERENCES for piece in pieces):
         thinned = few.sparse(pieces, group.output_offset, old, new)
-        ways += [thinned] if thinned != pieces else []
+        cut = unchanged_copied(pieces, group.output_offset, old, new)
+        tried = [thinned, cut, as_integers(cut, group.output_offset, old, new)] if cut != pieces else [thinned]
+        for way in tried:
+            ways += [way] if way not in ways and len(way) <= limits.GROUP_OPERATIONS else []
     pieces, shortest = min(((way, _coded(group, way, old, new)) for way in ways), key=lambda each: len(each[1]))
     others = sum(piece.length for piece in pieces if piece.how not in few.NEW | few.READ and piece.how not in _UNCODED)
     if others > OTHER_BYTES or len(pieces) > MOST_PIECES or any(piece.how is How.HEAD for piece in pieces):

@@ -141,3 +141,12 @@ def test_lanes_carry_bits_for_nothing_and_tell_when_a_stream_was_cut() -> None:
         code(LaneReader(coded[:-2], 16), False)
     with pytest.raises(Refused):
         BitReader(hidden, rest[:-1]).code(widths)
+
+
+def test_sums_about_zero_that_moved_by_little_take_little() -> None:
+    chance = np.random.default_rng(8)
+    old = chance.integers(-3, 4, 4000).astype("<i4")
+    new = (old + chance.integers(0, 2, old.size)).astype("<i4")
+    coded = encode_differences(I32, old.tobytes(), new.tobytes(), [])
+    assert len(coded) < old.size / 8 * 1.2
+    assert apply_floats(I32, coded, old.tobytes()) == new.tobytes()

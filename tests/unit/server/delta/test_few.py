@@ -16,6 +16,7 @@ from server.delta.checked import gives
 from server.delta.front import find_pieces
 from server.delta.groups import GroupPlan, cut_groups, encode_group, encode_pieces
 from server.delta.pieces import How, Piece
+from server.delta.unchanged import as_integers, unchanged_copied
 
 HEAD_BYTES = len(MAGIC) + 8
 
@@ -23,7 +24,8 @@ HEAD_BYTES = len(MAGIC) + 8
 def all_ways(plan: GroupPlan, old: memoryview, new: memoryview) -> Iterator[list[Piece]]:
     start = plan.output_offset
     filled = few.filled(plan.pieces, start, new)
-    for way in (filled, few.sparse(filled, start, old, new)):
+    cut = unchanged_copied(filled, start, old, new)
+    for way in (filled, few.sparse(filled, start, old, new), cut, as_integers(cut, start, old, new)):
         beside = few.alongside(way, start, old, new)
         for put in (way, beside, few.spelled(way, start, old, new), few.spelled(beside, start, old, new)):
             yield put

@@ -79,3 +79,17 @@ def test_a_damaged_model_is_coded_all_the_same(tmp_path: Path, weights: np.ndarr
     patched(tmp_path, whole, whole[:cut])
     patched(tmp_path, whole[:cut], whole)
     patched(tmp_path, whole, whole[:8] + b"\xff" * 20 + whole[28:])
+
+
+def test_rows_whose_scale_was_rounded_otherwise_are_cut_out_and_take_a_bit_or_two_a_weight(
+    tmp_path: Path, weights: np.ndarray
+) -> None:
+    scales = np.ones((SIDE, 1), "<f4")
+    changed = np.arange(0, SIDE, 9)
+    scales[changed[::2]] = np.nextafter(np.float32(1), np.float32(2))
+    scales[changed[1::2]] = np.nextafter(np.float32(1), np.float32(0))
+    folded = weights * np.float32(1.1)
+    moved = folded * scales
+    size, kinds = patched(tmp_path, safetensors({"a": folded}, {"a": "F32"}), safetensors({"a": moved}, {"a": "F32"}))
+    assert "int32 difference" in kinds
+    assert size < len(changed) * SIDE * 1.6 / 8
