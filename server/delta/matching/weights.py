@@ -21,6 +21,7 @@ PIECE_BITS: Final = (
 _MOST_EQUAL: Final = 0.94  # in long equal runs differences would become dearer than they are where they come in crowds
 _LEAST_BITS, _MOST_BITS = 0.05, 14.0
 _SAMPLE: Final = 1 << 20
+_RUN_BYTES: Final = 16
 
 
 class Weights:
@@ -66,7 +67,12 @@ def first_weights(new: Bytes, literal_share: float) -> Weights:
         new: These.
         literal_share: See `find_covers`.
     """
-    sample = new[:: max(1, len(new) // _SAMPLE)]
+    step = max(1, len(new) // _SAMPLE)
+    sample = new[::step]
+    if len(new) > _RUN_BYTES:
+        equal = sample[: -(-(len(new) - _RUN_BYTES) // step)] == new[_RUN_BYTES::step]
+        if np.count_nonzero(equal) * 2 > len(equal):  # mostly holes: of what bytes cost these say nothing
+            sample = sample[: len(equal)][~equal] if not equal.all() else sample
     share = np.bincount(sample, minlength=256) / max(1, len(sample))
     share = share[share > 0]
     literal_bits = float(-(share * np.log2(share)).sum()) * literal_share

@@ -103,6 +103,21 @@ def test_a_search_without_time_ends_at_once_even_on_big_buffers() -> None:
     assert next(clock) < 100
 
 
+def test_holes_do_not_make_the_bytes_between_them_worthless() -> None:
+    old = bytearray(24 << 20)
+    for place in (3 << 20, 17 << 20):
+        old[place : place + 8192] = noise(place, 8192)
+    new = old.copy()
+    for place in (3 << 20, 17 << 20):
+        new[place + 4000 : place + 4100] = noise(place + 1, 100)
+    covers = find_covers(bytes(old), bytes(new), limits=MatchLimits())
+    covered = np.zeros(len(new), bool)
+    for start, source, length in covers.tolist():
+        covered[start : start + length] = True
+        assert start == source
+    assert np.count_nonzero(np.frombuffer(new, np.uint8)[~covered]) <= 200
+
+
 def test_equal_buffers_are_one_cover() -> None:
     old = noise(2, 300_000)
     assert find_covers(old, old, limits=LIMITS).tolist() == [[0, 0, len(old)]]
