@@ -27,6 +27,9 @@ SPARSE_NEAR: Final = 16  # changes as near as this are in one piece
 DIFFERENCES: Final = frozenset(
     {How.F32_DIFFERENCE, How.F16_DIFFERENCE, How.BF16_DIFFERENCE, How.I32_DIFFERENCE, How.I8_DIFFERENCE, How.CODE}
 )
+LEAST_JOINED: Final = (16, 24, 48)  # bytes; the same among much new text
+ALONE: Final = frozenset({How.F32_ALONE, How.F16_ALONE, How.BF16_ALONE})
+PLAIN: Final = (DIFFERENCES - {How.CODE}) | ALONE | READ | {How.FILL, How.TEXT, How.BINARY}
 _SHORT: Final = 512  # pieces from elsewhere that are held against what stands alongside
 _NEAR: Final = 64  # bytes about where it would go on, that are tried
 _STEPS: Final = 8
@@ -156,6 +159,17 @@ def absorbed(pieces: list[Piece], least: int) -> list[Piece]:
             out.append(Piece(How.BINARY, piece.length))
         else:
             out.append(piece)
+    return out
+
+
+def without_numbers(pieces: list[Piece]) -> list[Piece]:
+    """As many operations, but no streams of numbers: what the rest takes is soon known."""
+    out: list[Piece] = []
+    for piece in pieces:
+        if piece.how in ALONE:
+            out.append(Piece(How.FILL, piece.length, -1, 0))
+        else:
+            out.append(piece._replace(how=How.COPY, value=0) if piece.how in DIFFERENCES else piece)
     return out
 
 

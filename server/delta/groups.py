@@ -36,6 +36,8 @@ NEW_BYTES: Final = 2048  # up to here new bytes may be coded among the operation
 OTHER_BYTES: Final = 1 << 14  # of other streams, where several ways to say a group are tried
 TRIED_BYTES: Final = 256  # up to here new bytes are worth trying many ways
 MOST_PIECES: Final = 1 << 12  # likewise
+ABSORBING_BYTES: Final = 1 << 18  # of new text, up to which several ways to cut it are tried
+LEAST_SHORT: Final = 8  # short pieces among it, or nothing is gained
 FEW_EDITS: Final = 1 << 12  # bytes of changed code: more are not worth trying in that way
 _UNCODED: Final = {How.COPY: COPY, How.FILL: FILL, How.ENTRIES: ENTRIES, How.PAD: PAD}
 _CODED: Final = {How.HEAD: HEAD, How.STAMP: STAMP, How.DIGEST: DIGEST}  # operations that the applier makes in memory
@@ -153,11 +155,35 @@ def encode_group(group: GroupPlan, old: memoryview, new: memoryview) -> bytes:
         tried = [thinned, cut, as_integers(cut, group.output_offset, old, new)] if cut != pieces else [thinned]
         for way in tried:
             ways += [way] if way not in ways and len(way) <= limits.GROUP_OPERATIONS else []
-    pieces, shortest = min(((way, _coded(group, way, old, new)) for way in ways), key=lambda each: len(each[1]))
+    pieces, shortest = min(((way, _coded(group, way, old, new)) for way in ways), key=_length)
+    absorbed = _absorbed(group, pieces, old, new)
+    if absorbed != pieces:
+        pieces, shortest = min(((pieces, shortest), (absorbed, _coded(group, absorbed, old, new))), key=_length)
     others = sum(piece.length for piece in pieces if piece.how not in few.NEW | few.READ and piece.how not in _UNCODED)
     if others > OTHER_BYTES or len(pieces) > MOST_PIECES or any(piece.how is How.HEAD for piece in pieces):
         return shortest  # in archives it takes long and gives little
     return min(shortest, _put_otherwise(group, pieces, old, new, shortest), key=len)
+
+
+def _length(way: tuple[list[Piece], bytes]) -> int:
+    return len(way[1])
+
+
+def _absorbed(group: GroupPlan, pieces: list[Piece], old: memoryview, new: memoryview) -> list[Piece]:
+    """The pieces without short ones of the base where new text is coded better as a whole: it has its own repetitions.
+
+    What is coded by numbers costs the same in all ways, so it is left out when they are weighed.
+    """
+    text = sum(piece.length for piece in pieces if piece.how in few.NEW)
+    short = sum(piece.how in few.READ and piece.length < few.LEAST_JOINED[-1] for piece in pieces)
+    plain = all(piece.how in few.PLAIN for piece in pieces)
+    if not plain or not NEW_BYTES // 4 < text <= ABSORBING_BYTES or not LEAST_SHORT < short < MOST_PIECES:
+        return pieces
+    ways = [pieces]
+    for put in (pieces, few.spelled(pieces, group.output_offset, old, new)):
+        joined = [few.tidied(few.absorbed(put, least), group.output_offset, new) for least in few.LEAST_JOINED]
+        ways += [way for way in joined if way not in ways]
+    return min(ways, key=lambda way: len(_coded(group, few.without_numbers(way), old, new)))
 
 
 def _put_otherwise(group: GroupPlan, pieces: list[Piece], old: memoryview, new: memoryview, shortest: bytes) -> bytes:

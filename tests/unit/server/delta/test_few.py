@@ -29,7 +29,7 @@ def all_ways(plan: GroupPlan, old: memoryview, new: memoryview) -> Iterator[list
         beside = few.alongside(way, start, old, new)
         for put in (way, beside, few.spelled(way, start, old, new), few.spelled(beside, start, old, new)):
             yield put
-            for least in few.LEAST_COPIES:
+            for least in (*few.LEAST_COPIES, *few.LEAST_JOINED):
                 yield few.tidied(few.absorbed(put, least), start, new)
 
 
@@ -97,3 +97,26 @@ def test_a_piece_from_elsewhere_is_read_alongside_when_it_is_nearly_the_same() -
     new = old[:400] + b"++" + old[400:450] + b"?" + old[451:]
     pieces = [Piece(How.COPY, 400, 0), Piece(How.BINARY, 2), Piece(How.EDITS, 60, 800), Piece(How.COPY, 540, 460)]
     assert few.alongside(pieces, 0, memoryview(old), memoryview(new))[2] == Piece(How.EDITS, 60, 400)
+
+
+def test_short_copies_are_not_cut_out_of_new_text_that_repeats_itself() -> None:
+    chance = random.Random(9)
+    words = [b"'layers.%d.weight'" % number for number in range(80)]
+    old = b"".join(chance.randbytes(90) + word for word in chance.sample(words, len(words)))
+    nodes = [b"node { input: %s stack: 'model.py', line %d }" % (word, number) for number, word in enumerate(words)]
+    start, new = chance.randbytes(3000), b"".join(nodes)
+    pieces = [Piece(How.COPY, len(start), 0)]
+    for word, node in zip(words, nodes, strict=True):
+        before = node.index(word)
+        pieces += [
+            Piece(How.TEXT, before),
+            Piece(How.COPY, len(word), len(start) + old.index(word)),
+            Piece(How.TEXT, len(node) - before - len(word)),
+        ]
+    base, result = memoryview(start + old), memoryview(start + new)
+    plan = GroupPlan(0)
+    for piece in pieces:
+        plan.add(piece)
+    coded = encode_group(plan, base, result)
+    assert gives(coded, plan, base, result)
+    assert len(coded) < 0.7 * len(encode_pieces(plan, pieces, base, result, frozenset()))
