@@ -4,6 +4,7 @@ The front-ends find what resembles what, as large files want it. Here pieces are
 they will be coded; `groups` codes each way and keeps the shortest.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Final
 
@@ -28,6 +29,7 @@ DIFFERENCES: Final = frozenset(
     {How.F32_DIFFERENCE, How.F16_DIFFERENCE, How.BF16_DIFFERENCE, How.I32_DIFFERENCE, How.I8_DIFFERENCE, How.CODE}
 )
 LEAST_JOINED: Final = (16, 24, 48)  # bytes; the same among much new text
+OFTEN: Final = (2, 4)  # times that a piece is read
 ALONE: Final = frozenset({How.F32_ALONE, How.F16_ALONE, How.BF16_ALONE})
 PLAIN: Final = (DIFFERENCES - {How.CODE}) | ALONE | READ | {How.FILL, How.TEXT, How.BINARY}
 _SHORT: Final = 512  # pieces from elsewhere that are held against what stands alongside
@@ -160,6 +162,17 @@ def absorbed(pieces: list[Piece], least: int) -> list[Piece]:
         else:
             out.append(piece)
     return out
+
+
+def told_again(pieces: list[Piece], times: int) -> list[Piece]:
+    """Short pieces that are read from one place so often are new bytes: text repeats itself more cheaply."""
+    read = Counter(piece.base for piece in pieces if piece.how in READ and piece.length < _SHORT)
+    return [
+        Piece(How.BINARY, piece.length)
+        if piece.how in READ and piece.length < _SHORT and read[piece.base] >= times
+        else piece
+        for piece in pieces
+    ]
 
 
 def without_numbers(pieces: list[Piece]) -> list[Piece]:

@@ -37,6 +37,7 @@ OTHER_BYTES: Final = 1 << 14  # of other streams, where several ways to say a gr
 TRIED_BYTES: Final = 256  # up to here new bytes are worth trying many ways
 MOST_PIECES: Final = 1 << 12  # likewise
 ABSORBING_BYTES: Final = 1 << 18  # of new text, up to which several ways to cut it are tried
+RETOLD_BYTES: Final = 1 << 13  # up to here also with what it reads again and again
 LEAST_SHORT: Final = 8  # short pieces among it, or nothing is gained
 FEW_EDITS: Final = 1 << 12  # bytes of changed code: more are not worth trying in that way
 _UNCODED: Final = {How.COPY: COPY, How.FILL: FILL, How.ENTRIES: ENTRIES, How.PAD: PAD}
@@ -180,7 +181,10 @@ def _absorbed(group: GroupPlan, pieces: list[Piece], old: memoryview, new: memor
     if not plain or not NEW_BYTES // 4 < text <= ABSORBING_BYTES or not LEAST_SHORT < short < MOST_PIECES:
         return pieces
     ways = [pieces]
-    for put in (pieces, few.spelled(pieces, group.output_offset, old, new)):
+    puts = [pieces, few.spelled(pieces, group.output_offset, old, new)]
+    if text <= RETOLD_BYTES:
+        puts += [few.told_again(put, times) for put in puts for times in few.OFTEN]
+    for put in puts:
         joined = [few.tidied(few.absorbed(put, least), group.output_offset, new) for least in few.LEAST_JOINED]
         ways += [way for way in joined if way not in ways]
     return min(ways, key=lambda way: len(_coded(group, few.without_numbers(way), old, new)))

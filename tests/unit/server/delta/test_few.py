@@ -27,7 +27,13 @@ def all_ways(plan: GroupPlan, old: memoryview, new: memoryview) -> Iterator[list
     cut = unchanged_copied(filled, start, old, new)
     for way in (filled, few.sparse(filled, start, old, new), cut, as_integers(cut, start, old, new)):
         beside = few.alongside(way, start, old, new)
-        for put in (way, beside, few.spelled(way, start, old, new), few.spelled(beside, start, old, new)):
+        for put in (
+            few.told_again(way, 2),
+            way,
+            beside,
+            few.spelled(way, start, old, new),
+            few.spelled(beside, start, old, new),
+        ):
             yield put
             for least in (*few.LEAST_COPIES, *few.LEAST_JOINED):
                 yield few.tidied(few.absorbed(put, least), start, new)
@@ -120,3 +126,26 @@ def test_short_copies_are_not_cut_out_of_new_text_that_repeats_itself() -> None:
     coded = encode_group(plan, base, result)
     assert gives(coded, plan, base, result)
     assert len(coded) < 0.7 * len(encode_pieces(plan, pieces, base, result, frozenset()))
+
+
+def test_what_is_read_again_and_again_among_new_text_is_told_once() -> None:
+    chance = random.Random(11)
+    parts = [chance.randbytes(20) for _ in range(3)]
+    start, old = chance.randbytes(2000), b"".join(part + chance.randbytes(100) for part in parts)
+    pieces, new = [], b""
+    for number in range(40):
+        kept = chance.randbytes(1) * 2 + b"%03d" % (number * 37 % 101)
+        pieces += [Piece(How.COPY, 50, 50 * number), Piece(How.TEXT, 16 + len(kept))]
+        new += start[50 * number : 50 * number + 50] + kept + b"shape_inference:"
+        for part in chance.sample(parts, 3):
+            pieces.append(Piece(How.COPY, len(part), len(start) + old.index(part)))
+            new += part
+    base, result = memoryview(start + old), memoryview(new)
+    plan = GroupPlan(0)
+    for piece in pieces:
+        plan.add(piece)
+    coded = encode_group(plan, base, result)
+    assert gives(coded, plan, base, result)
+    told = few.told_again(pieces, 4)
+    assert sum(piece.how is How.COPY for piece in told) == 40
+    assert len(coded) <= len(encode_pieces(plan, few.tidied(told, 0, result), base, result, frozenset()))
