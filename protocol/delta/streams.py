@@ -10,6 +10,7 @@
 | 7 | int8 difference | `protocol.delta.integers`: 8-bit integers made from those of the base |
 | 8, 9, 10 | float alone | `protocol.delta.alone`: fp32, fp16, bf16 |
 | 11 | int32 difference | `protocol.delta.floats`, as floats that have no exponent |
+| 12 | planes | `protocol.delta.planes`: byte differences from the base |
 | 16 | code | `protocol.delta.code`: machine code and other bytes that resemble the base |
 | 32 | edits | `protocol.delta.edits`: bytes of the base with few changes, by numbers |
 | 33 | deflated | `protocol.delta.deflated`: gzip members made from the tokens of older ones |
@@ -30,6 +31,7 @@ from protocol.delta.floats import open_differences
 from protocol.delta.integers import open_integers
 from protocol.delta.lowrank import BF16, F16, F32, I32
 from protocol.delta.patch import BEHIND, CODE, EDITS
+from protocol.delta.planes import open_planes
 from protocol.errors import Reason, Refused
 from protocol.transfer import decompress
 
@@ -44,6 +46,7 @@ F32_ALONE: Final = 8
 F16_ALONE: Final = 9
 BF16_ALONE: Final = 10
 I32_DIFFERENCE: Final = 11
+PLANES: Final = 12
 DEFLATED: Final = 33
 
 DIFFERENCES: Final = {F32_DIFFERENCE: F32, F16_DIFFERENCE: F16, BF16_DIFFERENCE: BF16, I32_DIFFERENCE: I32}
@@ -62,6 +65,7 @@ _NAMES: Final = {
     F32_ALONE: "fp32 alone",
     F16_ALONE: "fp16 alone",
     BF16_ALONE: "bf16 alone",
+    PLANES: "byte difference",
     CODE: "code",
     EDITS: "edits",
     DEFLATED: "deflated",
@@ -95,7 +99,7 @@ class References(Protocol):
 
 def takes_base(kind: int) -> bool:
     """Whether a stream of this kind is made from bytes of the base, as many as it gives."""
-    return kind in (BEHIND, I8_DIFFERENCE, CODE, EDITS, DEFLATED) or kind in DIFFERENCES
+    return kind in (BEHIND, I8_DIFFERENCE, PLANES, CODE, EDITS, DEFLATED) or kind in DIFFERENCES
 
 
 def open_stream(
@@ -128,6 +132,10 @@ def open_stream(
             return _filled(open_integers(coded, length_bytes, references.read()), length_bytes)
         case 8 | 9 | 10:
             return _filled(open_alone(ALONE[kind], coded, length_bytes), length_bytes)
+        case 12:
+            if not coded:
+                raise Refused(Reason.LENGTH, "a stream of planes without its stride")
+            output = open_planes(coded[0], _open_lzma(coded[1:], length_bytes), references.read())
         case 16:
             output = open_code(coded, length_bytes, references.read(), references.places())
         case 32:

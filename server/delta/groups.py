@@ -1,9 +1,7 @@
 """Puts pieces together into groups, and codes each stream in the way that takes the fewest bytes."""
 
-import lzma
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import count
 from typing import Final
 
 import numpy as np
@@ -16,7 +14,7 @@ from protocol.delta.edits import CHUNK_BYTES, Edits
 from protocol.delta.lowrank import BF16, F16, F32, I32
 from protocol.delta.operations import CHANGED, COPY, FILL, NEW, TAKE, Operation, Place, code_operation, digest_value
 from protocol.delta.patch import BEHIND, CODE, EDITS, write_group
-from protocol.delta.streams import LZMA, STORED, ZSTD, lzma_filter, takes_base
+from protocol.delta.streams import LZMA, STORED, ZSTD, takes_base
 from protocol.delta.tar import DIGEST, ENTRIES, HEAD, PAD, STAMP
 from protocol.delta.tar_blocks import BLOCK_BYTES
 from server.delta import few
@@ -26,12 +24,13 @@ from server.delta.code import encode_code
 from server.delta.floats import encode_alone, encode_differences
 from server.delta.integers import encode_integers
 from server.delta.lowrank import Matrix
+from server.delta.lzma_stream import compress_lzma
 from server.delta.numbers import NumberWriter
 from server.delta.pieces import ELEMENT_BYTES, WHOLE, How, Piece
+from server.delta.planes import encode_planes, may_be_shorter
 from server.delta.unchanged import as_integers, unchanged_copied
 
 LEAST_WORTH_A_STREAM: Final = 32  # bytes; fewer are stored
-TRIMMED_BYTES: Final = 1 << 18  # up to here the dozen bytes at a stream's end are worth looking for
 NEW_BYTES: Final = 2048  # up to here new bytes may be coded among the operations, at some ten thousand a second
 OTHER_BYTES: Final = 1 << 14  # of other streams, where several ways to say a group are tried
 TRIED_BYTES: Final = 256  # up to here new bytes are worth trying many ways
@@ -322,17 +321,28 @@ def _encode_literal(stream: _Stream) -> tuple[int, int, bytes]:
         kind, form = DIFFERENCES[stream.kind_of_bytes]
         return kind, len(data), encode_differences(form, bytes(stream.reference), data, stream.matrices)
     if stream.kind_of_bytes is How.I8_DIFFERENCE:
-        coded = encode_integers(bytes(stream.reference), data, stream.matrices)
-        return streams.I8_DIFFERENCE, len(data), coded
+        return _integers(stream)
+    if stream.kind_of_bytes is How.BYTE_DIFFERENCE:
+        return streams.PLANES, len(data), encode_planes(bytes(stream.reference), data)
     if stream.kind_of_bytes in ALONE:
         kind, form = ALONE[stream.kind_of_bytes]
         return kind, len(data), encode_alone(form, data)
     ways = [(STORED, data)]
     if len(data) >= LEAST_WORTH_A_STREAM:
         ways.append((ZSTD, zstandard.ZstdCompressor(level=19, write_checksum=False).compress(data)))
-        ways += [(LZMA, _lzma(data, lc, lp, pb)) for lc, lp, pb in ((3, 0, 0), (3, 0, 2), (0, 2, 2))]
+        ways += [(LZMA, compress_lzma(data, lc, lp, pb)) for lc, lp, pb in ((3, 0, 0), (3, 0, 2), (0, 2, 2))]
     kind, coded = min(ways, key=lambda way: len(way[1]))
     return kind, len(data), coded
+
+
+def _integers(stream: _Stream) -> tuple[int, int, bytes]:
+    """Integers as such, or their bytes: blocks of quantised numbers hold others too."""
+    reference, data = bytes(stream.reference), bytes(stream.data)
+    coded = encode_integers(reference, data, stream.matrices)
+    planes = encode_planes(reference, data) if may_be_shorter(reference, data, len(coded)) else coded
+    if len(planes) < len(coded):
+        return streams.PLANES, len(data), planes
+    return streams.I8_DIFFERENCE, len(data), coded
 
 
 def _code(stream: _Stream, coded: bytes) -> tuple[int, int, bytes]:
@@ -350,24 +360,3 @@ def _edits(reference: bytes, data: bytes) -> bytes:
     for at in range(0, len(data), CHUNK_BYTES):
         edits.code(old[at : at + CHUNK_BYTES], new[at : at + CHUNK_BYTES])
     return numbers.finish()
-
-
-def _lzma(data: bytes, lc: int, lp: int, pb: int) -> bytes:
-    properties = (pb * 5 + lp) * 9 + lc
-    filters = lzma_filter(properties, len(data))
-    strong = filters[0] | {"preset": 9 | lzma.PRESET_EXTREME}
-    coded = lzma.compress(data, format=lzma.FORMAT_RAW, filters=[strong])
-    return bytes([properties]) + _without_end(coded, data, filters)
-
-
-def _without_end(coded: bytes, data: bytes, filters: list[dict[str, int]]) -> bytes:
-    """Cuts what the decoder does not need to give all bytes: the end marker and the coder's last flush."""
-    for cut in count(1) if len(data) <= TRIMMED_BYTES else ():
-        decoder = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=filters)
-        try:
-            whole = decoder.decompress(coded[:-cut], max_length=len(data)) == data
-        except (lzma.LZMAError, EOFError):
-            whole = False
-        if not whole:
-            return coded[: len(coded) - cut + 1]
-    return coded

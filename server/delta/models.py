@@ -4,6 +4,8 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from typing import Final
 
+import numpy as np
+
 from server.delta.archives.contents import Contents
 from server.delta.matching import MatchLimits
 from server.delta.pieces import How, Piece
@@ -23,6 +25,7 @@ ALONE: Final = {
     Element.F16: How.F16_ALONE,
     Element.BF16: How.BF16_ALONE,
 }
+MANY_CHANGED: Final = 1 / 32  # of the bytes
 BETWEEN_BYTES: Final = 64 << 20  # copied to be aligned; of a file with more of it the rest is new
 
 Bounds = Callable[[], MatchLimits]
@@ -52,13 +55,13 @@ def model_pieces(old: memoryview, new: memoryview, base: slice, result: slice, b
     at = 0
     for pair in pairs:
         pieces += between.pieces(at, pair.new_offset)
-        pieces.append(_tensor_piece(pair))
+        pieces.append(_tensor_piece(pair, old_file, new_file))
         at = pair.new_offset + pair.new_length_bytes
     pieces += between.pieces(at, len(new_file))
     return list(_joined(_moved(piece, base.start) for piece in _equal_copied(pieces, old_file, new_file)))
 
 
-def _tensor_piece(pair: Pair) -> Piece:
+def _tensor_piece(pair: Pair, old: memoryview, new: memoryview) -> Piece:
     length, element = pair.new_length_bytes, pair.new.element
     match pair.match:
         case Match.COPY:
@@ -67,9 +70,16 @@ def _tensor_piece(pair: Pair) -> Piece:
             how = DIFFERENCES[element]
             return Piece(how, length, pair.old_offset, 0 if how in UNSHAPED else pair.new.row_elements)
         case Match.DELTA:
-            return Piece(How.EDITS, length, pair.old_offset)
+            return Piece(_bytewise(pair, old, new), length, pair.old_offset)
         case _:
             return Piece(ALONE.get(element, How.BINARY), length)
+
+
+def _bytewise(pair: Pair, old: memoryview, new: memoryview) -> How:
+    """How bytes are told that are like the old ones: where many changed all are, else those that did."""
+    before = np.frombuffer(old, np.uint8, pair.old_length_bytes, pair.old_offset)
+    after = np.frombuffer(new, np.uint8, pair.new_length_bytes, pair.new_offset)
+    return How.BYTE_DIFFERENCE if np.mean(before != after) > MANY_CHANGED else How.EDITS
 
 
 class _Between:

@@ -25,6 +25,7 @@ class How(Enum):
     BF16_DIFFERENCE = auto()
     I8_DIFFERENCE = auto()
     I32_DIFFERENCE = auto()
+    BYTE_DIFFERENCE = auto()  # bytes made from those of the base: numbers of types without a kind of their own
     F32_ALONE = auto()  # new elements
     F16_ALONE = auto()
     BF16_ALONE = auto()

@@ -11,6 +11,8 @@ from server.delta.tensors.found import Element
 from server.delta.tensors.guess import entropy_bits
 
 MIN_JOINT = 2048  # with fewer elements, pairs of exponent and length are too rare to be counted
+BYTEWISE = frozenset({Element.F64, Element.I64, Element.U64, Element.U32, Element.I16, Element.U16})
+"""Types without a kind of stream: their difference is that of their bytes."""
 RUNS, RUN_ELEMENTS = 16, 256  # 4096 elements spread over a span; neighbours, so that few pages are touched
 
 Words = npt.NDArray[np.uint64]
@@ -35,9 +37,13 @@ def delta_bits(old: Words, new: Words, element: Element) -> float:
     bits = 8 * element.width_bytes
     mask = np.uint64((1 << bits) - 1)
     base = old
-    if element.is_float:
+    if element.is_float and element not in BYTEWISE:
         old, new = _ordered(old, bits, mask), _ordered(new, bits, mask)
     difference = (new - old) & mask
+    if element in BYTEWISE:
+        bytewise = new.view(np.uint8) - old.view(np.uint8)
+        planes = bytewise.reshape(-1, 8)[:, : element.width_bytes].T
+        return sum(entropy_bits(np.bincount(plane, minlength=256)) for plane in planes)
     if bits == 8:
         return entropy_bits(np.bincount(difference.astype(np.int64), minlength=256))
     length = _bit_length(np.minimum(difference, (~difference + np.uint64(1)) & mask))

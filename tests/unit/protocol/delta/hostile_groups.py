@@ -94,6 +94,8 @@ def seeds() -> tuple[Seed, ...]:
     ):
         old, new = words(floats), words(floats + step)
         made.append(planned(how.name, old, new, Piece(how, len(new), 0, 30)))
+        if how is How.F16_DIFFERENCE:
+            made.append(planned("planes", old, new, Piece(How.BYTE_DIFFERENCE, len(new), 0)))
         if how is How.I8_DIFFERENCE:
             loud = noise.integers(0, 256, len(old), np.uint8).tobytes()
             made.append(planned("I8 loud", old, loud, Piece(how, len(old), 0, 30)))

@@ -51,6 +51,7 @@ ELEMENTS = {
     How.F16_ALONE: 2,
     How.BF16_ALONE: 2,
     How.BEHIND: 1,
+    How.BYTE_DIFFERENCE: 1,
     How.CODE: 1,
     How.EDITS: 1,
     How.TEXT: 1,
@@ -73,7 +74,7 @@ def test_a_group_of_each_kind_is_applied_and_its_damaged_copies_give_what_they_s
 @given(st.sampled_from(SEEDS), st.binary(max_size=200), st.integers(0, limits.GROUP_OUTPUT_BYTES))
 def test_noise_is_refused_or_gives_what_it_says(seed: Seed, noise: bytes, output_bytes: int) -> None:
     outcome(noise, seed.base)
-    outcome(write_group(output_bytes, noise, [(kind, 64, noise) for kind in (3, 4, 7, 9, 16, 32, 33)]), seed.base)
+    outcome(write_group(output_bytes, noise, [(kind, 64, noise) for kind in (3, 4, 7, 9, 12, 16, 32, 33)]), seed.base)
 
 
 @settings(max_examples=100, deadline=None)
