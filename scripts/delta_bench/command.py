@@ -82,6 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     start = _quickest([str(DELTA), "apply", "--help"]) if ours else bare
     report = Report(tools, bare, start, _machine(), missing, unprepared)
     earlier = json.loads(asked.peers_from.read_text()) if asked.peers_from else {}
+    if asked.scratch is not None:
+        asked.scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="bench-delta-", dir=asked.scratch) as scratch:
         for number, pair in enumerate(pairs, 1):
             say(f"[{number}/{len(pairs)}] {pair.name}")
