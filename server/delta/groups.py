@@ -36,6 +36,7 @@ OTHER_BYTES: Final = 1 << 14  # of other streams, where several ways to say a gr
 TRIED_BYTES: Final = 256  # up to here new bytes are worth trying many ways
 MOST_PIECES: Final = 1 << 12  # likewise
 ABSORBING_BYTES: Final = 1 << 18  # of new text, up to which several ways to cut it are tried
+SLOW_WORTH: Final = 16  # one byte in so many has to be saved by half a second of decoding
 RETOLD_BYTES: Final = 1 << 13  # up to here also with what it reads again and again
 LEAST_SHORT: Final = 8  # short pieces among it, or nothing is gained
 FEW_EDITS: Final = 1 << 12  # bytes of changed code: more are not worth trying in that way
@@ -158,7 +159,13 @@ def encode_group(group: GroupPlan, old: memoryview, new: memoryview) -> bytes:
     pieces, shortest = min(((way, _coded(group, way, old, new)) for way in ways), key=_length)
     absorbed = _absorbed(group, pieces, old, new)
     if absorbed != pieces:
-        pieces, shortest = min(((pieces, shortest), (absorbed, _coded(group, absorbed, old, new))), key=_length)
+        found = [(pieces, shortest), (absorbed, _coded(group, absorbed, old, new))]
+        hows = few.NEW | {How.EDITS}
+        pieces, shortest = min(found, key=_length)
+        if NEW_BYTES < _new_bytes(absorbed) <= limits.GROUP_NEW_BYTES and _few_edits(absorbed):
+            slow = encode_pieces(group, absorbed, old, new, hows)
+            if SLOW_WORTH * (len(shortest) - len(slow)) > len(shortest):
+                pieces, shortest = absorbed, slow
     others = sum(piece.length for piece in pieces if piece.how not in few.NEW | few.READ and piece.how not in _UNCODED)
     if others > OTHER_BYTES or len(pieces) > MOST_PIECES or any(piece.how is How.HEAD for piece in pieces):
         return shortest  # in archives it takes long and gives little
@@ -174,7 +181,7 @@ def _absorbed(group: GroupPlan, pieces: list[Piece], old: memoryview, new: memor
 
     What is coded by numbers costs the same in all ways, so it is left out when they are weighed.
     """
-    text = sum(piece.length for piece in pieces if piece.how in few.NEW)
+    text = _new_bytes(pieces)
     short = sum(piece.how in few.READ and piece.length < few.LEAST_JOINED[-1] for piece in pieces)
     plain = all(piece.how in few.PLAIN for piece in pieces)
     if not plain or not NEW_BYTES // 4 < text <= ABSORBING_BYTES or not LEAST_SHORT < short < MOST_PIECES:
@@ -216,7 +223,11 @@ def _put_otherwise(group: GroupPlan, pieces: list[Piece], old: memoryview, new: 
 
 
 def _few_new(pieces: list[Piece]) -> bool:
-    return sum(piece.length for piece in pieces if piece.how in few.NEW) <= NEW_BYTES
+    return _new_bytes(pieces) <= NEW_BYTES
+
+
+def _new_bytes(pieces: list[Piece]) -> int:
+    return sum(piece.length for piece in pieces if piece.how in few.NEW)
 
 
 def _few_edits(pieces: list[Piece]) -> bool:

@@ -148,4 +148,5 @@ def test_what_is_read_again_and_again_among_new_text_is_told_once() -> None:
     assert gives(coded, plan, base, result)
     told = few.told_again(pieces, 4)
     assert sum(piece.how is How.COPY for piece in told) == 40
-    assert len(coded) <= len(encode_pieces(plan, few.tidied(told, 0, result), base, result, frozenset()))
+    for inline in (frozenset(), few.NEW):
+        assert len(coded) <= len(encode_pieces(plan, few.tidied(told, 0, result), base, result, inline))
