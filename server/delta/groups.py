@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -30,6 +31,7 @@ from server.delta.pieces import ELEMENT_BYTES, WHOLE, How, Piece
 from server.delta.planes import encode_planes, may_be_shorter
 from server.delta.unchanged import as_integers, unchanged_copied
 
+REMEMBERED: Final = 8  # streams of numbers; those of one group hold at most GROUP_CODED_BYTES twice
 LEAST_WORTH_A_STREAM: Final = 32  # bytes; fewer are stored
 NEW_BYTES: Final = 2048  # up to here new bytes may be coded among the operations, at some ten thousand a second
 OTHER_BYTES: Final = 1 << 14  # of other streams, where several ways to say a group are tried
@@ -328,16 +330,11 @@ def _encode_literal(stream: _Stream) -> tuple[int, int, bytes]:
         return EDITS, len(data), _edits(bytes(stream.reference), data)
     if stream.kind_of_bytes is How.DEFLATED:
         return streams.DEFLATED, len(data), encode_members(stream.members)
-    if stream.kind_of_bytes in DIFFERENCES:
-        kind, form = DIFFERENCES[stream.kind_of_bytes]
-        return kind, len(data), encode_differences(form, bytes(stream.reference), data, stream.matrices)
-    if stream.kind_of_bytes is How.I8_DIFFERENCE:
-        return _integers(stream)
+    if stream.kind_of_bytes in MATRICES | ALONE.keys():
+        kind, coded = _encode_numbers(stream.kind_of_bytes, bytes(stream.reference), data, tuple(stream.matrices))
+        return kind, len(data), coded
     if stream.kind_of_bytes is How.BYTE_DIFFERENCE:
         return streams.PLANES, len(data), encode_planes(bytes(stream.reference), data)
-    if stream.kind_of_bytes in ALONE:
-        kind, form = ALONE[stream.kind_of_bytes]
-        return kind, len(data), encode_alone(form, data)
     ways = [(STORED, data)]
     if len(data) >= LEAST_WORTH_A_STREAM:
         ways.append((ZSTD, zstandard.ZstdCompressor(level=19, write_checksum=False).compress(data)))
@@ -346,14 +343,21 @@ def _encode_literal(stream: _Stream) -> tuple[int, int, bytes]:
     return kind, len(data), coded
 
 
-def _integers(stream: _Stream) -> tuple[int, int, bytes]:
-    """Integers as such, or their bytes: blocks of quantised numbers hold others too."""
-    reference, data = bytes(stream.reference), bytes(stream.data)
-    coded = encode_integers(reference, data, stream.matrices)
+@lru_cache(maxsize=REMEMBERED)
+def _encode_numbers(how: How, reference: bytes, data: bytes, matrices: tuple[Matrix, ...]) -> tuple[int, bytes]:
+    """Kind and bytes of a stream of numbers. Remembered: the ways to put a group hardly differ in these, and they are
+    what takes long.
+    """
+    if how in DIFFERENCES:
+        kind, form = DIFFERENCES[how]
+        return kind, encode_differences(form, reference, data, matrices)
+    if how in ALONE:
+        kind, form = ALONE[how]
+        return kind, encode_alone(form, data)
+    coded = encode_integers(reference, data, matrices)
+    # Blocks of quantised numbers hold others too: then their bytes may be shorter.
     planes = encode_planes(reference, data) if may_be_shorter(reference, data, len(coded)) else coded
-    if len(planes) < len(coded):
-        return streams.PLANES, len(data), planes
-    return streams.I8_DIFFERENCE, len(data), coded
+    return (streams.PLANES, planes) if len(planes) < len(coded) else (streams.I8_DIFFERENCE, coded)
 
 
 def _code(stream: _Stream, coded: bytes) -> tuple[int, int, bytes]:
