@@ -229,7 +229,8 @@ def _few_new(pieces: list[Piece]) -> bool:
 
 
 def _new_bytes(pieces: list[Piece]) -> int:
-    return sum(piece.length for piece in pieces if piece.how in few.NEW)
+    # The digest of a file in another group goes as new bytes too.
+    return sum(piece.length for piece in pieces if piece.how in few.NEW or piece.how is How.DIGEST)
 
 
 def _few_edits(pieces: list[Piece]) -> bool:

@@ -2,8 +2,12 @@
 
 import random
 
+import pytest
+
 from protocol.delta.apply import apply_group
 from protocol.delta.patch import read_group_header
+from protocol.errors import Reason, Refused
+from server.delta import checked
 from server.delta.checked import encode_checked, gives
 from server.delta.groups import GroupPlan, ViewBase, cut_groups, encode_group
 from server.delta.pieces import How, Piece
@@ -28,6 +32,24 @@ def test_entries_that_are_not_those_of_the_base_are_sent_as_bytes() -> None:
     plan = planned(Piece(How.ENTRIES, 4096, 0, 3), Piece(How.BINARY, len(NEW) - 4096))
     group = encode_checked(plan, OLD, NEW)
     assert applied(bytes(OLD), [group]) == NEW
+
+
+def test_digests_of_files_in_other_groups_count_among_few_new_bytes() -> None:
+    text = b"robot leaf pest " * 120
+    digests = random.Random(3).randbytes(2560)
+    pieces = Piece(How.TEXT, len(text)), *(Piece(How.DIGEST, 64, 1 << 40) for _ in range(40))
+    plan = planned(*pieces)
+    group = encode_group(plan, memoryview(b""), memoryview(text + digests))
+    assert applied(b"", [group]) == text + digests
+
+
+def test_what_a_finer_way_refuses_is_coded_more_simply(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(*_: object) -> bytes:
+        raise Refused(Reason.LIMIT, "too many of something")
+
+    monkeypatch.setattr(checked, "encode_group", refuses)
+    payload = encode_checked(planned(Piece(How.BINARY, len(NEW))), OLD, NEW)
+    assert applied(bytes(OLD), [payload]) == NEW
 
 
 def test_what_is_coded_more_simply_may_take_several_groups() -> None:
