@@ -13,6 +13,8 @@ import numpy.typing as npt
 
 from server.delta.pieces import ELEMENT_BYTES, How, Piece
 
+Words = npt.NDArray[np.unsignedinteger[npt.NBitBase]]
+
 CUT: Final = frozenset({How.F32_DIFFERENCE, How.F16_DIFFERENCE, How.BF16_DIFFERENCE})
 LEAST_RUN: Final = 64  # unchanged elements: an operation or two are about what a row's edges cost in a stream
 LEAST_SHARE: Final = 4  # one in so many elements stands in such runs, or nothing is cut
@@ -29,12 +31,13 @@ def unchanged_copied(pieces: list[Piece], output_offset: int, old: memoryview, n
         old: The base.
         new: The result.
     """
-    out: list[Piece] = []
-    at = output_offset
-    for piece in pieces:
-        out += _cut(piece, _words(piece, piece.base, old), _words(piece, at, new)) if piece.how in CUT else [piece]
-        at += piece.length
-    return out
+    return [
+        part
+        for at, piece in _placed(pieces, output_offset)
+        for part in (
+            _cut(piece, _words(piece, piece.base, old), _words(piece, at, new)) if piece.how in CUT else (piece,)
+        )
+    ]
 
 
 def as_integers(pieces: list[Piece], output_offset: int, old: memoryview, new: memoryview) -> list[Piece]:
@@ -46,28 +49,36 @@ def as_integers(pieces: list[Piece], output_offset: int, old: memoryview, new: m
         old: The base.
         new: The result.
     """
-    out: list[Piece] = []
+    return [
+        _as_integers(piece, _words(piece, piece.base, old), _words(piece, at, new))
+        if piece.how is How.F32_DIFFERENCE
+        else piece
+        for at, piece in _placed(pieces, output_offset)
+    ]
+
+
+def _placed(pieces: list[Piece], output_offset: int) -> Iterator[tuple[int, Piece]]:
+    """Pieces with where they begin in the new file."""
     at = output_offset
     for piece in pieces:
-        if piece.how is How.F32_DIFFERENCE:
-            moved = (_words(piece, at, new) - _words(piece, piece.base, old)).view(np.int32)
-            near = np.count_nonzero(np.abs(moved) <= FEW_UNITS)
-            out.append(piece._replace(how=How.I32_DIFFERENCE, value=0) if 2 * near >= moved.size else piece)
-        else:
-            out.append(piece)
+        yield at, piece
         at += piece.length
-    return out
 
 
-def _words(piece: Piece, at: int, file: memoryview) -> npt.NDArray[np.unsignedinteger[npt.NBitBase]]:
+def _as_integers(piece: Piece, before: Words, after: Words) -> Piece:
+    near = np.count_nonzero(np.abs((after - before).view(np.int32)) <= FEW_UNITS)
+    return piece._replace(how=How.I32_DIFFERENCE, value=0) if 2 * near >= after.size else piece
+
+
+def _words(piece: Piece, at: int, file: memoryview) -> Words:
     width = ELEMENT_BYTES[piece.how]
     return np.frombuffer(file, f"<u{width}", piece.length // width, at)
 
 
 def _cut(
     piece: Piece,
-    before: npt.NDArray[np.unsignedinteger[npt.NBitBase]],
-    after: npt.NDArray[np.unsignedinteger[npt.NBitBase]],
+    before: Words,
+    after: Words,
 ) -> Iterator[Piece]:
     """Copies of what did not change, and differences of what did."""
     changed = np.flatnonzero(before != after)
