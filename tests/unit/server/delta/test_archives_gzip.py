@@ -19,8 +19,14 @@ from server.delta.groups import cut_groups, encode_group
 from server.delta.pieces import How
 from tests.unit.server.delta.archive_files import applied, archive
 
-CHANCE = random.Random(7)
-WORDS = [bytes(CHANCE.choices(b"etaoinshrdlu", k=length)) for length in (3, 4, 5, 7, 9) for _ in range(60)]
+
+def language(seed: int) -> list[bytes]:
+    """Its words."""
+    chance = random.Random(seed)
+    return [bytes(chance.choices(b"etaoinshrdlu", k=length)) for length in (3, 4, 5, 7, 9) for _ in range(60)]
+
+
+WORDS = language(7)
 
 
 def text(words: int, seed: int) -> bytes:

@@ -21,10 +21,16 @@ from server.delta.applying import apply_patch
 from server.delta.gzip_file import deflate, find_recipe
 from tests.unit.server.delta.test_archives_compressed import patched, silent
 
-CHANCE = random.Random(11)
-WORDS = [bytes(CHANCE.choices(b"etaoinshrdlu", k=length)) for length in (3, 4, 5, 7, 9) for _ in range(90)]
-TEXT = b" ".join(CHANCE.choices(WORDS, k=60_000))
-NOISE = CHANCE.randbytes(120_000)
+
+def written(words: int) -> bytes:
+    """Words of a small language."""
+    chance = random.Random(11)
+    known = [bytes(chance.choices(b"etaoinshrdlu", k=length)) for length in (3, 4, 5, 7, 9) for _ in range(90)]
+    return b" ".join(chance.choices(known, k=words))
+
+
+TEXT = written(60_000)
+NOISE = random.Random(12).randbytes(120_000)
 CONTENT = TEXT[:150_000] + bytes(200_000) + NOISE + TEXT[140_000:]
 
 

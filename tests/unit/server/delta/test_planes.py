@@ -22,7 +22,11 @@ from server.delta.planes import encode_planes
 from tests.unit.server.delta.archive_files import applied
 from tests.unit.server.delta.tensor_files import npy
 
-NOISE = np.random.default_rng(12)
+
+@pytest.fixture
+def chance() -> np.random.Generator:
+    """Anew for each test: none draws on from where another stopped."""
+    return np.random.default_rng(12)
 
 
 class References:
@@ -61,9 +65,9 @@ def test_any_bytes_come_out_whatever_the_stride(old: bytes, seed: int, stride: i
     assert open_planes(stride, planes, References(old, cut).read()) == new.tobytes()
 
 
-def test_doubles_that_were_trained_on_take_little_more_than_what_changed_of_them() -> None:
-    old = NOISE.normal(size=40_000).astype(np.float32)
-    new = old + (NOISE.normal(size=old.size) * 1e-3).astype(np.float32)
+def test_doubles_that_were_trained_on_take_little_more_than_what_changed_of_them(chance: np.random.Generator) -> None:
+    old = chance.normal(size=40_000).astype(np.float32)
+    new = old + (chance.normal(size=old.size) * 1e-3).astype(np.float32)
     before, after = npy(old.astype(np.float64)), npy(new.astype(np.float64))
     pieces = model_pieces(
         memoryview(before), memoryview(after), slice(0, len(before)), slice(0, len(after)), MatchLimits
@@ -75,27 +79,28 @@ def test_doubles_that_were_trained_on_take_little_more_than_what_changed_of_them
     assert sum(map(len, groups)) < 0.8 * alone
 
 
-def test_blocks_of_quantised_numbers_are_coded_by_their_stride() -> None:
+def test_blocks_of_quantised_numbers_are_coded_by_their_stride(chance: np.random.Generator) -> None:
     """As GGUF's q4_0: a scale of 16 bits and 32 numbers of 4 bits; one number in ten of a few blocks moved by one."""
-    old = NOISE.integers(0, 256, (6000, 18), np.uint8)
+    old = chance.integers(0, 256, (6000, 18), np.uint8)
     new = old.copy()
-    new[:, 0] += NOISE.integers(0, 40, len(new), np.uint8)
-    new[:, 5] ^= (NOISE.random(len(new)) < 0.2).astype(np.uint8)
+    new[:, 0] += chance.integers(0, 40, len(new), np.uint8)
+    new[:, 5] ^= (chance.random(len(new)) < 0.2).astype(np.uint8)
     groups = made([Piece(How.I8_DIFFERENCE, old.size, 0, 18)], old.tobytes(), new.tobytes())
     assert kinds(groups[0]) == [PLANES]
     assert encode_planes(old.tobytes(), new.tobytes())[0] == 18
 
 
-def test_plain_integers_are_coded_as_such() -> None:
-    old = NOISE.normal(scale=40, size=60_000).astype(np.int8)
-    new = old + np.rint(np.outer(NOISE.normal(size=200), NOISE.normal(size=300))).astype(np.int8).ravel()
+def test_plain_integers_are_coded_as_such(chance: np.random.Generator) -> None:
+    old = chance.normal(scale=40, size=60_000).astype(np.int8)
+    moved = 2 * chance.normal(size=(200, 3)) @ chance.normal(size=(3, 300))  # of rank 3: a fifth of what planes take
+    new = old + np.rint(moved).astype(np.int8).ravel()
     groups = made([Piece(How.I8_DIFFERENCE, old.size, 0, 300)], old.tobytes(), new.tobytes())
     assert kinds(groups[0]) == [I8_DIFFERENCE]
 
 
-def test_a_long_likeness_that_differs_in_many_bytes_is_told_by_differences() -> None:
-    values = np.cumsum(NOISE.integers(-40, 40, 40_000)).astype(np.int16)
-    moved = values + NOISE.integers(-1, 2, values.size).astype(np.int16) * (NOISE.random(values.size) < 0.3)
+def test_a_long_likeness_that_differs_in_many_bytes_is_told_by_differences(chance: np.random.Generator) -> None:
+    values = np.cumsum(chance.integers(-40, 40, 40_000)).astype(np.int16)
+    moved = values + chance.integers(-1, 2, values.size).astype(np.int16) * (chance.random(values.size) < 0.3)
     old, new = b"\0head" + values.tobytes(), b"\0head" + moved.astype(np.int16).tobytes()
     contents = Contents(memoryview(old), memoryview(new), MatchLimits)
     pieces = contents.pieces(slice(0, len(old)), slice(0, len(new)))
