@@ -1,103 +1,44 @@
 """The update machine's shell: it does each state's work and writes the record before the next.
 
 What may happen stands in `states`, what may be installed in `rules`, what a trial shows in `trial`; here is only the
-doing, each piece of it safe to repeat after a cut. Workers and the `active` link follow the record: at every start
-they converge to it before anything else, without any network.
+doing, each piece of it safe to repeat after a cut, and the long work stands alone: `fetching`, `watching`, `serving`.
+At every start workers and the `active` link follow the record before anything else, without any network.
 """
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from enum import Enum, auto
-from typing import Final, overload
+from typing import Final
 
-from device.retry import backoff_s
 from device.state_db import Refusal, StateDb
-from device.store import NoSpaceError, Store
-from device.transfer import (
-    ApplierEndedError,
-    OverBudgetError,
-    PatchFailedError,
-    Purse,
-    adopt_finished,
-    bases,
-    held_bytes,
-    part_names,
-)
+from device.store import Store
+from device.transfer import held_bytes
 from device.trust.port import Terms
 from device.update import rules, states
+from device.update.cleaning import collect
+from device.update.fetching import Fetching, Obstacle
+from device.update.judging import Judge
 from device.update.memory import ASSIGNMENT, Memory, floors_of
-from device.update.ports import Canary, ReleaseSet, Workers
+from device.update.ports import Canary, Workers
+from device.update.progress import Progress
 from device.update.releases import Library
+from device.update.serving import Serving
 from device.update.sets import Sets
 from device.update.states import Event, Held, Offer, State, UpdateRecord
+from device.update.steps import DAMAGE, Step, failed, spent
 from device.update.telling import Teller, Word, is_told
-from device.update.trial import Watch, Watched, find_evidence, is_proven, is_time_up
+from device.update.trial import Watched
+from device.update.watching import Watcher
 from device.update.world import Fetcher, Treasury, UpdateSettings, World
-from protocol import limits
-from protocol.errors import HeadlandError, LinkError, Reason, Refused, StateError
+from protocol.errors import HeadlandError, Reason, Refused, StateError
 from protocol.ids import Digest
 from protocol.messages import Outcome, TransferBytes, VersionReport
-from protocol.objects import AssignmentBody, Payload
-from protocol.release import ReleaseManifest, parse_manifest
+from protocol.objects import AssignmentBody
 from protocol.wire import encode
 
 log = logging.getLogger(__name__)
 
-PERSIST_S: Final = 10.0  # the most of a trial that a cut forgets; a tenth of a short trial
 INTERRUPTIBLE: Final = frozenset({State.IDLE, State.FETCH, State.CHECK, State.WAIT})
-DAMAGE: Final = frozenset({Reason.HASH, Reason.LENGTH})  # of a source or of our disk: nothing against the release
-
-
-@dataclass(frozen=True)
-class Progress:
-    """For people: where the update is.
-
-    Args:
-        state: Of the machine.
-        release: The version that is being installed, or empty.
-        why: What it waits for, or empty.
-        bytes_done: Of the present FETCH, payload bytes received in this process.
-        bytes_total: What was to come when it began.
-        needs_bytes: It waits for a budget: so much would still have to travel.
-        healthy_s: Of the trial.
-        healthy_of_s: What it needs.
-        damaged: The committed release cannot serve: its files are not what they were, or it does not come up.
-    """
-
-    state: State
-    release: str = ""
-    why: str = ""
-    bytes_done: int = 0
-    bytes_total: int = 0
-    needs_bytes: int = 0
-    healthy_s: float = 0.0
-    healthy_of_s: float = 0.0
-    damaged: str = ""
-
-
-class _Obstacle(Enum):
-    """What a paused fetch waits for, as far as somebody may tell us that it is gone."""
-
-    NONE = auto()
-    LINK = auto()
-    PLAN = (
-        auto()
-    )  # the server lacks a blob, or planned for what we do not have, what failed here, or what costs too much
-
-
-@dataclass(frozen=True)
-class _Step:
-    """What a state's work came to."""
-
-    event: Event
-    reason: Reason | None = None
-    detail: str = ""
-    needs_bytes: int = 0
-    offer: Offer | None = None
-    facts: Mapping[str, bytes] | None = None
 
 
 @dataclass(frozen=True)
@@ -141,15 +82,28 @@ class Updater:
         self._db = db
         self._store = store
         self._sets = sets
-        self._fetcher = fetcher
         self._treasury = treasury
         self._canary = canary
-        self._workers = workers
         self._machine = machine
         self._world = world
-        self._settings = settings or UpdateSettings()
-        self._memory = Memory(db)
-        self._library = Library(store, machine.inventory)
+        self._settings = settings = settings or UpdateSettings()
+        self._memory = memory = Memory(db)
+        self._library = library = Library(store, machine.inventory)
+        self._judge = Judge(memory, machine, world)
+        self._fetching = Fetching(
+            memory=memory,
+            store=store,
+            library=library,
+            sets=sets,
+            fetcher=fetcher,
+            treasury=treasury,
+            world=world,
+            settings=settings,
+        )
+        self._serving = Serving(
+            workers=workers, library=library, store=store, sets=sets, world=world, settings=settings
+        )
+        self._watcher = Watcher(workers, world, settings)
         self._teller = Teller(db, world.new_id, treasury.of)
         self._record = UpdateRecord()
         self._started = False
@@ -158,13 +112,7 @@ class Updater:
         self._pending: _Pending | None = None
         self._withdrawn = False
         self._woken = asyncio.Event()
-        self._damaged = ""
-        self._link_lags = False
-        self._mendings = 0
-        self._obstacle = _Obstacle.NONE
-        self._fetching = False  # a FETCH is underway, not paused
         self._needs_bytes = 0  # of a FETCH that waits for a budget
-        self._delay = False  # whether a paused FETCH waits: not after a start, nor when its obstacle went away
 
     # What others call
 
@@ -190,13 +138,13 @@ class Updater:
             needs_bytes=self._needs_bytes if record.state is State.FETCH else 0,
             healthy_s=max(self._progress.healthy_s, record.healthy_s) if trial is not None else 0.0,
             healthy_of_s=trial.healthy_s if trial is not None else 0.0,
-            damaged=self._damaged,
+            damaged=self._serving.damaged,
         )
 
     def report(self) -> VersionReport:
         """What the server is told runs. A committed release that cannot serve is not named: it is asked for again."""
         record = self._record
-        committed = record.committed if not self._damaged else None
+        committed = record.committed if not self._serving.damaged else None
         return VersionReport(
             manifest=committed.digest if committed is not None else None,
             release=committed.version if committed is not None else "",
@@ -231,8 +179,8 @@ class Updater:
         if resumed.state is State.TRIAL:
             if not states.is_spent(resumed):
                 return  # the trial's own work converges, and judges a release that does not come up
-            await self._go(_spent(resumed))
-        await self._serve()
+            await self._go(spent(resumed))
+        await self._serving.follow(self._record)
 
     async def offer(
         self, assignment: AssignmentBody, manifest_bytes: bytes, terms: Terms, may_install: bool
@@ -252,7 +200,7 @@ class Updater:
         if not may_install:
             return rules.Later("trust: time is not sure, or metadata has expired")
         newest = await asyncio.to_thread(self._memory.terms)
-        verdict = await self._judge(assignment, manifest_bytes, newest or terms)
+        verdict = await asyncio.to_thread(self._judge.offer, assignment, manifest_bytes, newest or terms, self._record)
         if isinstance(verdict, rules.Accepted):
             await self._accept(verdict.offer, assignment, manifest_bytes)
         elif not self._is_underway(assignment.manifest.sha256):
@@ -278,7 +226,7 @@ class Updater:
 
     def link_is_up(self) -> None:
         """A contact succeeded: a download that waits for the link goes on now."""
-        self._is_gone(_Obstacle.LINK)
+        self._is_gone(Obstacle.LINK)
 
     async def run_forever(self) -> None:
         """Drives the machine until it is cancelled. What goes wrong in a state is tried again after a while."""
@@ -290,7 +238,7 @@ class Updater:
             except (HeadlandError, OSError) as error:
                 failures += 1
                 log.warning("update, state %s: %s", self._record.state, error)
-                await self._world.sleep(self._backoff_s(failures))
+                await self._world.sleep(self._settings.backoff_s(failures, self._world.random()))
 
     # The loop
 
@@ -315,28 +263,30 @@ class Updater:
                 task.cancel()
             await asyncio.gather(work, woken, return_exceptions=True)
 
-    async def _take_up(self) -> _Step | None:
+    async def _take_up(self) -> Step | None:
         """What others asked for meanwhile, if it can be done now."""
         offer = self._record.offer
         terms = await asyncio.to_thread(self._memory.terms)
         if offer is not None and terms is not None and offer.release.digest not in terms.listed:
             if self._record.state is State.IDLE:  # its retry
-                return _Step(Event.WITHDRAWN)
-            return _Step(Event.FORBIDDEN, Reason.DELISTED, f"release {offer.release.version} was delisted")
+                return Step(Event.WITHDRAWN)
+            return Step(Event.FORBIDDEN, Reason.DELISTED, f"release {offer.release.version} was delisted")
         withdrawn, self._withdrawn = self._withdrawn, False
         pending = self._pending
         step = None
         if pending is not None and terms is not None:
             # Judged again: a commit may have raised the floor since it came.
-            verdict = await self._judge(pending.assignment, pending.manifest, terms)
+            verdict = await asyncio.to_thread(
+                self._judge.offer, pending.assignment, pending.manifest, terms, self._record
+            )
             if isinstance(verdict, rules.Accepted) and not self._runs(verdict.offer):
                 await asyncio.to_thread(self._store.put, pending.manifest)
-                step = _Step(Event.OFFERED, offer=verdict.offer, facts={ASSIGNMENT: encode(pending.assignment)})
+                step = Step(Event.OFFERED, offer=verdict.offer, facts={ASSIGNMENT: encode(pending.assignment)})
         if self._pending is pending:  # only now: a full disk must not lose the offer
             self._pending = None
-        return step or (_Step(Event.WITHDRAWN) if withdrawn and offer is not None else None)
+        return step or (Step(Event.WITHDRAWN) if withdrawn and offer is not None else None)
 
-    async def _work(self) -> _Step:
+    async def _work(self) -> Step:
         self._progress = Progress(self._record.state)
         work = {
             State.IDLE: self._idle,
@@ -351,7 +301,7 @@ class Updater:
         }
         return await work[self._record.state]()
 
-    async def _go(self, step: _Step) -> None:
+    async def _go(self, step: Step) -> None:
         """Writes what `step` makes of the record, with all that belongs to it, in one transaction."""
         before = self._record
         after = states.advance(before, step.event, offer=step.offer, reason=step.reason, detail=step.detail)
@@ -376,7 +326,7 @@ class Updater:
         )
         self._record = after
         self._needs_bytes = step.needs_bytes
-        self._delay = step.event in (Event.PAUSED, Event.CLEAN)
+        self._fetching.delay(step.event is Event.PAUSED)
         if before.state is not after.state:
             log.info("update: %s -> %s%s", before.state, after.state, f" ({step.detail})" if step.detail else "")
         if statuses:
@@ -384,290 +334,87 @@ class Updater:
 
     # The states' work
 
-    async def _idle(self) -> _Step:
+    async def _idle(self) -> Step:
         """Waits; an update that ended unfinished is tried again, and a release that could not serve is served."""
         if states.will_retry(self._record):
-            await self._world.sleep(self._backoff_s(self._record.retries))
-            return _Step(Event.AGAIN)
-        while self._damaged or self._link_lags:
-            self._mendings += 1
-            await self._world.sleep(self._backoff_s(self._mendings))
-            await self._serve()
-        self._mendings = 0
+            await self._world.sleep(self._settings.backoff_s(self._record.retries, self._world.random()))
+            return Step(Event.AGAIN)
+        await self._serving.mend(self._record)
         return await asyncio.Future()  # until something interrupts
 
-    async def _fetch(self) -> _Step:
-        record = self._record
-        if record.failures and self._delay:
-            await self._world.sleep(self._backoff_s(record.failures))
-        self._obstacle = _Obstacle.NONE
-        self._fetching = True
-        try:
-            await self._bring()
-        except (Refused, PatchFailedError, LinkError, StateError, OSError) as error:
-            return self._hindered(error)
-        finally:
-            self._fetching = False
-        return _Step(Event.FETCHED)
+    async def _fetch(self) -> Step:
+        return await self._fetching.fetch(self._record, self._show)
 
-    def _hindered(self, error: Refused | PatchFailedError | LinkError | StateError | OSError) -> _Step:
-        """What stands in the way of a fetch. Only a rule ends the update; everything else pauses it."""
-        match error:
-            case Refused(reason=Reason.WRONG_HARDWARE):  # an accelerator was unplugged since the offer came
-                return _Step(Event.FORBIDDEN, error.reason, error.message)
-            case Refused():  # the source is bad, not the release: nothing is remembered against it
-                return _Step(Event.PAUSED, error.reason, error.message)
-            case PatchFailedError():
-                # Nothing is fetched in its place: the server is told, and its next plan has a price that the budget
-                # judges.
-                self._obstacle = _Obstacle.PLAN
-                return _Step(Event.PAUSED, error.reason, f"patch: {error.message}")
-            case ApplierEndedError():
-                # After a few of these the machine says that it applies no patches, and the next plan does without.
-                self._obstacle = _Obstacle.PLAN
-                return _Step(Event.PAUSED, detail=f"applier: {error}")
-            case OverBudgetError():
-                self._obstacle = _Obstacle.PLAN
-                return _Step(Event.PAUSED, Reason.BUDGET, f"budget: {error.message}", needs_bytes=error.needs_bytes)
-            case NoSpaceError():
-                return _Step(Event.PAUSED, detail=f"space: {error.message}")
-            case LinkError():
-                self._obstacle = _Obstacle.LINK if error.retryable else _Obstacle.PLAN
-                return _Step(Event.PAUSED, detail=f"link: {error.message}")
-            case _:
-                return _Step(Event.PAUSED, detail=f"disk: {error}")
-
-    async def _bring(self) -> None:
-        assignment = await asyncio.to_thread(self._memory.assignment)
-        purse = self._treasury.purse(assignment.manifest.sha256, assignment.budget)
-        await asyncio.to_thread(self._take_in_finished, assignment, purse)
-        await self._collect()
-        needed = self._library.needed(await self._manifest(assignment.manifest))
-        # Files may have their length and not their bytes: looked at once, not again after each pause.
-        find = self._library.missing if self._record.failures else self._library.drop_damaged
-        missing = await asyncio.to_thread(find, needed)
-        steps = [step for step in assignment.plan.steps if step.artifact in missing]
-        total = await asyncio.to_thread(
-            lambda: sum(step.travels_bytes() - sum(held_bytes(self._store, step).values()) for step in steps)
-        )
-        self._progress = Progress(State.FETCH, bytes_total=total)
-        await self._fetcher.fetch(assignment.plan, needed, self._received, purse)
-
-    def _take_in_finished(self, assignment: AssignmentBody, purse: Purse) -> None:
-        """What another plan finished is taken in before the rest of it, which nothing names any more, is deleted."""
-        with contextlib.suppress(StateError, Refused):  # without the manifest nothing is known to be needed
-            needed = self._library.needed(self._library.manifest(assignment.manifest.sha256))
-            adopt_finished(self._store, needed, purse)
-
-    async def _check(self) -> _Step:
+    async def _check(self) -> Step:
         if states.is_spent(self._record):
-            return _spent(self._record)
+            return spent(self._record)
         try:
             release = await asyncio.to_thread(self._library.load, self._offer().release.digest)
         except (Refused, StateError) as error:
-            return _Step(Event.DAMAGED, Reason.HASH, error.message)
+            return Step(Event.DAMAGED, Reason.HASH, error.message)
         try:
             await self._canary.check(release)
         except Refused as refused:
             event = Event.DAMAGED if refused.reason in DAMAGE else Event.REFUSED
-            return _Step(event, refused.reason, refused.message)
-        return _Step(Event.CHECKED)
+            return Step(event, refused.reason, refused.message)
+        return Step(Event.CHECKED)
 
-    async def _wait(self) -> _Step:
+    async def _wait(self) -> Step:
         while True:
             try:
-                later = await asyncio.to_thread(self._look)
+                later = await asyncio.to_thread(self._judge.activation, self._offer(), self._record)
             except Refused as refused:
-                return _Step(Event.FORBIDDEN, refused.reason, refused.message)
+                return Step(Event.FORBIDDEN, refused.reason, refused.message)
             if later is None:
-                return _Step(Event.READY)
+                return Step(Event.READY)
             self._progress = Progress(State.WAIT, why=later.why)
             offer = self._offer()
             await self._tell_once(Word(offer.release.digest, offer.rollout, State.WAIT, "deferred", None, later.why))
             await self._world.sleep(self._settings.look_s)
 
-    async def _activate(self) -> _Step:
+    async def _activate(self) -> Step:
         """Hashes first, for they take time; then the look at what changes from one second to the next."""
         try:
             release = await asyncio.to_thread(self._library.load, self._offer().release.digest)
             needed = self._library.needed(release.manifest)
             damaged = await asyncio.to_thread(self._library.drop_damaged, needed)
         except (Refused, StateError) as error:
-            return _Step(Event.DAMAGED, Reason.HASH, error.message)
+            return Step(Event.DAMAGED, Reason.HASH, error.message)
         if damaged:
-            return _Step(Event.DAMAGED, Reason.HASH, f"{damaged[0][:12]} in the store is not what it was")
+            return Step(Event.DAMAGED, Reason.HASH, f"{damaged[0][:12]} in the store is not what it was")
         try:
-            later = await asyncio.to_thread(self._look)
+            later = await asyncio.to_thread(self._judge.activation, self._offer(), self._record)
         except Refused as refused:
-            return _Step(Event.FORBIDDEN, refused.reason, refused.message)
-        return _Step(Event.NOT_NOW, detail=later.why) if later is not None else _Step(Event.ACTIVATED)
+            return Step(Event.FORBIDDEN, refused.reason, refused.message)
+        return Step(Event.NOT_NOW, detail=later.why) if later is not None else Step(Event.ACTIVATED)
 
-    async def _trial(self) -> _Step:
+    async def _trial(self) -> Step:
         if states.is_spent(self._record):
-            return _spent(self._record)
+            return spent(self._record)
         try:
-            release = await self._converge(self._offer().release.digest)
+            release = await self._serving.converge(self._offer().release.digest)
         except Refused as refused:
-            return _failed(refused)
+            return failed(refused)
         except StateError as error:
-            return _Step(Event.DAMAGED, Reason.HASH, error.message)
-        await asyncio.to_thread(self._show, release)
-        self._damaged = ""
-        return await self._watch(release)
-
-    async def _watch(self, release: ReleaseSet) -> _Step:
-        """Looks at the workers until there is a verdict."""
-        record, rule = self._record, release.manifest.trial
-        bounds = {name: variant.bounds for name, variant in release.variants.items()}
-        watch = Watch(Watched(record.healthy_s, record.inferences, record.errors))
-        persist_s = min(PERSIST_S, max(rule.healthy_s / 10, self._settings.watch_s))
-        looked_s = self._world.monotonic()
-        while True:
-            await self._world.sleep(self._settings.watch_s)
-            health, now_s = self._workers.health(), self._world.monotonic()
-            # A loop that was held up saw nothing meanwhile: it counts for two looks at most.
-            passed_s, looked_s = min(now_s - looked_s, 2 * self._settings.watch_s), now_s
-            if health.digest != release.digest:
-                try:
-                    await self._workers.converge(release)
-                except Refused as refused:
-                    return _failed(refused)
-                continue
-            watched = watch.take(health, passed_s)
-            self._progress = Progress(State.TRIAL, healthy_s=watched.healthy_s)
-            found = find_evidence(health, watched, rule, bounds)
-            if found is not None:
-                return _Step(Event.FAILED, found.reason, found.detail)
-            proven = is_proven(watched, rule)
-            settles = not self._record.settled and watched.this_start_s >= states.settles_at_s(rule)
-            if proven or settles or watched.healthy_s - self._record.healthy_s >= persist_s:
-                await self._observe(watched)
-            if proven:
-                return _Step(Event.HEALTHY)
-            if is_time_up(watched, rule) and self._another_waits():
-                return _Step(Event.SUPERSEDED, detail="it had no frames to prove itself on, and another offer waits")
-
-    async def _commit(self) -> _Step:
-        await self._serve()
-        return _Step(Event.COMMITTED)
-
-    async def _roll_back(self) -> _Step:
-        await self._serve()
-        return _Step(Event.RESTORED)
-
-    async def _clean_up(self) -> _Step:
-        await self._collect()
-        return _Step(Event.CLEAN)
-
-    # Pieces
-
-    async def _serve(self) -> None:
-        """Workers and `active` follow the record; when its release cannot serve, another one does meanwhile."""
-        record = self._record
-        wanted = [record.active, *(held.digest for held in (record.committed, record.previous) if held is not None)]
-        damaged = ""  # told only at the end: this may be interrupted, and nothing is whole that was not seen to be
-        for name in dict.fromkeys(wanted):
-            try:
-                release = await self._converge(name)
-            except (Refused, StateError, OSError) as error:
-                damaged = damaged or str(error)
-                log.warning("release %s cannot serve: %s", (name or "")[:12], error)
-                continue
-            await self._show_or_later(release)
-            break
-        else:  # and what was rolled back must not go on either
-            await self._converge(None)
-            await self._show_or_later(None)
-        self._damaged = damaged
-
-    @overload
-    async def _converge(self, name: Digest) -> ReleaseSet: ...
-    @overload
-    async def _converge(self, name: None) -> None: ...
-    async def _converge(self, name: Digest | None) -> ReleaseSet | None:
-        release = await asyncio.to_thread(self._library.load, name) if name is not None else None
-        await self._workers.converge(release)
-        return release
-
-    async def _show_or_later(self, release: ReleaseSet | None) -> None:
-        """A full disk must not keep a release from serving: `active` follows once it can."""
-        try:
-            await asyncio.to_thread(self._show, release)
-        except OSError as error:
-            self._link_lags = True
-            log.warning("the link `active` is behind: %s", error)
-
-    def _show(self, release: ReleaseSet | None) -> None:
-        if release is None:
-            self._sets.hide()
-        else:
-            self._sets.show(release, self._store.path(release.digest))
-        self._link_lags = False
-
-    async def _collect(self) -> None:
-        """Deletes what the record does not name."""
-        record = self._record
-        named = {held.digest for held in (record.committed, record.previous) if held is not None}
-        named |= {record.active} if record.active is not None else set()
-        goes_on = record.offer is not None and (record.state is not State.CLEANUP or states.will_retry(record))
-
-        def collect() -> None:
-            parts: frozenset[Digest] = frozenset()
-            patched: frozenset[Digest] = frozenset()
-            if goes_on:
-                plan = self._memory.assignment().plan
-                parts, patched = part_names(plan), bases(plan)
-                # While its manifest is fetched again, nothing can be told to be needless.
-                named.add(self._offer().release.digest)
-            if self._library.collect(named, parts, patched):
-                self._sets.collect(named)
-
-        await asyncio.to_thread(collect)
-
-    async def _manifest(self, signed: Payload) -> ReleaseManifest:
-        """The manifest from the store, or again from the source when the store lost it."""
-        with contextlib.suppress(StateError, Refused):
-            return await asyncio.to_thread(self._library.manifest, signed.sha256)
-        data = await self._fetcher.small(signed, limits.MANIFEST_BYTES)
-        await asyncio.to_thread(self._store.put, data)
-        return parse_manifest(data)
-
-    def _look(self) -> rules.Later | None:
-        """Blocking."""
-        terms = self._memory.terms()
-        if terms is None:
-            return rules.Later("trust: no terms of the product are known")
-        now_ms, sure = self._world.now()
-        return rules.look_again(
-            self._offer(),
-            terms,
-            floor=self._memory.floor(),
-            record=self._record,
-            refused=self._memory.refused(),
-            now_ms=now_ms,
-            sure_of_time=sure,
-            signals_off=self._world.signals_off(),
+            return Step(Event.DAMAGED, Reason.HASH, error.message)
+        await self._serving.show(release)
+        return await self._watcher.watch(
+            release, self._record, keep=self._keep, show=self._show, another_waits=self._another_waits
         )
 
-    async def _judge(
-        self, assignment: AssignmentBody, manifest_bytes: bytes, terms: Terms
-    ) -> rules.Accepted | rules.Later | Refused:
-        def judge() -> rules.Accepted | rules.Later | Refused:
-            try:
-                return rules.judge_offer(
-                    assignment,
-                    manifest_bytes,
-                    terms,
-                    self._machine,
-                    floor=self._memory.floor(),
-                    record=self._record,
-                    refused=self._memory.refused(),
-                    delisted=self._memory.delisted(),
-                )
-            except Refused as refused:
-                return refused
+    async def _commit(self) -> Step:
+        await self._serving.follow(self._record)
+        return Step(Event.COMMITTED)
 
-        return await asyncio.to_thread(judge)
+    async def _roll_back(self) -> Step:
+        await self._serving.follow(self._record)
+        return Step(Event.RESTORED)
+
+    async def _clean_up(self) -> Step:
+        await asyncio.to_thread(collect, self._record, self._memory, self._library, self._sets)
+        return Step(Event.CLEAN)
+
+    # Pieces
 
     async def _accept(self, offer: Offer, assignment: AssignmentBody, manifest_bytes: bytes) -> None:
         record = self._record
@@ -686,16 +433,16 @@ class Updater:
         if record.state is State.FETCH:
             renewed, differs = await asyncio.to_thread(self._memory.renew_plan, assignment)
             if renewed:
-                self._is_gone(_Obstacle.PLAN)
-            if differs and self._fetching:
+                self._is_gone(Obstacle.PLAN)
+            if differs and self._fetching.underway:
                 # It begins anew by the new plan, from the parts that are here.
-                self._delay = False
+                self._fetching.delay(False)
                 self._woken.set()
 
-    def _is_gone(self, obstacle: _Obstacle) -> None:
+    def _is_gone(self, obstacle: Obstacle) -> None:
         """What a paused fetch waited for is there: it goes on at once. Other pauses wait their time."""
-        if self._record.state is State.FETCH and self._record.failures and self._obstacle is obstacle:
-            self._delay = False
+        if self._record.state is State.FETCH and self._record.failures and self._fetching.obstacle is obstacle:
+            self._fetching.delay(False)
             self._woken.set()
 
     def _transfer(self, release: Held | None) -> TransferBytes | None:
@@ -704,7 +451,7 @@ class Updater:
 
     def _runs(self, offer: Offer) -> bool:
         """Whether the offer is the committed release, in good order."""
-        return not self._damaged and rules.is_repair(offer.release, self._record)
+        return not self._serving.damaged and rules.is_repair(offer.release, self._record)
 
     def _is_underway(self, name: Digest) -> bool:
         offer = self._record.offer
@@ -713,7 +460,8 @@ class Updater:
     def _another_waits(self) -> bool:
         return self._pending is not None and self._pending.assignment.manifest.sha256 != self._offer().release.digest
 
-    async def _observe(self, watched: Watched) -> None:
+    async def _keep(self, watched: Watched) -> UpdateRecord:
+        """Writes what was seen of the trial."""
         record = states.observed(
             self._record,
             healthy_s=watched.healthy_s,
@@ -723,6 +471,7 @@ class Updater:
         )
         await asyncio.to_thread(self._db.write_record, record)
         self._record = record
+        return record
 
     async def _tell_refusal(self, assignment: AssignmentBody, verdict: rules.Later | Refused) -> None:
         name, rollout, state = assignment.manifest.sha256, assignment.rollout, self._record.state
@@ -740,26 +489,9 @@ class Updater:
         if await asyncio.to_thread(tell):
             self._world.notify()
 
-    def _received(self, count: int) -> None:
-        self._progress = replace(self._progress, bytes_done=self._progress.bytes_done + count)
+    def _show(self, progress: Progress) -> None:
+        self._progress = progress
 
     def _offer(self) -> Offer:
         assert self._record.offer is not None
         return self._record.offer
-
-    def _backoff_s(self, failures: int) -> float:
-        settings = self._settings
-        return backoff_s(
-            failures, self._world.random(), first_s=settings.first_backoff_s, longest_s=settings.longest_backoff_s
-        )
-
-
-def _failed(refused: Refused) -> _Step:
-    """The workers of a release on trial do not come up."""
-    event = Event.DAMAGED if refused.reason in DAMAGE else Event.FAILED
-    return _Step(event, refused.reason, refused.message)
-
-
-def _spent(record: UpdateRecord) -> _Step:
-    detail = f"{record.starts} starts in a row ended in state {record.state} before they told anything"
-    return _Step(Event.SPENT, Reason.TRIAL_UNFINISHED, detail)

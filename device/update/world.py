@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from device.retry import backoff_s
 from device.transfer.purse import Purse
 from device.update.signals import Signals
 from protocol.ids import Digest
@@ -29,6 +30,10 @@ class UpdateSettings(Settings):
     longest_backoff_s: float = 900.0
     look_s: float = 2.0
     watch_s: float = 1.0
+
+    def backoff_s(self, failures: int, chance: float) -> float:
+        """How long to wait after so many failures in a row: see `device.retry.backoff_s`."""
+        return backoff_s(failures, chance, first_s=self.first_backoff_s, longest_s=self.longest_backoff_s)
 
 
 class Fetcher(Protocol):

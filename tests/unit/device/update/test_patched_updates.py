@@ -123,11 +123,11 @@ async def test_a_machine_that_ends_its_appliers_waits_blames_nothing_and_goes_on
 
     async with bench.running() as updater:
         await bench.install(OLD)
-        updater._fetcher._appliers = in_process(ended)
+        updater._fetching._fetcher._appliers = in_process(ended)
         await offer(bench, PLAN)
         await paused(bench, 5)
         assert updater.progress().why.startswith("applier: ")
-        assert not updater._fetcher._notes.can_apply, "so the inventory names no codec"
+        assert not updater._fetching._fetcher._notes.can_apply, "so the inventory names no codec"
         assert PatchBook(bench.db, INVENTORY.agent).failed() == ()
         assert updater.record.retries == 0
         await offer(bench, FULL_PLAN)
@@ -170,7 +170,7 @@ async def test_a_larger_budget_or_a_cheaper_plan_ends_the_wait_at_once(bench, wh
     budget = Budget(release_bytes=PLAN.travels_bytes())
     async with bench.running() as updater:
         await bench.install(OLD)
-        updater._world = dataclasses.replace(updater._world, sleep=sleep)
+        updater._fetching._world = dataclasses.replace(updater._fetching._world, sleep=sleep)
         await offer(bench, FULL_PLAN, budget=budget)
         await bench.until(lambda: bool(held))
         asked = len(bench.source.asked)

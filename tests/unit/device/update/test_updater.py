@@ -367,7 +367,7 @@ async def test_a_renewed_plan_ends_the_wait_for_a_blob_that_the_server_lacks(ben
         await asyncio.Event().wait()
 
     async with bench.running() as updater:
-        updater._world = dataclasses.replace(updater._world, sleep=sleep)
+        updater._fetching._world = dataclasses.replace(updater._fetching._world, sleep=sleep)
         await updater.offer(NEW.assignment(), NEW.manifest_bytes, terms(NEW), may_install=True)
         await bench.until(lambda: bool(held))
         asked = len(bench.source.asked)

@@ -1,0 +1,30 @@
+"""Deletes what neither the record nor the fetch of its offer needs."""
+
+from device.transfer import bases, part_names
+from device.update.memory import Memory
+from device.update.releases import Library
+from device.update.sets import Sets
+from device.update.states import State, UpdateRecord, will_retry
+from protocol.ids import Digest
+
+
+def collect(record: UpdateRecord, memory: Memory, library: Library, sets: Sets) -> None:
+    """Deletes it. Blocking; may be repeated.
+
+    Args:
+        record: As it is stored.
+        memory: Has the plan by which the offer is fetched.
+        library: Whose files are deleted.
+        sets: Whose folders are.
+    """
+    named = {held.digest for held in (record.committed, record.previous) if held is not None}
+    named |= {record.active} if record.active is not None else set()
+    parts: frozenset[Digest] = frozenset()
+    patched: frozenset[Digest] = frozenset()
+    if record.offer is not None and (record.state is not State.CLEANUP or will_retry(record)):  # it goes on
+        plan = memory.assignment().plan
+        parts, patched = part_names(plan), bases(plan)
+        # While its manifest is fetched again, nothing can be told to be needless.
+        named.add(record.offer.release.digest)
+    if library.collect(named, parts, patched):
+        sets.collect(named)

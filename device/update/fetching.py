@@ -1,0 +1,174 @@
+"""FETCH: brings what an offer needs. Whatever stands in its way pauses it, and it goes on once that is gone."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from dataclasses import replace
+from enum import Enum, auto
+
+from device.store import NoSpaceError, Store
+from device.transfer import (
+    ApplierEndedError,
+    OverBudgetError,
+    PatchFailedError,
+    Purse,
+    adopt_finished,
+    held_bytes,
+)
+from device.update.cleaning import collect
+from device.update.memory import Memory
+from device.update.progress import Progress
+from device.update.releases import Library
+from device.update.sets import Sets
+from device.update.states import Event, State, UpdateRecord
+from device.update.steps import Step
+from device.update.world import Fetcher, Treasury, UpdateSettings, World
+from protocol import limits
+from protocol.errors import LinkError, Reason, Refused, StateError
+from protocol.objects import AssignmentBody, Payload
+from protocol.release import ReleaseManifest, parse_manifest
+
+
+class Obstacle(Enum):
+    """What a paused fetch waits for, as far as somebody may tell us that it is gone."""
+
+    NONE = auto()
+    LINK = auto()
+    # The server lacks a blob, or planned for what we do not have, what failed here, or what costs too much.
+    PLAN = auto()
+
+
+class Fetching:
+    """Brings the record's offer.
+
+    Args:
+        memory: Its assignment and plan.
+        store: Where its artifacts go.
+        library: Says which ones are needed.
+        sets: Of releases that may have to go for it.
+        fetcher: Brings blobs.
+        treasury: Pays for them.
+        world: Time and chance.
+        settings: Intervals.
+    """
+
+    def __init__(
+        self,
+        *,
+        memory: Memory,
+        store: Store,
+        library: Library,
+        sets: Sets,
+        fetcher: Fetcher,
+        treasury: Treasury,
+        world: World,
+        settings: UpdateSettings,
+    ) -> None:
+        self._memory = memory
+        self._store = store
+        self._library = library
+        self._sets = sets
+        self._fetcher = fetcher
+        self._treasury = treasury
+        self._world = world
+        self._settings = settings
+        self._obstacle = Obstacle.NONE
+        self._underway = False
+        self._delay = False
+
+    @property
+    def obstacle(self) -> Obstacle:
+        """What stopped it last."""
+        return self._obstacle
+
+    @property
+    def underway(self) -> bool:
+        """It is not paused."""
+        return self._underway
+
+    def delay(self, wanted: bool) -> None:
+        """Whether a paused fetch waits before it goes on: not after a start, nor when its obstacle went away."""
+        self._delay = wanted
+
+    async def fetch(self, record: UpdateRecord, show: Callable[[Progress], None]) -> Step:
+        """Brings all that is missing.
+
+        Args:
+            record: In FETCH.
+            show: Told of the bytes that came.
+        """
+        if record.failures and self._delay:
+            await self._world.sleep(self._settings.backoff_s(record.failures, self._world.random()))
+        self._obstacle = Obstacle.NONE
+        self._underway = True
+        try:
+            await self._bring(record, show)
+        except (Refused, PatchFailedError, LinkError, StateError, OSError) as error:
+            return self._hindered(error)
+        finally:
+            self._underway = False
+        return Step(Event.FETCHED)
+
+    async def _bring(self, record: UpdateRecord, show: Callable[[Progress], None]) -> None:
+        assignment = await asyncio.to_thread(self._memory.assignment)
+        purse = self._treasury.purse(assignment.manifest.sha256, assignment.budget)
+        await asyncio.to_thread(self._take_in_finished, assignment, purse)
+        await asyncio.to_thread(collect, record, self._memory, self._library, self._sets)
+        needed = self._library.needed(await self._manifest(assignment.manifest))
+        # Files may have their length and not their bytes: looked at once, not again after each pause.
+        find = self._library.missing if record.failures else self._library.drop_damaged
+        missing = await asyncio.to_thread(find, needed)
+        steps = [step for step in assignment.plan.steps if step.artifact in missing]
+        total = await asyncio.to_thread(
+            lambda: sum(step.travels_bytes() - sum(held_bytes(self._store, step).values()) for step in steps)
+        )
+        progress = Progress(State.FETCH, bytes_total=total)
+        show(progress)
+
+        def received(count: int) -> None:
+            nonlocal progress
+            progress = replace(progress, bytes_done=progress.bytes_done + count)
+            show(progress)
+
+        await self._fetcher.fetch(assignment.plan, needed, received, purse)
+
+    def _take_in_finished(self, assignment: AssignmentBody, purse: Purse) -> None:
+        """What another plan finished is taken in before the rest of it, which nothing names any more, is deleted."""
+        with contextlib.suppress(StateError, Refused):  # without the manifest nothing is known to be needed
+            needed = self._library.needed(self._library.manifest(assignment.manifest.sha256))
+            adopt_finished(self._store, needed, purse)
+
+    async def _manifest(self, signed: Payload) -> ReleaseManifest:
+        """The manifest from the store, or again from the source when the store lost it."""
+        with contextlib.suppress(StateError, Refused):
+            return await asyncio.to_thread(self._library.manifest, signed.sha256)
+        data = await self._fetcher.small(signed, limits.MANIFEST_BYTES)
+        await asyncio.to_thread(self._store.put, data)
+        return parse_manifest(data)
+
+    def _hindered(self, error: Refused | PatchFailedError | LinkError | StateError | OSError) -> Step:
+        """What stands in the way of a fetch. Only a rule ends the update; everything else pauses it."""
+        match error:
+            case Refused(reason=Reason.WRONG_HARDWARE):  # an accelerator was unplugged since the offer came
+                return Step(Event.FORBIDDEN, error.reason, error.message)
+            case Refused():  # the source is bad, not the release: nothing is remembered against it
+                return Step(Event.PAUSED, error.reason, error.message)
+            case PatchFailedError():
+                # Nothing is fetched in its place: the server is told, and its next plan has a price that the budget
+                # judges.
+                self._obstacle = Obstacle.PLAN
+                return Step(Event.PAUSED, error.reason, f"patch: {error.message}")
+            case ApplierEndedError():
+                # After a few of these the machine says that it applies no patches, and the next plan does without.
+                self._obstacle = Obstacle.PLAN
+                return Step(Event.PAUSED, detail=f"applier: {error}")
+            case OverBudgetError():
+                self._obstacle = Obstacle.PLAN
+                return Step(Event.PAUSED, Reason.BUDGET, f"budget: {error.message}", needs_bytes=error.needs_bytes)
+            case NoSpaceError():
+                return Step(Event.PAUSED, detail=f"space: {error.message}")
+            case LinkError():
+                self._obstacle = Obstacle.LINK if error.retryable else Obstacle.PLAN
+                return Step(Event.PAUSED, detail=f"link: {error.message}")
+            case _:
+                return Step(Event.PAUSED, detail=f"disk: {error}")

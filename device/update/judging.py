@@ -1,0 +1,63 @@
+"""Puts the facts that are known here before the rules: may an offer be installed, may a release be activated now."""
+
+from device.trust.port import Terms
+from device.update import rules
+from device.update.memory import Memory
+from device.update.states import Offer, UpdateRecord
+from device.update.world import World
+from protocol.errors import Refused
+from protocol.objects import AssignmentBody
+
+
+class Judge:
+    """Of one machine. Blocking.
+
+    Args:
+        memory: Terms, floors, refusals.
+        machine: Who this is.
+        world: Time and signals.
+    """
+
+    def __init__(self, memory: Memory, machine: rules.Machine, world: World) -> None:
+        self._memory = memory
+        self._machine = machine
+        self._world = world
+
+    def offer(
+        self, assignment: AssignmentBody, manifest_bytes: bytes, terms: Terms, record: UpdateRecord
+    ) -> rules.Accepted | rules.Later | Refused:
+        """The install rule: see `rules.judge_offer`. A refusal is returned, not raised."""
+        try:
+            return rules.judge_offer(
+                assignment,
+                manifest_bytes,
+                terms,
+                self._machine,
+                floor=self._memory.floor(),
+                record=record,
+                refused=self._memory.refused(),
+                delisted=self._memory.delisted(),
+            )
+        except Refused as refused:
+            return refused
+
+    def activation(self, offer: Offer, record: UpdateRecord) -> rules.Later | None:
+        """The second look: see `rules.look_again`.
+
+        Raises:
+            Refused: It may not be activated any more.
+        """
+        terms = self._memory.terms()
+        if terms is None:
+            return rules.Later("trust: no terms of the product are known")
+        now_ms, sure = self._world.now()
+        return rules.look_again(
+            offer,
+            terms,
+            floor=self._memory.floor(),
+            record=record,
+            refused=self._memory.refused(),
+            now_ms=now_ms,
+            sure_of_time=sure,
+            signals_off=self._world.signals_off(),
+        )

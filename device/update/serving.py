@@ -1,0 +1,111 @@
+"""Workers and the `active` link follow the record, without any network. What cannot be followed is tried again."""
+
+import asyncio
+import logging
+from typing import overload
+
+from device.store import Store
+from device.update.ports import ReleaseSet, Workers
+from device.update.releases import Library
+from device.update.sets import Sets
+from device.update.states import UpdateRecord
+from device.update.world import UpdateSettings, World
+from protocol.errors import Refused, StateError
+from protocol.ids import Digest
+
+log = logging.getLogger(__name__)
+
+
+class Serving:
+    """What serves on one machine.
+
+    Args:
+        workers: They infer.
+        library: Loads releases.
+        store: Where their manifests lie.
+        sets: What outside readers see.
+        world: Time and chance.
+        settings: Intervals.
+    """
+
+    def __init__(
+        self, *, workers: Workers, library: Library, store: Store, sets: Sets, world: World, settings: UpdateSettings
+    ) -> None:
+        self._workers = workers
+        self._library = library
+        self._store = store
+        self._sets = sets
+        self._world = world
+        self._settings = settings
+        self._damaged = ""
+        self._link_lags = False
+        self._mendings = 0
+
+    @property
+    def damaged(self) -> str:
+        """Why the release that the record names cannot serve; empty when it does."""
+        return self._damaged
+
+    async def follow(self, record: UpdateRecord) -> None:
+        """Workers and `active` follow the record; when its release cannot serve, another one does meanwhile."""
+        wanted = [record.active, *(held.digest for held in (record.committed, record.previous) if held is not None)]
+        damaged = ""  # told only at the end: this may be interrupted, and nothing is whole that was not seen to be
+        for name in dict.fromkeys(wanted):
+            try:
+                release = await self.converge(name)
+            except (Refused, StateError, OSError) as error:
+                damaged = damaged or str(error)
+                log.warning("release %s cannot serve: %s", (name or "")[:12], error)
+                continue
+            await self._show_or_later(release)
+            break
+        else:  # and what was rolled back must not go on either
+            await self.converge(None)
+            await self._show_or_later(None)
+        self._damaged = damaged
+
+    async def mend(self, record: UpdateRecord) -> None:
+        """Follows again, after longer and longer waits, until nothing is damaged and `active` is not behind."""
+        while self._damaged or self._link_lags:
+            self._mendings += 1
+            await self._world.sleep(self._settings.backoff_s(self._mendings, self._world.random()))
+            await self.follow(record)
+        self._mendings = 0
+
+    @overload
+    async def converge(self, name: Digest) -> ReleaseSet: ...
+    @overload
+    async def converge(self, name: None) -> None: ...
+    async def converge(self, name: Digest | None) -> ReleaseSet | None:
+        """Loads a release and makes the workers serve it.
+
+        Args:
+            name: Digest of its manifest; None for no release.
+
+        Raises:
+            StateError: A file is missing.
+            Refused: A file is not what it was, or the release does not come up.
+        """
+        release = await asyncio.to_thread(self._library.load, name) if name is not None else None
+        await self._workers.converge(release)
+        return release
+
+    async def show(self, release: ReleaseSet) -> None:
+        """Makes `active` the release on trial that the workers serve."""
+        await asyncio.to_thread(self._show, release)
+        self._damaged = ""
+
+    async def _show_or_later(self, release: ReleaseSet | None) -> None:
+        """A full disk must not keep a release from serving: `active` follows once it can."""
+        try:
+            await asyncio.to_thread(self._show, release)
+        except OSError as error:
+            self._link_lags = True
+            log.warning("the link `active` is behind: %s", error)
+
+    def _show(self, release: ReleaseSet | None) -> None:
+        if release is None:
+            self._sets.hide()
+        else:
+            self._sets.show(release, self._store.path(release.digest))
+        self._link_lags = False

@@ -1,0 +1,78 @@
+"""Looks at the workers of a release on trial until there is a verdict; what the looks mean stands in `trial`."""
+
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from device.update import states
+from device.update.ports import ReleaseSet, Workers
+from device.update.progress import Progress
+from device.update.states import Event, State, UpdateRecord
+from device.update.steps import Step, failed
+from device.update.trial import Watch, Watched, find_evidence, is_proven, is_time_up
+from device.update.world import UpdateSettings, World
+from protocol.errors import Refused
+
+PERSIST_S: Final = 10.0  # the most of a trial that a cut forgets; a tenth of a short trial
+
+
+class Watcher:
+    """Watches trials.
+
+    Args:
+        workers: They infer.
+        world: Time.
+        settings: How often it looks.
+    """
+
+    def __init__(self, workers: Workers, world: World, settings: UpdateSettings) -> None:
+        self._workers = workers
+        self._world = world
+        self._settings = settings
+
+    async def watch(
+        self,
+        release: ReleaseSet,
+        record: UpdateRecord,
+        *,
+        keep: Callable[[Watched], Awaitable[UpdateRecord]],
+        show: Callable[[Progress], None],
+        another_waits: Callable[[], bool],
+    ) -> Step:
+        """Goes on with a trial.
+
+        Args:
+            release: It serves.
+            record: In TRIAL.
+            keep: Writes what was seen into the record, and returns it.
+            show: Told of each look.
+            another_waits: Whether a trial without frames should give way.
+        """
+        rule = release.manifest.trial
+        bounds = {name: variant.bounds for name, variant in release.variants.items()}
+        watch = Watch(Watched(record.healthy_s, record.inferences, record.errors))
+        persist_s = min(PERSIST_S, max(rule.healthy_s / 10, self._settings.watch_s))
+        looked_s = self._world.monotonic()
+        while True:
+            await self._world.sleep(self._settings.watch_s)
+            health, now_s = self._workers.health(), self._world.monotonic()
+            # A loop that was held up saw nothing meanwhile: it counts for two looks at most.
+            passed_s, looked_s = min(now_s - looked_s, 2 * self._settings.watch_s), now_s
+            if health.digest != release.digest:
+                try:
+                    await self._workers.converge(release)
+                except Refused as refused:
+                    return failed(refused)
+                continue
+            watched = watch.take(health, passed_s)
+            show(Progress(State.TRIAL, healthy_s=watched.healthy_s))
+            found = find_evidence(health, watched, rule, bounds)
+            if found is not None:
+                return Step(Event.FAILED, found.reason, found.detail)
+            proven = is_proven(watched, rule)
+            settles = not record.settled and watched.this_start_s >= states.settles_at_s(rule)
+            if proven or settles or watched.healthy_s - record.healthy_s >= persist_s:
+                record = await keep(watched)
+            if proven:
+                return Step(Event.HEALTHY)
+            if is_time_up(watched, rule) and another_waits():
+                return Step(Event.SUPERSEDED, detail="it had no frames to prove itself on, and another offer waits")
