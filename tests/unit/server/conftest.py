@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from blockbuster import blockbuster_ctx
 
+from tests.fakes.patch_bench import PatchBench
 from tests.fakes.server_house import House, running
 
 
@@ -20,3 +21,10 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
     async with running(tmp_path) as house:
         await house.publish()
         yield house
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[PatchBench]:
+    bench = PatchBench(tmp_path)
+    yield bench
+    bench.catalog.close()
