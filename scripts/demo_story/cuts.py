@@ -1,8 +1,10 @@
 """Cuts in mid-download of a patch: the link drops, the machine's agent is killed. What each one cost is measured.
 
 Two who know nothing of each other are asked. The machine's log says at which byte each request for the patch began and
-which group was applied; the proxy says how many bytes went to the machine. So what came before a cut is known at most:
-where the request began, and every byte since. TLS, contacts and metadata count there as if they were patch.
+which group was applied; the proxy says how many bytes each connection took to the machine. A payload travels on one
+connection, contacts and metadata meanwhile on others. So what came of the patch before a cut is known at most: where
+its last request began, and the most that one connection carried since. Of all else only TLS and the answer's head count
+as if they were patch.
 """
 
 import re
@@ -36,20 +38,20 @@ class Cuts:
         self._release = release
         self._price = price
         self._log = self._log_bytes()
-        self._wire = link.counts.to_machine
-        self._began_at = 0  # of the patch: where the open request began
+        self._before = link.carried()  # when the open request for the patch had not begun yet
         self._made: list[tuple[int, Cut]] = []  # with the length of the log at the cut
         self._patch = ""
         link.cap(price / DOWNLOAD_S)
 
     def make(self, drops: int) -> None:
         """So many drops at even distances, a kill between two of them, and one while the patch is being applied."""
-        # In the first third of a segment: what else travels meanwhile must not look like a second one.
-        kill_at = self._price // 2 // PATCH_SEGMENT_BYTES * PATCH_SEGMENT_BYTES + PATCH_SEGMENT_BYTES // 4
-        places = [(self._price * number // (drops + 2), "drop") for number in range(1, drops + 1)]
         try:
-            for least, how in sorted([*places, (min(kill_at, self._price // 2), "kill")]):
-                wait_for(f"{least:,} of {self._price:,} bytes to come", lambda least=least: self._has(least), 60, 0.05)
+            self._patch, _, of_bytes = wait_for("the patch to be asked for", lambda: self._asked(self._log), 60, 0.05)
+            # In the first third of a segment: TLS' own bytes must not look like a second one.
+            kill_at = of_bytes // 2 // PATCH_SEGMENT_BYTES * PATCH_SEGMENT_BYTES + PATCH_SEGMENT_BYTES // 4
+            places = [(of_bytes * number // (drops + 2), "drop") for number in range(1, drops + 1)]
+            for least, how in sorted([*places, (min(kill_at, of_bytes // 2), "kill")]):
+                wait_for(f"{least:,} of {of_bytes:,} bytes to come", lambda least=least: self._has(least), 60, 0.05)
                 self._cut(how)
         finally:
             self._link.cap(None)
@@ -73,33 +75,37 @@ class Cuts:
         expect(begun, "no group of the patch was applied", self._patch)
         return [cut for _, cut in self._made], len(begun)
 
+    def _asked(self, after: int) -> Any:
+        """The first request for the patch that the log tells behind a place: digest, from which byte, of how many."""
+        carried = self._link.carried()  # before the log is read: a request that it does not tell comes later
+        found = next((request for request in self._requests(after) if self._is_patch(request)), None)
+        if found is None:
+            self._before = carried
+        return found
+
     def _has(self, least: int) -> bool:
         """As far as the proxy saw, which is never late."""
-        if not self._patch:  # of all that travels it is most
-            asked = (request for request in self._requests(self._log) if 2 * request[2] > self._price)
-            self._patch = next(asked, ("",))[0]
-            return False
         expect(not self._is_applying(), "the download ended before it could be cut", self._patch)
-        return self._began_at + self._link.counts.to_machine - self._wire >= least
+        return self._began_at() + self._link.most_since(self._before) >= least
+
+    def _began_at(self) -> int:
+        """Of the patch: where the open request began."""
+        return [request[1] for request in self._requests(self._log) if self._is_patch(request)][-1]
 
     def _cut(self, how: str) -> None:
         """Cuts, and waits until the machine has asked for the rest."""
-        place = self._log_bytes()
+        place, began_at = self._log_bytes(), self._began_at()
         if how == "drop":
             self._link.drop()
         else:
             self._machine.process.kill()
-        wire = self._link.counts.to_machine
+        came, self._before = began_at + self._link.most_since(self._before), self._link.carried()
         if how == "kill":
             self._machine.process.start()
-
-        def asked() -> Any:
-            return next((r for r in self._requests(place) if r[0] == self._patch), None)
-
-        _, went_on_at, of_bytes = wait_for(f"the machine to go on after a {how}", asked, pause_s=0.1)
-        came = min(self._began_at + wire - self._wire, of_bytes)
-        self._note(place, how, came, of_bytes, went_on_at)
-        self._wire, self._began_at = wire, went_on_at
+        _, went_on_at, of_bytes = wait_for(
+            f"the machine to go on after a {how}", lambda: self._asked(place), pause_s=0.1
+        )
+        self._note(place, how, min(came, of_bytes), of_bytes, went_on_at)
 
     def _kill_applying(self) -> None:
         """A kill as soon as the machine says that it applies a group: all bytes have come then."""
@@ -130,6 +136,10 @@ class Cuts:
             segments_again=-(-again // PATCH_SEGMENT_BYTES),
         )
         self._made.append((place, cut))
+
+    def _is_patch(self, request: tuple[str, int, int]) -> bool:
+        """Of all that travels the patch is most."""
+        return request[0] == self._patch if self._patch else 2 * request[2] > self._price
 
     def _requests(self, after: int) -> list[tuple[str, int, int]]:
         return [(found[1], int(found[2]), int(found[3])) for found in _REQUEST.finditer(self._said(after))]

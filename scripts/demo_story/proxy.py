@@ -36,6 +36,7 @@ class Link:
     rate_bytes_s: float | None = None
     _cuts: list[int] = field(default_factory=list)
     _open: set[asyncio.StreamWriter] = field(default_factory=set)
+    _carried: list[int] = field(default_factory=list)
 
     @property
     def url(self) -> str:
@@ -70,6 +71,16 @@ class Link:
     def cuts_left(self) -> int:
         return len(self._cuts)
 
+    def carried(self) -> tuple[int, ...]:
+        """What each connection took to the machine so far, in the order in which they were made; ended ones too."""
+        return tuple(self._carried)
+
+    def most_since(self, before: tuple[int, ...]) -> int:
+        """The most that a single connection took to the machine since `carried` was `before`."""
+        now = self.carried()
+        earlier = before + (0,) * (len(now) - len(before))
+        return max((count - then for count, then in zip(now, earlier, strict=True)), default=0)
+
     async def _drop(self) -> None:
         for writer in list(self._open):
             _reset(writer)
@@ -88,19 +99,20 @@ class Link:
             _reset(writer)
             return
         self._open.add(writer)
+        number = len(self._carried)
+        self._carried.append(0)
         try:
-            await asyncio.gather(
-                self._carry(reader, far_writer, to_machine=False), self._carry(far_reader, writer, to_machine=True)
-            )
+            await asyncio.gather(self._carry(reader, far_writer, None), self._carry(far_reader, writer, number))
         finally:
             self._open.discard(writer)
             writer.close()
             far_writer.close()
 
-    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, to_machine: bool) -> None:
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int | None) -> None:
+        """One way of a connection: to the machine if it has a number."""
         try:
             while chunk := await reader.read(CHUNK_BYTES):
-                if to_machine:
+                if number is not None:
                     if self._cuts and self.counts.to_machine + len(chunk) >= self._cuts[0]:
                         self._cuts.pop(0)
                         await self._drop()
@@ -108,6 +120,7 @@ class Link:
                     if self.rate_bytes_s:
                         await asyncio.sleep(len(chunk) / self.rate_bytes_s)
                     self.counts.to_machine += len(chunk)
+                    self._carried[number] += len(chunk)
                 else:
                     self.counts.to_server += len(chunk)
                 writer.write(chunk)
@@ -145,22 +158,27 @@ class Proxy:
     def close(self) -> None:
         for link in self.links.values():
             link.down()
-        for server in self._servers:
-            self.run(_close(server))
+        self.run(_end(self._servers))
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(timeout=5)
+        self._loop.close()
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:
     """Ends a connection as a lost link does: no goodbye."""
     raw = writer.get_extra_info("socket")
     if raw is not None:
-        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        with contextlib.suppress(OSError):  # it has ended by itself
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     writer.transport.abort()
 
 
-async def _close(server: asyncio.Server) -> None:
-    server.close()
+async def _end(servers: list[asyncio.Server]) -> None:
+    """Nothing is accepted any more; what was reset has time to end."""
+    for server in servers:
+        server.close()
+    if still := asyncio.all_tasks() - {asyncio.current_task()}:
+        await asyncio.wait(still, timeout=5)
 
 
 def main() -> None:

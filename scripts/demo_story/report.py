@@ -77,10 +77,10 @@ class Cut:
         release: Which travelled.
         machine: Which.
         how: `drop` of the link, or `kill` of the agent.
-        came_bytes: Of the patch at the cut, at most: where its request had begun, and all that the proxy saw since.
+        came_bytes: Of the patch at the cut, at most: where its request had begun, and what its connection carried.
         of_bytes: The whole patch.
         from_bytes: Where the machine went on.
-        bytes_again: What travelled again, at most: TLS, contacts and metadata count here as if they were patch.
+        bytes_again: What travelled again, at most: TLS and the answer's head count here as if they were patch.
         segments_again: Segments that it takes to hold so many bytes.
         groups_again: Groups of the patch that were applied before the cut, and again after it.
     """
