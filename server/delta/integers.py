@@ -7,19 +7,20 @@ import numpy as np
 import numpy.typing as npt
 
 from protocol.delta.floats import code_factors
-from protocol.delta.integers import LOUD, QUIET, BySize, ByValue, blocks, code_block, expectations
-from protocol.delta.lowrank import COLUMNS, FACTORS, Change, code_shapes, factors_of
+from protocol.delta.integers import LOUD, QUIET, BySize, ByValue, blocks, code_block
+from protocol.delta.lowrank import FACTORS, Change, code_shapes, factors_of
 from protocol.delta.patch import varint
 from server.delta.floats import lanes_for
+from server.delta.judging import IntegerJudge
 from server.delta.lanes import BitWriter, LaneWriter
-from server.delta.lowrank import LEAST_ELEMENTS, LEAST_SIDE, Matrix, directions, entropy_bits, factor_bits, rounded
+from server.delta.lowrank import Matrix, Search, may_move
 from server.delta.numbers import NumberWriter
+from server.delta.remembering import by_digest
 
 Bytes = npt.NDArray[np.uint8]
 
 RANKS: Final = (1, 2, 4, 8, 12, 16, 24, 32)
 PRECISIONS: Final = (4, 5, 6)  # bits of the largest factor: the sums are wanted in eighths
-GIVE_UP_AFTER: Final = 2
 QUIET_SHARE: Final = 0.9  # of elements that do not change: from here on a change is the exception
 LOUD_SHARE: Final = 0.3
 
@@ -60,45 +61,21 @@ def _encode(before: Bytes, after: Bytes, changes: list[Change], *, quiet: bool, 
 def _find_changes(old: Bytes, new: Bytes, matrices: Sequence[Matrix]) -> list[Change]:
     changes: list[Change] = []
     factors = 0
-    for matrix in matrices:
-        count = matrix.rows * matrix.columns
-        if count < LEAST_ELEMENTS or min(matrix.rows, matrix.columns) < LEAST_SIDE or matrix.columns > COLUMNS:
-            continue
-        here = slice(matrix.first, matrix.first + count)
-        change = _find_change((new[here] - old[here]).view(np.int8), matrix)
+    for matrix in filter(may_move, matrices):
+        here = slice(matrix.first, matrix.first + matrix.rows * matrix.columns)
+        change = _find_change((new[here] - old[here]).view(np.int8), matrix.rows, matrix.columns)
         if change is not None and factors + change.factors <= FACTORS:
             factors += change.factors
-            changes.append(change)
+            changes.append(change.moved_to(matrix.first))
     return changes
 
 
-def _find_change(moved: npt.NDArray[np.int8], matrix: Matrix) -> Change | None:
+@by_digest
+def _find_change(moved: npt.NDArray[np.int8], rows: int, columns: int) -> Change | None:
     if not moved.any():
         return None
-    values = moved.astype(np.float64).reshape(matrix.rows, matrix.columns)
-    difference = moved.astype(np.int64) + 128
-    best_bits = entropy_bits(difference, np.zeros(difference.size, np.int64))
-    best: Change | None = None
+    values = moved.astype(np.float64).reshape(rows, columns)
     # Rows are scaled by themselves when a tensor was quantised; the directions are sought without those scales.
     spread = np.sqrt((values**2).mean(axis=1, keepdims=True)) + 1e-3
-    for scale in (np.ones_like(spread), spread):
-        most = min(RANKS[-1], *(side // 2 for side in values.shape))
-        left, weights, right = directions(values / scale, most)
-        misses = 0
-        for rank in RANKS:
-            if rank > weights.size or misses == GIVE_UP_AFTER:
-                break
-            misses += 1
-            for precision in PRECISIONS:
-                change = rounded(left[:, :rank] * scale, weights[:rank], right[:rank], precision, matrix)
-                if change is None or change.shift < 0:
-                    continue
-                bits = _bits(difference, change) + factor_bits(change)
-                if bits < best_bits:
-                    best_bits, best, misses = bits, change, 0
-    return None if best is None else best.moved_to(matrix.first)
-
-
-def _bits(difference: npt.NDArray[np.int64], change: Change) -> float:
-    whole, phase = expectations(0, difference.size, [change])
-    return entropy_bits(difference - whole + 256, phase.astype(np.int64))
+    search = Search(IntegerJudge(moved, rows, columns), RANKS, PRECISIONS, least_precision=PRECISIONS[0], least_shift=0)
+    return search.best(values, (None, spread))

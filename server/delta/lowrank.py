@@ -1,31 +1,28 @@
 """Finds the directions along which weight matrices changed: what `protocol.delta.lowrank` predicts."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from math import inf
 from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from protocol.delta.floats import differences
-from protocol.delta.lowrank import COLUMNS, FACTOR_BITS, FACTORS, Change, FloatForm, predict
-from protocol.delta.residuals import bit_length
+from protocol.delta.lowrank import COLUMNS, FACTORS, SHIFTS, Change, FloatForm
+from server.delta.directions import Reals, directions, rounded
+from server.delta.judging import FloatJudge, Judge, factor_bits, reals
+from server.delta.remembering import by_digest
 
 LEAST_ELEMENTS: Final = 1024
 LEAST_SIDE: Final = 4
 RANKS: Final = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
-FIRST_PRECISIONS: Final = (5, 7, 9, 12, 15)  # bits of the largest factor: a merged adapter is worth many
+FEW: Final = 4  # directions that are looked for first: they show whether more are worth it
+PRECISIONS: Final = (5, 7, 9, 12, 15)  # bits of the largest factor: a merged adapter is worth many
 GIVE_UP_AFTER: Final = 2  # ranks in a row that were no better
-JUDGED_ELEMENTS: Final = 1 << 15  # of a large matrix: what a rank is judged by
-JUDGED_ROWS: Final = 8
-POWER_STEPS: Final = 2  # of the subspace iteration
-EXACT_SIDE: Final = 768  # up to here all directions are found at once
-NOTHING: Final = 1e-9  # a direction so much weaker than the strongest one is rounding
-SPARE: Final = 6  # directions that the iteration follows beyond those that are asked for
-MEAN_OVER: Final = 24  # elements whose mean size is what a size is compared with
+HOPELESS: Final = 0.5  # the first direction loses more than this share of what it takes: no other is looked at
+LEAST_BITS: Final = 2  # of a factor: a matrix that takes less than its factors is hopeless
 
 Words = npt.NDArray[np.unsignedinteger]
-Reals = npt.NDArray[np.float64]
+Parts = tuple[Reals, Reals, Reals]  # of a product: left, weights, right
 
 
 class Matrix(NamedTuple):
@@ -42,6 +39,15 @@ class Matrix(NamedTuple):
     columns: int
 
 
+class Trial(NamedTuple):
+    """A change and what the matrix takes with it, its factors included."""
+
+    bits: float
+    factor_bits: float = 0
+    change: Change | None = None
+    precision: int = 0
+
+
 def find_changes(form: FloatForm, old: Words, new: Words, matrices: Sequence[Matrix]) -> list[Change]:
     """The changes that pay for their factors.
 
@@ -54,143 +60,121 @@ def find_changes(form: FloatForm, old: Words, new: Words, matrices: Sequence[Mat
     changes = []
     factors = 0
     for matrix in matrices:
-        count = matrix.rows * matrix.columns
-        if count < LEAST_ELEMENTS or min(matrix.rows, matrix.columns) < LEAST_SIDE or matrix.columns > COLUMNS:
+        if not may_move(matrix) or not form.exponent_mask:
             continue
-        here = slice(matrix.first, matrix.first + count)
-        change = _find_change(form, old[here], new[here], matrix)
+        here = slice(matrix.first, matrix.first + matrix.rows * matrix.columns)
+        change = _find_change(form, old[here], new[here], matrix.rows, matrix.columns)
         if change is not None and factors + change.factors <= FACTORS:
             factors += change.factors
-            changes.append(change)
+            changes.append(change.moved_to(matrix.first))
     return changes
 
 
-def _find_change(form: FloatForm, old: Words, new: Words, matrix: Matrix) -> Change | None:
+def may_move(matrix: Matrix) -> bool:
+    """Whether a matrix is large enough for directions to pay, and not too large to predict."""
+    enough = matrix.rows * matrix.columns >= LEAST_ELEMENTS and min(matrix.rows, matrix.columns) >= LEAST_SIDE
+    return enough and matrix.columns <= COLUMNS
+
+
+@by_digest
+def _find_change(form: FloatForm, old: Words, new: Words, rows: int, columns: int) -> Change | None:
     with np.errstate(invalid="ignore"):  # infinities and signalling NaNs: nothing is predicted for their matrix
-        moved = _values(form, new) - _values(form, old)
+        moved = reals(form, new).astype(np.float64) - reals(form, old)
     if not np.isfinite(moved).all() or not moved.any():
         return None
-    moved = moved.reshape(matrix.rows, matrix.columns)
-    judge = _Judge(form, old, new, matrix)
-    best_bits, best, best_precision = judge.bits(None), None, 0
-    left, weights, right = directions(moved, min(RANKS[-1], min(matrix.rows, matrix.columns) // 2))
-    misses = 0
-    for rank in RANKS:
-        if rank > weights.size or misses == GIVE_UP_AFTER:
-            break
-        misses += 1
-        precisions = (best_precision - 1, best_precision, best_precision + 1) if best else FIRST_PRECISIONS
-        for precision in precisions:
-            change = rounded(left[:, :rank], weights[:rank], right[:rank], precision, matrix)
-            if change is None:
-                continue
-            bits = judge.bits(change)
-            if bits < best_bits:
-                best_bits, best, best_precision, misses = bits, change, precision, 0
-    return None if best is None else best.moved_to(matrix.first)
+    judge = FloatJudge(form, old, new, rows, columns)
+    return Search(judge, RANKS, PRECISIONS).best(moved.reshape(rows, columns))
 
 
-class _Judge:
-    """Says what a matrix takes with a change and without, by some of its rows."""
-
-    def __init__(self, form: FloatForm, old: Words, new: Words, matrix: Matrix) -> None:
-        count = min(matrix.rows, max(JUDGED_ROWS, JUDGED_ELEMENTS // matrix.columns))
-        self._rows = np.arange(count) * matrix.rows // count
-        self._share = matrix.rows / count
-        self._form = form
-        self._old = old.reshape(matrix.rows, matrix.columns)[self._rows].ravel()
-        self._new = new.reshape(matrix.rows, matrix.columns)[self._rows].ravel().astype(np.int64)
-        self._offsets = self._old.astype(np.int64) >> form.mantissa & form.exponent_mask
-
-    def bits(self, change: Change | None) -> float:
-        """About what all rows take, the change's factors included."""
-        if change is None:
-            return self._share * _bits(self._differences(self._old.astype(np.int64)), self._offsets)
-        some = replace(change, rows=self._rows.size, left=change.left[:, self._rows])
-        expected = predict(self._form, self._old, 0, [some])
-        return self._share * _bits(self._differences(expected), self._offsets) + factor_bits(change)
-
-    def _differences(self, expected: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        return differences(self._form, expected, self._new)
-
-
-def directions(moved: Reals, most: int) -> tuple[Reals, Reals, Reals]:
-    """The strongest directions of a matrix.
+class Search(NamedTuple):
+    """How the change of a matrix is looked for.
 
     Args:
-        moved: float64 [rows, columns], not all zero.
-        most: How many at most.
-
-    Returns:
-        float64 [rows, n], [n] and [n, columns]: their product comes nearest to the matrix.
+        judge: Says what the matrix takes.
+        ranks: To try, ascending.
+        precisions: To begin with, ascending.
+        least_precision: Of all.
+        least_shift: Of a change.
     """
-    largest = np.abs(moved).max()
-    scaled = moved / largest
-    tall = scaled if scaled.shape[0] >= scaled.shape[1] else scaled.T
-    if tall.shape[1] <= EXACT_SIDE:
-        basis = np.linalg.eigh(tall.T @ tall)[1][:, ::-1][:, :most]
-    else:
-        # Subspace iteration, from a fixed start: the same patch each time.
-        start = np.random.default_rng(0).standard_normal((tall.shape[0], most + SPARE))
-        basis = np.linalg.qr(tall.T @ start)[0]
-        for _ in range(POWER_STEPS):
-            basis = np.linalg.qr(tall.T @ (tall @ basis))[0]
-        basis = basis @ np.linalg.eigh((tall @ basis).T @ (tall @ basis))[1][:, ::-1][:, :most]
-    product = tall @ basis
-    weights = np.sqrt((product**2).sum(axis=0))
-    kept = weights > weights[0] * NOTHING
-    product, weights, basis = product[:, kept] / weights[kept], weights[kept] * largest, basis[:, kept].T
-    return (product, weights, basis) if tall is scaled else (basis.T, weights, product.T)
 
+    judge: Judge
+    ranks: Sequence[int]
+    precisions: Sequence[int]
+    least_precision: int = 1
+    least_shift: int = -SHIFTS
 
-def rounded(left: Reals, weights: Reals, right: Reals, precision: int, matrix: Matrix) -> Change | None:
-    """The directions in integers, the largest of either side of so many bits."""
-    share = np.sqrt(weights)
-    sides = (left * share).T, (right.T * share).T
-    scales = []
-    for side in sides:
-        largest = float(np.abs(side).max())
-        if largest == 0 or not np.isfinite(largest):
+    def best(self, moved: Reals, scales: Sequence[Reals | None] = (None,)) -> Change | None:
+        """The change that takes the fewest bits, or None: with any the matrix takes more than without.
+
+        Args:
+            moved: [rows, columns], not all zero.
+            scales: Of the rows, [rows, 1]: the directions are looked for without each of them, as long
+                as there are any.
+        """
+        nothing = Trial(self.judge.bits(None))
+        if nothing.bits < LEAST_BITS * sum(moved.shape):
             return None
-        scales.append(min(int(np.floor(precision - np.log2(largest))), 190))
-    whole = [np.rint(side * 2.0**scale).astype(np.int64) for side, scale in zip(sides, scales, strict=True)]
-    if max(int(np.abs(side).max()) for side in whole) >= 1 << FACTOR_BITS:
-        return None
-    return Change(
-        0, matrix.rows, matrix.columns, len(weights), sum(scales), whole[0].astype(np.int32), whole[1].astype(np.int32)
-    )
+        best = nothing
+        for scale in scales:
+            found = self._along(moved, scale, nothing)
+            best = min(best, found, key=_bits)
+            if found.change is None:
+                break
+        return best.change
+
+    def _along(self, moved: Reals, scale: Reals | None, nothing: Trial) -> Trial:
+        """The best change along the strongest directions of the matrix without its rows' scales."""
+        scaled = moved if scale is None else moved / scale
+        most = min(self.ranks[-1], min(moved.shape) // 2)
+        left, weights, right = directions(scaled, min(FEW, most))
+        best = nothing
+        misses = 0
+        for rank in self.ranks:
+            if rank > FEW and weights.size == FEW:
+                left, weights, right = directions(scaled, most)
+            if rank > weights.size or misses == GIVE_UP_AFTER:
+                break
+            side = left[:, :rank] if scale is None else left[:, :rank] * scale
+            parts = side, weights[:rank], right[:rank]
+            trial = self._climbed(parts) if best.change is None else self._near(parts, best.precision)
+            misses += 1
+            if trial.bits < best.bits:
+                best, misses = trial, 0
+            elif best.change is None and trial.bits - nothing.bits > HOPELESS * trial.factor_bits:
+                break
+        return best
+
+    def _climbed(self, parts: Parts) -> Trial:
+        """The best of the precisions, as long as each is better than the one before."""
+        best = Trial(inf)
+        for precision in self.precisions:
+            trial = self._tried(parts, precision)
+            if best.change is not None and trial.bits >= best.bits:
+                break
+            best = trial
+        return best
+
+    def _near(self, parts: Parts, precision: int) -> Trial:
+        """The best of a precision and those below or above it, as long as each is better than the one before."""
+        here = self._tried(parts, precision)
+        for step in (-1, 1):
+            best = here
+            while best.precision + step >= self.least_precision:
+                trial = self._tried(parts, best.precision + step)
+                if trial.bits >= best.bits:
+                    break
+                best = trial
+            if best is not here:
+                return best
+        return here
+
+    def _tried(self, parts: Parts, precision: int) -> Trial:
+        change = rounded(*parts, precision)
+        if change is None or change.shift < self.least_shift:
+            return Trial(inf, precision=precision)
+        factors = factor_bits(change)
+        return Trial(self.judge.bits(change) + factors, factors, change, precision)
 
 
-def _values(form: FloatForm, words: Words) -> Reals:
-    if form.bits == 16 and form.mantissa == 7:
-        return (words.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
-    return words.view(f"<f{form.bits // 8}").astype(np.float64)
-
-
-def _bits(difference: npt.NDArray[np.int64], offsets: npt.NDArray[np.int64]) -> float:
-    """About what coding the differences takes."""
-    size = bit_length(np.abs(difference))
-    sums = np.cumsum(size + offsets)
-    mean = np.full(size.size, int(np.median(size + offsets)) * 2)
-    mean[MEAN_OVER:] = (sums[MEAN_OVER - 1 : -1] - np.concatenate([[0], sums[: -MEAN_OVER - 1]])) * 2 // MEAN_OVER
-    context = np.minimum(np.maximum(mean - 2 * offsets, -8), 80) + 8
-    return entropy_bits(size, context) + float(np.maximum(size - 1, 0).sum()) + float((size > 0).sum())
-
-
-def factor_bits(change: Change) -> float:
-    """About what coding the factors takes."""
-    total = 0.0
-    for side in (change.left, change.right):
-        size = bit_length(np.abs(side))
-        which = np.repeat(np.arange(change.rank), side.shape[1])
-        total += entropy_bits(size.ravel(), which) + float(np.maximum(size - 1, 0).sum()) + float((size > 0).sum())
-    return total
-
-
-def entropy_bits(symbols: npt.NDArray[np.int64], contexts: npt.NDArray[np.int64]) -> float:
-    """What symbols take when what is likely in each context is known; both count from 0."""
-    width = int(symbols.max(initial=0)) + 1
-    joint = np.bincount(contexts * width + symbols).astype(np.float64)
-    alone = np.bincount(contexts).astype(np.float64)
-    joint, alone = joint[joint > 0], alone[alone > 0]
-    return float((alone * np.log2(alone)).sum() - (joint * np.log2(joint)).sum())
+def _bits(trial: Trial) -> float:
+    return trial.bits
