@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from protocol.delta.lowrank import COLUMNS, FACTORS, SHIFTS, Change, FloatForm
-from server.delta.directions import Reals, directions, rounded
+from server.delta.directions import Reals, directions, refined, rounded
 from server.delta.judging import FloatJudge, Judge, factor_bits, reals
 from server.delta.remembering import by_digest
 
@@ -19,6 +19,7 @@ FEW: Final = 4  # directions that are looked for first: they show whether more a
 PRECISIONS: Final = (5, 7, 9, 12, 15)  # bits of the largest factor: a merged adapter is worth many
 GIVE_UP_AFTER: Final = 2  # ranks in a row that were no better
 HOPELESS: Final = 0.5  # the first direction loses more than this share of what it takes: no other is looked at
+FINE: Final = 14  # bits of the largest factor from which on more would be wanted than there are
 LEAST_BITS: Final = 2  # of a factor: a matrix that takes less than its factors is hopeless
 
 Words = npt.NDArray[np.unsignedinteger]
@@ -142,7 +143,11 @@ class Search(NamedTuple):
                 best, misses = trial, 0
             elif best.change is None and trial.bits - nothing.bits > HOPELESS * trial.factor_bits:
                 break
-        return best
+        fine = best.change if best.precision >= FINE and scale is None else None
+        if fine is None:
+            return best
+        ways = [refined(moved, fine, min(times * fine.rank, most - fine.rank)) for times in (1, 2) if fine.rank < most]
+        return min([best, *(self._judged(way, best.precision) for way in ways)], key=_bits)
 
     def _climbed(self, parts: Parts) -> Trial:
         """The best of the precisions, as long as each is better than the one before."""
@@ -172,6 +177,9 @@ class Search(NamedTuple):
         change = rounded(*parts, precision)
         if change is None or change.shift < self.least_shift:
             return Trial(inf, precision=precision)
+        return self._judged(change, precision)
+
+    def _judged(self, change: Change, precision: int) -> Trial:
         factors = factor_bits(change)
         return Trial(self.judge.bits(change) + factors, factors, change, precision)
 

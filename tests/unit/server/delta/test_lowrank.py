@@ -75,6 +75,15 @@ def test_many_directions_are_found_when_they_pay() -> None:
     assert change.rank == 8
 
 
+def test_a_merged_adapter_is_told_finer_than_its_factors_have_bits() -> None:
+    chance = np.random.default_rng(27)
+    old = (chance.standard_normal((ROWS, COLUMNS)) * 0.05).astype(np.float32)
+    old_words, new_words = words(F32, old), words(F32, old + low(chance, 2, 1e-3).astype(np.float32))
+    (change,) = find_changes(F32, old_words, new_words, [Matrix(0, ROWS, COLUMNS)])
+    off = np.abs(predict(F32, old_words, 0, [change]) - new_words.astype(np.int64))
+    assert np.median(off) <= 2
+
+
 def test_noise_is_given_up_with_its_first_direction() -> None:
     chance = np.random.default_rng(25)
     old = chance.standard_normal((ROWS, COLUMNS)) * 0.05
