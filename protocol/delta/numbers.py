@@ -18,7 +18,9 @@ MOST: Final = CERTAIN - LEAST
 RATES: Final = tuple(2 * CERTAIN // (2 * seen + 3) for seen in range(30))
 """How far a probability moves towards the bit just coded: quickly at first, a thirtieth in the end."""
 SLOWEST: Final = len(RATES) - 1
-UNKNOWN: Final = (CERTAIN // 2, 0)
+Node = tuple[int, int]
+"""What a node of a context has learnt: the probability of a 0 in units of 1/65536, and how many bits it has seen."""
+UNKNOWN: Final[Node] = (CERTAIN // 2, 0)
 EXPECTED: Final = 1  # what a context that is told its probability counts as having seen
 CLASS_BITS: Final = 5  # most numbers have less than 31 bits
 WIDE: Final = 31  # says that the bit length follows
@@ -54,48 +56,22 @@ class Numbers(Protocol):
         ...
 
 
-class Probabilities:
-    """What the contexts have learnt: for each the probability of a 0 and how often it was asked."""
-
-    def __init__(self) -> None:
-        self.contexts: dict[int, tuple[int, int]] = {}
-
-    def get(self, context: int) -> tuple[int, int]:
-        """Probability of a 0 in units of 1/65536, and how much it has seen."""
-        return self.contexts.get(context, UNKNOWN)
-
-    def learn(self, context: int, probability: int, seen: int, bit: int) -> None:
-        """Moves a context's probability towards the bit just coded."""
-        step = RATES[seen]
-        if bit:
-            probability -= probability * step >> 16
-        else:
-            probability += (CERTAIN - probability) * step >> 16
-        probability = min(max(probability, LEAST), MOST)
-        self.contexts[context] = (probability, min(seen + 1, SLOWEST))
-
-
 class NumberShape(ABC):
     """How numbers are made of bits; the same in both directions."""
 
     def __init__(self) -> None:
-        self._known = Probabilities()
+        self._contexts: dict[int, list[Node]] = {}
 
     @abstractmethod
     def given(self, probability: int, bit: int = 0) -> int:
         """As `Numbers`."""
 
-    def bit(self, context: int, bit: int) -> int:
-        """Codes one bit in its context."""
-        probability, seen = self._known.get(context)
-        bit = self.given(probability, bit)
-        self._known.learn(context, probability, seen, bit)
-        return bit
-
     def expect(self, context: int, zeros: Mapping[int, int]) -> None:
         """As `Numbers`."""
-        for node, probability in zeros.items():
-            self._known.contexts.setdefault(context << 16 | node, (probability, EXPECTED))
+        if context not in self._contexts:
+            nodes = self._nodes(context, max(zeros).bit_length())
+            for node, probability in zeros.items():
+                nodes[node] = probability, EXPECTED
 
     @abstractmethod
     def plain(self, bits: int, value: int = 0) -> int:
@@ -103,27 +79,48 @@ class NumberShape(ABC):
 
     def symbol(self, context: int, bits: int, value: int = 0) -> int:
         """As `Numbers`."""
+        nodes = self._nodes(context, bits)
         node = 1
         for place in range(bits - 1, -1, -1):
-            node = node << 1 | self.bit(context << 16 | node, value >> place & 1)
+            probability, seen = nodes[node]
+            bit = self.given(probability, value >> place & 1)
+            nodes[node] = _learnt(probability, seen, bit)
+            node = node << 1 | bit
         return node - (1 << bits)
 
     def unsigned(self, context: int, value: int = 0) -> int:
         """As `Numbers`."""
-        width = self.symbol(context << 8, CLASS_BITS, min(value.bit_length(), WIDE))
+        context <<= 8
+        width = self.symbol(context, CLASS_BITS, min(value.bit_length(), WIDE))
         if width == WIDE:
-            width = self.symbol(context << 8 | WIDE, WIDE_BITS, value.bit_length())
+            width = self.symbol(context | WIDE, WIDE_BITS, value.bit_length())
         if width < 2:
             return width
         learnt = min(width - 1, LEARNT_BITS)
         rest = width - 1 - learnt
-        top = self.symbol(context << 8 | width, learnt, value >> rest & ((1 << learnt) - 1))
-        return ((1 << learnt | top) << rest) | self.plain(rest, value & ((1 << rest) - 1))
+        top = 1 << learnt | self.symbol(context | width, learnt, value >> rest & ((1 << learnt) - 1))
+        return top << rest | self.plain(rest, value & ((1 << rest) - 1)) if rest else top
 
     def signed(self, context: int, value: int = 0) -> int:
         """As `Numbers`."""
         size = self.unsigned(context, abs(value))
-        return -size if size and self.bit((context << 8 | 0xFF) << 16, int(value < 0)) else size
+        return -size if size and self.symbol(context << 8 | 0xFF, 1, int(value < 0)) else size
+
+    def _nodes(self, context: int, bits: int) -> list[Node]:
+        """What a context has learnt for symbols of so many bits, or of more."""
+        nodes = self._contexts.setdefault(context, [])
+        nodes.extend([UNKNOWN] * ((1 << bits) - len(nodes)))
+        return nodes
+
+
+def _learnt(probability: int, seen: int, bit: int) -> Node:
+    """A node behind a bit: its probability moved towards it."""
+    step = RATES[seen]
+    if bit:
+        probability -= probability * step >> 16
+    else:
+        probability += (CERTAIN - probability) * step >> 16
+    return min(max(probability, LEAST), MOST), min(seen + 1, SLOWEST)
 
 
 class NumberReader(NumberShape):
@@ -151,52 +148,57 @@ class NumberReader(NumberShape):
             self._range -= bound
             bit = 1
         while self._range < RANGE_TOP:
-            self._shift()
+            self._range <<= 8
+            self._code = (self._code << 8 | self._byte()) & 0xFFFFFFFF
         return bit
 
     def symbol(self, context: int, bits: int, value: int = 0) -> int:
-        """As `Numbers`: `bit` for each bit, in one place because this is where the time goes."""
-        contexts, rates = self._known.contexts, RATES
-        low, left = self._code, self._range
-        context <<= 16
+        """As `Numbers`: all in one place, with few names to look up, because this is where the time goes."""
+        end = 1 << bits
+        nodes = self._contexts.get(context)
+        if nodes is None or len(nodes) < end:
+            nodes = self._nodes(context, bits)
+        low, left, rates = self._code, self._range, RATES
         node = 1
-        for _ in range(bits):
-            key = context | node
-            probability, seen = contexts.get(key, UNKNOWN)
+        while node < end:
+            probability, seen = nodes[node]
             bound = (left >> 16) * probability
             if low < bound:
                 left = bound
-                node += node
                 probability += (CERTAIN - probability) * rates[seen] >> 16
-                probability = min(probability, MOST)
+                if probability > MOST:  # noqa: PLR1730 - a call takes as long as the rest
+                    probability = MOST
+                nodes[node] = probability, seen + 1 if seen < SLOWEST else seen
+                node += node
             else:
                 low -= bound
                 left -= bound
-                node += node + 1
                 probability -= probability * rates[seen] >> 16
-                probability = max(probability, LEAST)
-            contexts[key] = probability, seen + 1 if seen < SLOWEST else seen
+                if probability < LEAST:  # noqa: PLR1730
+                    probability = LEAST
+                nodes[node] = probability, seen + 1 if seen < SLOWEST else seen
+                node += node + 1
             while left < RANGE_TOP:
                 left <<= 8
                 low = (low << 8 | self._byte()) & 0xFFFFFFFF
         self._code, self._range = low, left
-        return node - (1 << bits)
+        return node - end
 
     def plain(self, bits: int, value: int = 0) -> int:
         """As `NumberShape`."""
+        low, left = self._code, self._range
         value = 0
         for _ in range(bits):
-            self._range >>= 1
-            bit = int(self._code >= self._range)
-            self._code -= self._range * bit
-            value = value << 1 | bit
-            while self._range < RANGE_TOP:
-                self._shift()
+            left >>= 1
+            value += value
+            if low >= left:
+                low -= left
+                value += 1
+            while left < RANGE_TOP:
+                left <<= 8
+                low = (low << 8 | self._byte()) & 0xFFFFFFFF
+        self._code, self._range = low, left
         return value
-
-    def _shift(self) -> None:
-        self._range <<= 8
-        self._code = (self._code << 8 | self._byte()) & 0xFFFFFFFF
 
     def _byte(self) -> int:
         at = self._next
