@@ -198,7 +198,7 @@ def code_operation(
     base = -1
     if place.reads_base(kind):
         base = _code_base(numbers, place, kind, given.base if given else 0)
-    length = _code_length(numbers, place, kind, given.length if given else 1, base)
+    length = _code_length(numbers, place, kind, given, base)
     value = numbers.symbol(_BYTE << 6, 8, given.value if given else 0) if kind == FILL else 0
     if place.output + length > place.end:
         raise Refused(Reason.LENGTH, "a group of a patch whose operations give more than it says")
@@ -240,30 +240,29 @@ def _code_changed(numbers: Numbers, place: Place, length: int, base: int, target
     return bytes(output)
 
 
-def _code_length(numbers: Numbers, place: Place, kind: int, given: int, base: int) -> int:
+def _code_length(numbers: Numbers, place: Place, kind: int, given: Operation | None, base: int) -> int:
     if place.in_content == _IN_CONTENT:
         left = place.content_end - place.output
-        if numbers.symbol(_TO_END << 6 | kind, 1, int(given == left)):
+        if numbers.symbol(_TO_END << 6 | kind, 1, int(given is not None and given.length == left)):
             return left
-    to_end = place.end - place.output
-    way = (
-        TO_END
-        if given == to_end
-        else AS_BEFORE
-        if given == _said_before(place, base)
-        else place.lengths.way(kind, given)
-    )
+    way = _way_of_length(place, kind, given.length, base) if given else 0
     match numbers.symbol(_AGAIN << 6 | kind, AGAIN_BITS, way):
         case 0:
-            length = 1 + numbers.unsigned(_LENGTH << 6 | kind, given - 1)
+            length = 1 + numbers.unsigned(_LENGTH << 6 | kind, given.length - 1 if given else 0)
         case 2:
-            return to_end
+            return place.end - place.output
         case 3:
             length = _said_before(place, base)
         case way:
             length = place.lengths.get(kind, way)
     place.lengths.add(kind, length)
     return length
+
+
+def _way_of_length(place: Place, kind: int, length: int, base: int) -> int:
+    if length == place.end - place.output:
+        return TO_END
+    return AS_BEFORE if length == _said_before(place, base) else place.lengths.way(kind, length)
 
 
 def _said_before(place: Place, base: int) -> int:
