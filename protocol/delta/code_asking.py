@@ -1,7 +1,7 @@
 """Asks bits of many words at once: what the two parts of the model of changed code share."""
 
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +43,13 @@ def last_bits(contexts: Ints, some: npt.NDArray[np.intp], recent: Ints) -> None:
     contexts += recent & (STATES - 1)
 
 
+def _in_steps(values: npt.NDArray[Any], steps: int, lanes: int) -> npt.NDArray[Any]:
+    """Items [..., n], of which each lane has neighbours, as [steps, ..., lanes]: those of a step side by side."""
+    filled = np.zeros((*values.shape[:-1], lanes * steps), values.dtype)
+    filled[..., : values.shape[-1]] = values
+    return np.ascontiguousarray(np.moveaxis(filled.reshape(*values.shape[:-1], lanes, steps), -1, 0))
+
+
 class Asker:
     """Codes the bits of a stream.
 
@@ -75,20 +82,22 @@ class Asker:
         Raises:
             Refused: `LENGTH`, `LIMIT`.
         """
-        count = sets.size
-        answers = np.zeros(count, np.uint8)
-        given = None if truth is None else truth.astype(np.uint8)
-        steps, starts = self.steps(count)
+        steps, starts = self.steps(sets.size)
+        places = _in_steps(mixer.places(contexts), steps, starts.size)
+        rows = _in_steps(mixer.rows(sets), steps, starts.size)
+        given = None if truth is None else _in_steps(truth.astype(np.uint8), steps, starts.size)
+        answers = np.zeros((steps, starts.size), np.uint8)
         recent = np.zeros(starts.size, np.int64)
         for step in range(steps):
-            some = starts[: -(-(count - step) // steps)] + step
-            recent = recent[: some.size]
-            asked = contexts[:, some]
+            some = starts[: -(-(sets.size - step) // steps)] + step
+            lanes = some.size
+            recent = recent[:lanes]
+            asked = places[step, :, :lanes]
             state(asked, some, recent)
-            bits = mixer.code(self.coder, asked, sets[some], None if given is None else given[some])
-            answers[some] = bits
+            bits = mixer.code(self.coder, asked, rows[step, :, :lanes], None if given is None else given[step, :lanes])
+            answers[step, :lanes] = bits
             recent = (recent << 1 | bits) & ((1 << RECENT) - 1)
-        return answers
+        return answers.T.ravel()[: sets.size]
 
     def steps(self, count: int) -> tuple[int, npt.NDArray[np.intp]]:
         """How many steps it takes to code so many items, and at which of them each lane begins.

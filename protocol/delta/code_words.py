@@ -14,6 +14,8 @@ from protocol.delta.mixing import Mixer
 
 BYTE_CONTEXT_BITS: Final = 16
 
+_MIXING: Final = np.uint32(0x9E3779B1)
+
 
 class Wrong(NamedTuple):
     """Words that were guessed wrong, in the order of their stream. All int64 [n].
@@ -161,13 +163,15 @@ class WordModel:
         steps, starts = self._asker.steps(sets.size)
         for step in range(steps):
             some = starts[: -(-(sets.size - step) // steps)] + step
-            node = np.ones(some.size, np.int64)
             fixed = static[:, some] << 4
             fixed[4] += np.where(same_word[some], found[some - 1], 0) << 24
+            fixed = fixed.astype(np.uint32)
             chosen = sets[some]
+            node = np.ones(some.size, np.uint32)
             for bit in range(7, -1, -1):
-                contexts = ((fixed + node) * 0x9E3779B1 & LOW) >> (32 - BYTE_CONTEXT_BITS)
+                contexts = (fixed + node) * _MIXING >> (32 - BYTE_CONTEXT_BITS)
                 truth = None if difference is None else (difference[some] >> bit & 1).astype(np.uint8)
-                node = node * 2 + self._bytes.code(self._asker.coder, contexts, chosen + bit, truth)
+                places, rows = self._bytes.places(contexts), self._bytes.rows(chosen + bit)
+                node = node * 2 + self._bytes.code(self._asker.coder, places, rows, truth)
             found[some] = node & 0xFF
         return found

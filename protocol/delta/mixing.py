@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from protocol.delta.lanes import Coder, Contexts, States, Symbols, Table, read_flags
+from protocol.delta.lanes import Coder, Contexts, States, Symbols, Table
 
 Cells = npt.NDArray[np.int64]
 
@@ -21,6 +21,13 @@ LEAST_CHANCE: Final = 3  # no bit is impossible
 WEIGHT_UNIT: Final = 1 << 16
 COUNT_UNIT: Final = 1 << 16  # a cell: bits seen in its upper half, ones among them in its lower
 PATIENCE_BITS: Final = 17  # weights move by odds times error, shifted right by so much
+
+_HALF: Final = COUNT_UNIT // 2
+_ONES: Final = COUNT_UNIT - 1
+_BOTH_HALVES: Final = 0x7FFF7FFF  # what stays of a cell whose halves were shifted together
+_SEEN: Final = np.array([COUNT_UNIT, COUNT_UNIT + 1], np.int32)  # what a bit adds to a cell
+_CHANCE_BITS: Final = np.uint32(CHANCE_BITS)
+_CHANCES: Final = np.uint32((1 << CHANCE_BITS) - 1)
 
 
 def _chances() -> npt.NDArray[np.int64]:
@@ -50,7 +57,14 @@ class _Given(Table):
 
     def read(self, contexts: Contexts, states: States) -> tuple[Symbols, States]:
         """As `Table`, without learning."""
-        return read_flags(contexts.astype(np.uint32), states, self.bits)
+        zeros = contexts.astype(np.uint32)
+        slots = states & _CHANCES
+        whole = states >> _CHANCE_BITS
+        whole *= zeros
+        bits = slots >= zeros
+        # A 1 has the slots that a 0 has not.
+        states = np.where(bits, states - whole - zeros, whole + slots)
+        return bits.view(np.uint8), states
 
     def ranges(self, contexts: Contexts, symbols: Symbols) -> tuple[States, States]:
         """As `Table`, without learning."""
@@ -87,38 +101,38 @@ class Mixer:
         self._input = np.arange(self._inputs)[:, None]
         self._full = memory * COUNT_UNIT
 
-    def code(
-        self,
-        coder: Coder,
-        contexts: Cells,
-        sets: Cells,
-        bits: Symbols | None,
-        lanes: npt.NDArray[np.intp] | None = None,
-    ) -> Symbols:
-        """Codes a bit in each lane.
+    def places(self, contexts: Cells) -> Cells:
+        """Where the cells of contexts [inputs, n] are."""
+        return contexts + self._first
+
+    def rows(self, sets: Cells) -> Cells:
+        """Where the weights of sets [n] are: [inputs, n]."""
+        return sets * self._inputs + self._input
+
+    def code(self, coder: Coder, places: Cells, rows: Cells, bits: Symbols | None) -> Symbols:
+        """Codes a bit in each of the first n lanes.
 
         Args:
             coder: Reader or writer.
-            contexts: int64 [inputs, n].
-            sets: Which weights, [n].
+            places: int64 [inputs, n], of the contexts.
+            rows: int64 [inputs, n], of the sets.
             bits: When writing, [n].
-            lanes: As `Coder`.
         """
-        where = (contexts + self._first).ravel()
-        cells = self._cells[where]
-        if cells.max(initial=0) > self._full:
-            over = cells > self._full
-            cells[over] = (cells[over] >> 17 << 16) | ((cells[over] & (COUNT_UNIT - 1)) >> 1)
-            self._cells[where] = cells
+        places, rows = places.ravel(), rows.ravel()
+        cells = self._cells.take(places)
+        full = (cells > self._full).nonzero()[0]
+        if full.size:
+            halved = cells.take(full) >> 1 & _BOTH_HALVES
+            cells[full] = halved
+            self._cells[places.take(full)] = halved
         # Floats divide five times as fast; of numbers below 2^31 the integer part of their quotient is exact.
-        chance = (((cells & (COUNT_UNIT - 1)) << 1 | 1) << 15) / ((cells >> 16) + 1)
-        odds = self._odds.of_chance[chance.astype(np.intp)].reshape(self._inputs, -1)
-        weighed = sets * self._inputs + self._input
-        mixed = (self._weights[weighed] * odds).sum(axis=0) >> 16
-        chance_of_one = self._odds.chance[np.minimum(np.maximum(mixed, -MOST_ODDS), MOST_ODDS) + MOST_ODDS]
-        bits = coder.code(self._odds.given, (1 << CHANCE_BITS) - chance_of_one, bits, lanes)
+        chance = ((cells & _ONES) << CHANCE_BITS | _HALF) / ((cells >> CHANCE_BITS) + 1)
+        odds = self._odds.of_chance.take(chance.astype(np.intp))
+        mixed = np.add.reduce((self._weights.take(rows) * odds).reshape(self._inputs, -1)) >> 16
+        chance_of_one = self._odds.chance.take(mixed + MOST_ODDS, mode="clip")
+        bits = coder.code(self._odds.given, (1 << CHANCE_BITS) - chance_of_one, bits)
         error = (bits.astype(np.int64) << CHANCE_BITS) - chance_of_one
-        np.add.at(self._weights, weighed.ravel(), (odds * error >> PATIENCE_BITS).ravel())
-        seen = bits.astype(np.int32) + np.int32(COUNT_UNIT)
-        np.add.at(self._cells, where, np.concatenate((seen,) * self._inputs))
+        moves = odds.reshape(self._inputs, -1) * error >> PATIENCE_BITS
+        np.add.at(self._weights, rows, moves.ravel())
+        np.add.at(self._cells, places, np.concatenate((_SEEN.take(bits),) * self._inputs))
         return bits
