@@ -1,7 +1,7 @@
 """Asks bits of many words at once: what the two parts of the model of changed code share."""
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,7 @@ from protocol.errors import Reason, Refused
 
 Ints = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.uint8]
-State = Callable[[Ints, npt.NDArray[np.intp], Ints], None]
+State = Callable[[npt.NDArray[np.int32], npt.NDArray[np.intp], Ints], None]
 """Adds to contexts [inputs, n] what the last bits of the lanes [n] say for the items [n]."""
 
 RULES: Final = len(Rule)
@@ -38,16 +38,20 @@ def fold(*values: Ints | int) -> Ints:
     return ((mixed ^ mixed >> np.uint64(32)) * MIXING >> np.uint64(52)).astype(np.int64) * STATES
 
 
-def last_bits(contexts: Ints, some: npt.NDArray[np.intp], recent: Ints) -> None:
+def last_bits(contexts: npt.NDArray[np.int32], some: npt.NDArray[np.intp], recent: Ints) -> None:
     """The last four bits of each lane."""
     contexts += recent & (STATES - 1)
 
 
-def _in_steps(values: npt.NDArray[Any], steps: int, lanes: int) -> npt.NDArray[Any]:
+def _in_steps(values: Ints | Flags, steps: int, lanes: int) -> npt.NDArray[np.int32]:
     """Items [..., n], of which each lane has neighbours, as [steps, ..., lanes]: those of a step side by side."""
-    filled = np.zeros((*values.shape[:-1], lanes * steps), values.dtype)
-    filled[..., : values.shape[-1]] = values
-    return np.ascontiguousarray(np.moveaxis(filled.reshape(*values.shape[:-1], lanes, steps), -1, 0))
+    laid = np.zeros((steps, *values.shape[:-1], lanes), np.int32)
+    by_lane = np.moveaxis(laid, 0, -1)
+    whole = values.shape[-1] // max(steps, 1)
+    by_lane[..., :whole, :] = values[..., : whole * steps].reshape(*values.shape[:-1], whole, steps)
+    if whole < lanes:
+        by_lane[..., whole, : values.shape[-1] - whole * steps] = values[..., whole * steps :]
+    return laid
 
 
 class Asker:
@@ -85,7 +89,7 @@ class Asker:
         steps, starts = self.steps(sets.size)
         places = _in_steps(mixer.places(contexts), steps, starts.size)
         rows = _in_steps(mixer.rows(sets), steps, starts.size)
-        given = None if truth is None else _in_steps(truth.astype(np.uint8), steps, starts.size)
+        given = None if truth is None else _in_steps(truth.view(np.uint8), steps, starts.size).astype(np.uint8)
         answers = np.zeros((steps, starts.size), np.uint8)
         recent = np.zeros(starts.size, np.int64)
         for step in range(steps):

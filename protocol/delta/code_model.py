@@ -99,7 +99,7 @@ class CodeModel:
 
         of_words = level == len(LEVELS) - 1
 
-        def state(contexts: Ints, some: npt.NDArray[np.intp], recent: Ints) -> None:
+        def state(contexts: npt.NDArray[np.int32], some: npt.NDArray[np.intp], recent: Ints) -> None:
             before = recent & near[some]
             forced = np.where(recent & family[some], 1, last[some]) * 4
             contexts += before & 3 | forced

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from protocol.delta.lanes import Coder, Contexts, States, Symbols, Table
 
 Cells = npt.NDArray[np.int64]
+Places = Cells | npt.NDArray[np.int32]
 
 CHANCE_BITS: Final = 16  # chances are in units of 1/65536
 ODDS_UNIT: Final = 256  # logarithms of odds are in units of 1/256
@@ -109,16 +110,16 @@ class Mixer:
         """Where the weights of sets [n] are: [inputs, n]."""
         return sets * self._inputs + self._input
 
-    def code(self, coder: Coder, places: Cells, rows: Cells, bits: Symbols | None) -> Symbols:
+    def code(self, coder: Coder, places: Places, rows: Places, bits: Symbols | None) -> Symbols:
         """Codes a bit in each of the first n lanes.
 
         Args:
             coder: Reader or writer.
-            places: int64 [inputs, n], of the contexts.
-            rows: int64 [inputs, n], of the sets.
+            places: Of the contexts, [inputs, n].
+            rows: Of the sets, [inputs, n].
             bits: When writing, [n].
         """
-        places, rows = places.ravel(), rows.ravel()
+        places, rows = places.astype(np.intp).ravel(), rows.astype(np.intp).ravel()
         cells = self._cells.take(places)
         full = (cells > self._full).nonzero()[0]
         if full.size:
