@@ -13,7 +13,7 @@ from protocol.delta.patch import varint
 from server.delta.floats import lanes_for
 from server.delta.judging import IntegerJudge
 from server.delta.lanes import BitWriter, LaneWriter
-from server.delta.lowrank import Matrix, Search, may_move
+from server.delta.lowrank import Matrix, Search, factors_in, may_move
 from server.delta.numbers import NumberWriter
 from server.delta.remembering import by_digest
 
@@ -70,7 +70,7 @@ def _find_changes(old: Bytes, new: Bytes, matrices: Sequence[Matrix]) -> list[Ch
     return changes
 
 
-@by_digest
+@by_digest(factors_in)
 def _find_change(moved: npt.NDArray[np.int8], rows: int, columns: int) -> Change | None:
     if not moved.any():
         return None

@@ -77,7 +77,12 @@ def may_move(matrix: Matrix) -> bool:
     return enough and matrix.columns <= COLUMNS
 
 
-@by_digest
+def factors_in(change: Change | None) -> int:
+    """How many factors there are."""
+    return change.factors if change is not None else 0
+
+
+@by_digest(factors_in)
 def _find_change(form: FloatForm, old: Words, new: Words, rows: int, columns: int) -> Change | None:
     with np.errstate(invalid="ignore"):  # infinities and signalling NaNs: nothing is predicted for their matrix
         moved = reals(form, new).astype(np.float64) - reals(form, old)

@@ -10,7 +10,7 @@ from protocol.delta.lowrank import BF16, F16, F32, Change, FloatForm, predict
 from server.delta.directions import directions, rounded
 from server.delta.judging import FloatJudge, IntegerJudge, Judge
 from server.delta.lowrank import PRECISIONS, RANKS, Matrix, Search, find_changes
-from server.delta.remembering import by_digest
+from server.delta.remembering import HELD, by_digest
 
 ROWS, COLUMNS = 160, 120
 
@@ -109,7 +109,7 @@ def test_largest_floats_are_judged_without_a_warning() -> None:
 def test_what_was_found_is_remembered_without_the_arrays() -> None:
     calls = []
 
-    @by_digest
+    @by_digest(lambda found: 0)
     def find(array: np.ndarray, rows: int) -> int:
         calls.append(rows)
         return len(calls)
@@ -124,3 +124,16 @@ def test_what_was_found_is_remembered_without_the_arrays() -> None:
     del array
     gc.collect()
     assert gone() is None
+
+
+def test_no_more_is_remembered_than_may_be_held() -> None:
+    calls = []
+
+    @by_digest(lambda found: HELD // 2)
+    def find(number: int) -> int:
+        calls.append(number)
+        return number
+
+    for number in (1, 2, 2, 3, 2, 1):
+        assert find(number) == number
+    assert calls == [1, 2, 3, 1]
