@@ -11,17 +11,17 @@ import zstandard
 from protocol import limits
 from protocol.delta import streams
 from protocol.delta.addresses import find_places
-from protocol.delta.edits import CHUNK_BYTES, Edits
 from protocol.delta.lowrank import BF16, F16, F32, I32
 from protocol.delta.operations import CHANGED, COPY, FILL, NEW, TAKE, Operation, Place, code_operation, digest_value
 from protocol.delta.patch import BEHIND, CODE, EDITS, write_group
 from protocol.delta.streams import LZMA, STORED, ZSTD, takes_base
 from protocol.delta.tar import DIGEST, ENTRIES, HEAD, PAD, STAMP
 from protocol.delta.tar_blocks import BLOCK_BYTES
-from server.delta import few
+from server.delta import changed, few
 from server.delta.archives.members import encode_members
 from server.delta.behind import compress_behind
 from server.delta.code import encode_code
+from server.delta.edits import encode_edits
 from server.delta.floats import encode_alone, encode_differences
 from server.delta.integers import encode_integers
 from server.delta.lowrank import Matrix
@@ -32,6 +32,7 @@ from server.delta.planes import encode_planes, may_be_shorter
 from server.delta.unchanged import as_integers, unchanged_copied
 
 REMEMBERED: Final = 8  # streams of numbers; those of one group hold at most GROUP_CODED_BYTES twice
+REMEMBERED_NEW: Final = 2  # streams of new bytes; one group may hold two kinds of them
 LEAST_WORTH_A_STREAM: Final = 32  # bytes; fewer are stored
 NEW_BYTES: Final = 2048  # up to here new bytes may be coded among the operations, at some ten thousand a second
 OTHER_BYTES: Final = 1 << 14  # of other streams, where several ways to say a group are tried
@@ -150,7 +151,27 @@ def encode_group(group: GroupPlan, old: memoryview, new: memoryview) -> bytes:
         old: The base.
         new: The result.
     """
-    pieces = few.filled(group.pieces, group.output_offset, new)
+    found = few.filled(group.pieces, group.output_offset, new)
+    if not any(changed.is_short(piece) for piece in found):
+        return _encode_edited(group, found, old, new)
+    edited, apart = changed.worth_trying(found, group.output_offset, old, new)
+    coded = [_encode_edited(group, changed.as_edits(found), old, new)] if edited else []
+    if apart:
+        ways = [found, changed.as_differences(found)] if any(piece.how is How.EDITS for piece in found) else [found]
+        coded += [_coded(group, way, old, new) for way in ways if _fits(way)]
+    return min(coded, key=len)
+
+
+def _fits(pieces: list[Piece]) -> bool:
+    """Whether a group has room for the pieces, which may be held in other streams than those it was cut for."""
+    group = GroupPlan(0)
+    for piece in pieces:
+        group.add(piece)
+    return group.held_bytes <= limits.GROUP_CODED_BYTES
+
+
+def _encode_edited(group: GroupPlan, pieces: list[Piece], old: memoryview, new: memoryview) -> bytes:
+    """The shortest of the ways to put pieces in which short runs of changed bytes are edits."""
     ways = [pieces]
     if any(piece.how in few.DIFFERENCES for piece in pieces):
         thinned = few.sparse(pieces, group.output_offset, old, new)
@@ -328,7 +349,7 @@ def _encode_literal(stream: _Stream) -> tuple[int, int, bytes]:
     if stream.kind_of_bytes is How.BEHIND:
         return BEHIND, len(data), compress_behind(bytes(stream.reference), data)
     if stream.kind_of_bytes is How.EDITS:
-        return EDITS, len(data), _edits(bytes(stream.reference), data)
+        return EDITS, len(data), encode_edits(bytes(stream.reference), data)
     if stream.kind_of_bytes is How.DEFLATED:
         return streams.DEFLATED, len(data), encode_members(stream.members)
     if stream.kind_of_bytes in MATRICES | ALONE.keys():
@@ -336,12 +357,18 @@ def _encode_literal(stream: _Stream) -> tuple[int, int, bytes]:
         return kind, len(data), coded
     if stream.kind_of_bytes is How.BYTE_DIFFERENCE:
         return streams.PLANES, len(data), encode_planes(bytes(stream.reference), data)
+    kind, coded = _encode_new(data)
+    return kind, len(data), coded
+
+
+@lru_cache(maxsize=REMEMBERED_NEW)
+def _encode_new(data: bytes) -> tuple[int, bytes]:
+    """Kind and bytes of a stream of new bytes. Remembered: many ways to put a group leave these alone."""
     ways = [(STORED, data)]
     if len(data) >= LEAST_WORTH_A_STREAM:
         ways.append((ZSTD, zstandard.ZstdCompressor(level=19, write_checksum=False).compress(data)))
         ways += [(LZMA, compress_lzma(data, lc, lp, pb)) for lc, lp, pb in ((3, 0, 0), (3, 0, 2), (0, 2, 2))]
-    kind, coded = min(ways, key=lambda way: len(way[1]))
-    return kind, len(data), coded
+    return min(ways, key=lambda way: len(way[1]))
 
 
 @lru_cache(maxsize=REMEMBERED)
@@ -365,14 +392,5 @@ def _code(stream: _Stream, coded: bytes) -> tuple[int, int, bytes]:
     """Changed code in the way that was tried, or as edits: few changes that no address explains."""
     edits = coded
     if np.count_nonzero(np.frombuffer(stream.data, np.uint8) != np.frombuffer(stream.reference, np.uint8)) < FEW_EDITS:
-        edits = _edits(bytes(stream.reference), bytes(stream.data))
+        edits = encode_edits(bytes(stream.reference), bytes(stream.data))
     return (EDITS, len(stream.data), edits) if len(edits) < len(coded) else (CODE, len(stream.data), coded)
-
-
-def _edits(reference: bytes, data: bytes) -> bytes:
-    numbers = NumberWriter()
-    edits = Edits(numbers)
-    old, new = np.frombuffer(reference, np.uint8), np.frombuffer(data, np.uint8)
-    for at in range(0, len(data), CHUNK_BYTES):
-        edits.code(old[at : at + CHUNK_BYTES], new[at : at + CHUNK_BYTES])
-    return numbers.finish()

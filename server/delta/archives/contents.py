@@ -18,8 +18,7 @@ EXACT_BYTES: Final = limits.MIB // 2  # of a text; a larger one is aligned like 
 MEMBERS_SHARE: Final = (
     3  # of the new bytes that may be gzip files, old and new, read as tokens: half a second a megabyte
 )
-LONG_COVER_BYTES: Final = 1 << 14  # of a run that is like the base where many bytes changed
-MANY_CHANGED: Final = 1 / 32  # of its bytes
+MANY_CHANGED: Final = 1 / 32  # of the bytes of a run that is like the base
 SHORTEST_COPY_BYTES: Final = 64  # a shorter equal run does not leave the stream of its neighbours
 
 GZIP: Final = b"\x1f\x8b\x08"
@@ -111,7 +110,7 @@ class Contents:
         for start, source, length in find_covers(before, after, limits=self._bounds()).tolist():
             wrong = int(np.count_nonzero(old[source : source + length] != new[start : start + length]))
             how = How.EDITS if wrong or length < SHORTEST_COPY_BYTES else How.COPY
-            if length >= LONG_COVER_BYTES and wrong > length * MANY_CHANGED:
+            if wrong > length * MANY_CHANGED:
                 how = How.BYTE_DIFFERENCE
             yield start, Piece(how, length, base.start + source)
 
