@@ -18,7 +18,8 @@ from protocol.delta.floats import LANES_BITS, elements
 from protocol.delta.lanes import BitReader, Coder, LaneReader, PlainBits, Table, hold_lanes
 from protocol.delta.lowrank import FloatForm
 from protocol.delta.patch import read_varint
-from protocol.delta.residuals import BODY_WINDOW, FAST, SLOW, TREND, UNIT, UNIT_BITS, Means, rows_of, trend_of
+from protocol.delta.residuals import BODY_WINDOW, FAST, SLOW, TREND, UNIT, UNIT_BITS, Means, trend_of
+from protocol.delta.runs import Runs
 from protocol.errors import Reason, Refused
 
 Exponents = npt.NDArray[np.uint8]
@@ -76,17 +77,14 @@ def code_exponents(
         given: Both, uint8 [count], when writing.
     """
     model = _ExponentModel(coder, form)
-    steps = -(-count // coder.lanes)
-    lanes = -(-count // max(steps, 1))
-    given_rows = [rows_of(column, lanes, steps) for column in given] if given is not None else None
-    exponents = np.zeros((steps, lanes), np.uint8)
-    tops = np.zeros((steps, lanes), np.uint8)
-    for step in range(steps):
-        # Only the last lane may be shorter than the others.
-        active = lanes if (lanes - 1) * steps + step < count else lanes - 1
+    runs = Runs(count, coder.lanes)
+    given_rows = [runs.rows(column) for column in given] if given is not None else None
+    exponents = runs.empty(np.uint8)
+    tops = runs.empty(np.uint8)
+    for step, active in runs:
         some = None if given_rows is None else (given_rows[0][step, :active], given_rows[1][step, :active])
-        exponents[step, :active], tops[step, :active] = model.code(active, some)
-    return exponents.T.ravel()[:count], tops.T.ravel()[:count]
+        exponents[step, :active], tops[step, :active] = model.code(active, some, step)
+    return runs.column(exponents), runs.column(tops)
 
 
 class _ExponentModel:
@@ -104,7 +102,7 @@ class _ExponentModel:
         self._fast = self._slow.copy()
         self._nothing = np.zeros(coder.lanes, np.int16)
 
-    def code(self, active: int, given: tuple[Exponents, Exponents] | None) -> tuple[Means, Exponents]:
+    def code(self, active: int, given: tuple[Exponents, Exponents] | None, step: int) -> tuple[Means, Exponents]:
         """Codes the exponent and the top of one number in each of the first lanes."""
         mean, quick = self._slow[:active], self._fast[:active]
         contexts = mean >> (UNIT_BITS - 1)
@@ -129,7 +127,7 @@ class _ExponentModel:
             pull = seen - running
             np.maximum(pull, LEAST_PULL, out=pull)
             np.minimum(pull, MOST_PULL, out=pull)
-            pull >>= rate
+            pull >>= min(step.bit_length(), rate)
             pull[nothing] = 0
             np.add(running, pull, out=running)
         return exponent, tops

@@ -23,7 +23,8 @@ from protocol.delta.lanes import BitReader, Bits, Coder, Contexts, LaneReader, T
 from protocol.delta.lowrank import Change, code_shapes
 from protocol.delta.numbers import NumberReader
 from protocol.delta.patch import read_varint
-from protocol.delta.residuals import UNIT, SizeModel, Sizes, code_bodies, rows_of, split
+from protocol.delta.residuals import UNIT, SizeModel, Sizes, code_bodies, split
+from protocol.delta.runs import Runs
 from protocol.errors import Reason, Refused
 
 Bytes = npt.NDArray[np.uint8]
@@ -36,7 +37,7 @@ PHASE_BITS: Final = 3  # a change is expected in eighths
 PHASES: Final = 1 << PHASE_BITS
 SYMBOLS: Final = 32  # 0, -1, 1, -2, ... from the expected change; the last one says that the rest follows
 RESTS: Final = 256 - (SYMBOLS - 1)
-RUN_SHIFT: Final = 4  # the running mean of the magnitudes moves by a sixteenth of the way
+RUN_SHIFT: Final = 4  # the running mean of the magnitudes moves by a sixteenth of the way, at first by more
 RUN_UNIT: Final = 64
 LEVELS_TOLD: Final = 10
 OLD_VALUES_TOLD: Final = 5
@@ -46,10 +47,16 @@ OLD_VALUES: Final = np.repeat(np.arange(OLD_VALUES_TOLD, dtype=np.int16), [64, 5
 """What contexts tell apart of the old value, from -128 up."""
 MAGNITUDES: Final = np.minimum(np.arange(1, 257, dtype=np.int16) >> 1, 63) * np.int16(RUN_UNIT)
 """What the running mean takes a symbol for."""
+CHANGED: Final = np.array([0, (1 << 14) - 1], np.int16)
+"""What the running share of changed elements takes no change and a change for; it moves by a 32nd of the way."""
+SHARE_SHIFT: Final = 5
+SHARE_DROP: Final = 5
+SHARES: Final = OLD_VALUES_TOLD * np.frexp(np.arange(1 << 14 - SHARE_DROP))[1].astype(np.intp)
+"""What contexts tell apart of that share: the bit length of its 512ths."""
 CONTEXTS: Final = PHASES * LEVELS_TOLD * OLD_VALUES_TOLD
 PLAIN_BITS: Final = 4  # a size of eight bits less its highest one and the three with a context
 WINDOW: Final = 1 << 14
-BLOCK: Final = 1 << 17
+BLOCK: Final = 1 << 18
 
 
 def open_integers(coded: memoryview, length_bytes: int, references: Iterable[bytes]) -> Iterator[bytes]:
@@ -160,7 +167,7 @@ class ByValue:
 
     Args:
         coder: One direction. Lane j works through the j-th part of each run.
-        quiet: Whether to ask first if there is a change at all: finer, when there is hardly any.
+        quiet: Whether to say first which have changed: quicker and finer, when hardly any have.
     """
 
     def __init__(self, coder: Coder, *, quiet: bool) -> None:
@@ -170,53 +177,69 @@ class ByValue:
         self._changed = Bits(CONTEXTS, (64, 8), memory=1 << 14)
         self._rests = Table(1, RESTS)
         self._mean = np.zeros(coder.lanes, np.int16)
+        self._share = np.zeros(coder.lanes, np.int16)
 
     def code(self, old: Bytes, phase: Bytes, given: Signed | None) -> Signed:
         """Codes a run of differences: int8 [n]; `given` when writing."""
-        count = old.size
-        steps = -(-count // self._coder.lanes)
-        lanes = -(-count // steps)
         known = phase * np.int16(LEVELS_TOLD * OLD_VALUES_TOLD) + OLD_VALUES[old ^ 0x80]
-        known_rows = rows_of(known, lanes, steps).astype(np.intp)
-        given_rows = None
+        zigzag = None
         if given is not None:
             wide = given.astype(np.int16)
-            given_rows = rows_of(np.where(wide < 0, -2 * wide - 1, 2 * wide).astype(np.uint8), lanes, steps)
-        rows = np.zeros((steps, lanes), np.uint8)
-        for step in range(steps):
-            # Only the last lane may be shorter than the others.
-            active = lanes if (lanes - 1) * steps + step < count else lanes - 1
-            now = self._mean[:active]
-            contexts = LEVELS.take((now >> 3).astype(np.intp))
-            contexts += known_rows[step, :active]
-            symbols = self._code_step(contexts, given_rows[step, :active] if given_rows is not None else None)
-            rows[step, :active] = symbols
-            pull = MAGNITUDES.take(symbols)
-            pull -= now
-            pull >>= RUN_SHIFT
-            now += pull
-        zigzag = rows.T.ravel()[:count]
+            zigzag = np.where(wide < 0, -2 * wide - 1, 2 * wide).astype(np.uint8)
+        if self._quiet:
+            there = self._code_changed(known, np.minimum(zigzag, 1) if zigzag is not None else None).nonzero()[0]
+            values = self._code_values(known[there], zigzag[there] - 1 if zigzag is not None else None)
+            zigzag = np.zeros(old.size, np.uint8)
+            zigzag[there] = values + 1
+        else:
+            zigzag = self._code_values(known, zigzag)
         return np.asarray((zigzag >> 1) ^ (np.uint8(0) - (zigzag & np.uint8(1))), np.uint8).view(np.int8)
 
-    def _code_step(self, contexts: Contexts, want: Bytes | None) -> Bytes:
-        coder = self._coder
-        if self._quiet:
-            changed = coder.code(self._changed, contexts, np.minimum(want, 1) if want is not None else None)
-            symbols = np.zeros(contexts.size, np.uint8)
-            where = changed.nonzero()[0]
-            if where.size:
-                less = np.minimum(want[where] - 1, SYMBOLS - 1) if want is not None else None
-                symbols[where] = coder.code(self._table, contexts[where], less, where) + 1
-            last = SYMBOLS
-        else:
-            symbols = coder.code(self._table, contexts, np.minimum(want, SYMBOLS - 1) if want is not None else None)
-            last = SYMBOLS - 1
-        far = (symbols == last).nonzero()[0]
+    def _code_changed(self, known: npt.NDArray[np.int16], given: Bytes | None) -> Bytes:
+        """Which have changed, in the context of how many have."""
+        runs = Runs(known.size, self._coder.lanes)
+        known_rows = runs.rows(known)
+        wanted = runs.rows(given) if given is not None else None
+        flags = runs.empty(np.uint8)
+        for step, active in runs:
+            share = self._share[:active]
+            contexts = SHARES.take(share >> SHARE_DROP)
+            contexts += known_rows[step, :active]
+            flag = self._coder.code(self._changed, contexts, wanted[step, :active] if wanted is not None else None)
+            flags[step, :active] = flag
+            pull = CHANGED.take(flag)
+            pull -= share
+            pull >>= min(step.bit_length(), SHARE_SHIFT)
+            share += pull
+        return runs.column(flags)
+
+    def _code_values(self, known: npt.NDArray[np.int16], given: Bytes | None) -> Bytes:
+        """Values from 0 up, in the context of how large they are about."""
+        runs = Runs(known.size, self._coder.lanes)
+        known_rows = runs.rows(known)
+        wanted = runs.rows(given) if given is not None else None
+        values = runs.empty(np.uint8)
+        for step, active in runs:
+            mean = self._mean[:active]
+            contexts = LEVELS.take(mean >> 3)
+            contexts += known_rows[step, :active]
+            value = self._code_value(contexts, wanted[step, :active] if wanted is not None else None)
+            values[step, :active] = value
+            pull = MAGNITUDES.take(value)
+            pull -= mean
+            pull >>= min(step.bit_length(), RUN_SHIFT)
+            mean += pull
+        return runs.column(values)
+
+    def _code_value(self, contexts: Contexts, want: Bytes | None) -> Bytes:
+        last = SYMBOLS - 1
+        value = self._coder.code(self._table, contexts, np.minimum(want, last) if want is not None else None)
+        far = (value == last).nonzero()[0]
         if far.size:
             rest = want[far] - np.uint8(last) if want is not None else None
-            symbols = symbols.copy()
-            symbols[far] += coder.code(self._rests, np.zeros(far.size, np.intp), rest, far)
-        return symbols
+            value = value.copy()  # the table still has to learn what it said
+            value[far] += self._coder.code(self._rests, np.zeros(far.size, np.intp), rest, far)
+        return value
 
 
 def expectations(first: int, count: int, changes: list[Change]) -> tuple[npt.NDArray[np.int8], Bytes]:

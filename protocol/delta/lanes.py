@@ -28,6 +28,7 @@ TABLE_BITS: Final = 12  # a context's slots, 4 KiB of look-up: a hundred context
 FLAG_BITS: Final = 15  # a flag that is nearly never set costs a few thousandths of a bit
 COUNT_STEP: Final = 16  # what one symbol adds to its count: priors of less than one symbol can be said
 LEARN_SHARE: Final = 8  # tables are made anew when they have seen one part in so many more
+STALE_SHARE: Final = 8  # and a context's slots, when it has
 MOST_WAITING: Final = 1 << 15  # symbols that are remembered until then
 ENOUGH_LANES: Final = 512  # more of them are hardly faster
 MOST_A_LANE: Final = 1 << 10  # symbols of a kind, as long as lanes are fewer
@@ -63,6 +64,7 @@ class Table:
         self._waiting: list[tuple[Contexts, Symbols]] = []
         self._waiting_symbols = 0
         self._seen_symbols = 0
+        self._news = np.zeros(contexts, np.int64)  # what each context's slots do not know yet
         self._frequency = np.empty((contexts, symbols), np.uint32)
         self._first = np.empty((contexts, symbols), np.uint32)
         self._slots: npt.NDArray[np.uint32] | None = None
@@ -104,13 +106,16 @@ class Table:
         cells += np.concatenate([some for _, some in self._waiting])
         seen = np.bincount(cells, minlength=self._counts.size).reshape(self._counts.shape)
         self._counts += seen * COUNT_STEP
-        full = self._counts.sum(axis=1) > self._memory
+        self._news += seen.sum(axis=1) * COUNT_STEP
+        total = self._counts.sum(axis=1)
+        full = total > self._memory
         self._counts[full] = (self._counts[full] + 1) >> 1
-        touched = (seen.any(axis=1) | full).nonzero()[0]
         self._seen_symbols += self._waiting_symbols
         self._waiting.clear()
         self._waiting_symbols = 0
-        self._make(touched)
+        stale = (self._news * STALE_SHARE > total).nonzero()[0]
+        self._news[stale] = 0
+        self._make(stale)
 
     def _make(self, touched: Contexts) -> None:
         """Scales counts to frequencies: each symbol keeps at least one slot, the likeliest takes what is left over."""

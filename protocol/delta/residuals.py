@@ -10,16 +10,16 @@ their exponents say. Then a size is expected to be the lane's running mean minus
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from protocol.delta.lanes import Bits, Coder, Contexts, PlainBits, Table
+from protocol.delta.runs import Runs
 
 Offsets = npt.NDArray[np.uint8]
 Means = npt.NDArray[np.int16]
-Number = TypeVar("Number", np.uint8, np.int16)
 
 UNIT: Final = 64  # running means are in so many parts of a bit
 UNIT_BITS: Final = 6
@@ -28,10 +28,17 @@ FAST: Final = 2
 EXPECTED_ZERO: Final = 16  # contexts for the expected size are in half bits; the first is 8 bits below nothing
 EXPECTED_SPARE: Final = 8  # and the last is 4 bits above the largest size
 TREND: Final = 3  # the fast mean is below, near or above the slow one
+TRENDS: Final = np.arange(TREND)
+RATES: Final = [np.array([[min(step, SLOW)], [min(step, FAST)]], np.int16) for step in range(SLOW + 1)]
+"""Of both means, by the bit length of the step: a lane that begins elsewhere learns from what it first sees."""
 TOP_BITS: Final = 3
 TILTS: Final = 17  # how far a size is from the expected one, in half bits: the slope within an octave
-SIGNS: Final = 9  # the running mean of the signs in eighths, and one for zeros
-ZERO_SHIFT: Final = 9  # the largest size shifted by it is the largest number of 16 bits, or nearly
+SIGNS: Final = 8  # the running mean of the signs, in eighths
+SIGN_PRIOR: Final = 32
+SIGN_VALUES: Final = np.array([127, -128], np.int16)
+SIZE_UNITS: Final = np.arange(64, dtype=np.int16) << UNIT_BITS
+MOST_PULLS: Final = np.minimum(np.arange(64) << UNIT_BITS + 3, (1 << 15) - 1).astype(np.int16)
+"""By how much a size may pull a mean up: eight bits a size."""
 BODY_WINDOW: Final = 1 << 13  # elements: what the temporary arrays of the low bits hold
 TOP_WINDOW: Final = 1 << 14  # elements whose highest bits are coded together
 BLOCK: Final = 1 << 18  # elements: what the arrays of the sizes hold
@@ -110,81 +117,76 @@ class SizeModel:
 
     def __init__(self, coder: Coder, widest: int, first_mean: int) -> None:
         self._coder = coder
-        self._most = expected_sizes(widest) - 1
-        self._size_table = Table(expected_sizes(widest) * TREND, widest + 1, _size_prior(widest))
-        self._sign_table = Bits(SIGNS, _sign_prior())
+        expected = expected_sizes(widest)
+        self._contexts = np.arange(0, expected * TREND, TREND)  # of an expected size; those beyond are as the last ones
+        self._size_table = Table(expected * TREND, widest + 1, _size_prior(widest))
+        self._sign_table = Bits(SIGNS, SIGN_PRIOR)
         self._top_table = Table(TILTS * TOP_BITS, 1 << TOP_BITS, _top_prior())
-        self._slow = np.full(coder.lanes, first_mean, np.int16)
-        self._fast = self._slow.copy()
+        self._means = np.full((2, coder.lanes), first_mean, np.int16)
         self._sign = np.zeros(coder.lanes, np.int16)
 
     def code(self, offsets: Offsets, learn_signs: bool, given: Sizes | None) -> list[npt.NDArray[np.uint8]]:
         """Codes one block: size, top and, when it is learnt, sign of each number."""
-        coder = self._coder
-        count = offsets.size
-        steps = -(-count // coder.lanes)
-        lanes = -(-count // steps)
-        offset_rows = rows_of(offsets, lanes, steps)
-        size_rows = rows_of(given.size, lanes, steps) if given else None
-        negative_rows = rows_of(given.negative, lanes, steps) if given else None
-        sizes = np.zeros((steps, lanes), np.uint8)
-        negatives = np.zeros((steps if learn_signs else 0, lanes), np.uint8)
-        expectations = np.zeros((steps, lanes), np.uint8)
-        for step in range(steps):
-            # Only the last lane may be shorter than the others.
-            active = lanes if (lanes - 1) * steps + step < count else lanes - 1
-            offset = offset_rows[step, :active].astype(np.int16)
-            mean, quick = self._slow[:active], self._fast[:active]
-            # Written out, and in place: what numpy takes for a call is what decoding takes.
-            contexts = mean >> (UNIT_BITS - 1)
-            contexts -= offset
-            contexts -= offset
-            contexts += EXPECTED_ZERO
-            np.maximum(contexts, 0, out=contexts)
-            np.minimum(contexts, self._most, out=contexts)
-            expectations[step, :active] = contexts
-            contexts *= TREND
-            contexts += trend_of(mean, quick)
-            want = size_rows[step, :active] if size_rows is not None else None
-            size8 = coder.code(self._size_table, contexts.astype(np.intp), want)
-            sizes[step, :active] = size8
-            if learn_signs:
-                want = negative_rows[step, :active] if negative_rows is not None else None
-                negatives[step, :active] = self._code_signs(size8 == 0, want)
-            size = size8.astype(np.int16)
-            seen = size + offset
-            seen <<= UNIT_BITS
+        sizes, expected = self._code_sizes(offsets, given.size if given else None)
+        tops = _code_tops(self._coder, self._top_table, sizes, expected, given.top if given else None)
+        if not learn_signs:
+            return [sizes, tops]
+        return [sizes, tops, self._code_signs(sizes, given.negative if given else None)]
+
+    def _code_sizes(self, offsets: Offsets, given: Offsets | None) -> tuple[Offsets, Offsets]:
+        """The sizes, and those that were expected, in half bits from `EXPECTED_ZERO` on."""
+        runs = Runs(offsets.size, self._coder.lanes)
+        offset_rows = runs.rows(offsets.astype(np.int16))
+        wanted = runs.rows(given) if given is not None else None
+        sizes = runs.empty(np.uint8)
+        contexts = runs.empty(np.int16)
+        # What numpy takes for a call is what decoding takes: all that can be is done for all steps at once.
+        zeros = EXPECTED_ZERO - 2 * offset_rows
+        offset_rows <<= UNIT_BITS
+        for step, active in runs:
+            means = self._means[:, :active]
+            expected = means[0] >> (UNIT_BITS - 1)
+            expected += zeros[step, :active]
+            context = self._contexts.take(expected, mode="clip")
+            context += trend_of(means[0], means[1])
+            contexts[step, :active] = context
+            size = self._coder.code(self._size_table, context, wanted[step, :active] if wanted is not None else None)
+            sizes[step, :active] = size
             # A zero says that a change was too small to be seen here, not how small: it never pulls a mean up.
-            size <<= ZERO_SHIFT
-            for running, rate in ((mean, SLOW), (quick, FAST)):
-                pull = seen - running
-                np.minimum(pull, size, out=pull)
-                pull >>= rate
-                np.add(running, pull, out=running)
-        flat = sizes.T.ravel()[:count]
-        expected = expectations.T.ravel()[:count]
-        top = _code_tops(coder, self._top_table, flat, expected, given.top if given else None)
-        return [flat, top, negatives.T.ravel()[:count]] if learn_signs else [flat, top]
+            pulls = SIZE_UNITS.take(size) + offset_rows[step, :active] - means
+            np.minimum(pulls, MOST_PULLS.take(size), out=pulls)
+            pulls >>= RATES[min(step.bit_length(), SLOW)]
+            means += pulls
+        return runs.column(sizes), (runs.column(contexts) // TREND).astype(np.uint8)
 
-    def _code_signs(self, zero: npt.NDArray[np.bool_], want: npt.NDArray[np.uint8] | None) -> npt.NDArray[np.uint8]:
-        bias = self._sign[: zero.size]
-        contexts = ((bias + 128) >> 5).astype(np.intp)
-        contexts[zero] = SIGNS - 1
-        negative = self._coder.code(self._sign_table, contexts, want)
-        toward = (127 - bias - negative.astype(np.int16) * 255) >> 4
-        toward[zero] = 0
-        bias += toward
-        return negative
+    def _code_signs(self, sizes: Offsets, given: Offsets | None) -> Offsets:
+        """The signs of the numbers that have one; a lane works through a run of them."""
+        there = sizes.nonzero()[0]
+        negatives = np.zeros(sizes.size, np.uint8)
+        runs = Runs(there.size, self._coder.lanes)
+        wanted = runs.rows(given[there]) if given is not None else None
+        signs = runs.empty(np.uint8)
+        for step, active in runs:
+            bias = self._sign[:active]
+            contexts = (bias + 128 >> 5).astype(np.intp)
+            negative = self._coder.code(
+                self._sign_table, contexts, wanted[step, :active] if wanted is not None else None
+            )
+            signs[step, :active] = negative
+            pull = SIGN_VALUES.take(negative)
+            pull -= bias
+            pull >>= min(step.bit_length(), SLOW)
+            bias += pull
+        negatives[there] = runs.column(signs)
+        return negatives
 
 
-def trend_of(mean: Means, quick: Means) -> Means:
+def trend_of(mean: Means, quick: Means) -> Contexts:
     """Whether the quick mean is below, near or above the slow one: 0, 1 or 2."""
     trend = quick - mean
     trend += 3 * UNIT
     trend >>= UNIT_BITS + 1
-    np.maximum(trend, 0, out=trend)
-    np.minimum(trend, TREND - 1, out=trend)
-    return trend
+    return TRENDS.take(trend, mode="clip")
 
 
 def _code_tops(coder: Coder, table: Table, sizes: Offsets, expected: Offsets, given: Offsets | None) -> Offsets:
@@ -238,13 +240,6 @@ def code_bodies(
         yield np.where(negative, -magnitude, magnitude)
 
 
-def rows_of(column: npt.NDArray[Number], lanes: int, steps: int) -> npt.NDArray[Number]:
-    """What the lanes work on, step by step: [steps, lanes] from [n]."""
-    padded = np.zeros(lanes * steps, column.dtype)
-    padded[: column.size] = column
-    return np.ascontiguousarray(padded.reshape(lanes, steps).T)
-
-
 def expected_sizes(widest: int) -> int:
     """How many expected sizes contexts tell apart."""
     return EXPECTED_ZERO + 2 * widest + EXPECTED_SPARE
@@ -255,12 +250,6 @@ def _size_prior(widest: int) -> npt.NDArray[np.int64]:
     expected = (np.arange(expected_sizes(widest) * TREND) // TREND - EXPECTED_ZERO) >> 1
     distance = np.abs(np.arange(widest + 1)[None, :] - np.maximum(expected, 0)[:, None])
     return np.asarray(1 + (32 >> np.minimum(distance, 6)), np.int64)
-
-
-def _sign_prior() -> npt.NDArray[np.int64]:
-    prior = np.full((SIGNS, 2), 32, np.int64)
-    prior[SIGNS - 1] = (1 << 16, 1)  # zeros have no sign; it is coded to keep the lanes in step
-    return prior
 
 
 def _top_prior() -> npt.NDArray[np.int64]:

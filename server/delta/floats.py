@@ -16,17 +16,10 @@ from protocol.delta.floats import (
 from protocol.delta.lowrank import FloatForm, code_shapes, factors_of
 from protocol.delta.patch import varint
 from protocol.delta.residuals import Offsets, Sizes, code_bodies, code_sizes, split
-from server.delta.lanes import BitWriter, LaneWriter
+from server.delta.lanes import BitWriter, LaneWriter, bytes_alone, lanes_for
 from server.delta.lowrank import Matrix, find_changes
 from server.delta.numbers import NumberWriter
 
-LANES_BITS: Final = 9  # fewer decode too slowly, more begin with too many unlearnt symbols
-ELEMENTS_A_LANE: Final = 256
-FEW_ELEMENTS: Final = 1 << 14  # decode in no time: here it is the lanes that cost, three bytes each
-FEW_A_LANE: Final = 1024
-MORE_LANES_BITS: Final = 10  # of streams that take many bytes: a dozen bytes a lane are little beside them
-MANY_BYTES: Final = 1 << 18
-MANY_ELEMENTS: Final = 1 << 19
 ALONE_LANES_BITS: Final = 11  # floats on their own always take many bytes
 ALONE_A_LANE: Final = 2000
 MEAN_OVER: Final = 1 << 18  # elements
@@ -50,9 +43,7 @@ def encode_differences(form: FloatForm, old: bytes, new: bytes, matrices: Sequen
     learn_signs = _signs_are_alike(sizes)
     shapes = NumberWriter()
     code_shapes(shapes, expected.size, changes)
-    lanes_bits = lanes_for(expected.size)
-    if expected.size >= MANY_ELEMENTS and int(sizes.size.sum(dtype=np.int64)) >= 8 * MANY_BYTES:
-        lanes_bits = MORE_LANES_BITS
+    lanes_bits = lanes_for(expected.size, bytes_alone(sizes.size) + int(sizes.size.sum(dtype=np.int64)) // 8)
     coder = LaneWriter(1 << lanes_bits)
     factor_bits = BitWriter()
     code_factors(coder, factor_bits, changes, factors_of(changes))
@@ -80,7 +71,7 @@ def encode_alone(form: FloatForm, new: bytes) -> bytes:
     words = np.frombuffer(new, form.word).astype(np.int64)
     exponents_given = (words >> form.mantissa & form.exponent_mask).astype(np.uint8)
     tops_given = (words >> (form.mantissa - TOP_BITS) & ((1 << TOP_BITS) - 1)).astype(np.uint8)
-    lanes_bits = min(ALONE_LANES_BITS, max(lanes_for(words.size), (words.size // ALONE_A_LANE).bit_length()))
+    lanes_bits = min(ALONE_LANES_BITS, max(lanes_for(words.size, len(new)), (words.size // ALONE_A_LANE).bit_length()))
     coder = LaneWriter(1 << lanes_bits)
     code_exponents(coder, form, words.size, (exponents_given, tops_given))
     bits = BitWriter()
@@ -89,11 +80,6 @@ def encode_alone(form: FloatForm, new: bytes) -> bytes:
     hidden, plain = bits.finish(coder.lanes)
     coded = coder.finish(hidden)
     return b"".join((bytes([lanes_bits]), varint(len(coded)), coded, plain))
-
-
-def lanes_for(count: int) -> int:
-    """The binary logarithm of how many lanes so many elements are coded in."""
-    return min(LANES_BITS, (count // (FEW_A_LANE if count < FEW_ELEMENTS else ELEMENTS_A_LANE)).bit_length())
 
 
 def _mean_size(sizes: Sizes, offsets: Offsets) -> int:

@@ -10,9 +10,8 @@ from protocol.delta.floats import code_factors
 from protocol.delta.integers import LOUD, QUIET, BySize, ByValue, blocks, code_block
 from protocol.delta.lowrank import FACTORS, Change, code_shapes, factors_of
 from protocol.delta.patch import varint
-from server.delta.floats import lanes_for
 from server.delta.judging import IntegerJudge
-from server.delta.lanes import BitWriter, LaneWriter
+from server.delta.lanes import BitWriter, LaneWriter, bytes_alone, lanes_for
 from server.delta.lowrank import Matrix, Search, factors_in, may_move
 from server.delta.numbers import NumberWriter
 from server.delta.remembering import by_digest
@@ -21,7 +20,7 @@ Bytes = npt.NDArray[np.uint8]
 
 RANKS: Final = (1, 2, 4, 8, 12, 16, 24, 32)
 PRECISIONS: Final = (4, 5, 6)  # bits of the largest factor: the sums are wanted in eighths
-QUIET_SHARE: Final = 0.9  # of elements that do not change: from here on a change is the exception
+QUIET_SHARE: Final = 0.4  # of elements that do not change: from here on it is said first which do
 LOUD_SHARE: Final = 0.3
 
 
@@ -45,7 +44,7 @@ def encode_integers(old: bytes, new: bytes, matrices: Sequence[Matrix]) -> bytes
 def _encode(before: Bytes, after: Bytes, changes: list[Change], *, quiet: bool, loud: bool) -> bytes:
     shapes = NumberWriter()
     code_shapes(shapes, before.size, changes)
-    lanes_bits = lanes_for(before.size)
+    lanes_bits = lanes_for(before.size, bytes_alone(after - before))
     coder = LaneWriter(1 << lanes_bits)
     plain = BitWriter()
     code_factors(coder, plain, changes, factors_of(changes))

@@ -1,9 +1,41 @@
 """The writing side of `protocol.delta.lanes`."""
 
+from typing import Final
+
 import numpy as np
 import numpy.typing as npt
 
 from protocol.delta.lanes import STATE_START, Contexts, Symbols, Table
+
+LANES_BITS: Final = 9  # fewer decode too slowly, more begin with too many unlearnt symbols
+ELEMENTS_A_LANE: Final = 256
+FEW_ELEMENTS: Final = 1 << 14  # decode in no time: here it is the lanes that cost, three bytes each
+FEW_A_LANE: Final = 1024
+BYTES_A_LANE: Final = 512
+MORE_LANES: Final = ((11, 800_000), (10, 160_000))  # of streams that take so many bytes: beside them lanes are little
+LEAST_A_LANE: Final = 600  # elements, there
+
+
+def lanes_for(count: int, coded_bytes: int) -> int:
+    """The binary logarithm of how many lanes elements are coded in.
+
+    Args:
+        count: Of the elements.
+        coded_bytes: About what they take.
+    """
+    for bits, least in MORE_LANES:
+        if coded_bytes >= least and count >> bits >= LEAST_A_LANE:
+            return bits
+    lanes = count // ELEMENTS_A_LANE
+    if count < FEW_ELEMENTS:
+        lanes = min(lanes, max(count // FEW_A_LANE, coded_bytes // BYTES_A_LANE))
+    return min(LANES_BITS, lanes.bit_length())
+
+
+def bytes_alone(symbols: Symbols) -> int:
+    """About what symbols take when nothing is known of their neighbours."""
+    counts = np.bincount(symbols, minlength=1).astype(np.float64)
+    return int((counts * np.log2(max(symbols.size, 1) / np.maximum(counts, 1))).sum()) // 8
 
 
 class LaneWriter:
