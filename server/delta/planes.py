@@ -11,6 +11,7 @@ STRIDES: Final = (1, 2, 4, 8, 18, 34)  # numbers of so many bytes; blocks of GGU
 SAMPLE_BYTES: Final = 1 << 16  # from the middle
 WORTH: Final = 1.05  # what a sample may take more than its share of another way, for that to be tried on all of it
 PROPERTIES: Final = 3, 0, 0  # of LZMA: others give a hundredth, and take as long again
+OF_NOISE: Final = 4, 0, 0  # where what changed is like nothing: then a sample of one plane tells
 
 
 def encode_planes(reference: bytes, data: bytes) -> bytes:
@@ -21,8 +22,11 @@ def encode_planes(reference: bytes, data: bytes) -> bytes:
         data: As many new ones.
     """
     differences = np.frombuffer(data, np.uint8) - np.frombuffer(reference, np.uint8)
-    stride, _ = _best_stride(_sample(differences))
-    return bytes([stride]) + compress_lzma(to_planes(differences, stride), *PROPERTIES)
+    sample = _sample(differences)
+    stride, sample_bytes = _best_stride(sample)
+    is_noise = stride == 1 and len(compress_lzma(sample.tobytes(), *OF_NOISE)) < sample_bytes
+    properties = OF_NOISE if is_noise else PROPERTIES
+    return bytes([stride]) + compress_lzma(to_planes(differences, stride), *properties)
 
 
 def may_be_shorter(reference: bytes, data: bytes, coded_bytes: int) -> bool:

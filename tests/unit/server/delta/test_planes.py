@@ -15,10 +15,11 @@ from protocol.delta.streams import I8_DIFFERENCE, PLANES, open_stream
 from protocol.errors import Refused
 from server.delta.archives.contents import Contents
 from server.delta.groups import cut_groups, encode_group
+from server.delta.lzma_stream import compress_lzma
 from server.delta.matching import MatchLimits
 from server.delta.models import model_pieces
 from server.delta.pieces import How, Piece
-from server.delta.planes import encode_planes
+from server.delta.planes import PROPERTIES, encode_planes
 from tests.unit.server.delta.archive_files import applied
 from tests.unit.server.delta.tensor_files import npy
 
@@ -106,6 +107,15 @@ def test_a_long_likeness_that_differs_in_many_bytes_is_told_by_differences(chanc
     pieces = contents.pieces(slice(0, len(old)), slice(0, len(new)))
     assert any(piece.how is How.BYTE_DIFFERENCE for piece in pieces)
     assert sum(map(len, made(pieces, old, new))) < 0.4 * len(lzma.compress(new, preset=9))
+
+
+def test_bursts_of_noise_take_the_properties_that_suit_them(chance: np.random.Generator) -> None:
+    old = chance.integers(0, 256, 60_000, np.uint8)
+    new = np.where(np.repeat(chance.random(old.size // 20) < 0.5, 20), chance.integers(0, 256, old.size, np.uint8), old)
+    differences = to_planes(new.astype(np.uint8) - old, 1)
+    coded = encode_planes(old.tobytes(), new.astype(np.uint8).tobytes())
+    assert len(coded) - 1 < len(compress_lzma(differences, *PROPERTIES))
+    assert open_stream(PLANES, memoryview(coded), old.size, References(old.tobytes())) == new.astype(np.uint8).tobytes()
 
 
 def test_streams_that_lie_about_stride_or_length_are_refused() -> None:
