@@ -28,6 +28,7 @@ __all__ = ["Base", "Operations", "apply_group", "read_operations"]
 
 SLOW_STREAMS: Final = 2  # of one kind
 WINDOW_BYTES: Final = 256 * limits.KIB  # the base is read and the output written in pieces no larger
+GATHERED_BYTES: Final = 64 * limits.KIB  # smaller pieces of output are put together up to so much
 
 
 def apply_group(group: bytes, base: Base, output_offset: int, write: Callable[[bytes], None]) -> int:
@@ -63,14 +64,16 @@ def apply_group(group: bytes, base: Base, output_offset: int, write: Callable[[b
     first = Digests(lambda data: None, output_offset, contents, ahead)
     if first.waiting:
         _hash_ahead(operations, _Output(base, streams, operations, first.write), first)
-    digests = Digests(write, output_offset, contents, behind)
+    gathered = _Gathered(write)
+    digests = Digests(gathered.write, output_offset, contents, behind)
     digests.texts.update(first.texts)
-    output = _Output(base, streams, operations, digests.write if behind else write)
+    output = _Output(base, streams, operations, digests.write if behind else gathered.write)
     for operation in operations:
         if operation.kind == tar_of.DIGEST:
             output.write(digests.texts[read_digest(operation.value)])
         else:
             output.make(operation)
+    gathered.flush()
     return header.output_bytes
 
 
@@ -79,6 +82,33 @@ def _hold_slow_streams(header: GroupHeader) -> None:
     kinds = [stream.kind for stream in header.streams if stream.kind not in (STORED, ZSTD, LZMA)]
     if any(kinds.count(kind) > SLOW_STREAMS for kind in kinds):
         raise Refused(Reason.LIMIT, "a group of a patch with too many streams of one kind")
+
+
+class _Gathered:
+    """Hands output on in pieces worth a call: where much changed, operations give a few bytes each.
+
+    Args:
+        write: Takes the pieces.
+    """
+
+    def __init__(self, write: Callable[[bytes], None]) -> None:
+        self._write = write
+        self._held = bytearray()
+
+    def write(self, data: bytes) -> None:
+        """Takes some more."""
+        if len(self._held) + len(data) > GATHERED_BYTES:
+            self.flush()
+        if len(data) > GATHERED_BYTES:
+            self._write(data)
+        else:
+            self._held += data
+
+    def flush(self) -> None:
+        """Hands on what is held."""
+        if self._held:
+            self._write(bytes(self._held))
+            self._held.clear()
 
 
 class _Output:
