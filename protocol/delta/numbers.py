@@ -174,7 +174,7 @@ class NumberReader(NumberShape):
                 low -= bound
                 left -= bound
                 probability -= probability * rates[seen] >> 16
-                if probability < LEAST:  # noqa: PLR1730
+                if probability < LEAST:  # noqa: PLR1730 - as above
                     probability = LEAST
                 nodes[node] = probability, seen + 1 if seen < SLOWEST else seen
                 node += node + 1
