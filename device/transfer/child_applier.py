@@ -120,6 +120,15 @@ class ChildApplier:
         return child.end() if child is not None else ("it never ran", False)
 
 
+_SETTINGS: Final = {
+    # Arithmetic in threads of its own would take what inference needs, and address space, which is bounded.
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    # Large blocks go back to the system when they are free: glibc would keep up to four megabytes of them.
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 20),
+}
+
+
 class _Child:
     """A running `device.transfer.patch_child`."""
 
@@ -130,8 +139,7 @@ class _Child:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            # Arithmetic in threads of its own would take what inference needs, and address space, which is bounded.
-            env={**worker_environment(os.environ), "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+            env={**worker_environment(os.environ), **_SETTINGS},
         )
         assert self._process.stdin is not None
         assert self._process.stdout is not None

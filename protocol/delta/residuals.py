@@ -41,6 +41,7 @@ MOST_PULLS: Final = np.minimum(np.arange(64) << UNIT_BITS + 3, (1 << 15) - 1).as
 """By how much a size may pull a mean up: eight bits a size."""
 BODY_WINDOW: Final = 1 << 13  # elements: what the temporary arrays of the low bits hold
 TOP_WINDOW: Final = 1 << 14  # elements whose highest bits are coded together
+STRIP: Final = 64  # steps whose numbers are laid out together
 BLOCK: Final = 1 << 18  # elements: what the arrays of the sizes hold
 
 
@@ -127,37 +128,40 @@ class SizeModel:
 
     def code(self, offsets: Offsets, learn_signs: bool, given: Sizes | None) -> list[npt.NDArray[np.uint8]]:
         """Codes one block: size, top and, when it is learnt, sign of each number."""
-        sizes, expected = self._code_sizes(offsets, given.size if given else None)
-        tops = _code_tops(self._coder, self._top_table, sizes, expected, given.top if given else None)
+        sizes, contexts = self._code_sizes(offsets, given.size if given else None)
+        tops = _code_tops(self._coder, self._top_table, sizes, contexts, given.top if given else None)
         if not learn_signs:
             return [sizes, tops]
         return [sizes, tops, self._code_signs(sizes, given.negative if given else None)]
 
-    def _code_sizes(self, offsets: Offsets, given: Offsets | None) -> tuple[Offsets, Offsets]:
-        """The sizes, and those that were expected, in half bits from `EXPECTED_ZERO` on."""
+    def _code_sizes(self, offsets: Offsets, given: Offsets | None) -> tuple[Offsets, Means]:
+        """The sizes and their contexts: those that were expected, in half bits, times `TREND`, and the trends."""
         runs = Runs(offsets.size, self._coder.lanes)
-        offset_rows = runs.rows(offsets.astype(np.int16))
+        offset_rows = runs.rows(offsets)
         wanted = runs.rows(given) if given is not None else None
         sizes = runs.empty(np.uint8)
         contexts = runs.empty(np.int16)
-        # What numpy takes for a call is what decoding takes: all that can be is done for all steps at once.
-        zeros = EXPECTED_ZERO - 2 * offset_rows
-        offset_rows <<= UNIT_BITS
         for step, active in runs:
+            # What numpy takes for a call is what decoding takes: what can be is done for many steps at once.
+            row = step % STRIP
+            if row == 0:
+                strip = offset_rows[step : step + STRIP].astype(np.int16)
+                zeros = EXPECTED_ZERO - 2 * strip
+                strip <<= UNIT_BITS
             means = self._means[:, :active]
             expected = means[0] >> (UNIT_BITS - 1)
-            expected += zeros[step, :active]
+            expected += zeros[row, :active]
             context = self._contexts.take(expected, mode="clip")
             context += trend_of(means[0], means[1])
             contexts[step, :active] = context
             size = self._coder.code(self._size_table, context, wanted[step, :active] if wanted is not None else None)
             sizes[step, :active] = size
             # A zero says that a change was too small to be seen here, not how small: it never pulls a mean up.
-            pulls = SIZE_UNITS.take(size) + offset_rows[step, :active] - means
+            pulls = SIZE_UNITS.take(size) + strip[row, :active] - means
             np.minimum(pulls, MOST_PULLS.take(size), out=pulls)
             pulls >>= RATES[min(step.bit_length(), SLOW)]
             means += pulls
-        return runs.column(sizes), (runs.column(contexts) // TREND).astype(np.uint8)
+        return runs.column(sizes), runs.column(contexts)
 
     def _code_signs(self, sizes: Offsets, given: Offsets | None) -> Offsets:
         """The signs of the numbers that have one; a lane works through a run of them."""
@@ -189,13 +193,14 @@ def trend_of(mean: Means, quick: Means) -> Contexts:
     return TRENDS.take(trend, mode="clip")
 
 
-def _code_tops(coder: Coder, table: Table, sizes: Offsets, expected: Offsets, given: Offsets | None) -> Offsets:
+def _code_tops(coder: Coder, table: Table, sizes: Offsets, size_contexts: Means, given: Offsets | None) -> Offsets:
     """The bits below the highest one, of all numbers that have some; a lane takes whatever comes next."""
     tops = np.zeros(sizes.size, np.uint8)
     for first in range(0, sizes.size, TOP_WINDOW):
         there = np.flatnonzero(sizes[first : first + TOP_WINDOW] >= 2) + first
         size = sizes[there].astype(np.int16)
-        tilts = np.minimum(np.maximum(size + size - expected[there] + (EXPECTED_ZERO + TILTS // 2), 0), TILTS - 1)
+        expected = size_contexts[there] // TREND - EXPECTED_ZERO
+        tilts = np.minimum(np.maximum(size + size - expected + TILTS // 2, 0), TILTS - 1)
         contexts = ((np.minimum(size, TOP_BITS + 1) - 2) * TILTS + tilts).astype(np.intp)
         want = given[there] if given is not None else None
         tops[there] = code_in_turn(coder, table, contexts, want)
