@@ -12,8 +12,10 @@ Everything is seeded; another machine's arithmetic may differ in the last digits
 
 import argparse
 import copy
+import logging
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +31,7 @@ CLASSES = 10
 BATCH = 32
 BASE_STEPS = 240
 EXAMPLE = (1, 3, SIDE, SIDE)
+TOLD_EVERY_S = 20.0
 
 
 # The task
@@ -138,7 +141,11 @@ def train(net: nn.Module, tuning: Tuning) -> nn.Module:
     optimizer = tuning.optimizer([parameter for parameter in net.parameters() if parameter.requires_grad])
     net.train(tuning.statistics)
     loss = torch.zeros(())
-    for _ in range(tuning.steps):
+    told = time.monotonic()
+    for step in range(tuning.steps):
+        if time.monotonic() - told > TOLD_EVERY_S:
+            told = time.monotonic()
+            say(f"  {step} of {tuning.steps} steps")
         picture, label = draw(rng, BATCH)
         loss = functional.cross_entropy(net(torch.from_numpy(picture)), torch.from_numpy(label))
         optimizer.zero_grad()
@@ -307,13 +314,12 @@ def make(folder: Path, only: list[str]) -> list[str]:
     wanted = {
         tuning: [kind for kind in kinds if not only or f"{tuning}-{kind}" in only] for tuning, kinds in PAIRS.items()
     }
+    wanted = {tuning: kinds for tuning, kinds in wanted.items() if kinds}
     failed: list[str] = []
-    say("base model")
+    say("the base model")
     base = trained_anew(1)
-    for tuning, kinds in wanted.items():
-        if not kinds:
-            continue
-        say(tuning)
+    for number, (tuning, kinds) in enumerate(wanted.items(), 1):
+        say(f"{tuning}, {number} of {len(wanted)}: {', '.join(kinds)}")
         net = changed(base, tuning)
         for kind in kinds:
             name = f"{tuning}-{kind}"
@@ -330,7 +336,9 @@ def main(arguments: list[str] | None = None) -> Any:
     known = [f"{tuning}-{kind}" for tuning, kinds in PAIRS.items() for kind in kinds]
     parser.add_argument("--only", nargs="+", choices=known, default=[], metavar="NAME")
     asked = parser.parse_args(arguments)
-    torch.set_num_threads(2)
+    logging.disable(logging.WARNING)  # the quantiser's advice on graphs that these are not
+    # The same numbers on any count of cores; and threads that wait for each other spin, ten times slower beside others.
+    torch.set_num_threads(1)
     failed = make(asked.folder, asked.only)
     for line in failed:
         say(f"failed: {line}")

@@ -163,11 +163,12 @@ class _Work:
             python = str(Path(own) / "bin" / "python")
         else:
             packages = self._cache / "training"
-            if not install_packages(TRAINING_PACKAGES, packages, "torch to train pairs (about 2 GB)", self._say):
+            what = "torch to train pairs (1 GB; several where pip takes the build with CUDA)"
+            if not install_packages(TRAINING_PACKAGES, packages, what, self._say):
                 self.failed |= dict.fromkeys(missing, "torch could not be installed, so it was not trained")
                 return
             environment["PYTHONPATH"] = str(packages)
-        self._say("training models (about ten minutes, once)")
+        self._say("training models on one core (some ten minutes where nothing else runs, once)")
         command = [python, "-W", "ignore", str(TRAINER), str(self._folder), "--only", *missing]
         try:
             # Its progress is ours: it prints on standard error alone.
