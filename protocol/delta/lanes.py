@@ -35,11 +35,9 @@ MOST_A_LANE: Final = 1 << 10  # symbols of a kind, as long as lanes are fewer
 # Of the type of the states: numpy is several times faster when it need not convert.
 _TABLE_BITS: Final = np.uint32(TABLE_BITS)
 _SLOT_MASK: Final = np.uint32((1 << TABLE_BITS) - 1)
-_BIAS_AT: Final = np.uint32(8)  # in what stands behind a slot: above the symbol
-_FREQUENCY_AT: Final = np.uint32(8 + TABLE_BITS)
 _WORD_BITS: Final = np.uint32(16)
 _START: Final = np.uint32(STATE_START)
-SLOTS_AT_ONCE: Final = 8  # contexts: what is in memory meanwhile
+SLOTS_AT_ONCE: Final = 16  # contexts: what is in memory meanwhile
 _READ_BYTES: Final = 8  # hold any 32 bits, wherever in a byte they begin
 
 
@@ -61,49 +59,47 @@ class Table:
         self._counts = np.empty((contexts, symbols), np.int64)
         self._counts[:] = prior
         self._memory = memory * COUNT_STEP
-        self._waiting: list[tuple[Contexts, Symbols]] = []
+        self._waiting: list[Contexts] = []
         self._waiting_symbols = 0
         self._seen_symbols = 0
         self._news = np.zeros(contexts, np.int64)  # what each context's slots do not know yet
         self._frequency = np.empty((contexts, symbols), np.uint32)
         self._first = np.empty((contexts, symbols), np.uint32)
-        self._slots: npt.NDArray[np.uint32] | None = None
+        self._slots: Symbols | None = None  # of each slot its symbol; a writer needs none
         self._make(np.arange(contexts))
 
     def read(self, contexts: Contexts, states: States) -> tuple[Symbols, States]:
         """The symbols that states stand for and the states behind them, not yet renormalised; learns the symbols."""
-        if self._slots is None:  # a writer needs none, and contexts that do not occur take no memory
-            self._slots = np.zeros((self.contexts, 1 << self.bits), np.uint32)
+        if self._slots is None:
+            self._slots = np.empty((self.contexts, 1 << self.bits), np.uint8)
+            self._make_slots(np.arange(self.contexts))
+        slots = states & _SLOT_MASK
         place = contexts << self.bits
-        place += states & _SLOT_MASK
-        packed = self._slots.ravel().take(place)
-        if not packed.all():  # a frequency is never 0
-            self._make_slots(np.unique(contexts[packed == 0]))
-            packed = self._slots.ravel().take(place)
+        place += slots
+        symbols: Symbols = self._slots.ravel().take(place)
+        cells = contexts * self.symbols
+        cells += symbols
         states = states >> _TABLE_BITS
-        states *= packed >> _FREQUENCY_AT
-        bias = packed >> _BIAS_AT
-        bias &= _SLOT_MASK
-        states += bias
-        symbols: Symbols = packed.astype(np.uint8)  # its lowest byte
-        self._learn(contexts, symbols)
+        states *= self._frequency.ravel().take(cells)
+        slots -= self._first.ravel().take(cells)
+        states += slots
+        self._learn(cells)
         return symbols, states
 
     def ranges(self, contexts: Contexts, symbols: Symbols) -> tuple[States, States]:
         """Frequency and first slot of each symbol, and learns them."""
         cells = contexts * self.symbols + symbols
         ranges = self._frequency.ravel().take(cells), self._first.ravel().take(cells)
-        self._learn(contexts, symbols)
+        self._learn(cells)
         return ranges
 
-    def _learn(self, contexts: Contexts, symbols: Symbols) -> None:
-        self._waiting.append((contexts, symbols))
-        self._waiting_symbols += symbols.size
+    def _learn(self, cells: Contexts) -> None:
+        """Learns symbols in their contexts: `context * symbols + symbol` of each."""
+        self._waiting.append(cells)
+        self._waiting_symbols += cells.size
         if self._waiting_symbols < min(self._seen_symbols // LEARN_SHARE, MOST_WAITING):
             return
-        cells = np.concatenate([some for some, _ in self._waiting])
-        cells *= self.symbols
-        cells += np.concatenate([some for _, some in self._waiting])
+        cells = np.concatenate(self._waiting)
         seen = np.bincount(cells, minlength=self._counts.size).reshape(self._counts.shape)
         self._counts += seen * COUNT_STEP
         self._news += seen.sum(axis=1) * COUNT_STEP
@@ -126,18 +122,15 @@ class Table:
         self._frequency[touched] = frequency
         self._first[touched] = frequency.cumsum(axis=1) - frequency
         if self._slots is not None:
-            for at in range(0, touched.size, SLOTS_AT_ONCE):
-                self._make_slots(touched[at : at + SLOTS_AT_ONCE])
+            self._make_slots(touched)
 
     def _make_slots(self, touched: Contexts) -> None:
-        """What a reader finds behind a slot: the symbol, how far the slot is from its first, its frequency."""
         assert self._slots is not None
-        frequency = self._frequency[touched]
-        # Below zero, and so modulo 2^32, until the slot is added.
-        packed = (frequency << _FREQUENCY_AT) - (self._first[touched] << _BIAS_AT) + np.arange(self.symbols, dtype="u4")
-        some = packed.ravel().repeat(frequency.ravel()).reshape(touched.size, -1)
-        some += np.arange(1 << self.bits, dtype=np.uint32) << _BIAS_AT
-        self._slots[touched] = some
+        symbols = np.arange(self.symbols, dtype=np.uint8)
+        for at in range(0, touched.size, SLOTS_AT_ONCE):
+            some = touched[at : at + SLOTS_AT_ONCE]
+            slots = np.tile(symbols, some.size).repeat(self._frequency[some].ravel())
+            self._slots[some] = slots.reshape(some.size, -1)
 
 
 class Bits(Table):
@@ -157,7 +150,7 @@ class Bits(Table):
     def read(self, contexts: Contexts, states: States) -> tuple[Symbols, States]:
         """As `Table`."""
         symbols, states = read_flags(self._frequency[:, 0].take(contexts), states, self.bits)
-        self._learn(contexts, symbols)
+        self._learn(2 * contexts + symbols)
         return symbols, states
 
 

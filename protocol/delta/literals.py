@@ -9,6 +9,7 @@ which of them to trust.
 All is integers, and slow (about ten thousand bytes a second): it is for a few kilobytes in a group at most.
 """
 
+from bisect import bisect_left
 from typing import Final
 
 import numpy as np
@@ -20,9 +21,9 @@ AROUND_BYTES: Final = 4096  # of the base before a place, and behind it
 REMEMBERED: Final = 4096  # new bytes of the group
 ORDERS: Final = (6, 3, 2, 1)  # so many bytes in front are looked for
 PLACES: Final = 32  # of each are looked at, the latest
-_MOST_COUNT: Final = 3
 _INPUTS: Final = len(ORDERS) + 4
 _PATIENCE_BITS: Final = 14
+_MANY: Final = 15  # of followers, which contexts tell no further apart
 _LIKELY_BYTES: Final = bytes(range(32, 127)) + bytes(8) + b"\n  " + b"0123456789abcdefghijklmnopqrstuvwxyz" * 2
 """How often each byte was there before any was: in most files it is text, numbers and zeros."""
 
@@ -67,7 +68,7 @@ class Literals:
         last, moves = self._last, self._moves
         self._moves = []
         for at in range(length):
-            followers = [_followers(history, order) for order in ORDERS]
+            followers = [sorted(_followers(history, order)) for order in ORDERS]
             old = after[at] if at < len(after) else -1
             moved = old + moves[at] & 0xFF if old >= 0 and at < len(moves) else -1
             again = last[at] if at < len(last) else -1
@@ -87,53 +88,50 @@ class Literals:
     def _code_byte(
         self, followers: list[list[int]], below: list[int], guesses: tuple[int, ...], hits: list[int], given: int
     ) -> int:
+        """Codes one byte; `followers` are sorted, so those that begin as its bits so far are a run of them."""
         cells, odds_of, weights_of = self._cells, self._odds, self._weights
+        runs = [(order, behind, 0, len(behind)) for order, behind in enumerate(followers) if behind]
+        guessed = [(number, guess | 256) for number, guess in enumerate(guesses) if guess >= 0]
         node = 1
         for place in range(7, -1, -1):
             low = node << place + 1 & 0xFF
             middle, high = low + (1 << place), low + (2 << place)
             ones, both = below[high] - below[middle], below[high] - below[low]
-            odds = [odds_of[(ones * 32 + 16) * 4096 // (both * 32 + 32)]]
-            keys = []
-            chances = []
-            deepest = 0
-            for order, bytes_behind in enumerate(followers):
-                if not bytes_behind:
-                    odds.append(0)
-                    continue
-                if not deepest:
-                    deepest = len(ORDERS) - order
-                ones = sum(byte >> place & 1 for byte in bytes_behind)
-                zeros = len(bytes_behind) - ones
-                key = order << 8 | min(ones, 15) << 4 | min(zeros, 15)
+            told = [(0, odds_of[(ones * 32 + 16) * 4096 // (both * 32 + 32)])]  # what says something, and its odds
+            learning = []
+            halves = []
+            for order, behind, first, end in runs:
+                half = bisect_left(behind, middle, first, end)
+                halves.append(half)
+                zeros, ones = half - first, end - half
+                key = order << 8 | (ones if ones < _MANY else _MANY) << 4 | (zeros if zeros < _MANY else _MANY)
                 chance = cells.get(key, -1)
                 if chance < 0:
                     chance = (ones * 3 + 1) * CERTAIN // ((ones + zeros) * 3 + 2)
-                keys.append(key)
-                chances.append(chance)
-                odds.append(odds_of[chance >> 4])
-            for number, guess in enumerate(guesses):
-                if guess >= 0 and (guess | 256) >> place + 1 == node:
+                learning.append((key, chance))
+                told.append((1 + order, odds_of[chance >> 4]))
+            for number, guess in guessed:
+                if guess >> place + 1 == node:
                     key = (8 + number) << 8 | hits[number] + 1 << 4 | (place < 7) << 1 | guess >> place & 1
                     chance = cells.get(key, CERTAIN // 2)
-                    keys.append(key)
-                    chances.append(chance)
-                    odds.append(odds_of[chance >> 4])
-                else:
-                    odds.append(0)
-            weights = weights_of[deepest]
-            mixed = sum(map(int.__mul__, weights, odds)) >> 16
-            chance_of_one = self._chance[min(max(mixed, -MOST_ODDS), MOST_ODDS) + MOST_ODDS]
+                    learning.append((key, chance))
+                    told.append((1 + len(ORDERS) + number, odds_of[chance >> 4]))
+            weights = weights_of[len(ORDERS) - runs[0][0] if runs else 0]
+            mixed = 0
+            for index, odds in told:
+                mixed += weights[index] * odds
+            chance_of_one = self._chance[min(max(mixed >> 16, -MOST_ODDS), MOST_ODDS) + MOST_ODDS]
             bit = self._numbers.given(CERTAIN - chance_of_one, given >> place & 1)
             error = (bit << 16) - chance_of_one
-            for number, odd in enumerate(odds):
-                weights[number] += odd * error >> _PATIENCE_BITS
+            for index, odds in told:
+                weights[index] += odds * error >> _PATIENCE_BITS
             target = CERTAIN - 16 if bit else 16
-            for key, chance in zip(keys, chances, strict=True):
+            for key, chance in learning:
                 cells[key] = chance + ((target - chance) * 5 >> 5)
-            for number, bytes_behind in enumerate(followers):
-                if bytes_behind:
-                    followers[number] = [byte for byte in bytes_behind if byte >> place & 1 == bit]
+            if bit:
+                runs = [(run[0], run[1], half, run[3]) for run, half in zip(runs, halves, strict=True) if half < run[3]]
+            else:
+                runs = [(run[0], run[1], run[2], half) for run, half in zip(runs, halves, strict=True) if run[2] < half]
             node = node << 1 | bit
         return node & 0xFF
 

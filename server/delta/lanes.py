@@ -11,7 +11,7 @@ LANES_BITS: Final = 9  # fewer decode too slowly, more begin with too many unlea
 ELEMENTS_A_LANE: Final = 256
 FEW_ELEMENTS: Final = 1 << 14  # decode in no time: here it is the lanes that cost, three bytes each
 FEW_A_LANE: Final = 1024
-BYTES_A_LANE: Final = 512
+BYTES_A_LANE: Final = 256
 MORE_LANES: Final = ((11, 800_000), (10, 160_000))  # of streams that take so many bytes: beside them lanes are little
 LEAST_A_LANE: Final = 600  # elements, there
 
