@@ -144,7 +144,7 @@ def held_bytes(kind: int, length_bytes: int) -> int:
     """
     if kind == BEHIND:
         return -(-3 * length_bytes // 2)
-    return -(-2 * length_bytes // 3) if kind in (CODE, EDITS) else length_bytes
+    return -(-3 * length_bytes // 4) if kind in (CODE, EDITS) else length_bytes
 
 
 def write_group(output_bytes: int, control: bytes, streams: list[tuple[int, int, bytes]]) -> bytes:

@@ -103,7 +103,11 @@ class GroupPlan:
         room = limits.GROUP_OUTPUT_BYTES - self.output_bytes
         if piece.how not in _UNCODED:
             held = limits.GROUP_CODED_BYTES - self.held_bytes
-            room = min(room, held * 2 // 3 if piece.how in _HEAVY else held * (3 if piece.how in _ROOMY else 2) // 2)
+            if piece.how in _HEAVY:
+                held = held * 2 // 3
+            elif piece.how in _ROOMY:
+                held = held * 4 // 3
+            room = min(room, held)
         if piece.how in WHOLE:
             return piece.length if piece.length <= room else 0
         if room >= piece.length:
@@ -117,7 +121,7 @@ class GroupPlan:
         self.pieces.append(piece)
         self.output_bytes += piece.length
         if piece.how not in _UNCODED:
-            roomy = -(-2 * piece.length // 3) if piece.how in _ROOMY else piece.length
+            roomy = -(-3 * piece.length // 4) if piece.how in _ROOMY else piece.length
             self.held_bytes += -(-3 * piece.length // 2) if piece.how in _HEAVY else roomy
 
 
