@@ -30,7 +30,8 @@ MOST_SECONDS = 30  # of processor time for one case: these are small
 FILES, CHOICES = 150, 180  # first bytes
 CHOICE_BYTES = 400
 CHOSEN = 200  # cases of choices to begin with
-MOST_MIB = 2048  # of the whole process with its instrumentation; memory for each group has a test of its own
+# Of the whole process: its instrumentation keeps some 75 KiB a case. Memory for each group has a test of its own.
+MOST_MIB = 8192
 
 
 def main() -> None:

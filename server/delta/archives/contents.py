@@ -15,9 +15,8 @@ from server.delta.pieces import How, Piece
 
 LOOKED_AT_BYTES: Final = 4096  # of a file's beginning, to tell text from other bytes
 EXACT_BYTES: Final = limits.MIB // 2  # of a text; a larger one is aligned like other bytes
-MEMBERS_SHARE: Final = (
-    3  # of the new bytes that may be gzip files, old and new, read as tokens: half a second a megabyte
-)
+# Of the new bytes that may be gzip files, old and new, read as tokens: half a second a megabyte.
+MEMBERS_SHARE: Final = 3
 MANY_CHANGED: Final = 1 / 32  # of the bytes of a run that is like the base
 SHORTEST_COPY_BYTES: Final = 64  # a shorter equal run does not leave the stream of its neighbours
 
