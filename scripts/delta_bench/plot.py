@@ -13,6 +13,7 @@ from scripts.delta_bench.pairs import CLASSES
 from scripts.delta_bench.report import Report, Row
 from scripts.delta_bench.tools import OURS
 
+TOLD_EXACTLY = 10  # a ratio below it has decimals
 LEFT, PLOT, RIGHT = 250, 620, 170  # pixels: names, marks, ratios
 ROW, HEADING, TOP, BOTTOM = 22, 30, 96, 44
 INK, FAINT, GRID, GOOD, BAD = "#1c2430", "#66707d", "#e3e7ec", "#0b7a4b", "#b3261e"
@@ -103,10 +104,15 @@ def _row(report: Report, row: Row, y: float, low: float) -> Iterator[str]:
     failed = [name for name, result in row.results.items() if result.failed]
     note, colour = "", INK
     if row.ratio is not None:
-        note, colour = f"{row.ratio:.3g}", GOOD if row.ratio >= row.pair.kind.goal else BAD
+        note, colour = told_ratio(row.ratio), GOOD if row.ratio >= row.pair.kind.goal else BAD
     if failed:
         note, colour = f"{note} failed: {', '.join(failed)}".strip(), BAD
     yield _text(LEFT + PLOT + 16, y + 4, note, colour=colour, weight="bold")
+
+
+def told_ratio(ratio: float) -> str:
+    """A ratio in three digits or so, cut and not rounded: one that misses its goal must not read like the goal."""
+    return f"{math.floor(ratio * 100 + 1e-9) / 100:.2f}" if ratio < TOLD_EXACTLY else f"{math.floor(ratio)}"
 
 
 def _mark(name: str, x: float, y: float) -> str:

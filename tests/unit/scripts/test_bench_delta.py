@@ -30,6 +30,7 @@ from scripts.delta_bench.pairs import (
     class_of,
     find_pairs,
 )
+from scripts.delta_bench.plot import told_ratio
 from scripts.delta_bench.runs import RunError, measured, size_of
 from scripts.delta_bench.tools import Tool
 
@@ -311,3 +312,10 @@ def test_a_pair_that_cannot_be_prepared_is_named_and_the_rest_goes_on(
     said.clear()
     assert prepare.prepare(tmp_path / "pairs", tmp_path, said.append, quick=True) == failed
     assert said == ["preparing silero-vad-retrained"]  # what is there stays
+
+
+@pytest.mark.parametrize(
+    ("ratio", "told"), [(1.4964, "1.49"), (1.5, "1.50"), (1.15, "1.15"), (0.9999, "0.99"), (918.99, "918")]
+)
+def test_what_misses_a_goal_is_not_drawn_as_the_goal(ratio: float, told: str) -> None:
+    assert told_ratio(ratio) == told
