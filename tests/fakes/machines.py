@@ -53,6 +53,8 @@ class Bench:
         self.own_budget = Budget()
         self.on_sleep: Callable[[float], None] = lambda _: None
         self.last_status: UpdateStatus | None = None
+        self.is_dead = False  # for a test that takes the machine down
+        self.open_db: Callable[[Path], StateDb] = StateDb
         self.db: StateDb
         self.store: Store
         self.updater: Updater
@@ -69,7 +71,7 @@ class Bench:
 
     def boot(self) -> Updater:
         """Builds everything anew on the same folder, as a start of the agent does."""
-        self.db = StateDb(self.folder / "state.db")
+        self.db = self.open_db(self.folder / "state.db")
         self.store = Store(self.folder / "store", disk=self.disk, free=lambda _: self.free_bytes)
         totals = Totals(self.db)
         transfer = Transfer(

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+from signing.durable import TEMPORARY_PREFIX
+
 
 class Promises:
     """What somebody was told, in order. It lies outside the folder that is cut: a promise cannot be taken back.
@@ -35,7 +37,8 @@ class Promises:
 class Workload(Protocol):
     """Real work on `home/state`. What other computers hold lies in `home/world`, and is not hurt by the cut.
 
-    A workload is the same each time: what it draws by chance it draws in `prepare`, or from a seed.
+    A workload is the same each time: what it draws by chance it draws in `prepare`, or from a seed. `world` stays as
+    `prepare` made it: what other computers have learnt since is in the promises, which a cut cannot hurt either.
     """
 
     name: str
@@ -60,3 +63,8 @@ class Workload(Protocol):
         Raises:
             AssertionError: A promise was broken, or an invariant; its text says which.
         """
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """What a write that was cut left behind: temporary files and folders of `signing.durable`, anywhere in `folder`."""
+    return sorted(folder.rglob(f"{TEMPORARY_PREFIX}*"))

@@ -1,0 +1,3 @@
+"""Faults that break the product on purpose."""
+
+FAULTS = {}

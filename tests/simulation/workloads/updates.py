@@ -1,0 +1,237 @@
+"""Updates on the real updater, store, accounts and transfer: one that is kept, one that fails, one that kills."""
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from device.state_db import StateDb
+from device.store import Store
+from device.update.memory import floors_of
+from device.update.ports import Health
+from device.update.states import State
+from protocol.limits import KIB
+from protocol.objects import TransferPlan
+from protocol.release import TrialRules
+from tests.fakes.machines import Bench
+from tests.fakes.patches import PlainPatch
+from tests.fakes.updates import BlobSource, Release, noise, terms
+from tests.simulation.workload import Promises, leftovers
+
+CHUNK = 64 * KIB
+LIVES = 12  # more than any release may take down
+
+
+class Told(StateDb):
+    """Says what became durable, in the moment in which the product may count on it."""
+
+    promise: Promises
+    said: set[str]
+
+    def say(self, what: str) -> None:
+        if what not in self.said:
+            self.said.add(what)
+            self.promise(what)
+
+    def write_record(self, record, *, floors=None, statuses=(), refusal=None, facts=None):
+        statuses = tuple(statuses)
+        super().write_record(record, floors=floors, statuses=statuses, refusal=refusal, facts=facts)
+        if record.state is not State.IDLE and record.offer is not None:
+            self.say(f"accepted {record.offer.release.version}")
+        if floors:
+            self.promise(f"committed {record.committed.version}")
+        if refusal is not None:
+            self.promise(f"refused {refusal.release}")
+        for status in statuses:
+            self.promise(f"told {status.id}")
+
+    def count_all(self, more, facts):
+        super().count_all(more, facts)
+        self.promise(f"counted {sum(more.values())}")
+
+
+class Died(BaseException):
+    """The release took the machine down. Nothing of ours may catch it."""
+
+
+class Updating:
+    """A machine on the release OLD is offered NEW.
+
+    Args:
+        name: Of the workload.
+        old: Installed.
+        new: Offered.
+        plan: By which it travels; its own when None.
+        blobs: What travels besides the releases' own.
+    """
+
+    expected = "committed"
+    ends = 1
+
+    def __init__(
+        self,
+        name: str,
+        old: Release,
+        new: Release,
+        plan: TransferPlan | None = None,
+        blobs: dict[str, bytes] | None = None,
+    ) -> None:
+        self.name = name
+        self.old = old
+        self.new = new
+        self.plan = plan or new.plan
+        self.blobs = blobs or {}
+
+    def prepare(self, home: Path) -> None:
+        state = home / "state"
+        state.mkdir(mode=0o700)
+
+        async def install() -> None:
+            bench = Bench(state, self.source())
+            async with bench.running():
+                await bench.install(self.old)
+            bench.boot()
+            bench.db.drop_statuses(status.id for status in bench.db.pending_statuses(100))
+            bench.db.close()
+
+        asyncio.run(install())
+
+    def act(self, home: Path, promise: Promises) -> None:
+        told = type("Told", (Told,), {"promise": promise, "said": set()})
+        asyncio.run(self.play(home / "state", told, is_offered=True))
+
+    def recover(self, home: Path, promised: Sequence[str]) -> None:
+        # What was accepted needs no second word of the server; what was not is offered again at the next contact.
+        offered = f"accepted {self.new.version}" not in promised
+        asyncio.run(self.play(home / "state", StateDb, is_offered=offered))
+
+    def check(self, home: Path, promised: Sequence[str]) -> None:
+        state = home / "state"
+        db = StateDb(state / "state.db")
+        try:
+            record, refusals, statuses = db.record(), db.refusals(), db.pending_statuses(1000)
+            floors, counters = db.floors("update/"), db.counters()
+        finally:
+            db.close()
+        kept = self.new if self.expected == "committed" else self.old
+        assert record.state is State.IDLE, record
+        assert record.last is not None, record
+        assert record.last.outcome == self.expected, record
+        assert record.committed is not None, record
+        assert (record.committed.digest, record.active) == (kept.digest, kept.digest), record
+        assert floors == floors_of(record.committed), "the floor is that of what was committed"
+        assert (state / "active").readlink() == Path(f"sets/{kept.digest}"), "the link follows the record"
+        named = {held.digest: held for held in (record.committed, record.previous) if held is not None}
+        releases = [release for release in (self.old, self.new) if release.digest in named]
+        wanted = {name for release in releases for name in (*release.artifacts, release.digest)}
+        assert {path.name for path in (state / "sets").iterdir()} == set(named)
+        assert {path.name for path in (state / "store/sha256").iterdir()} == wanted, "the store holds what is named"
+        store = Store(state / "store", keep_free_bytes=0)
+        assert all(store.is_whole(name) for name in wanted), "what the record names is whole"
+        assert list((state / "store/parts").iterdir()) == [], "nothing of the download stays"
+        assert leftovers(state) == [], "nothing of a write stays"
+        assert [refusal.release for refusal in refusals] == (
+            [self.new.version] if self.expected == "rolled-back" else []
+        )
+        # What was told the machine's owner, or may have been told the server.
+        known = {status.id for status in statuses}
+        assert {line.split()[1] for line in promised if line.startswith("told ")} <= known, "no word is taken back"
+        ends = [status.outcome for status in statuses if status.outcome and status.outcome != "deferred"]
+        assert ends == [self.expected] * self.ends, "each end is told once"
+        counted = sum(int(line.split()[1]) for line in promised if line.startswith("counted "))
+        assert sum(counters.values()) >= counted, "what was counted stays counted"
+        if f"committed {self.new.version}" in promised:
+            assert kept is self.new, "what was committed is never taken back"
+
+    def source(self) -> BlobSource:
+        found = BlobSource(self.old, self.new, chunk_bytes=CHUNK)
+        found.blobs.update(self.blobs)
+        return found
+
+    def bench(self, state: Path) -> Bench:
+        """The machine and its world."""
+        return Bench(state, self.source())
+
+    async def play(self, state: Path, open_db: type[StateDb], *, is_offered: bool) -> None:
+        """Lives until the update is over; a life ends when the release takes the machine down."""
+        for _ in range(LIVES):
+            bench = self.bench(state)
+            bench.open_db = open_db
+            with contextlib.suppress(Died):
+                return await self.live(bench, is_offered=is_offered)
+            is_offered = False
+        raise AssertionError(f"{LIVES} lives, and it still tries")
+
+    async def live(self, bench: Bench, *, is_offered: bool) -> None:
+        async with bench.running() as updater:
+            if updater.record.state is not State.TRIAL:
+                assert bench.workers.serving == updater.record.active, "what is active serves before any contact"
+            if is_offered:
+                assignment = msgspec.structs.replace(self.new.assignment(), plan=self.plan)
+                await updater.offer(assignment, self.new.manifest_bytes, terms(self.old, self.new), may_install=True)
+            await bench.until(lambda: self.is_over(bench) or bench.is_dead)
+
+    def is_over(self, bench: Bench) -> bool:
+        record = bench.updater.record
+        return (
+            record.state is State.IDLE
+            and record.last is not None
+            and record.last.release.digest == self.new.digest
+            and record.offer is None
+        )
+
+
+class RollingBack(Updating):
+    """The new release crashes in its trial."""
+
+    expected = "rolled-back"
+
+    def bench(self, state: Path) -> Bench:
+        bench = super().bench(state)
+        bench.workers.shown[self.new.digest] = Health(digest=self.new.digest, serving=True, crashes=("SIGSEGV",))
+        return bench
+
+
+class Dying(Updating):
+    """The new release takes the whole machine down each time that it serves."""
+
+    expected = "unfinished"
+    ends = 2  # it is tried again once
+
+    def bench(self, state: Path) -> Bench:
+        bench = super().bench(state)
+        converge = bench.workers.converge
+
+        async def die(release) -> None:
+            await converge(release)
+            if release is not None and release.digest == self.new.digest:
+                bench.is_dead = True
+                raise Died
+
+        bench.workers.converge = die
+        return bench
+
+
+def _patched() -> Updating:
+    """Most of the new release comes as a patch: three groups in two segments."""
+    old = Release("1.0.0", 1, noise(60_000, 1))
+    groups = [(0, 50_000, 9000), (5, 40_000, 260_000), (7, 10_000, 3000)]
+    patch = PlainPatch(groups, base=old.model, is_indexed=True)
+    new = Release("1.1.0", 2, patch.result)
+    whole = next(step for step in new.plan.steps if step.artifact == patch.step.artifact)
+    delta = msgspec.structs.replace(patch.step, full_bytes=whole.travels_bytes())
+    steps = tuple(delta if step is whole else step for step in new.plan.steps)
+    plan = TransferPlan(steps=steps, full_bytes=new.plan.travels_bytes())
+    return Updating("update", old, new, plan, patch.blobs)
+
+
+def workloads() -> list[Updating]:
+    old = Release("1.0.0", 1, noise(4000, 1))
+    impatient = TrialRules(healthy_s=3.0, min_healthy_s=1.0, max_failed_starts=2, min_inferences=10, max_retries=1)
+    return [
+        _patched(),
+        RollingBack("rollback", old, Release("1.1.0", 2, noise(4000, 2))),
+        Dying("dying", old, Release("1.1.0", 2, noise(4000, 2), trial=impatient)),
+    ]
