@@ -1,6 +1,6 @@
 """All workloads, by name."""
 
 from tests.simulation.workload import Workload
-from tests.simulation.workloads import updates
+from tests.simulation.workloads import outbox, updates
 
-WORKLOADS: dict[str, Workload] = {work.name: work for work in updates.workloads()}
+WORKLOADS: dict[str, Workload] = {work.name: work for work in (*updates.workloads(), *outbox.workloads())}

@@ -1,0 +1,209 @@
+"""Results on the real outbox and drain: rows that wait, a server that takes them, answers that get lost, a full budget.
+
+A row's promise names it by epoch, lane and number, with the hash of its bytes; the server promises what it ingested.
+"""
+
+import asyncio
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from device.drain import Drain
+from device.outbox import schema
+from device.outbox.book import load
+from device.outbox.box import MIN_BUDGET_BYTES, Outbox
+from device.outbox.damage import quarantined
+from protocol.errors import LinkError
+from protocol.ids import digest
+from protocol.limits import KIB
+from protocol.results import LANES, SignedBatch, open_batch
+from protocol.wire import unpack
+from tests.fakes.sync_server import FakeServer
+from tests.fakes.trust import FakeTrust
+from tests.fakes.updates import noise
+from tests.simulation.workload import Promises, leftovers
+
+DEVICE = "tractor-1"
+KEY = ec.derive_private_key(4711, ec.SECP256R1())
+AMPLE = 1 << 24
+
+RowName = tuple[str, str, int]
+"""Epoch, lane, number."""
+
+
+class Server(FakeServer):
+    """Takes rows for good, and only then answers."""
+
+    def __init__(self, promise: Promises) -> None:
+        super().__init__(KEY.public_key())
+        self.promise = promise
+
+    async def post(self, path, body, **more):
+        batch = open_batch(unpack(body, SignedBatch, limit=len(body)))
+        for part in batch.lanes:
+            for number, row in enumerate(part.rows, start=part.first):
+                self.promise(f"ingested {batch.epoch} {part.lane} {number} {digest(row)}")
+        return await super().post(path, body, **more)
+
+
+class Queueing:
+    """Rows in, batches out, receipts back.
+
+    Args:
+        name: Of the workload.
+        budget_bytes: Of the outbox.
+    """
+
+    def __init__(self, name: str, budget_bytes: int = AMPLE) -> None:
+        self.name = name
+        self.budget_bytes = budget_bytes
+
+    def prepare(self, home: Path) -> None:
+        (home / "state").mkdir(mode=0o700)
+
+        async def make() -> None:
+            box = await self.opened(home)
+            await box.meet_generation("a" * 32)
+            await box.close()
+
+        asyncio.run(make())
+
+    def act(self, home: Path, promise: Promises) -> None:
+        async def work() -> None:
+            box = await self.opened(home)
+            try:
+                await self.fill(box, promise)
+            finally:
+                await box.close()
+
+        asyncio.run(work())
+
+    async def fill(self, box: Outbox, promise: Promises) -> None:
+        server = Server(promise)
+        drain = Drain(box, server, FakeTrust(), KEY)
+        for number in range(3):
+            await enqueue(box, promise, "results", number)
+        await enqueue(box, promise, "alarms", 0)
+        await asyncio.gather(*(enqueue(box, promise, "results", number) for number in range(3, 8)))
+        await drain.run()
+        promise(f"settled {sum(counts.receipted for counts in box.counts().values())}")
+        await enqueue(box, promise, "results", 8)
+        await enqueue(box, promise, "alarms", 1)
+        server.cut_answers = 1
+        try:
+            await drain.run()
+        except LinkError:
+            await enqueue(box, promise, "results", 9)
+        await box.begin_epoch()
+        await enqueue(box, promise, "results", 10)
+        await drain.run()
+        await enqueue(box, promise, "alarms", 2)
+        await box.next_batch()
+
+    def recover(self, home: Path, promised: Sequence[str]) -> None:
+        known = rows_of(promised, "row") | rows_of(promised, "ingested")
+
+        async def start() -> None:
+            box = await self.opened(home)
+            try:
+                await box.meet_generation("a" * 32)
+                for lane in LANES:
+                    number = await box.enqueue(lane, f"after the cut, {lane}".encode())
+                    assert (box.epoch, lane, number) not in known, "a number is used once"
+                assert await box.next_batch() is not None
+            finally:
+                await box.close()
+
+        asyncio.run(start())
+
+    def check(self, home: Path, promised: Sequence[str]) -> None:
+        path = home / "state/outbox.db"
+        connection = schema.open_reader(path)
+        try:
+            book = load(connection)
+            bodies = {
+                (book.epochs[epoch], lane, number): digest(body)
+                for epoch, lane, number, body in connection.execute("SELECT epoch, lane, seq, body FROM rows")
+            }
+            losses = connection.execute("SELECT epoch, lane, first, last FROM losses WHERE exact = 1").fetchall()
+        finally:
+            connection.close()
+        rows, ingested = rows_of(promised, "row"), rows_of(promised, "ingested")
+        accounts = {(book.epochs[epoch], lane): facts for (epoch, lane), facts in book.lanes.items()}
+        recorded = {
+            (book.epochs[epoch], lane, number)
+            for epoch, lane, first, last in losses
+            for number in range(first, last + 1)
+        }
+        for name, sha256 in rows.items():
+            epoch, lane, number = name
+            facts = accounts[epoch, lane]
+            if facts.queued.within(number, number):
+                assert bodies.get(name) == sha256, f"{name} waits, but not as it was enqueued"
+            elif facts.lost.within(number, number):
+                assert self.budget_bytes < AMPLE, f"{name} was lost with room for it"
+                assert name in recorded, f"{name} was lost without a record"
+            else:
+                assert name in ingested, f"{name} is gone, and no server has it"
+        for name, sha256 in ingested.items():
+            assert bodies.get(name, sha256) == sha256, f"the number of {name} was used again"
+        for (epoch, lane), facts in accounts.items():
+            settled = facts.receipted.union(facts.gone)
+            for first, last in settled:
+                assert all((epoch, lane, number) in ingested for number in range(first, last + 1)), (epoch, lane)
+            assert facts.produced == len(facts.queued) + len(settled) + len(facts.lost)
+        kept = sum(len(facts.receipted) + len(facts.gone) for facts in accounts.values())
+        assert kept >= max((int(line.split()[1]) for line in promised if line.startswith("settled ")), default=0)
+        assert quarantined(path) == [], "no cut damages the file"
+        assert leftovers(home / "state") == []
+
+    async def opened(self, home: Path) -> Outbox:
+        return await Outbox.opened(
+            home / "state/outbox.db",
+            DEVICE,
+            budget_bytes=self.budget_bytes,
+            now_ms=lambda: 5,
+            draw_token=lambda: secrets.token_hex(16),
+        )
+
+
+class Overflowing(Queueing):
+    """More rows than the budget holds: first those go that the server has, then others, each in a loss record."""
+
+    async def fill(self, box: Outbox, promise: Promises) -> None:
+        drain = Drain(box, Server(promise), FakeTrust(), KEY)
+        await enqueue(box, promise, "results", *range(8))
+        await drain.run()
+        for first in range(8, 72, 8):
+            await enqueue(box, promise, "results", *range(first, first + 8))
+        await enqueue(box, promise, "alarms", 0)
+        assert box.lost() > 0
+        await drain.run()
+
+
+async def enqueue(box: Outbox, promise: Promises, lane: str, *seeds: int) -> None:
+    """Keeps rows, and promises them."""
+    bodies = [f"{lane} {seed} ".encode() + noise(5 * KIB if len(seeds) > 1 else 100, seed) for seed in seeds]
+    epoch = box.epoch
+    numbers = await box.enqueue_all([(lane, body) for body in bodies])
+    for number, body in zip(numbers, bodies, strict=True):
+        promise(f"row {epoch} {lane} {number} {digest(body)}")
+
+
+def rows_of(promised: Sequence[str], kind: str) -> dict[RowName, str]:
+    """The rows that were promised in this way, with their hashes."""
+    found: dict[RowName, str] = {}
+    for line in promised:
+        said, *rest = line.split()
+        if said == kind:
+            epoch, lane, number, sha256 = rest
+            name = (epoch, lane, int(number))
+            assert found.get(name, sha256) == sha256, f"the number of {name} was given twice"
+            found[name] = sha256
+    return found
+
+
+def workloads() -> list[Queueing]:
+    return [Queueing("outbox"), Overflowing("outbox-full", MIN_BUDGET_BYTES)]
