@@ -1,3 +1,151 @@
-"""Faults that break the product on purpose."""
+"""Faults that break the product on purpose, and what the layers exist for: one that stays green is blind.
 
-FAULTS = {}
+with FAULTS["no start counter"].plant():
+    ...
+"""
+
+import contextlib
+import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+from device import state_db
+from device.outbox.box import Outbox
+from device.outbox.writer import Append
+from device.update import states
+from device.update.states import Event, State
+from server.ingest import Ingest, Ingested
+from server.storage.catalog import Catalog
+from signing import durable
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A fault.
+
+    Args:
+        workload: In which it shows.
+        plant: While its context lasts, the product has the fault.
+        shows_when_killed: A process that is killed shows it; else only a power cut does.
+    """
+
+    workload: str
+    plant: Callable[[], AbstractContextManager[None]]
+    shows_when_killed: bool = True
+
+
+@contextlib.contextmanager
+def _unsynced(is_spared: Callable[[int], bool]) -> Iterator[None]:
+    """`os.fsync` does nothing, but for files whose mode is spared."""
+    fsync = os.fsync
+
+    def forget(fd: int) -> None:
+        if is_spared(os.fstat(fd).st_mode):
+            fsync(fd)
+
+    with mock.patch.object(os, "fsync", forget):
+        yield
+
+
+@contextlib.contextmanager
+def _swap_in_place() -> Iterator[None]:
+    """Files are written over and links made anew, where they lie."""
+
+    def write(disk: durable.Disk, path: Path, data: bytes, mode: int = 0o600) -> None:
+        disk.before("create", path)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+        try:
+            for piece in (data[: len(data) // 2], data[len(data) // 2 :]):
+                disk.before("write", path)
+                os.write(fd, piece)
+            disk.before("fsync", path)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        disk.sync_dir(path.parent)
+
+    def point(disk: durable.Disk, link: Path, target: str) -> None:
+        disk.before("unlink", link)
+        link.unlink(missing_ok=True)
+        disk.before("symlink", link)
+        link.symlink_to(target)
+        disk.sync_dir(link.parent)
+
+    with (
+        mock.patch.multiple(durable.Disk, write=write, point=point),
+        # The module's functions are bound methods, made of the old ones.
+        mock.patch.multiple(durable, write=durable.DISK.write, point=durable.DISK.point),
+    ):
+        yield
+
+
+def _state_skipped() -> AbstractContextManager[None]:
+    """A release is committed without a trial."""
+    return mock.patch.dict(states.NEXT, {(State.ACTIVATE, Event.ACTIVATED): State.COMMIT})
+
+
+def _no_start_counter() -> AbstractContextManager[None]:
+    """A release that takes the machine down is tried again at each start."""
+    return mock.patch.dict(states.RESUME, {State.CHECK: lambda record: record, State.TRIAL: lambda record: record})
+
+
+@contextlib.contextmanager
+def _promise_before_sync() -> Iterator[None]:
+    """The outbox gives a row its number at once, and writes it when it gets to it."""
+    given: dict[tuple[str, str], int] = {}
+
+    async def enqueue_all(box: Outbox, rows) -> list[int]:
+        numbers = []
+        for lane, _ in rows:
+            key = (box.epoch, lane)
+            numbers.append(max(given.get(key, 0), box.positions()[lane].next_seq))
+            given[key] = numbers[-1] + 1
+        box._writer._put(Append(rows, mock.MagicMock()))
+        return numbers
+
+    with mock.patch.object(Outbox, "enqueue_all", enqueue_all):
+        yield
+
+
+def _floor_not_persisted() -> AbstractContextManager[None]:
+    """Floors are raised in words only."""
+    return mock.patch.object(state_db, "_raise_floor", lambda connection, name, value: None)
+
+
+@contextlib.contextmanager
+def _receipt_before_commit() -> Iterator[None]:
+    """The server gives the receipt, and keeps the batch when the next one comes."""
+    late: list[Callable[[], object]] = []
+    take, close = Ingest.take, Catalog.close
+
+    def keep() -> None:
+        while late:
+            late.pop(0)()
+
+    def take_late(ingest: Ingest, data: bytes, device: str) -> Ingested:
+        keep()
+        late.append(lambda: take(ingest, data, device))
+        return Ingested(receipt="", conflicts="")
+
+    def close_late(catalog: Catalog) -> None:
+        keep()
+        close(catalog)
+
+    with mock.patch.object(Ingest, "take", take_late), mock.patch.object(Catalog, "close", close_late):
+        yield
+
+
+FAULTS = {
+    "no fsync of file": Fault("enrolment", lambda: _unsynced(stat.S_ISDIR), shows_when_killed=False),
+    "no fsync of folder": Fault("enrolment", lambda: _unsynced(stat.S_ISREG), shows_when_killed=False),
+    "swap in place": Fault("enrolment", _swap_in_place),
+    "state skipped": Fault("update", _state_skipped),
+    "no start counter": Fault("dying", _no_start_counter),
+    "promise before sync": Fault("outbox", _promise_before_sync),
+    "floor not persisted": Fault("trust", _floor_not_persisted),
+    "receipt before commit": Fault("ingest", _receipt_before_commit),
+}

@@ -32,7 +32,7 @@ def run(step: str, name: str, home: Path, fault: str | None = None) -> None:
         fault: Planted while it runs.
     """
     work = WORKLOADS[name]
-    with FAULTS[fault]() if fault else contextlib.nullcontext():
+    with FAULTS[fault].plant() if fault else contextlib.nullcontext():
         match step:
             case "prepare":
                 home.mkdir(parents=True, exist_ok=True)

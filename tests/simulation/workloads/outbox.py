@@ -4,6 +4,7 @@ A row's promise names it by epoch, lane and number, with the hash of its bytes; 
 """
 
 import asyncio
+import contextlib
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
@@ -92,10 +93,10 @@ class Queueing:
         await enqueue(box, promise, "results", 8)
         await enqueue(box, promise, "alarms", 1)
         server.cut_answers = 1
-        try:
+        with contextlib.suppress(LinkError):
             await drain.run()
-        except LinkError:
-            await enqueue(box, promise, "results", 9)
+        server.cut_answers = 0
+        await enqueue(box, promise, "results", 9)
         await box.begin_epoch()
         await enqueue(box, promise, "results", 10)
         await drain.run()

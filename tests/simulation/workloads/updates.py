@@ -11,7 +11,7 @@ from device.state_db import StateDb
 from device.store import Store
 from device.update.memory import floors_of
 from device.update.ports import Health
-from device.update.states import State
+from device.update.states import State, UpdateRecord
 from protocol.limits import KIB
 from protocol.objects import TransferPlan
 from protocol.release import TrialRules
@@ -171,16 +171,13 @@ class Updating:
             if is_offered:
                 assignment = msgspec.structs.replace(self.new.assignment(), plan=self.plan)
                 await updater.offer(assignment, self.new.manifest_bytes, terms(self.old, self.new), may_install=True)
-            await bench.until(lambda: self.is_over(bench) or bench.is_dead)
+                await bench.until(lambda: self.is_known(updater.record))
+            assert self.is_known(updater.record), "what was accepted is forgotten"
+            await bench.until(lambda: bench.is_dead or is_at_rest(updater.record))
 
-    def is_over(self, bench: Bench) -> bool:
-        record = bench.updater.record
-        return (
-            record.state is State.IDLE
-            and record.last is not None
-            and record.last.release.digest == self.new.digest
-            and record.offer is None
-        )
+    def is_known(self, record: UpdateRecord) -> bool:
+        """Whether the new release is underway, or was."""
+        return record.offer is not None or (record.last is not None and record.last.release.digest == self.new.digest)
 
 
 class RollingBack(Updating):
@@ -212,6 +209,11 @@ class Dying(Updating):
 
         bench.workers.converge = die
         return bench
+
+
+def is_at_rest(record: UpdateRecord) -> bool:
+    """Whether nothing is underway, and nothing will be tried again."""
+    return record.state is State.IDLE and record.offer is None
 
 
 def _patched() -> Updating:
