@@ -1,20 +1,26 @@
 """What became of every number of every lane: the accounts of the outbox, kept beside the rows and small.
 
 Per epoch and lane the numbers from 0 to `next_seq` are each one of: queued, receipted and still held, gone (receipted
-and deleted), lost (with a loss record), or moved (numbered anew in a later epoch). So `produced = queued + receipted +
-gone + lost` can be told without reading a row. `next_seq` is written only where rows are deleted, for as long as a
-lane's newest row is there it tells the number itself: the hot path inserts rows and nothing else.
+and deleted), lost (with a loss record), moved (numbered anew in a later epoch), or astray (looked for in a damaged
+file). So `produced = queued + receipted + gone + lost + astray` can be told without reading a row. `next_seq` is
+written only where rows are deleted, for as long as a lane's newest row is there it tells the number itself: the hot
+path inserts rows and nothing else.
 """
 
 import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Final
+from typing import Any, Final
 
+from device.outbox import losses
+from device.outbox.keys import EPOCH_LIMIT, SEQ_LIMIT, row_id, seal, seq_of
+from device.outbox.schema import sealed
 from device.outbox.spans import EMPTY, Span, Spans
+from protocol.errors import StateError
+from protocol.results import LANES
 
-KINDS: Final = ("receipted", "gone", "moved")
+KINDS: Final = ("receipted", "gone", "moved", "astray")
 GENERATION: Final = "generation"
 
 LaneKey = tuple[int, str]
@@ -32,6 +38,7 @@ class LaneBook:
         gone: Receipted and deleted here.
         moved: Numbered anew in a later epoch.
         lost: Dropped, each with a loss record.
+        astray: Looked for in a damaged file: to be queued, or lost.
     """
 
     next_seq: int = 0
@@ -40,13 +47,14 @@ class LaneBook:
     gone: Spans = EMPTY
     moved: Spans = EMPTY
     lost: Spans = EMPTY
+    astray: Spans = EMPTY
 
     @cached_property
     def queued(self) -> Spans:
         """Held and not receipted: what still has to be sent."""
         if not self.next_seq:
             return EMPTY
-        settled = self.receipted.union(self.gone, self.moved, self.lost)
+        settled = self.receipted.union(self.gone, self.moved, self.lost, self.astray)
         return Spans(((0, self.next_seq - 1),)).minus(settled)
 
     @property
@@ -82,6 +90,11 @@ class Book:
         """The accounts of one lane; empty ones when it never had a row."""
         return self.lanes.get((epoch, lane), LaneBook())
 
+    @cached_property
+    def next_seqs(self) -> dict[str, int]:
+        """The number that the next row of each lane gets."""
+        return {lane: self.lane(self.current, lane).next_seq for lane in LANES}
+
     @property
     def generation(self) -> str | None:
         """The server's generation that was last met."""
@@ -90,22 +103,23 @@ class Book:
 
 def load(connection: sqlite3.Connection) -> Book:
     """Reads the accounts. A book without epochs has `current` 0: the caller makes the first."""
-    epochs = dict(connection.execute("SELECT no, token FROM epochs ORDER BY no").fetchall())
+    epochs = dict(sealed_pairs(connection, "SELECT no, token, made_ms, seal FROM epochs ORDER BY no"))
     lanes: dict[LaneKey, LaneBook] = {
         (epoch, lane): LaneBook(next_seq=next_seq, sent_before=sent_before)
-        for epoch, lane, next_seq, sent_before in connection.execute(
-            "SELECT epoch, lane, next_seq, sent_before FROM lanes"
+        for epoch, lane, next_seq, sent_before in sealed(
+            connection, "SELECT epoch, lane, next_seq, sent_before, seal FROM lanes"
         )
     }
-    # One look-up a lane: SQLite answers max() of a key's last column from the index, where GROUP BY would walk it all.
+    # One look-up a lane: SQLite answers max() of a key within bounds from the tree's edge.
     for key, book in list(lanes.items()):
-        (newest,) = connection.execute("SELECT max(seq) FROM rows WHERE epoch = ? AND lane = ?", key).fetchone()
-        lanes[key] = replace(book, next_seq=max(book.next_seq, 0 if newest is None else newest + 1))
+        bounds = (row_id(*key, 0), row_id(*key, SEQ_LIMIT - 1))
+        (newest,) = connection.execute("SELECT max(id) FROM rows WHERE id BETWEEN ? AND ?", bounds).fetchone()
+        lanes[key] = replace(book, next_seq=max(book.next_seq, 0 if newest is None else seq_of(newest) + 1))
     spans: dict[LaneKey, dict[str, list[Span]]] = {}
-    for epoch, lane, kind, first, last in connection.execute("SELECT epoch, lane, kind, first, last FROM spans"):
+    for epoch, lane, kind, first, last in sealed(connection, "SELECT epoch, lane, kind, first, last, seal FROM spans"):
         spans.setdefault((epoch, lane), {}).setdefault(kind, []).append((first, last))
-    for epoch, lane, first, last in connection.execute("SELECT epoch, lane, first, last FROM losses"):
-        spans.setdefault((epoch, lane), {}).setdefault("lost", []).append((first, last))
+    for loss in losses.all_of(connection):
+        spans.setdefault((loss.epoch, loss.lane), {}).setdefault("lost", []).append((loss.first, loss.last))
     for key, found in spans.items():
         lanes[key] = replace(
             lanes.get(key, LaneBook()),
@@ -113,14 +127,14 @@ def load(connection: sqlite3.Connection) -> Book:
             gone=Spans.of(found.get("gone", ())),
             moved=Spans.of(found.get("moved", ())),
             lost=Spans.of(found.get("lost", ())),
+            astray=Spans.of(found.get("astray", ())),
         )
-    meta = dict(connection.execute("SELECT key, value FROM meta").fetchall())
     return Book(
         current=max(epochs, default=0),
         epochs=epochs,
         lanes=lanes,
-        pending_losses=_pending_losses(connection),
-        meta=meta,
+        pending_losses=losses.pending(connection),
+        meta=dict(sealed_pairs(connection, "SELECT key, value, seal FROM meta")),
     )
 
 
@@ -171,8 +185,8 @@ class Draft:
         """Puts the whole accounts of a lane into the database."""
         old = self.lane(epoch, lane)
         self.connection.execute(
-            "INSERT OR REPLACE INTO lanes(epoch, lane, next_seq, sent_before) VALUES (?, ?, ?, ?)",
-            (epoch, lane, book.next_seq, book.sent_before),
+            "INSERT OR REPLACE INTO lanes(epoch, lane, next_seq, sent_before, seal) VALUES (?, ?, ?, ?, ?)",
+            (*(row := (epoch, lane, book.next_seq, book.sent_before)), seal(*row)),
         )
         for kind in KINDS:
             spans: Spans = getattr(book, kind)
@@ -181,25 +195,29 @@ class Draft:
                     "DELETE FROM spans WHERE epoch = ? AND lane = ? AND kind = ?", (epoch, lane, kind)
                 )
                 self.connection.executemany(
-                    "INSERT INTO spans(epoch, lane, kind, first, last) VALUES (?, ?, ?, ?, ?)",
-                    [(epoch, lane, kind, first, last) for first, last in spans],
+                    "INSERT INTO spans(epoch, lane, kind, first, last, seal) VALUES (?, ?, ?, ?, ?, ?)",
+                    [(*(one := (epoch, lane, kind, *span)), seal(*one)) for span in spans],
                 )
         self._lanes[(epoch, lane)] = book
 
-    def begin_epoch(self, token: str, now_ms: int) -> None:
-        """New rows are numbered from 0 under `token` from here on."""
-        self._current = max(self._epochs, default=0) + 1
-        self._epochs[self._current] = token
-        self.connection.execute("INSERT INTO epochs VALUES (?, ?, ?)", (self._current, token, now_ms))
+    def begin_epoch(self, token: str, now_ms: int, number: int | None = None) -> None:
+        """New rows are numbered from 0 under `token` from here on; `number` is that of an epoch that is taken over."""
+        number = number or max(self._epochs, default=0) + 1
+        if number >= EPOCH_LIMIT:
+            raise StateError("the outbox has had more lives than it can number")
+        self._current = number
+        self._epochs[number] = token
+        row = (number, token, now_ms)
+        self.connection.execute("INSERT INTO epochs(no, token, made_ms, seal) VALUES (?, ?, ?, ?)", (*row, seal(*row)))
 
     def remember(self, key: str, value: str) -> None:
         """Keeps a word of the outbox's own, such as the server's generation."""
-        self.connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+        self.connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?, ?)", (key, value, seal(key, value)))
         self._meta[key] = value
 
     def count_pending_losses(self) -> None:
         """Looks again how many loss records wait for a receipt."""
-        self._pending_losses = _pending_losses(self.connection)
+        self._pending_losses = losses.pending(self.connection)
 
     def book(self) -> Book:
         """The accounts as they are once this transaction committed."""
@@ -212,5 +230,6 @@ class Draft:
         )
 
 
-def _pending_losses(connection: sqlite3.Connection) -> dict[int, int]:
-    return dict(connection.execute("SELECT epoch, count(*) FROM losses WHERE receipted = 0 GROUP BY epoch").fetchall())
+def sealed_pairs(connection: sqlite3.Connection, query: str) -> list[tuple[Any, Any]]:
+    """The first two columns of sealed rows."""
+    return [(key, value) for key, value, *_ in sealed(connection, query)]

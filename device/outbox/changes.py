@@ -8,29 +8,39 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from device.outbox import losses, schema
 from device.outbox.book import GENERATION, Draft
+from device.outbox.keys import SEQ_LIMIT, lane_prefix, row_id, row_seal, seq_of
 from device.outbox.reading import Pick
-from device.outbox.room import loss_record, record_loss
+from device.outbox.room import record_loss
 from device.outbox.spans import EMPTY, Spans
 from protocol.objects import ReceiptsBody, RowRange
 from protocol.results import LANES, BatchBody
 
 
-def insert(draft: Draft, rows: Sequence[tuple[str, bytes]]) -> list[int]:
+def insert(
+    draft: Draft, rows: Sequence[tuple[str, bytes]], fresh_epoch: Callable[[Draft], None] = lambda _: None
+) -> list[int]:
     """Adds rows to the current epoch. Returns the number of each."""
+    if any(draft.lane(draft.current, lane).next_seq + len(rows) > SEQ_LIMIT for lane in LANES):
+        fresh_epoch(draft)
+    epoch, token = draft.current, draft.epochs[draft.current]
     numbers: list[int] = []
     records = []
-    next_seqs: dict[str, int] = {}
+    # By lane: its next number, the key of its number 0, and what its seals begin with.
+    lanes: dict[str, tuple[int, int, int]] = {}
     for lane, body in rows:
-        number = next_seqs.get(lane)
-        if number is None:
-            number = draft.lane(draft.current, lane).next_seq
-        next_seqs[lane] = number + 1
+        known = lanes.get(lane)
+        if known is None:
+            known = draft.lane(epoch, lane).next_seq, row_id(epoch, lane, 0), lane_prefix(token, lane)
+        number, base, prefix = known
+        lanes[lane] = number + 1, base, prefix
         numbers.append(number)
-        records.append((draft.current, lane, number, body, hashlib.sha256(body).digest()))
-    for lane, next_seq in next_seqs.items():
-        draft.grow(lane, next_seq - draft.lane(draft.current, lane).next_seq)
-    draft.connection.executemany("INSERT INTO rows(epoch, lane, seq, body, sha256) VALUES (?, ?, ?, ?, ?)", records)
+        sha256 = hashlib.sha256(body).digest()
+        records.append((base + number, body, sha256, row_seal(prefix, number, sha256)))
+    for lane, (next_seq, _, _) in lanes.items():
+        draft.grow(lane, next_seq - draft.lane(epoch, lane).next_seq)
+    draft.connection.executemany("INSERT INTO rows(id, body, sha256, seal) VALUES (?, ?, ?, ?)", records)
     return numbers
 
 
@@ -39,8 +49,15 @@ def offer(draft: Draft, pick: Pick, now_ms: int) -> bool:
 
     Returns:
         False when the pick is out of date, or held damaged rows, which are counted as lost now.
+
+    Raises:
+        sqlite3.DatabaseError: Rows are not where they should be: the file is damaged.
     """
-    fresh = True
+    for lane, absent in pick.missing.items():
+        facts = draft.lane(pick.epoch, lane)
+        if any(facts.queued.within(first, last) for first, last in absent):
+            raise schema.damaged(f"rows of {lane} are not there")
+    fresh = not pick.missing
     for lane, spans in pick.damaged.items():
         facts = draft.lane(pick.epoch, lane)
         gone = Spans.of(span for first, last in spans for span in facts.queued.within(first, last))
@@ -58,11 +75,8 @@ def offer(draft: Draft, pick: Pick, now_ms: int) -> bool:
         end = part.first + len(part.rows)
         if end > facts.sent_before:
             draft.write(pick.epoch, part.lane, replace(facts, sent_before=end))
-    for loss_id, last in pick.loss_ids:
-        changed = draft.connection.execute(
-            "UPDATE losses SET offered = 1 WHERE id = ? AND last = ?", (loss_id, last)
-        ).rowcount
-        fresh = fresh and changed == 1
+    for loss in pick.losses:
+        fresh = losses.mark_offered(draft.connection, loss) and fresh
     return fresh
 
 
@@ -81,7 +95,7 @@ def apply(draft: Draft, receipt: ReceiptsBody, fresh_epoch: Callable[[Draft], No
             draft.write(number, covered.lane, replace(facts, receipted=facts.receipted.union(news)))
             settled += len(news)
     for covered in receipt.losses:
-        settled += _settle_loss(draft.connection, number, covered)
+        settled += losses.settle(draft.connection, number, covered)
     draft.count_pending_losses()
     return settled
 
@@ -99,10 +113,7 @@ def renumber(draft: Draft, batch: BatchBody, fresh_epoch: Callable[[Draft], None
         for first, last in facts.queued.within(part.first, part.first + len(part.rows) - 1):
             begin = draft.lane(draft.current, part.lane).next_seq
             draft.grow(part.lane, last - first + 1)
-            draft.connection.execute(
-                "UPDATE rows SET epoch = ?, seq = seq - ? + ? WHERE epoch = ? AND lane = ? AND seq BETWEEN ? AND ?",
-                (draft.current, first, begin, number, part.lane, first, last),
-            )
+            _move(draft, part.lane, (number, first), (draft.current, begin), last - first + 1)
             facts = replace(facts, moved=facts.moved.add(first, last))
             moved += last - first + 1
         draft.write(number, part.lane, facts)
@@ -116,35 +127,41 @@ def meet_generation(draft: Draft, generation: str) -> None:
             facts = draft.lane(epoch, lane)
             if facts.receipted:
                 draft.write(epoch, lane, replace(facts, receipted=EMPTY))
-    draft.connection.execute("UPDATE losses SET receipted = 0 WHERE receipted = 1")
+    losses.unsettle(draft.connection)
     draft.count_pending_losses()
     draft.remember(GENERATION, generation)
 
 
+def _move(draft: Draft, lane: str, old: tuple[int, int], new: tuple[int, int], count: int) -> None:
+    """Gives rows the numbers from `new` on in place of those from `old` on: each an epoch and a number."""
+    first = row_id(old[0], lane, old[1])
+    rows = draft.connection.execute(
+        "SELECT id, body, sha256, seal FROM rows WHERE id BETWEEN ? AND ? ORDER BY id", (first, first + count - 1)
+    ).fetchall()
+    before, after = (lane_prefix(draft.epochs[epoch], lane) for epoch in (old[0], new[0]))
+    records = []
+    for key, body, sha256, seal in rows:
+        seq = seq_of(key)
+        number = new[1] + seq - old[1]
+        # A seal that did not hold before must not hold afterwards.
+        whole = row_seal(before, seq, sha256) == seal
+        records.append((row_id(new[0], lane, number), body, sha256, row_seal(after, number, sha256) if whole else -1))
+    draft.connection.execute("DELETE FROM rows WHERE id BETWEEN ? AND ?", (first, first + count - 1))
+    draft.connection.executemany("INSERT INTO rows(id, body, sha256, seal) VALUES (?, ?, ?, ?)", records)
+
+
 def _holds(connection: sqlite3.Connection, epoch: int, covered: RowRange) -> bool:
     """Whether the rows held here are exactly those that the receipt is for."""
+    if covered.lane not in LANES or covered.last >= SEQ_LIMIT:
+        return False
     outer = hashlib.sha256()
-    expected = covered.first
-    for seq, inner in connection.execute(
-        "SELECT seq, sha256 FROM rows WHERE epoch = ? AND lane = ? AND seq BETWEEN ? AND ? ORDER BY seq",
-        (epoch, covered.lane, covered.first, covered.last),
+    expected = row_id(epoch, covered.lane, covered.first)
+    last = row_id(epoch, covered.lane, covered.last)
+    for key, inner in connection.execute(
+        "SELECT id, sha256 FROM rows WHERE id BETWEEN ? AND ? ORDER BY id", (expected, last)
     ):
-        if seq != expected:
+        if key != expected:
             return False
         expected += 1
         outer.update(inner)
-    return expected == covered.last + 1 and outer.hexdigest() == covered.rows_sha256
-
-
-def _settle_loss(connection: sqlite3.Connection, epoch: int, covered: RowRange) -> int:
-    settled = 0
-    for loss_id, reason, at_ms, exact in connection.execute(
-        "SELECT id, reason, at_ms, exact FROM losses "
-        "WHERE epoch = ? AND lane = ? AND first = ? AND last = ? AND receipted = 0",
-        (epoch, covered.lane, covered.first, covered.last),
-    ).fetchall():
-        record = loss_record(covered.lane, covered.first, covered.last, reason=reason, at_ms=at_ms, exact=exact)
-        if hashlib.sha256(record).hexdigest() == covered.rows_sha256:
-            connection.execute("UPDATE losses SET receipted = 1, offered = 1 WHERE id = ?", (loss_id,))
-            settled += 1
-    return settled
+    return expected == last + 1 and outer.hexdigest() == covered.rows_sha256

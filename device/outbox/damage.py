@@ -1,78 +1,181 @@
-"""A damaged outbox: the file is set aside for salvage, and a new one starts with what is known of the loss."""
+"""A damaged outbox: the file is set aside, and a new one begins with the accounts of the old, so that intake goes on.
+
+What was queued in it is *astray* until `salvage.py` has looked for it in the ruins.
+"""
 
 import sqlite3
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from device.outbox.book import Book, Draft, load
-from device.outbox.schema import open_reader
-from device.outbox.spans import EMPTY
+from device.outbox import losses, schema
+from device.outbox.book import GENERATION, Book, Draft, LaneBook, load
+from device.outbox.highwater import Expected
+from device.outbox.losses import LossRow
+from device.outbox.spans import EMPTY, Spans
 from signing import durable
 
-KEPT_FILES: Final = 3  # for salvage; older ones go, as a disk that keeps damaging files must not be filled by it
+KEPT_FILES: Final = 3  # to be salvaged; older ones go, as a disk that keeps damaging files must not be filled by it
 _MARK: Final = ".damaged-"
+_DONE: Final = ".salvaged-"
+_SUFFIXES: Final = ("-wal", "-shm", "-journal", "")  # the log first: the new database must never find the old one's
+
+
+@dataclass(frozen=True)
+class Accounts:
+    """What is known of an outbox whose file cannot be gone on with.
+
+    Args:
+        book: Its accounts.
+        losses: Its loss records.
+    """
+
+    book: Book
+    losses: tuple[LossRow, ...] = ()
 
 
 def set_aside(path: Path, now_ms: int) -> Path:
     """Renames database and log, so that a new database can begin. Returns the damaged file's new path."""
     target = path.with_name(f"{path.stem}{_MARK}{now_ms:015d}{path.suffix}")
     number = 0
-    while target.exists():
+    while target in quarantined(path):
         number += 1
         target = path.with_name(f"{path.stem}{_MARK}{now_ms:015d}-{number}{path.suffix}")
-    for suffix in ("-wal", "-shm", ""):  # the log first: the new database must never find the old one's
+    for suffix in _SUFFIXES:
         part = path.with_name(path.name + suffix)
         if part.exists():
             durable.rename(part, target.with_name(target.name + suffix))
     for old in quarantined(path)[:-KEPT_FILES]:
-        for suffix in ("-wal", "-shm", ""):
-            old.with_name(old.name + suffix).unlink(missing_ok=True)
+        _remove(old)
     return target
 
 
 def quarantined(path: Path) -> list[Path]:
-    """The damaged files kept beside the outbox, oldest first."""
-    return sorted(path.parent.glob(f"{path.stem}{_MARK}*{path.suffix}"))
+    """The damaged files that were not looked through yet, oldest first."""
+    return _files(path, _MARK)
 
 
-def read_accounts(path: Path) -> Book | None:
-    """The accounts of a damaged file if they can still be read, else None."""
+def salvaged(path: Path) -> list[Path]:
+    """The damaged files that were looked through and lacked rows, oldest first: kept for a person."""
+    return _files(path, _DONE)
+
+
+def finish(path: Path, file: Path, *, keep: bool) -> None:
+    """Notes that a damaged file was looked through: it goes, or is the one that is kept for a person."""
+    for old in salvaged(path) if keep else ():
+        _remove(old)
+    if keep:
+        target = file.with_name(file.name.replace(_MARK, _DONE, 1))
+        for suffix in _SUFFIXES:
+            part = file.with_name(file.name + suffix)
+            if part.exists():
+                durable.rename(part, target.with_name(target.name + suffix))
+    else:
+        _remove(file)
+
+
+def read_accounts(path: Path) -> Accounts | None:
+    """The accounts of a damaged file if they can still be believed, else None."""
+    if not path.exists() or not path.stat().st_size:  # SQLite would throw its log away, in which rows may lie
+        return None
     try:
-        connection = open_reader(path)
+        connection = schema.open_reader(path)
         try:
-            return load(connection)
+            schema.check(connection, 0)
+            return Accounts(load(connection), tuple(losses.all_of(connection)))
         finally:
             connection.close()
-    except (sqlite3.Error, OverflowError, TypeError, ValueError):
+    # A damaged text does not decode, a damaged number does not fit.
+    except (OSError, sqlite3.Error, OverflowError, TypeError, ValueError):
         return None
 
 
-def carry_over(draft: Draft, old: Book, now_ms: int) -> None:
-    """Takes the accounts of a damaged outbox into a new one: what was queued there counts as lost, "at most" so many.
+def missing_numbers(book: Book, expected: Expected, *, has_log: bool) -> dict[tuple[str, str], int]:
+    """By epoch's token and lane, the number up to which rows should be there and are not.
 
-    "At most", for the server may hold rows whose receipt never came.
+    Args:
+        book: What the database knows.
+        expected: What the numbering had reached.
+        has_log: Whether the database's log was there: without one, after a cut, what it held is gone.
     """
-    for number, token in sorted(old.epochs.items()):
-        draft.begin_epoch(token, now_ms)
-        for (epoch, lane), book in sorted(old.lanes.items()):
-            if epoch != number:
-                continue
-            queued = book.queued
-            draft.connection.executemany(
-                "INSERT INTO losses(epoch, lane, first, last, reason, at_ms, exact, offered, receipted) "
-                "VALUES (?, ?, ?, ?, 'damage', ?, 0, 0, 0)",
-                [(draft.current, lane, first, last, now_ms) for first, last in queued],
-            )
-            draft.write(
-                draft.current,
-                lane,
-                replace(
-                    book,
-                    sent_before=book.next_seq,
-                    receipted=EMPTY,
-                    gone=book.gone.union(book.receipted),
-                    lost=book.lost.union(queued),
-                ),
-            )
+    numbers = {token: number for number, token in book.epochs.items()}
+    found = {}
+    for (token, lane), least in expected.at_least.items():
+        there = book.lane(numbers[token], lane).next_seq if token in numbers else 0
+        most = expected.at_most[token, lane]
+        if there < least or (there < most and not expected.clean and not has_log):
+            found[token, lane] = max(least, most)
+    return found
+
+
+def lost_accounts(
+    known: Accounts | None, expected: Expected | None, missing: Mapping[tuple[str, str], int]
+) -> Accounts:
+    """The accounts from which a new outbox goes on: those of the old one, grown by what should have been there.
+
+    Args:
+        known: What could be read of the old file.
+        expected: What the numbering had reached.
+        missing: As `missing_numbers`; without `known`, all that is expected is missing.
+    """
+    book = known.book if known is not None else Book(current=0, epochs={}, lanes={})
+    epochs = dict(book.epochs)
+    lanes = dict(book.lanes)
+    for number, token in expected.epochs.items() if expected is not None else ():
+        if token not in epochs.values():
+            epochs[number if number not in epochs else max(epochs) + 1] = token
+    numbers = {token: number for number, token in epochs.items()}
+    if known is None and expected is not None:
+        missing = expected.at_most
+    for (token, lane), end in missing.items():
+        facts = lanes.get((numbers[token], lane))
+        if facts is None:
+            settled = expected.settled.get((token, lane), 0) if expected is not None else 0
+            facts = LaneBook(gone=Spans.of([(0, settled - 1)]))
+        lanes[numbers[token], lane] = replace(facts, next_seq=max(facts.next_seq, end))
+    return Accounts(replace(book, epochs=epochs, lanes=lanes), known.losses if known is not None else ())
+
+
+def carry_over(draft: Draft, old: Accounts, now_ms: int) -> None:
+    """Takes the accounts of a damaged outbox into a new one; what was queued there is astray.
+
+    Epochs keep their numbers, so that rows of the old file say themselves where they belong.
+    """
+    for number, token in sorted(old.book.epochs.items()):
+        draft.begin_epoch(token, now_ms, number)
+    for (epoch, lane), facts in sorted(old.book.lanes.items()):
+        draft.write(
+            epoch,
+            lane,
+            replace(
+                facts,
+                sent_before=facts.next_seq,
+                receipted=EMPTY,
+                gone=facts.gone.union(facts.receipted),
+                astray=facts.astray.union(facts.queued),
+            ),
+        )
+    recorded: dict[tuple[int, str], Spans] = {}
+    for loss in old.losses:
+        losses.add(draft.connection, replace(loss, id=0))
+        key = (loss.epoch, loss.lane)
+        recorded[key] = recorded.get(key, EMPTY).add(loss.first, loss.last)
+    for (epoch, lane), facts in old.book.lanes.items():
+        # Known from memory alone: the record's exact bytes are not, and the server counts a number once.
+        for first, last in facts.lost.minus(recorded.get((epoch, lane), EMPTY)):
+            losses.add(draft.connection, LossRow(0, epoch, lane, first, last, "damage", now_ms, exact=False))
+    if old.book.generation is not None:
+        draft.remember(GENERATION, old.book.generation)
     draft.count_pending_losses()
+
+
+def _files(path: Path, mark: str) -> list[Path]:
+    """By their names; of one whose database was deleted only the log is there."""
+    found = [*path.parent.glob(f"{path.stem}{mark}*{path.suffix}"), *path.parent.glob(f"{path.stem}{mark}*-wal")]
+    return sorted({file.with_name(file.name.removesuffix("-wal")) for file in found})
+
+
+def _remove(file: Path) -> None:
+    for suffix in _SUFFIXES:
+        durable.unlink(file.with_name(file.name + suffix))

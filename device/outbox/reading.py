@@ -1,13 +1,14 @@
-"""What goes into the next batch: the choice among epochs and lanes, and rows that are hashed again before they go."""
+"""What goes into the next batch: the choice among epochs and lanes; rows are looked at again before they go."""
 
-import hashlib
 import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from device.outbox.book import Book, LaneKey
-from device.outbox.room import loss_record
+from device.outbox import losses
+from device.outbox.book import Book, LaneBook, LaneKey
+from device.outbox.keys import is_whole, lane_prefix, row_id, seq_of
+from device.outbox.losses import LossRow
 from device.outbox.spans import EMPTY, Span, Spans
 from protocol import limits
 from protocol.results import LANES, LaneRows
@@ -23,79 +24,87 @@ class Pick:
     Args:
         epoch: Its number.
         lanes: Runs of consecutive rows, alarms first.
-        losses: Encoded loss records.
-        loss_ids: Id and last number of each, to mark them as sent if they are still the same.
-        damaged: Rows by lane that are missing or whose bytes no longer have their hash.
+        losses: Loss records.
+        damaged: Rows by lane that no longer are what was put in.
+        missing: Rows by lane that were not there: dropped meanwhile, or the file is damaged.
     """
 
     epoch: int
     lanes: tuple[LaneRows, ...]
-    losses: tuple[bytes, ...]
-    loss_ids: tuple[tuple[int, int], ...]
+    losses: tuple[LossRow, ...]
     damaged: Mapping[str, Spans]
+    missing: Mapping[str, Spans]
 
 
 def pick_epoch(book: Book) -> int | None:
-    """The oldest epoch with queued alarms, else with queued results, else with a loss to tell; None when idle."""
+    """The oldest epoch with alarms to send, else with results to send, else with a loss to tell; None when idle."""
     for lane in LANES:
         for epoch in sorted(book.epochs):
-            if book.lane(epoch, lane).queued:
+            facts = book.lane(epoch, lane)
+            if sendable(facts):
                 return epoch
+            if facts.astray:  # what is found of it goes before the rows of later epochs
+                break
     return min(book.pending_losses, default=None)
+
+
+def sendable(facts: LaneBook) -> Spans:
+    """What may go of a lane: rows behind one that is still looked for in a damaged file wait for it."""
+    if not facts.astray:
+        return facts.queued
+    return facts.queued.within(0, facts.astray.spans[0][0] - 1)
 
 
 def read_pick(connection: sqlite3.Connection, book: Book, epoch: int, limit_bytes: int) -> Pick:
     """Reads up to `limit_bytes` of rows, and the losses that wait."""
     runs: list[LaneRows] = []
     damaged: dict[str, Spans] = {}
+    missing: dict[str, Spans] = {}
     room_bytes, room_rows = limit_bytes, limits.BATCH_ROWS
     for lane in LANES:
-        for first, last in book.lane(epoch, lane).queued:
+        if any(book.lane(older, lane).astray for older in book.epochs if older < epoch):
+            continue
+        prefix = lane_prefix(book.epochs[epoch], lane)
+        for first, last in sendable(book.lane(epoch, lane)):
             if room_bytes <= 0 or room_rows <= 0 or len(runs) >= RUNS_A_BATCH:
                 break
-            rows, bad = _read_run(
-                connection, (epoch, lane), (first, min(last, first + room_rows - 1)), room_bytes, oblige=not runs
-            )
+            span = (first, min(last, first + room_rows - 1))
+            rows, bad, absent = _read_run(connection, (epoch, lane), prefix, span, room_bytes, oblige=not runs)
             if bad:
                 damaged[lane] = damaged.get(lane, EMPTY).union(bad)
+            if absent:
+                missing[lane] = missing.get(lane, EMPTY).union(absent)
             if not rows:
                 break
             runs.append(LaneRows(lane=lane, first=first, rows=tuple(rows)))
             room_bytes -= sum(len(row) for row in rows)
             room_rows -= len(rows)
-    losses = connection.execute(
-        "SELECT id, lane, first, last, reason, at_ms, exact FROM losses "
-        "WHERE epoch = ? AND receipted = 0 ORDER BY id LIMIT ?",
-        (epoch, LOSSES_A_BATCH),
-    ).fetchall()
     return Pick(
         epoch=epoch,
         lanes=tuple(runs),
-        losses=tuple(
-            loss_record(lane, first, last, reason=reason, at_ms=at_ms, exact=exact)
-            for _, lane, first, last, reason, at_ms, exact in losses
-        ),
-        loss_ids=tuple((loss[0], loss[3]) for loss in losses),
+        losses=tuple(losses.waiting(connection, epoch, LOSSES_A_BATCH)),
         damaged=damaged,
+        missing=missing,
     )
 
 
 def _read_run(
-    connection: sqlite3.Connection, key: LaneKey, span: Span, room_bytes: int, *, oblige: bool
-) -> tuple[list[bytes], Spans]:
-    """Rows from the span's first on, as many as fit (one in any case if `oblige`), and those that are damaged."""
+    connection: sqlite3.Connection, key: LaneKey, prefix: int, span: Span, room_bytes: int, *, oblige: bool
+) -> tuple[list[bytes], Spans, Spans]:
+    """Rows from the span's first on, as many as fit (one in any case if `oblige`); those damaged; those missing."""
     rows: list[bytes] = []
-    bad: list[tuple[int, int]] = []
+    bad: list[Span] = []
+    absent: list[Span] = []
     expected, end = span
     cursor = connection.execute(
-        "SELECT seq, body, sha256 FROM rows WHERE epoch = ? AND lane = ? AND seq BETWEEN ? AND ? ORDER BY seq",
-        (*key, *span),
+        "SELECT id, body, sha256, seal FROM rows WHERE id BETWEEN ? AND ? ORDER BY id",
+        (row_id(*key, expected), row_id(*key, end)),
     )
-    for seq, body, sha256 in cursor:
-        if seq > expected:
-            bad.append((expected, seq - 1))
+    for row, body, sha256, seal in cursor:
+        seq = seq_of(row)
+        absent.append((expected, seq - 1))
         expected = seq + 1
-        if hashlib.sha256(body).digest() != sha256:
+        if not is_whole(prefix, seq, body, sha256, seal):
             bad.append((seq, seq))
         elif room_bytes < len(body) and (rows or not oblige):
             break
@@ -103,7 +112,6 @@ def _read_run(
             rows.append(body)
             room_bytes -= len(body)
     else:
-        if expected <= end:
-            bad.append((expected, end))
+        absent.append((expected, end))
     cursor.close()
-    return rows, Spans.of(bad)
+    return rows, Spans.of(bad), Spans.of(absent)

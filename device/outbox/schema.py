@@ -2,21 +2,44 @@
 
 WAL with synchronous=FULL: with NORMAL a power cut takes acknowledged rows, with FULL it takes none. Both are set and
 read back on each connection, since SQLite falls back without a word where a file system cannot do WAL.
+
+SQLite's pages carry no checksums, so the rows here do: each table has a column `seal`. Pages that are no longer needed
+can be given back to the file system a few at a time (incremental vacuum).
 """
 
 import os
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+from device.outbox.keys import seal
 from protocol.errors import StateError
 from signing import durable
 
 BUSY_S: Final = 5.0
 WAL_KEPT_BYTES: Final = 8 << 20  # a large deletion makes the log long: it is cut back at the next checkpoint
 VERSION: Final = 1
+FORMAT: Final = "format"  # the version once more, sealed: a damaged version is not a newer agent's
 
-CORRUPT_CODES: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+PAGE_BYTES: Final = 4096  # salvage counts on it
+ACCOUNTS: Final = ("meta", "epochs", "lanes", "spans", "losses", "moments")
+
+HEADER: Final = b"SQLite format 3\x00" + PAGE_BYTES.to_bytes(2, "big") + b"\x02\x02\x00\x40\x20\x20"
+
+# Queries are fixed and fit the schema: one that fails as such, or breaks a constraint, met accounts that are not ours.
+CORRUPT_CODES: Final = frozenset(
+    {
+        sqlite3.SQLITE_CORRUPT,
+        sqlite3.SQLITE_NOTADB,
+        sqlite3.SQLITE_ERROR,
+        sqlite3.SQLITE_MISMATCH,
+        sqlite3.SQLITE_CONSTRAINT,
+    }
+)
+UNREADABLE_CODES: Final = frozenset(
+    {sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_SHORT_READ, sqlite3.SQLITE_IOERR_CORRUPTFS}
+)
 FULL_CODES: Final = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR})
 
 
@@ -49,7 +72,39 @@ def open_reader(path: Path) -> sqlite3.Connection:
 def is_damage(error: sqlite3.Error) -> bool:
     """Whether the file's content is at fault, as opposed to the disk being full or the file being busy."""
     code = getattr(error, "sqlite_errorcode", None)
-    return code is not None and code & 0xFF in CORRUPT_CODES
+    return code is not None and (code & 0xFF in CORRUPT_CODES or code in UNREADABLE_CODES)
+
+
+def damaged(why: str) -> sqlite3.DatabaseError:
+    """The error of a file whose content is at fault, where SQLite itself saw nothing."""
+    error = sqlite3.DatabaseError(why)
+    error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+    return error
+
+
+def sealed(connection: sqlite3.Connection, query: str, values: tuple[object, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Rows of accounts whose last column is their seal; they come without it.
+
+    Raises:
+        sqlite3.DatabaseError: One does not have its seal: `is_damage`.
+    """
+    for *columns, mark in connection.execute(query, values):
+        if seal(*columns) != mark:
+            raise damaged("accounts do not have their seal")
+        yield tuple(columns)
+
+
+def check(connection: sqlite3.Connection, whole_bytes: int) -> None:
+    """Looks for damage: in the whole file where it is at most `whole_bytes` long, else in the accounts.
+
+    Raises:
+        sqlite3.DatabaseError: There is some.
+    """
+    small = used_bytes(connection) <= whole_bytes
+    for verdict in ["quick_check(1)"] if small else [f"quick_check({table})" for table in ACCOUNTS]:
+        found = connection.execute(f"PRAGMA {verdict}").fetchone()[0]
+        if found != "ok":
+            raise damaged(str(found))
 
 
 def is_full(error: sqlite3.Error) -> bool:
@@ -58,12 +113,52 @@ def is_full(error: sqlite3.Error) -> bool:
     return code is not None and code & 0xFF in FULL_CODES
 
 
+def is_empty(connection: sqlite3.Connection) -> bool:
+    """Whether the file has no tables yet: it was made a moment ago, or cut while it was."""
+    return bool(connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0)
+
+
+def check_version(connection: sqlite3.Connection, path: Path) -> None:
+    """Looks at the format.
+
+    Raises:
+        StateError: A newer agent wrote it.
+        sqlite3.DatabaseError: It is none that was ever written.
+    """
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version == VERSION:
+        return
+    if version < VERSION or (FORMAT, str(VERSION)) in sealed(connection, "SELECT key, value, seal FROM meta"):
+        raise damaged("its version is not that of its accounts")
+    raise StateError(f"{path.name} was written by a newer agent (format {version}, this one knows {VERSION})")
+
+
 def used_bytes(connection: sqlite3.Connection) -> int:
     """What the database takes on the disk, free pages left out: what the budget is held against."""
     pages = connection.execute("PRAGMA page_count").fetchone()[0]
     free = connection.execute("PRAGMA freelist_count").fetchone()[0]
-    size = connection.execute("PRAGMA page_size").fetchone()[0]
-    return int((pages - free) * size)
+    return int((pages - free) * PAGE_BYTES)
+
+
+def check_header(path: Path) -> None:
+    """Looks at the fields of the file's header that never change.
+
+    SQLite takes some of them at their word: one flipped bit makes a file read-only, or another size of page.
+
+    Raises:
+        sqlite3.DatabaseError: They are not what this module writes.
+    """
+    if path.with_name(f"{path.name}-journal").exists():  # cut while it was made: SQLite puts the header right
+        return
+    with path.open("rb") as file:
+        found = file.read(len(HEADER))
+    if found and found != HEADER:
+        raise damaged("the file's header is not ours")
+
+
+def free_pages(connection: sqlite3.Connection) -> int:
+    """Pages that hold nothing and still take room on the disk."""
+    return int(connection.execute("PRAGMA freelist_count").fetchone()[0])
 
 
 def _connect(path: Path, *, read_only: bool) -> sqlite3.Connection:
@@ -84,6 +179,9 @@ def _connect(path: Path, *, read_only: bool) -> sqlite3.Connection:
 
 
 def _make_durable(connection: sqlite3.Connection, path: Path) -> None:
+    # The first two count only as long as the file is empty: they say how its pages are laid out.
+    connection.execute(f"PRAGMA page_size={PAGE_BYTES}")
+    connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
     connection.execute(f"PRAGMA journal_size_limit={WAL_KEPT_BYTES}")
     mode = connection.execute("PRAGMA journal_mode=WAL").fetchone()[0]
     connection.execute("PRAGMA synchronous=FULL")
@@ -96,11 +194,10 @@ def _make_durable(connection: sqlite3.Connection, path: Path) -> None:
 
 
 def _bring_up(connection: sqlite3.Connection, path: Path) -> None:
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
-    if version > VERSION:
-        raise StateError(f"{path.name} was written by a newer agent (format {version}, this one knows {VERSION})")
-    if version < VERSION:
+    if is_empty(connection):
         _create(connection)
+    else:
+        check_version(connection, path)
 
 
 def _quoted(path: Path) -> str:
@@ -113,19 +210,21 @@ def _create(connection: sqlite3.Connection) -> None:
 
     database = Database(connection)
     with database.atomic():
-        database.table("meta").create({"key": str, "value": str}, pk="key", strict=True)
-        database.table("epochs").create({"no": int, "token": str, "made_ms": int}, pk="no", strict=True)
+        database.table("meta").create({"key": str, "value": str, "seal": int}, pk="key", strict=True)
+        database.table("epochs").create({"no": int, "token": str, "made_ms": int, "seal": int}, pk="no", strict=True)
         database.table("rows").create(
-            {"epoch": int, "lane": str, "seq": int, "body": bytes, "sha256": bytes},
-            pk=("epoch", "lane", "seq"),
-            not_null=("body", "sha256"),
+            {"id": int, "body": bytes, "sha256": bytes, "seal": int},
+            pk="id",
+            not_null=("body", "sha256", "seal"),
             strict=True,
         )
         database.table("lanes").create(
-            {"epoch": int, "lane": str, "next_seq": int, "sent_before": int}, pk=("epoch", "lane"), strict=True
+            {"epoch": int, "lane": str, "next_seq": int, "sent_before": int, "seal": int},
+            pk=("epoch", "lane"),
+            strict=True,
         )
         database.table("spans").create(
-            {"epoch": int, "lane": str, "kind": str, "first": int, "last": int},
+            {"epoch": int, "lane": str, "kind": str, "first": int, "last": int, "seal": int},
             pk=("epoch", "lane", "kind", "first"),
             strict=True,
         )
@@ -141,8 +240,23 @@ def _create(connection: sqlite3.Connection) -> None:
                 "exact": int,
                 "offered": int,
                 "receipted": int,
+                "seal": int,
             },
             pk="id",
             strict=True,
         )
+        database.table("moments").create(
+            {
+                "epoch": int,
+                "lane": str,
+                "next_seq": int,
+                "boot_id": str,
+                "boot_ms": int,
+                "sure_ms": int,
+                "seal": int,
+            },
+            pk=("epoch", "lane", "next_seq"),
+            strict=True,
+        )
+        database.execute("INSERT INTO meta VALUES (?, ?, ?)", (FORMAT, str(VERSION), seal(FORMAT, str(VERSION))))
         database.execute(f"PRAGMA user_version={VERSION}")

@@ -73,6 +73,17 @@ class Spans:
             count -= end - first + 1
         return Spans(tuple(taken))
 
+    def tail(self, count: int) -> "Spans":
+        """The highest `count` numbers."""
+        taken: list[Span] = []
+        for first, last in reversed(self.spans):
+            if count <= 0:
+                break
+            begin = max(first, last - count + 1)
+            taken.append((begin, last))
+            count -= last - begin + 1
+        return Spans(tuple(reversed(taken)))
+
     def covers(self, other: "Spans") -> bool:
         """Whether every number of the other is in this."""
         return not other.minus(self)

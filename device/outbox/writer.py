@@ -4,6 +4,7 @@ It knows nothing of rows and lanes; what is done inside a transaction comes in a
 """
 
 import asyncio
+import concurrent.futures
 import contextlib
 import itertools
 import queue
@@ -17,6 +18,7 @@ from protocol.errors import StateError
 T = TypeVar("T")
 
 GROUP_ROWS: Final = 1024  # from here on a group is not made longer: the first row would wait too long for the last
+RUN_S: Final = 600.0  # a job may wait for many flushes; after that its disk is as good as gone
 STOP_S: Final = 10.0  # a flush on a slow card; after that the process ends with the thread, which is safe
 
 
@@ -38,6 +40,12 @@ class _Job:
     future: "asyncio.Future[Any]"
 
 
+@dataclass(frozen=True)
+class _BlockingJob:
+    run: Callable[[], Any]
+    future: "concurrent.futures.Future[Any]"
+
+
 class Writer:
     """Runs appends in groups and jobs one by one, in the order in which they came.
 
@@ -47,7 +55,7 @@ class Writer:
 
     def __init__(self, append: Callable[[Rows], list[int]]) -> None:
         self._append = append
-        self._queue: queue.SimpleQueue[Append | _Job | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Append | _Job | _BlockingJob | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name="outbox-writer", daemon=True)
         self._stopped = False
 
@@ -67,6 +75,19 @@ class Writer:
         self._put(_Job(job, future))
         return await future
 
+    def run_blocking(self, job: Callable[[], T]) -> T:
+        """As `run`, for another thread, which waits.
+
+        Raises:
+            StateError: The writer was stopped, or did not come to the job.
+        """
+        future: concurrent.futures.Future[T] = concurrent.futures.Future()
+        self._put(_BlockingJob(job, future))
+        try:
+            return future.result(RUN_S)
+        except TimeoutError as error:
+            raise StateError("the outbox was closed, or its disk does not answer") from error
+
     async def stop(self) -> None:
         """Finishes what was asked, then ends the thread. What comes later is refused."""
         if not self._stopped:
@@ -74,7 +95,7 @@ class Writer:
             self._queue.put(None)
         await asyncio.to_thread(self._thread.join, STOP_S)
 
-    def _put(self, work: Append | _Job) -> None:
+    def _put(self, work: Append | _Job | _BlockingJob) -> None:
         if self._stopped:
             raise StateError("the outbox is closed")
         self._queue.put(work)
@@ -114,7 +135,13 @@ class Writer:
         else:
             _settle(group, [list(itertools.islice(numbers, len(work.rows))) for work in group])
 
-    def _do(self, job: _Job) -> None:
+    def _do(self, job: _Job | _BlockingJob) -> None:
+        if isinstance(job, _BlockingJob):
+            try:
+                job.future.set_result(job.run())
+            except BaseException as error:
+                job.future.set_exception(error)
+            return
         try:
             result = job.run()
         except BaseException as error:

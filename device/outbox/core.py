@@ -1,0 +1,327 @@
+"""The outbox's database in use: opened or begun anew, changed one transaction after the other, watched for damage.
+
+Synchronous, for the writing thread; `box.py` is how the rest of the agent meets it. A database that turns out to be
+damaged is set aside and a new one begins within the same call, so that no row waits for salvage.
+"""
+
+import contextlib
+import sqlite3
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, TypeVar
+
+from device.outbox import changes, damage, highwater, losses, schema
+from device.outbox.book import Book, Draft, load
+from device.outbox.carving import Found
+from device.outbox.damage import Accounts
+from device.outbox.highwater import Expected, Highwater
+from device.outbox.keys import lane_prefix, row_id, row_seal
+from device.outbox.reading import Pick, read_pick
+from device.outbox.room import Policies, make_room, record_loss
+from device.outbox.spans import Spans
+from device.outbox.writer import Rows
+from protocol import limits
+from protocol.errors import StateError
+
+T = TypeVar("T")
+
+CHECKED_BYTES: Final = 64 * limits.MIB  # up to here the whole file is checked at start: under a second on a slow card
+SQUEEZE_BYTES: Final = 256 * limits.KIB  # what is dropped when the disk, not the budget, is full
+NEWEST_GONE: Final = "its newest rows are not there"
+DELETED: Final = "its file is not there"
+
+
+@dataclass(frozen=True)
+class Means:
+    """What an outbox works with.
+
+    Args:
+        path: Of the database.
+        mark: Of the file beside it that says how far the numbering is.
+        budget_bytes: What the database may take on the disk.
+        policies: Of the lanes.
+        now_ms: The time for records, sure or not.
+        draw_token: 128 random bits as 32 hexadecimal digits.
+        on_damage: Told once per damaged file, with words for a person.
+        boot: Names this boot of the machine.
+    """
+
+    path: Path
+    mark: Path
+    budget_bytes: int
+    policies: Policies
+    now_ms: Callable[[], int]
+    draw_token: Callable[[], str]
+    on_damage: Callable[[str], None]
+    boot: str
+
+
+class Core:
+    """See the module. All methods but `read` and `recall` belong to the writing thread.
+
+    Raises:
+        StateError: The disk cannot hold it durably, or a newer agent wrote it.
+        sqlite3.Error: It cannot be opened, and damage is not why.
+    """
+
+    def __init__(self, means: Means) -> None:
+        self._means = means
+        self._reading = threading.Lock()
+        self._highwater = Highwater(means.mark, means.boot)
+        self.connection, self._reader, self.book = self._open()
+        self._write_mark()
+
+    def close(self) -> None:
+        """Closes the file; what was written is durable with or without it."""
+        with contextlib.suppress(OSError, sqlite3.Error):
+            self._highwater.write(self.book, self._told(), closed=True)
+        self._highwater.close()
+        with self._reading:
+            self._reader.close()
+            self.connection.close()
+
+    # Changes
+
+    def append(self, rows: Rows) -> list[int]:
+        """Makes rows durable, dropping older ones where the disk is full. Returns the number of each.
+
+        Raises:
+            StateError: The disk did not take them.
+        """
+        more: dict[str, int] = {}
+        for lane, _ in rows:
+            more[lane] = more.get(lane, 0) + 1
+        self._highwater.reserve(self.book, more, self._told)
+        try:
+            return self.transact(lambda draft: changes.insert(draft, rows, self.fresh_epoch))
+        except sqlite3.Error as error:
+            if not schema.is_full(error):
+                raise
+        try:
+            # The log of the last transactions is room that the disk has given already: it is used again from its start.
+            self.connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
+            return self.transact(lambda draft: self._insert_squeezed(draft, rows))
+        except sqlite3.Error as error:
+            if not schema.is_full(error):
+                raise
+            raise StateError(
+                f"the disk is full: {len(rows)} results were not kept",
+                hint="free space on the disk that holds the state folder",
+            ) from error
+
+    def transact(self, change: Callable[[Draft], T]) -> T:
+        """Runs `change` in a transaction that is durable on return; in a new file, where this one shows damage."""
+        try:
+            return self._transact(change)
+        except sqlite3.DatabaseError as error:
+            if not schema.is_damage(error):
+                raise
+            self.begin_anew(str(error))
+            return self._transact(change)
+
+    def fresh_epoch(self, draft: Draft) -> None:
+        """New rows are numbered from 0 under fresh random bits."""
+        draft.begin_epoch(self._means.draw_token(), self._means.now_ms())
+
+    def begin_anew(self, why: str) -> None:
+        """Sets the file aside, which turned out to be damaged, and goes on in a new one."""
+        known = Accounts(self.book)
+        with self._reading:
+            self.connection.close()
+            self._reader.close()
+            target = damage.set_aside(self._means.path, self._means.now_ms())
+            read = damage.read_accounts(target)
+            if read is not None:
+                known = replace(known, losses=read.losses)
+            self.connection, self._reader, self.book = self._new(known, why, target)
+        self._write_mark()
+
+    # Salvage
+
+    @property
+    def astray(self) -> int:
+        """Rows that are looked for in damaged files."""
+        return sum(len(facts.astray) for facts in self.book.lanes.values())
+
+    def adopt(self, found: Sequence[Found]) -> int:
+        """Queues rows that were found in a damaged file and are astray. Returns how many those were."""
+        return self.transact(lambda draft: _adopt(draft, found))
+
+    def give_up(self) -> int:
+        """Counts what is still astray as lost: "at most" so much, for the server may have it. Returns how much."""
+        lost = self.astray
+        if lost:
+            self.transact(self._give_up)
+        return lost
+
+    # Reading, beside the writer
+
+    def read(self, book: Book, epoch: int, limit_bytes: int) -> Pick:
+        """See `read_pick`."""
+        with self._reading:
+            return read_pick(self._reader, book, epoch, limit_bytes)
+
+    def recall(self, next_seqs: Mapping[str, int], most: int) -> list[bytes]:
+        """The newest rows of the current epoch from these numbers on, at most so many a lane."""
+        query = "SELECT body FROM rows WHERE id BETWEEN ? AND ? ORDER BY id DESC LIMIT ?"
+        book = self.book
+        with self._reading:
+            return [
+                bytes(body)
+                for lane, first in next_seqs.items()
+                for (body,) in self._reader.execute(
+                    query,
+                    (
+                        row_id(book.current, lane, first),
+                        row_id(book.current, lane, book.lane(book.current, lane).next_seq),
+                        most,
+                    ),
+                )
+            ]
+
+    # How
+
+    def _open(self) -> tuple[sqlite3.Connection, sqlite3.Connection, Book]:
+        path = self._means.path
+        has_log = path.with_name(f"{path.name}-wal").exists()
+        expected = highwater.read(self._means.mark, self._means.boot)
+        target: Path | None = None
+        known: Accounts | None = None
+        why = DELETED
+        if has_log and (not path.exists() or path.stat().st_size == 0):
+            # SQLite would throw away a log without a database; rows lie in it.
+            target = damage.set_aside(path, self._means.now_ms())
+        elif path.exists():
+            try:
+                book = self._look(expected, has_log=has_log)
+                if book is not None:
+                    return self._connected(book)
+            except sqlite3.DatabaseError as error:
+                if not schema.is_damage(error):
+                    raise
+                why = str(error)
+                known = damage.read_accounts(path)
+                target = damage.set_aside(path, self._means.now_ms())
+        if known is None:
+            # A cut between setting aside and beginning anew left the accounts in the damaged file.
+            known = next(filter(None, map(damage.read_accounts, reversed(damage.quarantined(path)))), None)
+        missing = (
+            {} if known is None or expected is None else damage.missing_numbers(known.book, expected, has_log=has_log)
+        )
+        accounts = damage.lost_accounts(known, expected, missing)
+        return self._new(accounts, why, target)
+
+    def _look(self, expected: Expected | None, *, has_log: bool) -> Book | None:
+        """The accounts of a file that is whole; None when it was cut before it had any.
+
+        Raises:
+            sqlite3.DatabaseError: It is damaged, or lacks rows.
+        """
+        schema.check_header(self._means.path)
+        # A reader, for a writer's first step might end what a damaged log still holds.
+        connection = schema.open_reader(self._means.path)
+        try:
+            if schema.is_empty(connection):
+                return None
+            schema.check_version(connection, self._means.path)
+            schema.check(connection, CHECKED_BYTES)
+            book = load(connection)
+        except (OverflowError, TypeError, ValueError) as error:
+            raise schema.damaged(f"accounts that cannot be read: {error}") from error
+        finally:
+            connection.close()
+        if expected is not None and damage.missing_numbers(book, expected, has_log=has_log):
+            raise schema.damaged(NEWEST_GONE)
+        return book if book.epochs else None
+
+    def _connected(self, book: Book) -> tuple[sqlite3.Connection, sqlite3.Connection, Book]:
+        connection = schema.open_writer(self._means.path)
+        try:
+            return connection, schema.open_reader(self._means.path), book
+        except BaseException:
+            connection.close()
+            raise
+
+    def _new(
+        self, accounts: Accounts, why: str, target: Path | None
+    ) -> tuple[sqlite3.Connection, sqlite3.Connection, Book]:
+        """Begins an outbox with what is known of the one before it, and says so if rows are astray."""
+        connection = schema.open_writer(self._means.path)
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            draft = Draft(connection, load(connection))
+            damage.carry_over(draft, accounts, self._means.now_ms())
+            self.fresh_epoch(draft)
+            connection.execute("COMMIT")
+            reader = schema.open_reader(self._means.path)
+        except BaseException:
+            connection.close()
+            raise
+        book = draft.book()
+        astray = sum(len(facts.astray) for facts in book.lanes.values())
+        if target is not None:
+            self._means.on_damage(
+                f"the outbox was damaged ({why}); kept as {target.name}; at most {astray} results are lost, "
+                "what is found in it is sent"
+            )
+        elif astray:
+            self._means.on_damage(f"the outbox was damaged ({why}); at most {astray} results are lost")
+        return connection, reader, book
+
+    def _transact(self, change: Callable[[Draft], T]) -> T:
+        connection = self.connection
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            draft = Draft(connection, self.book)
+            result = change(draft)
+            make_room(draft, self._means.budget_bytes, self._means.policies, self._means.now_ms())
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+        before, self.book = self.book, draft.book()
+        if self.book.current != before.current:
+            self._highwater.forget_reserve()
+            self._write_mark()
+        elif self.book.next_seqs != before.next_seqs:
+            self._highwater.reached(self.book)
+        return result
+
+    def _insert_squeezed(self, draft: Draft, rows: Rows) -> list[int]:
+        budget_bytes = schema.used_bytes(draft.connection) - SQUEEZE_BYTES
+        make_room(draft, budget_bytes, self._means.policies, self._means.now_ms())
+        return changes.insert(draft, rows, self.fresh_epoch)
+
+    def _give_up(self, draft: Draft) -> None:
+        for epoch, lane in list(self.book.lanes):
+            astray = draft.lane(epoch, lane).astray
+            if astray:
+                record_loss(draft, (epoch, lane), astray, "damage", self._means.now_ms(), exact=False)
+
+    def _told(self) -> Mapping[tuple[int, str], int]:
+        return losses.oldest_waiting(self.connection)
+
+    def _write_mark(self) -> None:
+        with contextlib.suppress(OSError):
+            self._highwater.write(self.book, self._told())
+
+
+def _adopt(draft: Draft, found: Sequence[Found]) -> int:
+    adopted: dict[tuple[int, str], list[int]] = {}
+    records = []
+    for row in found:
+        key = (row.epoch, row.lane)
+        if draft.lane(*key).astray.within(row.seq, row.seq) and row.seq not in adopted.setdefault(key, []):
+            adopted[key].append(row.seq)
+            prefix = lane_prefix(draft.epochs[row.epoch], row.lane)
+            seal = row_seal(prefix, row.seq, row.sha256)
+            records.append((row_id(row.epoch, row.lane, row.seq), row.body, row.sha256, seal))
+    draft.connection.executemany("INSERT INTO rows(id, body, sha256, seal) VALUES (?, ?, ?, ?)", records)
+    for (epoch, lane), numbers in adopted.items():
+        facts = draft.lane(epoch, lane)
+        spans = Spans.of((number, number) for number in numbers)
+        draft.write(epoch, lane, replace(facts, astray=facts.astray.minus(spans)))
+    return len(records)

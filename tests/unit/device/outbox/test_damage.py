@@ -1,0 +1,266 @@
+"""A damaged outbox: intake goes on, only damaged rows are lost, and each of those is counted."""
+
+import asyncio
+import os
+import secrets
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from device.outbox import carving, damage
+from device.outbox.box import Outbox
+from device.outbox.carving import carve
+from device.outbox.schema import PAGE_BYTES
+from protocol import limits
+from protocol.ids import digest
+from protocol.objects import ReceiptsBody, RowRange
+from protocol.results import BatchBody, Loss, rows_sha256
+from protocol.wire import decode
+
+GENERATION = "9" * 32
+
+
+async def opened(path: Path, told: list[str] | None = None, boot: str = "b") -> Outbox:
+    return await Outbox.opened(
+        path,
+        "tractor-1",
+        budget_bytes=64 * limits.MIB,
+        now_ms=lambda: 1_700_000_000_000,
+        draw_token=lambda: secrets.token_hex(16),
+        on_damage=(told if told is not None else []).append,
+        boot=boot,
+    )
+
+
+async def salvaged(box: Outbox) -> None:
+    await asyncio.wait_for(box.salvaged(), 60)
+
+
+class Server:
+    """Takes batches as the real one does: each row once; lost is what a record names and never came."""
+
+    def __init__(self) -> None:
+        self.rows: dict[tuple[str, str, int], bytes] = {}
+        self.order: list[tuple[str, str, int]] = []
+        self.losses: set[tuple[str, bytes]] = set()
+
+    async def take_all(self, box: Outbox, limit_bytes: int = 100_000) -> None:
+        await box.meet_generation(GENERATION)
+        while (batch := await box.next_batch(limit_bytes)) is not None:
+            assert await box.apply_receipt(self.take(batch)) > 0
+
+    def take(self, batch: BatchBody) -> ReceiptsBody:
+        ranges = []
+        for part in batch.lanes:
+            for number, row in enumerate(part.rows, part.first):
+                key = (batch.epoch, part.lane, number)
+                assert self.rows.setdefault(key, row) == row, "no number ever has two rows"
+                self.order.append(key)
+            last = part.first + len(part.rows) - 1
+            ranges.append(RowRange(lane=part.lane, first=part.first, last=last, rows_sha256=rows_sha256(part.rows)))
+        told = []
+        for record in batch.losses:
+            self.losses.add((batch.epoch, record))
+            loss = decode(record, Loss, limit=1000)
+            told.append(RowRange(lane=loss.lane, first=loss.first, last=loss.last, rows_sha256=digest(record)))
+        return ReceiptsBody(
+            device=batch.device, epoch=batch.epoch, generation=GENERATION, rows=tuple(ranges), losses=tuple(told)
+        )
+
+    def lost(self) -> int:
+        named = set()
+        for epoch, record in self.losses:
+            loss = decode(record, Loss, limit=1000)
+            named |= {(epoch, loss.lane, number) for number in range(loss.first, loss.last + 1)}
+        return len(named - self.rows.keys())
+
+
+def bodies(count: int, start: int = 0) -> list[tuple[str, bytes]]:
+    """Rows of all sizes: some fill a page, some need a chain of them."""
+    return [
+        (
+            "alarms" if number % 7 == 0 else "results",
+            (b"row %06d " % number) * (1, 4, 30, 3, 11, 500, 2, 90, 370, 5)[number % 10],
+        )
+        for number in range(start, start + count)
+    ]
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as a killed process leaves it: rows in the database, newer ones in its log, some receipted."""
+    folder = tmp_path_factory.mktemp("filled")
+    program = """
+import asyncio, os, signal, sys
+from pathlib import Path
+from tests.unit.device.outbox.test_damage import Server, bodies, opened
+async def main():
+    box = await opened(Path(sys.argv[1]) / "outbox.db")
+    await box.enqueue_all(bodies(60))
+    server = Server()
+    await server.take_all(box)
+    box._core.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    await box.enqueue_all(bodies(120, 60))
+    box._core.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    for row in bodies(100, 180):
+        await box.enqueue(*row)
+    os.kill(os.getpid(), signal.SIGKILL)
+asyncio.run(main())
+"""
+    done = subprocess.run([sys.executable, "-c", program, str(folder)], timeout=60, check=False)
+    assert done.returncode == -signal.SIGKILL
+    return folder
+
+
+SENT = [row for _, row in bodies(60)]
+QUEUED = [row for _, row in bodies(220, 60)]
+
+
+async def hurt(filled: Path, how: Callable[[Path], None], *, boot: str = "b") -> tuple[Server, Outbox, list[str]]:
+    """Damages a copy, opens it, takes new rows while salvage goes on, and has all of it sent."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        shutil.copytree(filled, folder, dirs_exist_ok=True)
+        how(folder)
+        told: list[str] = []
+        box = await opened(folder / "outbox.db", told, boot)
+        server = Server()
+        try:
+            assert await box.enqueue("results", b"it goes on") >= 0
+            await salvaged(box)
+            assert not damage.quarantined(folder / "outbox.db")
+            await server.take_all(box)
+        finally:
+            await box.close()
+        return server, box, told
+
+
+def check(server: Server, box: Outbox, *, most_lost: int) -> int:
+    """Each row once, in its lane's order; what is not there is counted. Returns how many queued rows are gone."""
+    arrived = list(server.rows.values())
+    assert len(arrived) == len(set(arrived)), "no row twice"
+    assert set(arrived) <= {*SENT, *QUEUED, b"it goes on"}, "nothing that was never put in"
+    for lane in ("alarms", "results"):
+        firsts = [key for key in dict.fromkeys(server.order) if key[1] == lane]
+        epochs = list(dict.fromkeys(key[0] for key in firsts))
+        assert firsts == sorted(firsts, key=lambda key: (epochs.index(key[0]), key[2])), "in the order of the lane"
+    missing = len(set(QUEUED) - set(arrived))
+    assert b"it goes on" in arrived
+    assert missing <= server.lost() <= missing + len(SENT), "each missing row is told as lost"
+    assert missing <= most_lost
+    counts = box.counts().values()
+    assert sum(lane.produced for lane in counts) >= 281
+    assert all(lane.produced == lane.queued + lane.receipted + lane.lost for lane in counts)
+    assert sum(lane.queued + lane.astray for lane in counts) == 0
+    return missing
+
+
+async def test_nothing_is_lost_and_nothing_is_said_where_nothing_was_damaged(filled):
+    server, box, told = await hurt(filled, lambda folder: None)
+    assert check(server, box, most_lost=0) == 0
+    assert (told, server.lost()) == ([], 0)
+
+
+async def test_a_cut_of_the_power_looks_like_no_damage(filled):
+    # Another boot: the marks that were never synced may be older than the database, never newer.
+    server, box, told = await hurt(filled, lambda folder: None, boot="another")
+    assert check(server, box, most_lost=0) == 0
+    assert (told, server.lost()) == ([], 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "how", "most_lost"),
+    [
+        ("header", lambda f: overwrite(f / "outbox.db", 0, b"\x00" * 100), 0),
+        ("first page", lambda f: overwrite(f / "outbox.db", 0, os.urandom(PAGE_BYTES)), 0),
+        ("newer version", lambda f: (checkpoint(f), overwrite(f / "outbox.db", 60, b"\x00\x00\x00\x07")), 0),
+        ("read-only", lambda f: overwrite(f / "outbox.db", 18, b"\x07"), 0),
+        ("log's header", lambda f: overwrite(f / "outbox.db-wal", 0, os.urandom(32)), 0),
+        ("log's first page", lambda f: overwrite(f / "outbox.db-wal", 40, os.urandom(3000)), 12),
+        ("whole file is garbage", lambda f: garble(f / "outbox.db"), 120),
+        ("file is empty", lambda f: os.truncate(f / "outbox.db", 0), 120),
+        ("log is empty", lambda f: os.truncate(f / "outbox.db-wal", 0), 100),
+        ("log is gone", lambda f: (f / "outbox.db-wal").unlink(), 100),
+        ("file is gone", lambda f: (f / "outbox.db").unlink(), 120),
+        ("both are gone", lambda f: [(f / f"outbox.db{suffix}").unlink() for suffix in ("", "-wal")], 220),
+        ("all but the mark", lambda f: [p.unlink() for p in f.iterdir() if p.suffix != ".mark"], 220),
+    ],
+)
+async def test_only_what_was_damaged_is_lost_and_the_loss_is_counted(filled, name, how, most_lost):
+    server, box, told = await hurt(filled, how)
+    missing = check(server, box, most_lost=most_lost)
+    assert len(told) == 1
+    assert "at most 220" in told[0] or "at most 280" in told[0], "the mark does not tell of the newest receipts"
+    if "gone" in name or "empty" in name or "mark" in name:
+        assert missing > 0, "the test would show nothing"
+
+
+async def test_what_a_power_cut_may_have_hidden_is_counted_as_at_most_the_reserve(filled):
+    server, _, _ = await hurt(filled, lambda f: (f / "outbox.db-wal").unlink(), boot="another")
+    missing = len(set(QUEUED) - set(server.rows.values()))
+    assert 0 < missing <= server.lost() <= missing + 2 * 4096
+    records = [decode(record, Loss, limit=1000) for _, record in server.losses]
+    assert all(not loss.exact and loss.reason == "damage" for loss in records)
+
+
+def overwrite(path: Path, offset: int, data: bytes) -> None:
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(data)
+
+
+def checkpoint(folder: Path) -> None:
+    connection = sqlite3.connect(folder / "outbox.db")
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    connection.close()
+
+
+def garble(path: Path) -> None:
+    path.write_bytes(os.urandom(path.stat().st_size))
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.sampled_from(["outbox.db", "outbox.db-wal", "outbox.mark"]), st.data())
+def test_a_flipped_bit_anywhere_costs_its_row_and_no_other(filled, name, data):
+    place = data.draw(st.integers(0, (filled / name).stat().st_size - 1))
+    bit = data.draw(st.integers(0, 7))
+
+    def flip(folder: Path) -> None:
+        old = (folder / name).read_bytes()[place]
+        overwrite(folder / name, place, bytes([old ^ 1 << bit]))
+
+    server, box, _ = asyncio.run(hurt(filled, flip))
+    # A page's own few bytes of structure may hide a chain of pages, of one row.
+    check(server, box, most_lost=1)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.sampled_from(["outbox.db", "outbox.db-wal"]), st.data())
+def test_a_file_cut_off_anywhere_costs_what_lay_behind_and_is_counted(filled, name, data):
+    size = (filled / name).stat().st_size
+    end = data.draw(st.integers(0, size - 1))
+    server, box, _ = asyncio.run(hurt(filled, lambda folder: os.truncate(folder / name, end)))
+    check(server, box, most_lost=120)
+
+
+async def test_rows_are_carved_whatever_became_of_the_tree_around_them(filled):
+    epochs = {
+        1: sqlite3.connect(f"file:{filled}/outbox.db?mode=ro&immutable=1", uri=True)
+        .execute("SELECT token FROM epochs")
+        .fetchone()[0]
+    }
+    found = {row.body for row in carve(filled / "outbox.db", epochs)}
+    assert set(QUEUED) <= found
+    assert found <= {*SENT, *QUEUED}
+    assert not list(carve(filled / "outbox.db", {1: "f" * 32})), "rows of another epoch are not taken"
+    assert not list(carve(filled / "nothing.db", epochs))
+    assert carving.PAGE_BYTES == PAGE_BYTES
