@@ -77,6 +77,8 @@ def read_pick(connection: sqlite3.Connection, book: Book, epoch: int, limit_byte
             if not rows:
                 break
             runs.append(LaneRows(lane=lane, first=first, rows=tuple(rows)))
+            if first + len(rows) <= last:  # what comes behind waits, however short: the order of a lane is kept
+                break
             room_bytes -= sum(len(row) for row in rows)
             room_rows -= len(rows)
     return Pick(

@@ -374,6 +374,15 @@ async def test_a_backlog_is_read_batch_by_batch(opened):
     assert max(sizes) <= 100_000
 
 
+async def test_a_short_row_behind_a_hole_does_not_overtake_a_long_one_before_it(opened):
+    box = await opened()
+    await box.meet_generation(GENERATION)
+    for row in (b"x" * 900, b"y" * 900, b"gone", b"z"):
+        await box.enqueue("results", row)
+    await box._change(lambda draft: record_loss(draft, (1, "results"), Spans(((2, 2),)), "budget", 7))
+    assert [number for batch in await drain(box, 1000) for _, number, _ in rows_of(batch)] == [0, 1, 3]
+
+
 async def test_a_row_longer_than_the_batch_still_travels(opened):
     box = await opened()
     await box.enqueue("results", b"x" * 100_000)
