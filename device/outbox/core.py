@@ -190,8 +190,7 @@ class Core:
         target: Path | None = None
         known: Accounts | None = None
         why = DELETED
-        if has_log and (not path.exists() or path.stat().st_size == 0):
-            # SQLite would throw away a log without a database; rows lie in it.
+        if has_log and not damage.has_pages(path):
             target = damage.set_aside(path, self._means.now_ms())
         elif path.exists():
             try:

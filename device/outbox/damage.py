@@ -77,7 +77,7 @@ def finish(path: Path, file: Path, *, keep: bool) -> None:
 
 def read_accounts(path: Path) -> Accounts | None:
     """The accounts of a damaged file if they can still be believed, else None."""
-    if not path.exists() or not path.stat().st_size:  # SQLite would throw its log away, in which rows may lie
+    if not has_pages(path):
         return None
     try:
         connection = schema.open_reader(path)
@@ -89,6 +89,11 @@ def read_accounts(path: Path) -> Accounts | None:
     # A damaged text does not decode, a damaged number does not fit.
     except (OSError, sqlite3.Error, OverflowError, TypeError, ValueError):
         return None
+
+
+def has_pages(path: Path) -> bool:
+    """Whether there is any of a database: without, SQLite would throw its log away, in which rows may lie."""
+    return path.exists() and path.stat().st_size >= schema.PAGE_BYTES
 
 
 def missing_numbers(book: Book, expected: Expected, *, has_log: bool) -> dict[tuple[str, str], int]:
