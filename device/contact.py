@@ -6,7 +6,8 @@ from a second machine with the same key, and nothing is told twice or never.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -22,10 +23,21 @@ from device.trust.port import Complaint, Terms, Trust, Verdict
 from protocol import limits
 from protocol.errors import HeadlandError, LinkError, Reason, Refused
 from protocol.ids import DeviceId, Digest, Millis, Name, ProductName, Token
-from protocol.messages import UNMETERED, Alert, Counters, Inventory, SyncAnswer, SyncRequest, VersionReport
+from protocol.messages import (
+    UNMETERED,
+    Alert,
+    Counters,
+    GivenBack,
+    Inventory,
+    SignedFile,
+    SyncAnswer,
+    SyncRequest,
+    VersionReport,
+)
 from protocol.objects import AssignmentBody, Payload
 from protocol.wire import Message, decode, encode
 
+LOG: Final = logging.getLogger("headland.contact")
 KEY: Final = "contact"
 RECORD_BYTES: Final = limits.MIB
 # A request stays below limits.SYNC_BYTES: digests take 67 bytes each, a status or an alert up to 2.3 KiB.
@@ -104,6 +116,14 @@ class Updates(Protocol):
         ...
 
 
+class Shelf(Protocol):
+    """Signed files that this machine trusts, as `device.giving_back.SignedFiles`."""
+
+    def find(self, wanted: Sequence[str]) -> tuple[SignedFile, ...]:
+        """Those that are here; blocks."""
+        ...
+
+
 class Timepiece(Protocol):
     """As `device.clock.Clock`."""
 
@@ -146,6 +166,7 @@ class Contact:
         facts: Reads the machine; may block, is called in a thread.
         draw_token: 128 random bits as 32 hexadecimal digits.
         patches: Knows which failed.
+        shelf: Signed files that a server out of a backup may ask for; None: none are given.
     """
 
     def __init__(
@@ -164,6 +185,7 @@ class Contact:
         facts: Callable[[], Facts],
         draw_token: Callable[[], str],
         patches: PatchBook,
+        shelf: Shelf | None = None,
     ) -> None:
         self._device = device
         self._product = product
@@ -178,6 +200,7 @@ class Contact:
         self._facts = facts
         self._draw_token = draw_token
         self._patches = patches
+        self._shelf = shelf
 
     async def make(self) -> SyncAnswer:
         """Makes one contact and carries out what it brought. A repetition after any failure is safe.
@@ -208,6 +231,7 @@ class Contact:
         await asyncio.to_thread(self._take_in, record, verdict)
         await self._settle_results(answer, verdict, record)
         await self._pass_on(answer, verdict)
+        await self._give_back(answer.want_metadata)
         return answer
 
     def record(self) -> ContactRecord:
@@ -305,6 +329,20 @@ class Contact:
             else:
                 await self._updates.offer(verdict.assignment, manifest, verdict.terms, verdict.may_install)
         self._updates.link_is_up()
+
+    async def _give_back(self, wanted: Sequence[str]) -> None:
+        """Gives a server that came out of a backup the signed files that it lacks. It asks again when this fails."""
+        if not wanted or self._shelf is None:
+            return
+        files = await asyncio.to_thread(self._shelf.find, wanted)
+        if not files:
+            return
+        try:
+            (await self._door.post("/v1/metadata", encode(GivenBack(files=files)), limit=limits.KIB)).content()
+        except HeadlandError as error:
+            LOG.info("the server lacks signed files and did not take those of this machine: %s", error.message)
+        else:
+            LOG.info("gave the server %d signed files that it lacked", len(files))
 
     async def _manifest(self, payload: Payload) -> bytes:
         if await asyncio.to_thread(self._store.has, payload.sha256, payload.length_bytes):

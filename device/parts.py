@@ -22,6 +22,7 @@ from device.contact import Contact, Facts
 from device.contact_loop import ContactLoop, News
 from device.drain import Drain
 from device.fallbacks import Fallbacks
+from device.giving_back import SignedFiles
 from device.inference.alarms import make_sinks
 from device.inference.canary_client import SubprocessCanary
 from device.inference.folder_source import FolderSource
@@ -208,6 +209,7 @@ async def assembled(layout: Layout, settings: DeviceSettings) -> AsyncIterator[P
             facts=facts,
             draw_token=draw_token,
             patches=book,
+            shelf=SignedFiles(layout.state / "trust"),
         )
         yield Parts(
             layout=layout,

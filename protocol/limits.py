@@ -29,6 +29,8 @@ PATCH_CODECS: Final = 16  # versions that one agent applies
 
 # Signed objects
 METADATA_BYTES: Final = 5_000_000  # ngclient's own cap for targets metadata
+WANTED_FILES: Final = 512  # that a server out of a backup asks for: a chain of roots of many years
+GIVEN_BACK_BYTES: Final = 16 * METADATA_BYTES
 OBJECT_BYTES: Final = 256 * KIB  # one signed object of an answer: an assignment with a plan of a thousand steps
 ROOT_ROTATIONS_A_REFRESH: Final = 4096  # 300 genuine roots are walked; endless ones are not
 MANIFEST_BYTES: Final = MIB

@@ -152,13 +152,32 @@ class SyncAnswer(Message):
     sync_token: Token
     generation: Token  # changes when the server was restored: kept rows are sent again
     time: str  # signed ClockBody
-    image_timestamp: str  # the current timestamp.json of each repository, exact bytes
+    # The current timestamp.json of each repository, exact bytes. Empty: nothing newer than the machine said it trusts;
+    # ours would go back (the server came out of a backup). What the machine trusts holds as long as it would anyway.
+    image_timestamp: str
     director_timestamp: str
     assignment: str | None = None  # signed AssignmentBody, absent when the device runs what it should
     receipts: tuple[str, ...] = ()
     poll_s: Annotated[float, msgspec.Meta(gt=0, le=7 * 86400)] = 60.0
     want_inventory: bool = False
     set_apart: bool = False  # this device's identity was seen twice: results are kept, a person decides
+    # Files that the machine trusts and the server lacks, such as `image/3.root.json`, `director/targets.json`: it came
+    # out of a backup, and asks for them. A machine that has some sends them as `GivenBack`; nothing forces it to.
+    want_metadata: Annotated[tuple[str, ...], msgspec.Meta(max_length=limits.WANTED_FILES)] = ()
+
+
+class SignedFile(Message):
+    """One offline-signed file: `N.root.json`, `targets.json`, `PRODUCT.json`."""
+
+    repository: Literal["image", "director"]
+    name: str
+    content: str
+
+
+class GivenBack(Message):
+    """What a machine holds of `SyncAnswer.want_metadata`. Each file verifies itself; the machine is not believed."""
+
+    files: Annotated[tuple[SignedFile, ...], msgspec.Meta(max_length=limits.WANTED_FILES)]
 
 
 class EnrolRequest(Message):

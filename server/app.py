@@ -20,6 +20,7 @@ from securesystemslib.signer import SecretsHandler
 
 from protocol.errors import StateError
 from protocol.objects import Budget
+from server import restored
 from server.ca import Authority, ensure_server_certificate
 from server.clock import NowMs, as_datetime
 from server.compress import Compressor
@@ -46,11 +47,11 @@ from server.notify import Notifier
 from server.operations import Operations
 from server.patching import Patchmaker
 from server.publish import Publisher
+from server.restoring import take_marker
 from server.settings import ServerSettings, read_settings
 from server.storage.blobs import BlobStore, open_blobs
 from server.storage.catalog import Catalog
 from server.threads import Threads
-from server.tokens import new_secret, secret_sha256
 from signing import durable
 
 REQUEST_THREADS: Final = 8  # SQLite writes one at a time; the rest read
@@ -220,6 +221,8 @@ def _open(state: Path, now_ms: NowMs, secrets: SecretsHandler) -> _Parts:
     blobs = open_blobs(settings.storage.blobs, state)
     catalog = Catalog(catalog_url(settings, state))
     prepare_catalog(catalog)
+    _wake(catalog)
+    take_marker(layout, catalog, now_ms())
     _count(layout, catalog, now_ms())
     lifetimes = settings.lifetimes
     director = Director(keyring, timedelta(days=lifetimes.assignment_days))
@@ -275,12 +278,20 @@ def _count(layout: Layout, catalog: Catalog, now_ms: int) -> bool:
     with catalog.write() as session:
         inside = session.facts.number("starts")
         if inside < outside:
-            session.facts.put("generation", secret_sha256(new_secret())[:32])
-            session.events.add(now_ms, "server-restored", detail=f"the catalog counts {inside} of {outside}")
+            how = f"the catalog counts {inside} of {outside}"
+            woken_ms = session.facts.number("woken_ms")
+            restored.begin(session, now_ms, restore=f"count {outside} {now_ms}", backup_ms=woken_ms, how=how)
         count = max(inside, outside) + 1
         session.facts.put("starts", count)
+        session.facts.put("alive_ms", now_ms)
     durable.write(layout.starts, str(count).encode())
     return False
+
+
+def _wake(catalog: Catalog) -> None:
+    """Notes until when this catalog was alive: should it turn out to be a backup, its knowledge ends there."""
+    with catalog.write() as session:
+        session.facts.put("woken_ms", session.facts.number("alive_ms"))
 
 
 def _announce(layout: Layout, running: Running) -> None:

@@ -43,6 +43,12 @@ class ClientCertificate:
     public_key: bytes  # DER SubjectPublicKeyInfo
     not_before: datetime
     not_after: datetime
+    pem: str = ""
+
+    @property
+    def issued(self) -> datetime:
+        """When our CA signed it."""
+        return self.not_before + BACKDATED
 
 
 class Authority:
@@ -203,6 +209,7 @@ def read_client(der: bytes) -> ClientCertificate:
         public_key=certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo),
         not_before=certificate.not_valid_before_utc,
         not_after=certificate.not_valid_after_utc,
+        pem=certificate.public_bytes(Encoding.PEM).decode(),
     )
 
 

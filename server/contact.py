@@ -18,7 +18,7 @@ from protocol.objects import AssignmentBody, Payload, TransferPlan
 from protocol.release import Artifact, ReleaseManifest, parse_manifest
 from protocol.selection import needed_artifacts, select_variants
 from protocol.wire import decode, encode
-from server import rollouts, sync_token
+from server import restored, rollouts, sync_token
 from server.clock import NowMs
 from server.director import Director
 from server.failed_patches import forgive_upgraded, take_failures, take_lifts
@@ -31,7 +31,6 @@ from server.storage.records import Device, Member, Rollout
 from server.sync_token import Standing
 
 MANIFESTS_KEPT: Final = 64  # parsed, in memory; a fleet runs a handful
-PUSH_AGAIN: Final = "`headland release push --again`"
 ANSWER_KEPT_MS: Final = 600_000  # a retry after that is answered anew: what was assigned then may be halted now
 
 
@@ -103,10 +102,7 @@ class Contacts:
             last_ms = device.last_contact_ms or 0
             device = self._recognise(session, device, standing, shown, passed=passed, now_ms=now_ms)
             self._record(session, device, request, now_ms)
-            image = session.repositories.served("image", "timestamp.json")
-            director = session.repositories.served("director", "timestamp.json")
-            if image is None or director is None:
-                raise StateError("nothing was published yet", hint="`headland release push`")
+            image, director = self._publisher.offers(session, request.versions)
             known, device = device, _reported(device, request, now_ms)
             forgive_upgraded(session, known, device, now_ms)
             failed = 0
@@ -122,9 +118,14 @@ class Contacts:
             if standing is Standing.RETRY and device.answer is not None:
                 kept = decode(device.answer, SyncAnswer, limit=limits.ANSWER_BYTES)
             # What was kept may name a patch of which it says now that it failed.
-            if kept is not None and now_ms - last_ms < ANSWER_KEPT_MS and not failed:
+            generation = session.facts.get("generation") or ""
+            if device.set_apart or device.returned or restored.is_held(session):
+                offer = _Offer()
+            elif (
+                kept is not None and kept.generation == generation and now_ms - last_ms < ANSWER_KEPT_MS and not failed
+            ):
                 offer = _Offer(kept.assignment)
-            elif device.set_apart or want_inventory:
+            elif want_inventory:
                 offer = _Offer()
             else:
                 offer = self._offer(session, device, request, version=version, now_ms=now_ms, failed=failed)
@@ -133,14 +134,15 @@ class Contacts:
             answer = SyncAnswer(
                 contact_id=request.contact_id,
                 sync_token=sync_token.issue(secret, device.id, number) if kept is None else kept.sync_token,
-                generation=session.facts.get("generation") or "",
+                generation=generation,
                 time=time,
-                image_timestamp=image.decode(),
-                director_timestamp=director.decode(),
+                image_timestamp=image,
+                director_timestamp=director,
                 assignment=offer.assignment,
                 poll_s=min(self._settings.busy_poll_s, self._settings.poll_s) if busy else self._settings.poll_s,
                 want_inventory=want_inventory,
                 set_apart=bool(device.set_apart) or passed,
+                want_metadata=() if device.set_apart else restored.wanted(session, request.versions),
             )
             if kept is None:
                 device = replace(device, token_counter=number, contact_id=request.contact_id)
@@ -165,15 +167,16 @@ class Contacts:
             case Standing.LOST:
                 session.events.add(now_ms, "sync-token-lost", device=device.id, detail="renewed by its certificate")
             case Standing.AHEAD:
-                # Tokens that this catalog does not remember giving: it came out of a backup. Kept rows come again.
-                fresh = hashlib.sha256(f"{session.facts.get('generation')} {shown} {now_ms}".encode()).hexdigest()[:32]
-                session.facts.put("generation", fresh)
-                session.events.add(
-                    now_ms,
-                    "server-restored",
-                    device=device.id,
-                    detail=f"it shows sync token {shown}, {device.token_counter} is the last that this catalog knows",
-                )
+                # A token that this catalog does not remember giving: it came out of a backup. Kept rows come again.
+                # Once a restore was noticed, every machine of the lost time shows such a token; that is no other one.
+                if not _restore_is_known(session, device):
+                    restored.begin(
+                        session,
+                        now_ms,
+                        restore=f"{device.id} {shown}",
+                        backup_ms=session.facts.number("woken_ms"),
+                        how=f"{device.id} shows sync token {shown}, and {device.token_counter} is the last known here",
+                    )
             case _:
                 pass
         if passed:
@@ -217,7 +220,7 @@ class Contacts:
         )
         if behind and (caught_up or request.versions != device.versions):
             detail = "it trusts newer metadata than this server has: "
-            detail += "signed anew above it; who else has the online keys?" if caught_up else PUSH_AGAIN
+            detail += "signed anew above it; who else has the online keys?" if caught_up else restored.PUSH_AGAIN
             session.events.add(now_ms, "server-behind", device=device.id, what=", ".join(sorted(behind)), detail=detail)
         if not device.set_apart:
             self._advance(session, device, request, fresh, now_ms)
@@ -393,6 +396,17 @@ def advance(session: Session, rollout: Rollout, now_ms: int) -> None:
             case rollouts.Stay():
                 return
         current = session.rollouts.get(rollout.name)
+
+
+def _restore_is_known(session: Session, device: Device) -> bool:
+    """Whether the machine was last answered in a life of the catalog before the present one."""
+    record = restored.read(session)
+    if record is None:
+        return False
+    if device.answer is None:
+        return device.enrolled_ms <= record.at_ms
+    answered = decode(device.answer, SyncAnswer, limit=limits.ANSWER_BYTES)
+    return answered.generation != session.facts.get("generation")
 
 
 def _last_end(rollout: Rollout, statuses: list[UpdateStatus]) -> UpdateStatus | None:

@@ -11,11 +11,12 @@ from cryptography.x509 import CertificateSigningRequest
 from protocol.errors import Reason, Refused
 from protocol.ids import digest
 from protocol.messages import EnrolAnswer, EnrolRequest, RenewAnswer, RenewRequest, TokenContent
-from server.ca import Authority, csr_public_key, read_csr
+from server import restored
+from server.ca import Authority, ClientCertificate, csr_public_key, read_csr
 from server.clock import NowMs, as_datetime
 from server.publish import first_root
 from server.settings import Lifetimes
-from server.storage.catalog import Catalog
+from server.storage.catalog import Catalog, Session
 from server.storage.records import Device, EnrolmentToken
 from server.tokens import new_secret, read_token, render_token, secret_sha256
 
@@ -96,6 +97,45 @@ class Enrolment:
             session.events.add(now_ms, "renewed", device=device)
         return RenewAnswer(certificate_pem=pem)
 
+    def recognise(self, certificate: ClientCertificate, product: str) -> bool:
+        """Takes a machine back that this catalog forgot: it was enrolled, or enrolled anew, after the backup that the
+        server was restored from. Its certificate is our CA's and was issued in the lost time; that is proof of who it
+        is, and of nothing else, so a person looks at it before anything is assigned to it. Blocks.
+
+        Args:
+            certificate: The handshake traced it to our CA; the machine has shown that it holds the key.
+            product: That it says it follows.
+
+        Returns:
+            Whether it did. Machines that are known by this key, and strangers, are none of its business.
+        """
+        issued_ms = int(certificate.issued.timestamp() * 1000)
+        with self._catalog.read() as session:
+            if not _forgotten(session, certificate, issued_ms):
+                return False
+        now_ms = self._now_ms()
+        with self._catalog.write() as session:
+            if not _forgotten(session, certificate, issued_ms):
+                return False
+            kept = session.devices.get(certificate.device)
+            what = "enrolled" if kept is None else "enrolled anew"
+            why = f"{what} after the backup that this server was restored from"
+            session.devices.enrol(
+                Device(
+                    id=certificate.device,
+                    product=product,
+                    groups=() if kept is None else kept.groups,
+                    public_key=certificate.public_key,
+                    certificate_pem=certificate.pem,
+                    enrolled_ms=issued_ms,
+                    returned=why,
+                    object_version=0 if kept is None else kept.object_version,
+                    token_counter=-1 if kept is None else -abs(kept.token_counter) - 1,
+                )
+            )
+            session.events.add(now_ms, "returned", device=certificate.device, what=product, detail=why)
+        return True
+
     def _enrol(self, request: EnrolRequest) -> EnrolAnswer:
         now_ms = self._now_ms()
         content = read_token(request.token)
@@ -147,3 +187,10 @@ class Enrolment:
     def _issue(self, device: str, csr: CertificateSigningRequest, now_ms: int) -> str:
         days = self._lifetimes.device_certificate_days
         return self._authority.issue_device(device, csr, as_datetime(now_ms), days)
+
+
+def _forgotten(session: Session, certificate: ClientCertificate, issued_ms: int) -> bool:
+    standing = session.devices.standing(certificate.device)
+    if standing is not None and standing[0] == certificate.public_key:
+        return False
+    return restored.may_return(session, certificate.device, issued_ms)

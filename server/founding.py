@@ -76,6 +76,11 @@ class Layout:
         return self.state / "lock"
 
     @property
+    def restored(self) -> Path:
+        """Left by `headland-server restore` for the first start after it."""
+        return self.state / "restored.json"
+
+    @property
     def starts(self) -> Path:
         """How often it started: held against the catalog's own count to notice a restored backup."""
         return self.state / "starts"

@@ -13,7 +13,7 @@ from protocol.messages import TransferBytes
 from protocol.objects import Budget, Conditions
 from protocol.results import LANES, ResultRow
 from protocol.wire import Message
-from server import rollouts
+from server import restored, rollouts
 from server.ca import certificate_expiry
 from server.clock import NowMs
 from server.contact import advance
@@ -145,10 +145,11 @@ class Operations:
         return self.device(name)
 
     def readmit(self, name: str, who: str) -> dict[str, Any]:
-        """A person vouches for a machine that was set apart."""
+        """A person vouches for a machine that was set apart, or that came back after a restore."""
         with self._catalog.write() as session:
-            if not _found(session, name).set_apart:
-                raise StateError(f"{name} is not set apart")
+            device = _found(session, name)
+            if not device.set_apart and not device.returned:
+                raise StateError(f"{name} is neither set apart nor returned after a restore")
             session.devices.readmit(name)
             session.events.add(self._now_ms(), "readmitted", device=name, detail=f"by {who}")
         return self.device(name)
@@ -310,7 +311,25 @@ def read_status(catalog: Catalog, now_ms: int) -> dict[str, Any]:
             "blobs": {"count": blobs, "bytes": blob_bytes},
             "payloads_waiting": session.jobs.waiting(COMPRESS),
             "patches": {**session.patches.count(), "surveyed": session.fleet.is_surveyed()},
+            "missing": [msgspec.to_builtins(each) for each in restored.missing(session)],
+            "restored": _restored(session),
+            "backup_ms": session.facts.number("backup_ms") or None,
         }
+
+
+def _restored(session: Session) -> dict[str, Any] | None:
+    record = restored.read(session)
+    if record is None:
+        return None
+    return {
+        "at_ms": record.at_ms,
+        "backup_ms": record.backup_ms,
+        "how": record.how,
+        "held": record.held,
+        "pushed": record.pushed,
+        "why": record.why,
+        "called": session.devices.called_since(record.at_ms),
+    }
 
 
 def _trouble(patch: Patch, failures: Sequence[PatchFailure]) -> dict[str, Any]:
@@ -378,6 +397,7 @@ def _device(device: Device, releases: dict[str, Release], totals: dict[str, Tota
         "certificate_expires": certificate_expiry(device.certificate_pem).isoformat(),
         "revoked": device.revoked_ms is not None,
         "set_apart": device.set_apart,
+        "returned": device.returned,
         "report": {
             "release": device.report.release or (running.version if running is not None else ""),
             "manifest": device.report.manifest,

@@ -7,15 +7,17 @@ signed files for ever, renders what is served, notes what is listed now, and ask
 import hashlib
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any
 
 from tuf.api.metadata import Root, Snapshot, Targets, Timestamp
 
 from protocol import limits
 from protocol.errors import Reason, Refused, StateError
+from protocol.messages import SignedFile
 from protocol.objects import ROLES
 from protocol.release import ReleaseManifest, parse_manifest
 from protocol.wire import Message, decode, encode
+from server import restored
 from server.clock import NowMs, as_datetime
 from server.keyring import Keyring
 from server.parts import parts_of
@@ -31,14 +33,6 @@ CATCH_UP_PAUSE_MS = 600_000  # a machine that lies makes the fleet fetch a snaps
 SNAPSHOTS_KEPT = 3  # a machine in the middle of a refresh still finds the one that its timestamp names
 
 
-class SignedFile(Message):
-    """One offline-signed file as the tool sends it."""
-
-    repository: Literal["image", "director"]
-    name: str
-    content: str
-
-
 class PublishRequest(Message):
     """All files of one push."""
 
@@ -46,10 +40,17 @@ class PublishRequest(Message):
 
 
 class Published(Message):
-    """What a push changed: versions of all roles now, by `REPOSITORY/ROLE`."""
+    """What a push changed: versions of all roles now, by `REPOSITORY/ROLE`.
+
+    Args:
+        versions: Of what is kept here; on offer, unless `held`.
+        delisted: Releases, as `PRODUCT VERSION`.
+        held: Why nothing of it is on offer yet, or empty: the server came out of a backup.
+    """
 
     versions: dict[str, int]
     delisted: tuple[str, ...] = ()
+    held: str = ""
 
 
 class Publisher:
@@ -81,29 +82,86 @@ class Publisher:
 
         Raises:
             Refused: Signatures below the threshold, a rollback, expired, malformed, or a manifest that does not fit.
-            StateError: A blob is missing, or the managers delegate to other online keys than this server's.
+            StateError: A blob is missing, or the managers delegate to other online keys than this server's. Not while
+                publishing is held: then what comes is kept, and `Published.held` says what else is needed.
         """
         now_ms = self._now_ms()
-        offered: dict[RepositoryKind, dict[str, bytes]] = {}
-        for file in files:
-            if file.name in offered.setdefault(file.repository, {}):
-                raise Refused(Reason.METADATA, f"{file.repository}/{file.name} stands twice in one push")
-            offered[file.repository][file.name] = file.content.encode()
-        delisted: list[str] = []
         with self._catalog.write() as session:
             session.facts.number("online_version")  # one push at a time, also between processes
-            for repository, of in sorted(offered.items()):
-                published = accept(repository, _load(session, repository), of, as_datetime(now_ms))
-                _keep(session, repository, published)
-                if repository == "director":
-                    self._check_director_keys(published)
-                else:
-                    delisted += self._list(session, published, now_ms)
-            self._render(session, now_ms)
+            held = restored.is_held(session)
+            delisted = self._take(session, _sorted(files), now_ms, returning=held)
+            why = self._settle(session, now_ms, pushed=True) if held else ""
+            if not held:
+                self._render(session, now_ms)
             versions = _versions(session)
-            names = ", ".join(f"{file.repository}/{file.name}" for file in files)
-            session.events.add(now_ms, "published", what=names, detail=f"pushed by {who}")
-        return Published(versions=versions, delisted=tuple(delisted))
+            session.events.add(now_ms, "published", what=_names(files), detail=f"pushed by {who}")
+        return Published(versions=versions, delisted=tuple(delisted), held=why)
+
+    def take_back(self, files: Sequence[SignedFile], device: str) -> None:
+        """Takes signed files from a machine that trusts them, while they are missing here. Blocks.
+
+        They are judged as those of a push: the machine is not believed, and nothing goes back.
+
+        Args:
+            files: In any order.
+            device: Whose certificate brought them.
+
+        Raises:
+            Refused: As `publish`.
+            StateError: None of this is missing here, or it names other online keys than this server's.
+        """
+        now_ms = self._now_ms()
+        with self._catalog.write() as session:
+            session.facts.number("online_version")
+            before = session.repositories.newest()
+            held = restored.is_held(session)
+            self._take(session, _sorted(files), now_ms, returning=True)
+            gained = sorted(
+                f"{name} {new}" for name, new in session.repositories.newest().items() if new > before.get(name, 0)
+            )
+            if not gained:
+                raise StateError("nothing of this is missing here")
+            if held:
+                self._settle(session, now_ms, pushed=False)
+            else:
+                self._render(session, now_ms)
+            session.events.add(now_ms, "metadata-returned", device=device, what=", ".join(gained))
+
+    def resume(self, who: str) -> None:
+        """Publishes what is here, by a person's word that nothing more is to be waited for. Blocks.
+
+        Raises:
+            StateError: Nothing is held, or the managers delegate to other online keys than this server's.
+        """
+        now_ms = self._now_ms()
+        with self._catalog.write() as session:
+            session.facts.number("online_version")
+            restored.resume(session, who, now_ms)
+            self._render(session, now_ms)
+
+    def offers(self, session: Session, trusted: Mapping[str, int]) -> tuple[str, str]:
+        """The timestamps of both repositories for a machine, image first; empty where ours would go back for it.
+
+        Args:
+            session: Any.
+            trusted: Versions that the machine trusts, by `REPOSITORY/ROLE`.
+
+        Raises:
+            StateError: Nothing was published yet.
+        """
+        ours = current_versions(session)
+        found = []
+        for repository in REPOSITORIES:
+            stamp = session.repositories.served(repository, "timestamp.json")
+            if stamp is None:
+                raise StateError("nothing was published yet", hint="`headland release push`")
+            goes_back = any(
+                version > ours.get(name, version)
+                for name, version in trusted.items()
+                if name.partition("/")[0] == repository
+            )
+            found.append("" if goes_back else stamp.decode())
+        return found[0], found[1]
 
     def refuse(self, error: Refused | StateError) -> None:
         """Notes a push that was turned away."""
@@ -124,8 +182,9 @@ class Publisher:
         with self._catalog.read() as session:
             rendered_ms = int(session.facts.get("rendered_ms") or 0)
             published = any(session.repositories.served_names(repository) for repository in REPOSITORIES)
+            held = restored.is_held(session)
         fresh = 0 <= now_ms - rendered_ms < self._resign_after_ms
-        if not published or (fresh and not force):
+        if not published or held or (fresh and not force):
             return False
         with self._catalog.write() as session:
             self._render(session, now_ms)
@@ -152,21 +211,84 @@ class Publisher:
             return False
         # Kept, so that whatever is signed next is above it, if not now then at the managers' push.
         session.facts.put("seen_version", max(session.facts.number("seen_version"), *reached))
+        if restored.is_held(session):
+            return False
         if len(reached) < len(ahead) or 0 <= now_ms - session.facts.number("caught_up_ms") < CATCH_UP_PAUSE_MS:
             return False
         session.facts.put("caught_up_ms", now_ms)
         self._render(session, now_ms)
         return True
 
+    def _take(
+        self, session: Session, offered: Mapping[RepositoryKind, Mapping[str, bytes]], now_ms: int, *, returning: bool
+    ) -> list[str]:
+        """Judges and keeps files, and lists what they list. Returns what was delisted.
+
+        Args:
+            session: A `write`.
+            offered: By repository and name.
+            now_ms: The clock.
+            returning: They come back to a server that lost them: what is older than what is here already is let lie.
+        """
+        delisted: list[str] = []
+        for repository, of in sorted(offered.items()):
+            current = _load(session, repository)
+            files = _not_older(current, of) if returning else of
+            published = accept(repository, current, files, as_datetime(now_ms), returning=returning)
+            _keep(session, repository, published)
+            if repository == "image":
+                delisted += self._list(session, published, published if returning else current, now_ms)
+            elif not returning:
+                self._check_director_keys(published)
+        return delisted
+
+    def _settle(self, session: Session, now_ms: int, *, pushed: bool) -> str:
+        """Ends the hold when nothing is missing any more. Returns what still keeps it, or an empty text."""
+        session.facts.put("versions", encode(_versions(session)).decode())
+        why = self._obstacle(session, now_ms)
+        if not restored.note(session, pushed=pushed, why=why):
+            return why or f"the managers have not pushed since: {restored.PUSH_AGAIN}"
+        self._render(session, now_ms)
+        session.events.add(now_ms, "publishing-resumed", detail="nothing is missing any more")
+        return ""
+
+    def _obstacle(self, session: Session, now_ms: int) -> str:
+        """What keeps a restored server from publishing, in words; empty when nothing does."""
+        lacking = restored.missing(session)
+        if lacking:
+            shown = ", ".join(
+                f"{each.file} (version {each.version} on {', '.join(each.devices[:3])})" for each in lacking[:8]
+            )
+            return f"machines trust what is not here: {shown}"
+        try:
+            self._rendered(session, now_ms)
+            director = _load(session, "director")
+            if director is not None:
+                self._check_director_keys(director)
+        except StateError as error:
+            return f"{error.message}; {error.hint}"
+        return ""
+
     def _render(self, session: Session, now_ms: int) -> None:
+        self._serve(session, *self._rendered(session, now_ms), now_ms)
+
+    def _rendered(self, session: Session, now_ms: int) -> tuple[int, dict[RepositoryKind, dict[str, bytes]]]:
         before = max(session.facts.number("online_version"), session.facts.number("seen_version"))
         version = max(before + 1, now_ms // 1000)
+        found: dict[RepositoryKind, dict[str, bytes]] = {}
         for repository in REPOSITORIES:
             published = _load(session, repository)
             if published is None:
                 continue
             keys = self._keyring[repository]
-            files = render_online(published, keys["snapshot"], keys["timestamp"], version, as_datetime(now_ms))
+            now = as_datetime(now_ms)
+            found[repository] = render_online(published, keys["snapshot"], keys["timestamp"], version, now)
+        return version, found
+
+    def _serve(
+        self, session: Session, version: int, rendered: Mapping[RepositoryKind, Mapping[str, bytes]], now_ms: int
+    ) -> None:
+        for repository, files in rendered.items():
             shots = sorted(
                 (name for name in session.repositories.served_names(repository) if name.endswith(".snapshot.json")),
                 key=lambda name: int(name.partition(".")[0]),
@@ -187,8 +309,16 @@ class Publisher:
                     hint="delegate to the keys in this server's online-keys.json",
                 )
 
-    def _list(self, session: Session, published: RepositorySet, now_ms: int) -> list[str]:
-        """Notes what every product's role lists now. Returns what it delisted, as `PRODUCT VERSION`."""
+    def _list(self, session: Session, published: RepositorySet, before: RepositorySet | None, now_ms: int) -> list[str]:
+        """Notes what every product's role lists now. Returns what it delisted, as `PRODUCT VERSION`.
+
+        Args:
+            session: A `write`.
+            published: What is kept now.
+            before: Its releases were published once. One whose blobs have not come back to a restored server waits for
+                them, and keeps nothing else from being published: least of all a delisting.
+            now_ms: The clock.
+        """
         delisted: list[str] = []
         for product in published.delegated:
             known = {release.manifest: release for release in session.repositories.releases(product)}
@@ -198,7 +328,14 @@ class Publisher:
                 if held is not None:
                     listed.append(held)
                     continue
-                manifest = self._read_manifest(session, entry)
+                try:
+                    manifest = self._read_manifest(session, entry)
+                except StateError as error:
+                    if not _lists(before, entry):
+                        raise
+                    what = f"{product} {entry.version}"
+                    session.events.add(now_ms, "blobs-missing", what=what, detail=error.message)
+                    continue
                 artifacts = manifest.artifacts()
                 listed.append(
                     Release(
@@ -305,6 +442,38 @@ def _load(session: Session, repository: RepositoryKind) -> RepositorySet | None:
         targets=targets[max(targets)],
         delegated={role: versions[max(versions)] for role, versions in signed.items()},
     )
+
+
+def _sorted(files: Sequence[SignedFile]) -> dict[RepositoryKind, dict[str, bytes]]:
+    offered: dict[RepositoryKind, dict[str, bytes]] = {}
+    for file in files:
+        if file.name in offered.setdefault(file.repository, {}):
+            raise Refused(Reason.METADATA, f"{file.repository}/{file.name} stands twice in one push")
+        offered[file.repository][file.name] = file.content.encode()
+    return offered
+
+
+def _names(files: Sequence[SignedFile]) -> str:
+    return ", ".join(f"{file.repository}/{file.name}" for file in files)
+
+
+def _not_older(current: RepositorySet | None, files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Without targets roles of which a newer version is here: two who bring back what they hold need not agree."""
+    if current is None:
+        return dict(files)
+    here = {"targets.json": current.targets, **{f"{role}.json": data for role, data in current.delegated.items()}}
+    return {
+        name: data
+        for name, data in files.items()
+        if name not in here
+        or parse(data, Targets, name).signed.version >= parse(here[name], Targets, name).signed.version
+    }
+
+
+def _lists(published: RepositorySet | None, entry: ListedRelease) -> bool:
+    if published is None or entry.product not in published.delegated:
+        return False
+    return entry.manifest_sha256 in {each.manifest_sha256 for each in read_release_list(published, entry.product)}
 
 
 def _keep(session: Session, repository: RepositoryKind, published: RepositorySet) -> None:

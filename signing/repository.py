@@ -8,7 +8,7 @@ The verify side, with floors and durable state, is `signing.trust_store`.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Final, Literal
 
 from securesystemslib.signer import Signer
@@ -66,7 +66,12 @@ class ListedRelease(Message):
 
 
 def accept(
-    kind: RepositoryKind, current: RepositorySet | None, files: Mapping[str, bytes], now: datetime
+    kind: RepositoryKind,
+    current: RepositorySet | None,
+    files: Mapping[str, bytes],
+    now: datetime,
+    *,
+    returning: bool = False,
 ) -> RepositorySet:
     """Judges offline-signed files on top of what is published, all or nothing.
 
@@ -80,6 +85,8 @@ def accept(
         current: What is published; None before the first time.
         files: By name: `N.root.json`, `targets.json`, `PRODUCT.json`; the latter two unversioned.
         now: Aware.
+        returning: The files were published before, and come back to a server that lost them: one that has expired
+            since is taken as well, for what follows is signed on top of it.
 
     Returns:
         The new state; equal to `current` when nothing is new.
@@ -87,6 +94,8 @@ def accept(
     Raises:
         Refused: `SIGNATURE`, `ROLLBACK`, `EXPIRED`, or `METADATA` and `LIMIT` for what is malformed or too large.
     """
+    if returning:
+        now = datetime.min.replace(tzinfo=UTC)
     roots, targets, delegated = _sort(kind, files)
     chain = _accept_roots(dict(current.roots) if current else {}, roots, now)
     newest = parse(chain[max(chain)], Root, f"{max(chain)}.root.json").signed

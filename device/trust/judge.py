@@ -16,7 +16,7 @@ from protocol.errors import LinkError, Reason, Refused
 from protocol.messages import SyncAnswer
 from protocol.objects import AssignmentBody, ReceiptsBody
 from protocol.wire import encode
-from signing.trust_store import DirectorStore, DirectorView, ImageStore, ImageView, Offered, Source
+from signing.trust_store import DirectorStore, DirectorView, ImageStore, ImageView, Nowhere, Offered, Source
 
 V = TypeVar("V")
 
@@ -107,8 +107,10 @@ class _Contact:
 
     def verdict(self) -> Verdict:
         judge = self._judge
-        director_source = Offered(judge._sources.director, _bytes(self._answer.director_timestamp))
-        image_source = Offered(judge._sources.image, _bytes(self._answer.image_timestamp))
+        # An empty timestamp: the server has nothing newer (it came out of a backup). As if it offered what is stored:
+        # that goes on holding, and is stale when its time has come.
+        director_source = _source(judge._sources.director, self._answer.director_timestamp, judge._director)
+        image_source = _source(judge._sources.image, self._answer.image_timestamp, judge._image)
 
         # Whose keys sign the time must be known before the time is: a scratch copy, expiry not judged.
         keys = self._peek(director_source)
@@ -196,7 +198,14 @@ class _Contact:
                 self._link = error
             else:
                 # The server names a version and then does not have it: that is no weak link, it is a bad repository.
-                self._complain(what, Reason.METADATA, error.message)
+                # Where it names none, what is stored holds no longer.
+                offered = self._answer.image_timestamp if what == "image" else self._answer.director_timestamp
+                if offered:
+                    self._complain(what, Reason.METADATA, error.message)
+                elif reading.sure:
+                    self._complain(
+                        what, Reason.EXPIRED, f"{what}: what is trusted has expired; nothing newer is offered"
+                    )
         except Refused as error:
             # By an unsure time nothing can be called stale; that the time is unsure was said before.
             if reading.sure or error.reason is not Reason.EXPIRED:
@@ -241,6 +250,12 @@ class _Contact:
 
     def _complain(self, what: str, reason: Reason, detail: str) -> None:
         self._complaints.append(Complaint(what=what, reason=reason, detail=detail))
+
+
+def _source(source: Source, offered: str, store: ImageStore | DirectorStore) -> Offered:
+    if offered:
+        return Offered(source, _bytes(offered))
+    return Offered(Nowhere(), store.timestamp())
 
 
 def _check_product(body: AssignmentBody, product: str) -> None:

@@ -14,7 +14,7 @@ from aiohttp import web
 
 from protocol import limits
 from protocol.errors import Reason, Refused
-from protocol.messages import EnrolRequest, RenewRequest, SyncRequest
+from protocol.messages import EnrolRequest, GivenBack, RenewRequest, SyncRequest
 from protocol.wire import decode
 from server.ca import Authority, ClientCertificate, read_client
 from server.clock import NowMs
@@ -71,6 +71,7 @@ class DeviceDoor:
                 web.post("/v1/renew", self._renew),
                 web.post("/v1/sync", self._sync),
                 web.post("/v1/results", self._results),
+                web.post("/v1/metadata", self._give_back),
                 web.get("/v1/tuf/{repository:image|director}/{name}", self._metadata),
                 web.get("/v1/blobs/{digest}", self._blob),
             ]
@@ -98,10 +99,20 @@ class DeviceDoor:
         return json_answer(await self._services.threads.run(self._services.enrolment.renew, who.device, body))
 
     async def _sync(self, request: web.Request) -> web.Response:
-        who = await self._who(request)
+        certificate = _certificate(request)
         body = decode(await read_body(request, limits.SYNC_BYTES), SyncRequest, limit=limits.SYNC_BYTES)
-        if body.device != who.device:
-            raise Refused(Reason.WRONG_DEVICE, f"a contact of {body.device} under the certificate of {who.device}")
+        if body.device != certificate.device:
+            raise Refused(
+                Reason.WRONG_DEVICE, f"a contact of {body.device} under the certificate of {certificate.device}"
+            )
+        try:
+            await self._who(request)
+        except Refused as error:
+            if error.reason is not Reason.CERTIFICATE:
+                raise
+            if not await self._services.threads.run(self._services.enrolment.recognise, certificate, body.product):
+                raise
+            await self._who(request)
         return json_answer(await self._services.threads.run(self._services.contacts.answer, body))
 
     async def _results(self, request: web.Request) -> web.Response:
@@ -114,6 +125,12 @@ class DeviceDoor:
             content_type="application/json",
             headers={"Cache-Control": "no-store"},
         )
+
+    async def _give_back(self, request: web.Request) -> web.Response:
+        who = await self._who(request)
+        body = decode(await read_body(request, limits.GIVEN_BACK_BYTES), GivenBack, limit=limits.GIVEN_BACK_BYTES)
+        await self._services.threads.run(self._services.publisher.take_back, body.files, who.device)
+        return web.Response(status=204)
 
     async def _metadata(self, request: web.Request) -> web.Response:
         await self._who(request)
@@ -130,11 +147,7 @@ class DeviceDoor:
         Raises:
             Refused: `CERTIFICATE`: none, unknown, replaced or expired; `REVOKED`.
         """
-        connection = request.transport.get_extra_info("ssl_object") if request.transport is not None else None
-        der = connection.getpeercert(binary_form=True) if connection is not None else None
-        if not der:
-            raise Refused(Reason.CERTIFICATE, "this request needs the device's certificate")
-        certificate = read_client(der)
+        certificate = _certificate(request)
         standing = await self._services.threads.run(self._standing, certificate.device)
         if standing is None:
             raise Refused(Reason.CERTIFICATE, f"no device {certificate.device} is enrolled here")
@@ -155,6 +168,19 @@ class DeviceDoor:
     def _standing(self, device: str) -> tuple[bytes, bool] | None:
         with self._services.catalog.read() as session:
             return session.devices.standing(device)
+
+
+def _certificate(request: web.Request) -> ClientCertificate:
+    """What the handshake traced to our CA; the catalog has not been asked about it.
+
+    Raises:
+        Refused: `CERTIFICATE`: none, or it names no device.
+    """
+    connection = request.transport.get_extra_info("ssl_object") if request.transport is not None else None
+    der = connection.getpeercert(binary_form=True) if connection is not None else None
+    if not der:
+        raise Refused(Reason.CERTIFICATE, "this request needs the device's certificate")
+    return read_client(der)
 
 
 async def send_metadata(

@@ -68,6 +68,7 @@ class PeopleDoor:
                 web.get("/api/v1/blobs/{digest}", self._send_blob),
                 web.put("/api/v1/blobs/{digest}", self._take_blob),
                 web.post("/api/v1/publish", self._publish),
+                web.post("/api/v1/unhold", self._resume),
                 web.post("/api/v1/tokens", self._token),
                 web.get("/api/v1/devices", self._devices),
                 web.get("/api/v1/devices/{device}", self._device),
@@ -144,6 +145,11 @@ class PeopleDoor:
             await self._services.threads.run(publisher.refuse, error)
             raise
         return json_answer(done)
+
+    async def _resume(self, request: web.Request) -> web.Response:
+        await read_json(request, dict[str, Any], BODY_BYTES)
+        await self._services.threads.run(self._services.publisher.resume, request[WHO])
+        return json_answer(await self._services.threads.run(self._services.operations.status))
 
     async def _token(self, request: web.Request) -> web.Response:
         body = await read_json(request, TokenRequest, BODY_BYTES)

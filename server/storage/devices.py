@@ -59,11 +59,18 @@ class Devices:
         self._connection.execute(update(devices).where(devices.c.id == device).values(certificate_pem=certificate_pem))
 
     def readmit(self, device: str) -> None:
-        """A person vouches for a machine that was set apart. Its next contact counts, whatever token it shows."""
+        """A person vouches for a machine that was set apart, or that came back after a restore. Its next contact
+        counts, whatever token it shows."""
         self._connection.execute(
             update(devices)
             .where(devices.c.id == device)
-            .values(set_apart="", token_counter=-func.abs(devices.c.token_counter) - 1, contact_id=None, answer=None)
+            .values(
+                set_apart="",
+                returned="",
+                token_counter=-func.abs(devices.c.token_counter) - 1,
+                contact_id=None,
+                answer=None,
+            )
         )
 
     def _count_in_groups(self, device: str) -> None:
@@ -95,16 +102,34 @@ class Devices:
         self._connection.execute(update(devices).where(devices.c.id == device).values(object_version=version))
         return int(version)
 
+    def claims(self) -> dict[str, dict[str, int]]:
+        """The versions of all roles that each machine says it trusts. Revoked and doubted machines are left out."""
+        rows = self._connection.execute(
+            select(devices.c.id, devices.c.versions)
+            .where(devices.c.revoked_ms.is_(None), devices.c.set_apart == "", devices.c.versions != "{}")
+            .order_by(devices.c.id)
+        )
+        return {row.id: from_json(row.versions, dict[str, int]) for row in rows}
+
+    def called_since(self, at_ms: int) -> int:
+        """How many unrevoked machines called since then."""
+        return self._connection.execute(
+            select(func.count())
+            .select_from(devices)
+            .where(devices.c.revoked_ms.is_(None), devices.c.last_contact_ms >= at_ms)
+        ).scalar_one()
+
     def count(self) -> dict[str, int]:
-        """How many there are: `total`, `revoked`, `set_apart`."""
-        total, revoked, apart = self._connection.execute(
+        """How many there are: `total`, `revoked`, `set_apart`, `returned`."""
+        total, revoked, apart, returned = self._connection.execute(
             select(
                 func.count(),
                 func.count(devices.c.revoked_ms),
                 func.count().filter(devices.c.set_apart != ""),
+                func.count().filter(devices.c.returned != ""),
             ).select_from(devices)
         ).one()
-        return {"total": total, "revoked": revoked, "set_apart": apart}
+        return {"total": total, "revoked": revoked, "set_apart": apart, "returned": returned}
 
     def group_size(self, product: str, group: str) -> int:
         """How many unrevoked machines of a product are in a group."""
@@ -166,6 +191,7 @@ def _columns(device: Device) -> dict[str, Any]:
         "certificate_pem": device.certificate_pem,
         "enrolled_ms": device.enrolled_ms,
         "set_apart": device.set_apart,
+        "returned": device.returned,
         "token_counter": device.token_counter,
         "contact_id": device.contact_id,
         "answer": device.answer,

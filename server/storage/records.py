@@ -29,6 +29,8 @@ class Device:
         enrolled_ms: When.
         revoked_ms: When a person revoked it, or None.
         set_apart: Why its identity is doubted, or empty.
+        returned: Why it is here although this catalog never enrolled it, or empty: the server was restored from a
+            backup, and its certificate is one of ours. Nothing is assigned to it before a person looked.
         token_counter: Number of the sync token that it must show next. Negative: whatever it shows next is taken (it
             was enrolled again, or a person vouched for it); the absolute value is the last number given.
         contact_id: Of the last contact that was answered.
@@ -46,6 +48,7 @@ class Device:
     enrolled_ms: int
     revoked_ms: int | None = None
     set_apart: str = ""
+    returned: str = ""
     token_counter: int = 0
     contact_id: str | None = None
     answer: bytes | None = None

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, insert, select, update
+from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from server.storage.records import Release, RepositoryKind
 from server.storage.schema import releases, served_files, signed_metadata
@@ -40,6 +40,14 @@ class Repositories:
         for row in rows:
             found.setdefault(row.role, {})[row.version] = row.content
         return found
+
+    def newest(self) -> dict[str, int]:
+        """The highest version kept of each offline role, by `REPOSITORY/ROLE`."""
+        kept = signed_metadata.c
+        rows = self._connection.execute(
+            select(kept.repository, kept.role, func.max(kept.version)).group_by(kept.repository, kept.role)
+        )
+        return {f"{repository}/{role}": version for repository, role, version in rows}
 
     def serve(self, repository: RepositoryKind, files: Mapping[str, bytes], *, forget: Iterable[str] = ()) -> None:
         """Puts files on offer, replacing those of the same name, and withdraws those in `forget`."""

@@ -48,6 +48,7 @@ devices = Table(
     Column("enrolled_ms", BigInteger, nullable=False),
     Column("revoked_ms", BigInteger),
     Column("set_apart", Text, nullable=False, default=""),
+    Column("returned", Text, nullable=False, default="", server_default=""),  # enrolled after the backup restored here
     Column("token_counter", BigInteger, nullable=False, default=0),
     Column("contact_id", String(32)),
     Column("answer", LargeBinary),

@@ -50,6 +50,12 @@ class Tokens:
             update(enrolment_tokens).where(enrolment_tokens.c.secret_sha256 == secret_sha256).values(used_by=public_key)
         )
 
+    def void_enrolments(self, now_ms: int) -> None:
+        """Ends every permission to enrol: which of them were used since a backup is not known."""
+        self._connection.execute(
+            update(enrolment_tokens).where(enrolment_tokens.c.expires_ms > now_ms).values(expires_ms=now_ms)
+        )
+
     def add_operator(self, secret_sha256: str, name: str, created_ms: int, expires_ms: int) -> None:
         """Keeps a new operator token."""
         self._connection.execute(

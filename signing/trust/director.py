@@ -142,6 +142,10 @@ class DirectorStore:
         trusted = self._store.stored()
         return self._view(trusted) if trusted.targets is not None else None
 
+    def timestamp(self) -> bytes:
+        """The stored timestamp, exact bytes; empty before the first refresh."""
+        return self._store.timestamp()
+
     def versions(self) -> Mapping[str, int]:
         """Versions of all that is stored, by role."""
         return self._store.stored().versions

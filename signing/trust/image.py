@@ -68,6 +68,10 @@ class ImageStore:
         role = trusted.delegated.get(self._product)
         return self._view(trusted, role, rise=False) if role is not None else None
 
+    def timestamp(self) -> bytes:
+        """The stored timestamp, exact bytes; empty before the first refresh."""
+        return self._store.timestamp()
+
     def versions(self) -> Mapping[str, int]:
         """Versions of all that is stored, by role."""
         return self._store.stored((self._product,)).versions

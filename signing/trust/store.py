@@ -127,6 +127,10 @@ class TrustStore:
             updater = self._open(Nowhere(), NEVER, keep=False, rise=False)
             return updater.whatever_holds(roles)
 
+    def timestamp(self) -> bytes:
+        """The stored timestamp, exact bytes, valid or not; empty when there is none."""
+        return self._stored("timestamp") or b""
+
     def search(self, source: Source, now: datetime) -> "Search":
         """Refreshes, for one who then looks for target files by path.
 

@@ -91,7 +91,7 @@ def test_everything_of_a_device_comes_back(catalog: Catalog) -> None:
         assert session.devices.all() == [replace(full, answer=None)]
         assert session.devices.standing("tractor-1") == (b"\x00key", False)
         assert session.devices.standing("nobody") is None
-        assert session.devices.count() == {"total": 1, "revoked": 0, "set_apart": 1}
+        assert session.devices.count() == {"total": 1, "revoked": 0, "set_apart": 1, "returned": 0}
 
 
 def test_saving_a_contact_changes_neither_groups_nor_revocation(catalog: Catalog) -> None:
