@@ -203,9 +203,7 @@ class _Contact:
                 if offered:
                     self._complain(what, Reason.METADATA, error.message)
                 elif reading.sure:
-                    self._complain(
-                        what, Reason.EXPIRED, f"{what}: what is trusted has expired; nothing newer is offered"
-                    )
+                    self._complain(what, Reason.EXPIRED, f"{what}: expired, and nothing newer is on offer")
         except Refused as error:
             # By an unsure time nothing can be called stale; that the time is unsure was said before.
             if reading.sure or error.reason is not Reason.EXPIRED:
