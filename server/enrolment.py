@@ -5,6 +5,7 @@ in the field; another key is turned away.
 """
 
 from collections.abc import Sequence
+from datetime import datetime
 
 from cryptography.x509 import CertificateSigningRequest
 
@@ -97,26 +98,28 @@ class Enrolment:
             session.events.add(now_ms, "renewed", device=device)
         return RenewAnswer(certificate_pem=pem)
 
-    def recognise(self, certificate: ClientCertificate, product: str) -> bool:
-        """Takes a machine back that this catalog forgot: it was enrolled, or enrolled anew, after the backup that the
-        server was restored from. Its certificate is our CA's and was issued in the lost time; that is proof of who it
-        is, and of nothing else, so a person looks at it before anything is assigned to it. Blocks.
+    def forgot(self, certificate: ClientCertificate) -> bool:
+        """Whether this is a machine that the catalog forgot: it was enrolled, or enrolled anew, after the backup that
+        the server was restored from. Its certificate is our CA's and was issued in the lost time. Blocks.
 
         Args:
             certificate: The handshake traced it to our CA; the machine has shown that it holds the key.
-            product: That it says it follows.
-
-        Returns:
-            Whether it did. Machines that are known by this key, and strangers, are none of its business.
         """
-        issued_ms = int(certificate.issued.timestamp() * 1000)
         with self._catalog.read() as session:
-            if not _forgotten(session, certificate, issued_ms):
-                return False
+            return _forgotten(session, certificate)
+
+    def take_back(self, certificate: ClientCertificate, product: str) -> None:
+        """Takes a forgotten machine back. Its certificate proves who it is, and nothing else: a person looks at it
+        before anything is assigned to it. Others are none of its business. Blocks.
+
+        Args:
+            certificate: As for `forgot`.
+            product: That it says it follows.
+        """
         now_ms = self._now_ms()
         with self._catalog.write() as session:
-            if not _forgotten(session, certificate, issued_ms):
-                return False
+            if not _forgotten(session, certificate):
+                return
             kept = session.devices.get(certificate.device)
             what = "enrolled" if kept is None else "enrolled anew"
             why = f"{what} after the backup that this server was restored from"
@@ -127,14 +130,13 @@ class Enrolment:
                     groups=() if kept is None else kept.groups,
                     public_key=certificate.public_key,
                     certificate_pem=certificate.pem,
-                    enrolled_ms=issued_ms,
+                    enrolled_ms=_ms(certificate.issued),
                     returned=why,
                     object_version=0 if kept is None else kept.object_version,
                     token_counter=-1 if kept is None else -abs(kept.token_counter) - 1,
                 )
             )
             session.events.add(now_ms, "returned", device=certificate.device, what=product, detail=why)
-        return True
 
     def _enrol(self, request: EnrolRequest) -> EnrolAnswer:
         now_ms = self._now_ms()
@@ -189,8 +191,12 @@ class Enrolment:
         return self._authority.issue_device(device, csr, as_datetime(now_ms), days)
 
 
-def _forgotten(session: Session, certificate: ClientCertificate, issued_ms: int) -> bool:
+def _forgotten(session: Session, certificate: ClientCertificate) -> bool:
     standing = session.devices.standing(certificate.device)
     if standing is not None and standing[0] == certificate.public_key:
         return False
-    return restored.may_return(session, certificate.device, issued_ms)
+    return restored.may_return(session, certificate.device, _ms(certificate.issued))
+
+
+def _ms(at: datetime) -> int:
+    return int(at.timestamp() * 1000)

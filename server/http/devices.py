@@ -99,21 +99,23 @@ class DeviceDoor:
         return json_answer(await self._services.threads.run(self._services.enrolment.renew, who.device, body))
 
     async def _sync(self, request: web.Request) -> web.Response:
-        certificate = _certificate(request)
+        services, certificate, forgotten = self._services, _certificate(request), False
+        try:
+            await self._who(request)
+        except Refused as error:
+            if error.reason is Reason.CERTIFICATE:
+                forgotten = await services.threads.run(services.enrolment.forgot, certificate)
+            if not forgotten:
+                raise
         body = decode(await read_body(request, limits.SYNC_BYTES), SyncRequest, limit=limits.SYNC_BYTES)
         if body.device != certificate.device:
             raise Refused(
                 Reason.WRONG_DEVICE, f"a contact of {body.device} under the certificate of {certificate.device}"
             )
-        try:
+        if forgotten:
+            await services.threads.run(services.enrolment.take_back, certificate, body.product)
             await self._who(request)
-        except Refused as error:
-            if error.reason is not Reason.CERTIFICATE:
-                raise
-            if not await self._services.threads.run(self._services.enrolment.recognise, certificate, body.product):
-                raise
-            await self._who(request)
-        return json_answer(await self._services.threads.run(self._services.contacts.answer, body))
+        return json_answer(await services.threads.run(services.contacts.answer, body))
 
     async def _results(self, request: web.Request) -> web.Response:
         who = await self._who(request)
