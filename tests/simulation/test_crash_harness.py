@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.simulation.crash import trace
-from tests.simulation.crash.explore import Explorer, differences, fast_folder
+from tests.simulation.crash.explore import Explorer, Extent, differences, fast_folder
 from tests.simulation.crash.filesystem import Promise, Reader, read_folder
 from tests.simulation.crash.states import ORDERED, STRICT, Cuts
-from tests.simulation.crash.workloads import workload_named
+from tests.simulation.workloads.catalogue import CALIBRATIONS
 
 CHECKOUT = Path(__file__).parents[2]
 
@@ -35,9 +35,8 @@ pytestmark = pytest.mark.skipif(
 )
 def test_the_harness_finds_what_is_known_to_break_and_nothing_else(name, breaks, model):
     with fast_folder() as folder:
-        act = [sys.executable, "-m", "tests.simulation.crash", "act", name]
-        explorer = Explorer(workload_named(name), folder, act, CHECKOUT)
-        report = explorer.explore(explorer.record(), model=model, most=64, deeper=3)
+        explorer = Explorer(CALIBRATIONS[name], folder, CHECKOUT)
+        report = explorer.explore(explorer.record(), Extent(model, most=64, recoveries=3))
     print(report.line())
     assert report.checked >= 15
     if breaks:
@@ -243,7 +242,7 @@ def test_promises_are_marks_at_their_places(tmp_path):
 
 
 def test_the_command_tells_what_it_found_and_fails_when_something_broke():
-    command = [sys.executable, "-m", "tests.simulation.crash", "explore", "--most", "8"]
+    command = [sys.executable, "-m", "tests.simulation.crash", "--most", "8"]
     broken = subprocess.run([*command, "swap-unsynced"], cwd=CHECKOUT, capture_output=True, text=True, check=False)
     whole = subprocess.run([*command, "swap-synced"], cwd=CHECKOUT, capture_output=True, text=True, check=False)
     assert (broken.returncode, whole.returncode) == (1, 0)

@@ -15,7 +15,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -23,6 +23,7 @@ from typing import Final
 from tests.simulation.crash import trace
 from tests.simulation.crash.filesystem import History, Promise, Reader, read_folder
 from tests.simulation.crash.states import STRICT, Cuts, State, Tree
+from tests.simulation.faults import FAULTS
 from tests.simulation.workload import Workload
 
 LIMIT_S: Final = 60  # of one recovery; far more than any takes
@@ -70,32 +71,56 @@ class Report:
 
     def line(self) -> str:
         """For a person."""
-        deeper = f", {self.recoveries} recoveries cut to {self.second_checked} more" if self.recoveries else ""
-        return (
-            f"{self.workload:20} {self.model:8} {self.effects:5} effects {self.syncs:4} syncs {self.promises:3}"
-            f" promises: {self.checked} of {self.states} states{deeper}, {len(self.failures)} broken, {self.seconds:.0f} s"
+        deeper = (
+            f"; {self.recoveries} recoveries cut: {self.second_checked} of {self.second_states}"
+            if self.recoveries
+            else ""
         )
+        return (
+            f"{self.workload} ({self.model}): {self.effects} effects, {self.syncs} syncs, {self.promises} promises;"
+            f" {self.checked} of {self.states} states{deeper}; {len(self.failures)} broken; {self.seconds:.0f} s"
+        )
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much is looked at.
+
+    Args:
+        model: Of the file system.
+        most: Combinations of one moment that are all taken; see `Cuts`.
+        states: So many distinct ones, drawn by the seed; None: all.
+        recoveries: In so many of them the recovery is recorded, and cut as well if no other did the same.
+        states_of_recovery: So many distinct ones of each; None: all.
+        seed: Of all chance.
+    """
+
+    model: str = STRICT
+    most: int = 4096
+    states: int | None = None
+    recoveries: int = 0
+    states_of_recovery: int | None = None
+    seed: int = 1
 
 
 class Explorer:
     """Of one workload.
 
     Args:
-        workload: What is cut.
+        workload: What is cut; the runner knows it by its name.
         folder: On a fast disk; everything is made below it and removed.
-        act: The command that does the work as a process of its own; HOME is appended.
-        cwd: Where it runs.
+        checkout: Where the runner is started.
+        fault: Planted in the work and in its recovery.
     """
 
-    def __init__(self, workload: Workload, folder: Path, act: Sequence[str], cwd: Path) -> None:
+    def __init__(self, workload: Workload, folder: Path, checkout: Path, *, fault: str | None = None) -> None:
         self._workload = workload
         self._folder = folder
-        self._act = act
-        self._cwd = cwd
+        self._checkout = checkout
+        self._fault = fault
         self._home = folder / "home"
         self._log = folder / "calls"
         self._ready = folder / "ready"
-        self._number = 0
 
     def record(self) -> History:
         """Does the work once, under strace.
@@ -106,18 +131,20 @@ class Explorer:
         """
         for left in (self._home, self._ready):
             shutil.rmtree(left, ignore_errors=True)
-        self._ready.mkdir(parents=True)
+        (self._ready / "world").mkdir(parents=True)
         self._workload.prepare(self._ready)
         shutil.copytree(self._ready, self._home, symlinks=True)
         state, promises = self._home / "state", self._home / "promises"
         history = read_folder(state)
-        trace.record([*self._act, str(self._home)], self._log, cwd=self._cwd)
+        command = [sys.executable, "-m", "tests.simulation.run", "act", self._workload.name, str(self._home)]
+        planted = ["--plant", self._fault] if self._fault else []
+        trace.record([*command, *planted], self._log, cwd=self._checkout)
         self._read(history, state, promises)
         return history
 
     def _read(self, history: History, state: Path, promises: Path) -> None:
         calls, parents = trace.read(self._log, (state, promises))
-        Reader(history, state, promises, parents, cwd=self._cwd).read(calls)
+        Reader(history, state, promises, parents, cwd=self._checkout).read(calls)
         self._log.unlink()
         misread = differences(Cuts(history).whole(), state)
         if misread:
@@ -126,107 +153,104 @@ class Explorer:
             )
 
     def explore(
-        self,
-        history: History,
-        *,
-        model: str = STRICT,
-        most: int = 4096,
-        sample: int | None = None,
-        deeper: int = 0,
-        seed: int = 1,
-        on_progress: Callable[[Report], None] = lambda _: None,
+        self, history: History, extent: Extent, on_progress: Callable[[Report], None] = lambda _: None
     ) -> Report:
         """Looks at the states of a recording.
 
         Args:
             history: As `record` gave it.
-            model: Of the file system.
-            most: Combinations of one moment; see `Cuts`.
-            sample: So many distinct states, drawn by the seed; None: all.
-            deeper: In so many of them the recovery is recorded and cut as well (of those with distinct recoveries).
-            seed: Of all chance.
-            on_progress: Told now and then.
+            extent: How many of them.
+            on_progress: Told after each.
         """
         begun = time.monotonic()
-        cuts = Cuts(history, model, most=most, seed=seed)
         promised = [event.text for event in history.events if isinstance(event, Promise)]
+        cuts = Cuts(history, extent.model, most=extent.most, seed=extent.seed)
+        found = {state.key: state for state in cuts.states()}
         report = Report(
             self._workload.name,
-            model,
+            extent.model,
             effects=len(history.effects),
+            syncs=len(history.events) - len(history.effects) - len(promised),
             promises=len(promised),
+            combinations=cuts.combinations,
+            left_out=cuts.left_out,
+            states=len(found),
         )
-        report.syncs = len(history.events) - report.effects - report.promises
-        chosen = self._choose(cuts, report, sample, seed)
-        step = max(1, len(chosen) // deeper) if deeper else 0
-        recoveries: set[str] = set()
+        chosen = _some(found.values(), extent.states, extent.seed)
+        every = max(1, len(chosen) // extent.recoveries) if extent.recoveries else 0
+        seen: set[str] = set()
         for at, state in enumerate(chosen):
-            records = bool(step) and at % step == 0
             told = promised[: state.promised]
-            why = self._judge(state.tree, told, recorded=records)
+            recovery = self._before_recovery(state.tree) if every and at % every == 0 else None
+            why = self._judge(state.tree, told, recovery)
             report.checked += 1
             if why:
                 report.failures.append(Failure(why, _told(state), 1))
-            elif records:
-                self._explore_recovery(state, told, report, recoveries, model=model, most=most, seed=seed)
+            elif recovery is not None and (shape := _shape(recovery)) not in seen:
+                seen.add(shape)
+                self._explore_recovery(state, told, recovery, report, extent)
             report.seconds = time.monotonic() - begun
             on_progress(report)
         return report
 
-    def _choose(self, cuts: Cuts, report: Report, sample: int | None, seed: int) -> list[State]:
-        found: dict[tuple[str, int], State] = {}
-        for state in cuts.states():
-            found.setdefault(state.key, state)
-        report.combinations, report.left_out, report.states = cuts.combinations, cuts.left_out, len(found)
-        chosen = list(found.values())
-        if sample is not None and sample < len(chosen):
-            chosen = random.Random(seed).sample(chosen, sample)
-        return chosen
-
     def _explore_recovery(
-        self, state: State, promised: list[str], report: Report, seen: set[str], *, model: str, most: int, seed: int
+        self, state: State, promised: list[str], recovery: History, report: Report, extent: Extent
     ) -> None:
-        """Cuts the recovery of a state that was just recorded, unless another one did the same."""
-        cut = self._folder / "cut"
-        shutil.rmtree(cut, ignore_errors=True)
-        state.tree.build(cut)
-        history = read_folder(cut)
-        shutil.rmtree(cut)
-        self._read(history, self._home / "state", self._home / "promises")
-        shape = "\n".join(_shape(event) for event in history.events)
-        if shape in seen:
-            return
-        seen.add(shape)
+        """Cuts the recovery of a state."""
+        cuts = Cuts(recovery, extent.model, most=extent.most, seed=extent.seed)
+        found = {again.tree.digest: again for again in cuts.states()}
         report.recoveries += 1
-        cuts = Cuts(history, model, most=most, seed=seed)
-        found: dict[str, State] = {}
-        for second in cuts.states():
-            found.setdefault(second.tree.digest, second)
         report.second_states += len(found)
-        for second in found.values():
-            why = self._judge(second.tree, promised)
+        for again in _some(found.values(), extent.states_of_recovery, report.recoveries):
+            why = self._judge(again.tree, promised)
             report.second_checked += 1
             if why:
-                report.failures.append(Failure(why, [*_told(state), "then, in the recovery:", *_told(second)], 2))
+                report.failures.append(Failure(why, [*_told(state), "then, in the recovery:", *_told(again)], 2))
 
-    def _judge(self, tree: Tree, promised: list[str], *, recorded: bool = False) -> str:
-        """What is wrong after the recovery of a tree; empty when all is well."""
+    def _before_recovery(self, tree: Tree) -> History:
+        """The history of a tree to which nothing has happened yet."""
+        cut = self._folder / "cut"
+        tree.build(cut)
+        history = read_folder(cut)
+        shutil.rmtree(cut)
+        return history
+
+    def _judge(self, tree: Tree, promised: list[str], recovery: History | None = None) -> str:
+        """What is wrong after the recovery of a tree; empty when all is well.
+
+        Args:
+            tree: As the cut left it.
+            promised: Before the cut.
+            recovery: What the recovery does is added to it.
+        """
         shutil.rmtree(self._home)
         self._home.mkdir()
-        tree.build(self._home / "state")
+        state, promises = self._home / "state", self._home / "promises"
+        tree.build(state)
         shutil.copytree(self._ready / "world", self._home / "world", symlinks=True)
-        if not recorded:
-            return _in_fork(lambda: self._recover_and_check(promised))
-        return _in_fork(lambda: self._workload.recover(self._home, promised), self._log) or _in_fork(
-            lambda: self._workload.check(self._home, promised)
-        )
+        if recovery is None:
+            return _in_fork(lambda: (self._recover(promised), self._check(promised)))
+        why = _in_fork(lambda: self._recover(promised), self._log)
+        if why:
+            return why
+        self._read(recovery, state, promises)
+        return _in_fork(lambda: self._check(promised))
 
-    def _recover_and_check(self, promised: list[str]) -> None:
-        self._workload.recover(self._home, promised)
+    def _check(self, promised: list[str]) -> None:
         self._workload.check(self._home, promised)
 
+    def _recover(self, promised: list[str]) -> None:
+        with FAULTS[self._fault].plant() if self._fault else contextlib.nullcontext():
+            self._workload.recover(self._home, promised)
 
-def _in_fork(do: Callable[[], None], log: Path | None = None) -> str:
+
+def _some(found: Iterable[State], count: int | None, seed: int) -> list[State]:
+    """So many of them, always the same; all when None."""
+    states = list(found)
+    return states if count is None or count >= len(states) else random.Random(seed).sample(states, count)
+
+
+def _in_fork(do: Callable[[], object], log: Path | None = None) -> str:
     """What it raises, as text; empty when it ends well.
 
     Args:
@@ -254,7 +278,7 @@ def _in_fork(do: Callable[[], None], log: Path | None = None) -> str:
     return said
 
 
-def _child(do: Callable[[], None], writer: int, *, stops: bool) -> None:
+def _child(do: Callable[[], object], writer: int, *, stops: bool) -> None:
     """Ends the process."""
     try:
         signal.alarm(LIMIT_S)
@@ -289,14 +313,13 @@ def _words(effect: object) -> str:
     return text if len(text) < 300 else f"{text[:200]}... ({len(text)} characters)"
 
 
-def _shape(event: object) -> str:
-    """An event without what differs from run to run: bytes, names by chance, times."""
-    names = [
-        str(getattr(event, name))
-        for name in ("inode", "offset", "length", "folder", "old_folder", "child")
-        if hasattr(event, name)
-    ]
-    return f"{type(event).__name__} {' '.join(names)} {len(getattr(event, 'data', b''))}"
+def _shape(history: History) -> str:
+    """What happened, without what differs from run to run: bytes, names by chance, times."""
+    names = ("inode", "offset", "length", "folder", "old_folder", "child")
+    return "\n".join(
+        f"{type(event).__name__} {[getattr(event, name, None) for name in names]} {len(getattr(event, 'data', b''))}"
+        for event in history.events
+    )
 
 
 @contextlib.contextmanager

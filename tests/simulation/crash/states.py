@@ -116,7 +116,7 @@ class Cuts:
     """
 
     def __init__(self, history: History, model: str = STRICT, *, most: int = 4096, seed: int = 1) -> None:
-        self._history = history
+        self.history = history
         self._model = model
         self._most = most
         self._random = random.Random(seed)
@@ -131,7 +131,7 @@ class Cuts:
     def states(self) -> Iterator[State]:
         """All of them; the same tree may come again."""
         promised = 0
-        for position, event in enumerate(self._history.events):
+        for position, event in enumerate(self.history.events):
             if isinstance(event, Promise):
                 promised += 1
             elif isinstance(event, Sync):
@@ -140,21 +140,19 @@ class Cuts:
                 self._settle(event, position)
             else:
                 self._tail.append(position)
-        yield from self._at(len(self._history.events), promised)
+        yield from self._at(len(self.history.events), promised)
 
     def whole(self) -> Tree:
         """What is there when nothing is lost. It must be what is really there: else the recording was misread."""
-        tail = [
-            position for position, event in enumerate(self._history.events) if not isinstance(event, Promise | Sync)
-        ]
-        contents = {number: inode.content for number, inode in self._history.inodes.items()}
-        names = {folder: dict(entries) for folder, entries in self._history.names.items()}
+        tail = [position for position, event in enumerate(self.history.events) if not isinstance(event, Promise | Sync)]
+        contents = {number: inode.content for number, inode in self.history.inodes.items()}
+        names = {folder: dict(entries) for folder, entries in self.history.names.items()}
         return self._tree(contents, names, [(position, KEPT) for position in tail])
 
     # What is durable
 
     def _effect(self, position: int) -> Effect:
-        event = self._history.events[position]
+        event = self.history.events[position]
         assert isinstance(event, Write | Truncate | Bind | Rename)
         return event
 
@@ -200,8 +198,8 @@ class Cuts:
         moment = self._moment(now)
         under_way = [
             position
-            for position in range(now + 1, min(now + 200, len(self._history.events)))
-            if isinstance(event := self._history.events[position], Write | Truncate | Bind | Rename)
+            for position in range(now + 1, min(now + 200, len(self.history.events)))
+            if isinstance(event := self.history.events[position], Write | Truncate | Bind | Rename)
             and event.start < moment
         ]
         tail = [*self._tail, *under_way]
@@ -217,7 +215,7 @@ class Cuts:
             yield State(tree, promised, moment, told)
 
     def _moment(self, now: int) -> int:
-        events = self._history.events
+        events = self.history.events
         if now < len(events):
             return events[now].end
         return events[-1].end + 1 if events else 0
@@ -294,7 +292,7 @@ class Cuts:
             above, folder = stack.pop()
             for name, child in names[folder].items():
                 path = f"{above}{name}"
-                kind = self._history.inodes[child].kind
+                kind = self.history.inodes[child].kind
                 entries[path] = (kind, contents[child])
                 if kind == "dir":
                     stack.append((f"{path}/", child))

@@ -1,7 +1,7 @@
 """All workloads, by name."""
 
 from tests.simulation.workload import Workload
-from tests.simulation.workloads import enrolment, outbox, server, trust, updates
+from tests.simulation.workloads import calibration, enrolment, outbox, server, trust, updates
 
 WORKLOADS: dict[str, Workload] = {
     work.name: work
@@ -14,3 +14,6 @@ WORKLOADS: dict[str, Workload] = {
         server.Ingesting(),
     )
 }
+
+CALIBRATIONS: dict[str, Workload] = {work.name: work for work in calibration.workloads()}
+"""Work whose truth is known: what the harness is measured by."""

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from signing import durable
-from tests.simulation.workload import Promises
+from tests.simulation.workload import Promises, Workload
 
 ROWS = 6
 
@@ -32,7 +32,6 @@ class SqliteRows:
 
     def prepare(self, home: Path) -> None:
         (home / "state").mkdir()
-        (home / "world").mkdir()
 
     def act(self, home: Path, promise: Promises) -> None:
         with contextlib.closing(self._open(home)) as database:
@@ -77,7 +76,6 @@ class Swap:
 
     def prepare(self, home: Path) -> None:
         (home / "state").mkdir()
-        (home / "world").mkdir()
 
     def act(self, home: Path, promise: Promises) -> None:
         for release in ("one", "two"):
@@ -109,9 +107,8 @@ def _model(release: str) -> bytes:
     return release.encode() * 2000
 
 
-CALIBRATIONS = {
-    workload.name: workload
-    for workload in (
+def workloads() -> tuple[Workload, ...]:
+    return (
         SqliteRows("wal", "normal"),
         SqliteRows("wal", "full"),
         SqliteRows("delete", "full"),
@@ -119,4 +116,3 @@ CALIBRATIONS = {
         Swap(synced=False),
         Swap(synced=True),
     )
-}
