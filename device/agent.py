@@ -25,6 +25,7 @@ from device.parts import Parts, assembled
 from device.settings import DeviceSettings
 from device.settings import load as load_settings
 from device.status import AgentStatus, UpdateNow, write_status
+from device.store import free_bytes
 from device.supervision import GivenUpError, keep_up
 from device.systemd import Notifier
 from protocol.errors import HeadlandError, Refused, StateError
@@ -35,6 +36,7 @@ from signing import durable
 LOG: Final = logging.getLogger("headland.agent")
 STATUS_S: Final = 1.0
 COUNTS_S: Final = 2.0  # frames' counts may lag behind by so much after a cut
+TEND_S: Final = 5.0  # how often old results are dropped, and space is given back
 CLOCK_S: Final = 600.0  # how often it is looked whether sure time is due for its hourly checkpoint
 INFERENCE_FAILURES: Final = 5
 
@@ -137,6 +139,7 @@ async def _work(parts: Parts, notifier: Notifier, on_ready: Callable[[Parts], No
             group.create_task(up("contact", contact))
         group.create_task(up("status", lambda: _tell(parts, notifier, started_ms)))
         group.create_task(up("counts", lambda: _every(COUNTS_S, parts.totals.keep)))
+        group.create_task(up("outbox", lambda: _tend(parts)))
         group.create_task(up("clock", lambda: _every(CLOCK_S, parts.clock.keep)))
 
 
@@ -156,6 +159,17 @@ async def _tell(parts: Parts, notifier: Notifier, started_ms: int) -> None:
             LOG.debug("the status cannot be written: %s", error)
         notifier.alive()
         await asyncio.sleep(STATUS_S if notifier.watchdog_s is None else min(STATUS_S, notifier.watchdog_s / 3))
+
+
+async def _tend(parts: Parts) -> None:
+    """Looks after the outbox; what a full disk does not take is tried again the next time."""
+    while True:
+        await asyncio.sleep(TEND_S)
+        free = await asyncio.to_thread(free_bytes, parts.layout.state)
+        try:
+            await parts.outbox.tend(parts.clock.instant(), free)
+        except StateError as error:
+            LOG.debug("%s", error)
 
 
 async def _every(interval_s: float, action: Callable[[], None]) -> None:

@@ -124,6 +124,9 @@ async def assembled(layout: Layout, settings: DeviceSettings) -> AsyncIterator[P
             now_ms=lambda: now()[0],
             draw_token=draw_token,
             on_damage=lambda detail: _report_damage(state, detail, now()[0]),
+            policies=settings.outbox.policies(),
+            boot=clock.instant().boot_id,
+            keep_free_bytes=settings.store.keep_free_bytes,
         )
         stack.push_async_callback(outbox.close)
         mark = await asyncio.to_thread(totals.last_mark, outbox.epoch)

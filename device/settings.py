@@ -6,6 +6,7 @@ from typing import Annotated, Final
 import msgspec
 
 from device.inference.settings import InferenceSettings
+from device.outbox.room import LanePolicy, Policies, WhenFull
 from device.transfer.fetch import TransferSettings
 from device.update.world import UpdateSettings
 from protocol import limits
@@ -37,14 +38,41 @@ class ServerSettings(Settings):
     retry_longest_s: Seconds = 120.0
 
 
+class LaneSettings(Settings):
+    """`[outbox.alarms]`, `[outbox.results]`: what a lane gives up, each row counted.
+
+    Args:
+        when_full: Which rows go when the outbox is full: `drop-oldest`; `drop-newest`; or `keep-one-in`, which of the
+            oldest rows keeps one in `keep_one_in`, and drops the oldest once nothing else is left.
+        keep_one_in: See there.
+        ttl_s: Rows that are surely older are dropped; 0 keeps them.
+    """
+
+    when_full: WhenFull = "drop-oldest"
+    keep_one_in: Annotated[int, msgspec.Meta(ge=2, le=1000)] = 10
+    ttl_s: Annotated[float, msgspec.Meta(ge=0, le=10 * 366 * 86400)] = 0.0
+
+    def policy(self) -> LanePolicy:
+        """As the outbox takes it."""
+        return LanePolicy(when_full=self.when_full, keep_one_in=self.keep_one_in, ttl_s=self.ttl_s)
+
+
 class OutboxSettings(Settings):
     """`[outbox]`: results on their way.
 
     Args:
         budget_bytes: What `outbox.db` may take on the disk; receipted rows go first, then results, alarms last.
+        alarms: Of that lane.
+        results: Of that lane.
     """
 
     budget_bytes: Annotated[int, msgspec.Meta(ge=limits.MIB)] = 512 * limits.MIB
+    alarms: LaneSettings = LaneSettings()
+    results: LaneSettings = LaneSettings()
+
+    def policies(self) -> Policies:
+        """By lane."""
+        return {"alarms": self.alarms.policy(), "results": self.results.policy()}
 
 
 class StoreSettings(Settings):

@@ -22,7 +22,7 @@ from device.inference.pump import PumpNumbers
 from device.inference.workers import ModelStatus, Swap, WorkersStatus
 from device.layout import Layout
 from device.outbox.box import read_counts
-from device.outbox.damage import quarantined
+from device.outbox.damage import quarantined, salvaged
 from device.rescue import open_for_reading
 from device.settings import DeviceSettings
 from device.settings import load as load_settings
@@ -350,4 +350,10 @@ def _fullness(folder: Path) -> tuple[str, ...]:
 
 
 def _kept_damage(layout: Layout) -> tuple[str, ...]:
-    return tuple(f"{path.name}: a damaged outbox, kept for salvage" for path in quarantined(layout.outbox_db))
+    return (
+        *(f"{path.name}: a damaged outbox, its rows are looked for" for path in quarantined(layout.outbox_db)),
+        *(
+            f"{path.name}: what an outbox was that lost rows; delete it when you like"
+            for path in salvaged(layout.outbox_db)
+        ),
+    )

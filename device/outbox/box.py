@@ -5,6 +5,7 @@ has a connection of its own, so that draining a backlog does not hold up new row
 """
 
 import asyncio
+import contextlib
 import sqlite3
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
-from device.outbox import changes, schema
+from device.day import Instant
+from device.outbox import changes, schema, space
 from device.outbox.book import Book, Draft, load
 from device.outbox.core import Core, Means
 from device.outbox.reading import pick_epoch
@@ -70,6 +72,7 @@ class Outbox:
         on_damage: Told once per damaged file, with words for a person; called from the writing thread.
         policies: Of the lanes.
         boot: Names this boot of the machine.
+        keep_free_bytes: Of the disk; below that receipted rows are deleted, and their space is given back.
     """
 
     def __init__(
@@ -83,9 +86,12 @@ class Outbox:
         on_damage: Callable[[str], None] = lambda _: None,
         policies: Policies | None = None,
         boot: str = "",
+        keep_free_bytes: int = 0,
     ) -> None:
         self.device = device
+        self._path = path
         self._now_ms = now_ms
+        self._keep_free_bytes = keep_free_bytes
         self._core = Core(
             Means(
                 path=path,
@@ -115,6 +121,7 @@ class Outbox:
         on_damage: Callable[[str], None] = lambda _: None,
         policies: Policies | None = None,
         boot: str = "",
+        keep_free_bytes: int = 0,
     ) -> "Outbox":
         """Opens without holding up the event loop; arguments as of the class."""
         return await asyncio.to_thread(
@@ -127,6 +134,7 @@ class Outbox:
             on_damage=on_damage,
             policies=policies,
             boot=boot,
+            keep_free_bytes=keep_free_bytes,
         )
 
     async def close(self) -> None:
@@ -280,6 +288,49 @@ class Outbox:
         """
         return await self._change(lambda draft: changes.renumber(draft, batch, self._core.fresh_epoch))
 
+    # Upkeep
+
+    async def tend(self, now: Instant, free_bytes: int | None = None) -> None:
+        """What is to be done now and then: drops rows that are too old, gives space back, goes on with salvage.
+
+        Done in short pieces; rows that come meanwhile go in between.
+
+        Args:
+            now: What is known of the time.
+            free_bytes: Of the disk; None when that is not known.
+
+        Raises:
+            StateError: The disk did not take it; the next time it goes on.
+        """
+        try:
+            await self._tend(now, free_bytes)
+        except sqlite3.Error as error:
+            raise StateError(f"the outbox could not be looked after: {error}") from error
+
+    async def _tend(self, now: Instant, free_bytes: int | None) -> None:
+        while await self._writer.run(partial(self._core.tend, now)):
+            pass
+        short_bytes = 0 if free_bytes is None else self._keep_free_bytes - free_bytes
+        if short_bytes > 0:
+            await self.give_back(short_bytes)
+        elif await self._writer.run(partial(space.is_over, self._core)):
+            await self._shrink(lambda: space.is_over(self._core), receipted=False)
+        await self._writer.run(self._salvage.start_if_needed)
+
+    async def give_back(self, need_bytes: int) -> int:
+        """Gives space back to the file system: free pages, and rows that the server has receipted. Queued rows stay.
+
+        Returns:
+            How many bytes the files are shorter.
+        """
+        before_bytes = await asyncio.to_thread(self._size_bytes)
+
+        def goes_on() -> bool:
+            return before_bytes - self._core.pages_bytes() < need_bytes
+
+        await self._shrink(goes_on, receipted=True)
+        return max(0, before_bytes - await asyncio.to_thread(self._size_bytes))
+
     # Damage
 
     async def salvaged(self) -> None:
@@ -287,6 +338,21 @@ class Outbox:
         await asyncio.to_thread(self._salvage.join)
 
     # How
+
+    async def _shrink(self, goes_on: Callable[[], bool], *, receipted: bool) -> None:
+        def piece() -> bool:
+            return goes_on() and space.step(self._core, receipted=receipted)
+
+        while await self._writer.run(piece):
+            pass
+        await self._writer.run(partial(space.finish, self._core))
+
+    def _size_bytes(self) -> int:
+        found = 0
+        for suffix in ("", "-wal"):
+            with contextlib.suppress(FileNotFoundError):
+                found += self._path.with_name(self._path.name + suffix).stat().st_size
+        return found
 
     async def _change(self, change: Callable[[Draft], T]) -> T:
         return await self._writer.run(lambda: self._changed(change))

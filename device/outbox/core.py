@@ -7,12 +7,13 @@ damaged is set aside and a new one begins within the same call, so that no row w
 import contextlib
 import sqlite3
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, TypeVar
 
-from device.outbox import changes, damage, highwater, losses, schema
+from device.day import Instant
+from device.outbox import changes, damage, highwater, losses, schema, ttl
 from device.outbox.book import Book, Draft, load
 from device.outbox.carving import Found
 from device.outbox.damage import Accounts
@@ -137,6 +138,45 @@ class Core:
                 known = replace(known, losses=read.losses)
             self.connection, self._reader, self.book = self._new(known, why, target)
         self._write_mark()
+
+    @property
+    def budget_bytes(self) -> int:
+        """What the database may take on the disk."""
+        return self._means.budget_bytes
+
+    def pages_bytes(self) -> int:
+        """How long the database's file is, once its log was taken in."""
+        return int(self.connection.execute("PRAGMA page_count").fetchone()[0]) * schema.PAGE_BYTES
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Around work on the connection itself: damage that shows there is seen to."""
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            if not schema.is_damage(error):
+                raise
+            self.begin_anew(str(error))
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[bool]:
+        """Whether nobody in this process reads, and for as long as this lasts."""
+        alone = self._reading.acquire(blocking=False)
+        try:
+            yield alone
+        finally:
+            if alone:
+                self._reading.release()
+
+    def tend(self, now: Instant) -> bool:
+        """Looks after rows that are too old, and after the file beside this one. Returns whether more is to do."""
+        policies = self._means.policies
+        more = False
+        if any(policy.ttl_s for policy in policies.values()):
+            more = self.transact(lambda draft: self._age(draft, now))
+        if self._highwater.is_stale(self.book, self._told()):
+            self._write_mark()
+        return more
 
     # Salvage
 
@@ -293,6 +333,10 @@ class Core:
         budget_bytes = schema.used_bytes(draft.connection) - SQUEEZE_BYTES
         make_room(draft, budget_bytes, self._means.policies, self._means.now_ms())
         return changes.insert(draft, rows, self.fresh_epoch)
+
+    def _age(self, draft: Draft, now: Instant) -> bool:
+        ttl.note(draft, self._means.policies, now)
+        return ttl.expire(draft, self._means.policies, now, self._means.now_ms())
 
     def _give_up(self, draft: Draft) -> None:
         for epoch, lane in list(self.book.lanes):
