@@ -13,6 +13,7 @@ from typing import Final
 from protocol import limits
 from protocol.delta.patch import CODEC
 from protocol.errors import HeadlandError, Reason, Refused, StateError
+from protocol.ids import Token
 from protocol.messages import SyncAnswer, SyncRequest, TransferBytes, UpdateStatus
 from protocol.objects import AssignmentBody, Payload, TransferPlan
 from protocol.release import Artifact, ReleaseManifest, parse_manifest
@@ -98,7 +99,11 @@ class Contacts:
             if request.sync_token is not None:
                 shown = sync_token.number_of(secret, device.id, request.sync_token)
             standing = sync_token.judge(device, shown, request.sync_token, request.contact_id)
-            passed = self._passed(session, request)
+            number = sync_token.number_to_give(device, standing, shown, request.contact_id)
+            if standing is Standing.LATE:
+                return self._answer_late(session, device, request, sync_token.issue(secret, device.id, number), now_ms)
+            # A repeated request may have been held up: what it says of positions may be of before its first answer.
+            passed = standing is not Standing.RETRY and self._passed(session, request)
             last_ms = device.last_contact_ms or 0
             device = self._recognise(session, device, standing, shown, passed=passed, now_ms=now_ms)
             self._record(session, device, request, now_ms)
@@ -129,11 +134,10 @@ class Contacts:
                 offer = _Offer()
             else:
                 offer = self._offer(session, device, request, version=version, now_ms=now_ms, failed=failed)
-            number = max(abs(device.token_counter), shown or 0) + 1
             busy = offer.busy or want_inventory
             answer = SyncAnswer(
                 contact_id=request.contact_id,
-                sync_token=sync_token.issue(secret, device.id, number) if kept is None else kept.sync_token,
+                sync_token=sync_token.issue(secret, device.id, number),
                 generation=generation,
                 time=time,
                 image_timestamp=image,
@@ -141,14 +145,31 @@ class Contacts:
                 assignment=offer.assignment,
                 poll_s=min(self._settings.busy_poll_s, self._settings.poll_s) if busy else self._settings.poll_s,
                 want_inventory=want_inventory,
-                set_apart=bool(device.set_apart) or passed,
+                set_apart=bool(device.set_apart) or passed or (kept is not None and kept.set_apart),
                 want_metadata=() if device.set_apart else restored.wanted(session, request.versions),
             )
-            if kept is None:
-                device = replace(device, token_counter=number, contact_id=request.contact_id)
+            device = sync_token.answered(device, standing, number, request.contact_id)
             device = replace(device, answer=encode(answer))
             session.devices.save(device)
         return answer
+
+    def _answer_late(
+        self, session: Session, device: Device, request: SyncRequest, token: Token, now_ms: int
+    ) -> SyncAnswer:
+        """Nobody waits for it, if all is well: nothing of the request is taken in, and nothing new is told."""
+        version = max(device.object_version + 1, now_ms // 1000)
+        session.devices.save(replace(device, object_version=version))
+        image, director = self._publisher.offers(session, request.versions)
+        return SyncAnswer(
+            contact_id=request.contact_id,
+            sync_token=token,
+            generation=session.facts.get("generation") or "",
+            time=self._director.time(device.id, request.nonce, version, now_ms),
+            image_timestamp=image,
+            director_timestamp=director,
+            poll_s=self._settings.poll_s,
+            set_apart=bool(device.set_apart),
+        )
 
     def _passed(self, session: Session, request: SyncRequest) -> bool:
         """Whether more of this epoch is here than the machine has numbered: two outboxes share it."""

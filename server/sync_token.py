@@ -7,10 +7,14 @@ it came through the device's own certificate.
 
 import hashlib
 import hmac
+from dataclasses import replace
 from enum import Enum, auto
+from typing import Final
 
 from protocol.ids import Token
 from server.storage.records import Device
+
+REMEMBERED: Final = 8  # contacts before the last whose requests may still be on their way
 
 
 class Standing(Enum):
@@ -19,6 +23,7 @@ class Standing(Enum):
     FIRST = auto()
     NEXT = auto()
     RETRY = auto()  # the same contact again: its answer got lost
+    LATE = auto()  # a request of an earlier contact, which was answered long ago: it was held up, or came twice
     LOST = auto()  # the device has no token any more, or one that this server never gave
     CLONE = auto()  # a token that was used before, by another contact
     AHEAD = auto()  # given by a later life of this catalog: the catalog was restored from a backup
@@ -47,6 +52,8 @@ def judge(device: Device, shown: int | None, token: Token | None, contact_id: To
         token: As sent.
         contact_id: As sent; drawn by the device and kept before its first try.
     """
+    if contact_id in device.recent and contact_id != device.contact_id:
+        return Standing.LATE
     if device.token_counter < 0:
         return Standing.NEXT
     same = contact_id == device.contact_id
@@ -59,6 +66,21 @@ def judge(device: Device, shown: int | None, token: Token | None, contact_id: To
     if shown == device.token_counter:
         return Standing.NEXT
     return Standing.RETRY if same and shown == device.token_counter - 1 else Standing.CLONE
+
+
+def number_to_give(device: Device, standing: Standing, shown: int | None, contact_id: Token) -> int:
+    """The number of the token that the answer carries: for what was answered before, the same as then."""
+    if standing in (Standing.RETRY, Standing.LATE) and contact_id in device.recent:
+        return device.recent[contact_id]
+    return max(abs(device.token_counter), shown or 0) + 1
+
+
+def answered(device: Device, standing: Standing, number: int, contact_id: Token) -> Device:
+    """The machine as it is kept once the answer with this number was made."""
+    if standing in (Standing.RETRY, Standing.LATE):
+        return device
+    kept = list(device.recent.items())[-REMEMBERED:]
+    return replace(device, token_counter=number, contact_id=contact_id, recent=dict([*kept, (contact_id, number)]))
 
 
 def _mac(secret: bytes, device: str, head: bytes) -> bytes:

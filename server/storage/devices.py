@@ -194,6 +194,7 @@ def _columns(device: Device) -> dict[str, Any]:
         "returned": device.returned,
         "token_counter": device.token_counter,
         "contact_id": device.contact_id,
+        "recent": to_json(device.recent),
         "answer": device.answer,
         "object_version": device.object_version,
         "last_contact_ms": device.last_contact_ms,
@@ -217,4 +218,5 @@ def _device(row: Row[Any]) -> Device:
     values["lanes"] = from_json(values["lanes"], dict[str, LanePosition])
     values["versions"] = from_json(values["versions"], dict[str, int])
     values["counters"] = from_json(values["counters"], Counters)
+    values["recent"] = from_json(values["recent"], dict[str, int])
     return Device(**values)

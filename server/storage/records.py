@@ -34,6 +34,7 @@ class Device:
         token_counter: Number of the sync token that it must show next. Negative: whatever it shows next is taken (it
             was enrolled again, or a person vouched for it); the absolute value is the last number given.
         contact_id: Of the last contact that was answered.
+        recent: The last contacts, oldest first, with the number of the token that each was given.
         answer: What that contact was answered: JSON of a `SyncAnswer`, for its retry.
         object_version: The highest version signed for it in any role.
         last_contact_ms: By this server's clock.
@@ -51,6 +52,7 @@ class Device:
     returned: str = ""
     token_counter: int = 0
     contact_id: str | None = None
+    recent: dict[str, int] = field(default_factory=dict)
     answer: bytes | None = None
     object_version: int = 0
     last_contact_ms: int | None = None

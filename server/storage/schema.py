@@ -51,6 +51,7 @@ devices = Table(
     Column("returned", Text, nullable=False, default="", server_default=""),  # enrolled after the backup restored here
     Column("token_counter", BigInteger, nullable=False, default=0),
     Column("contact_id", String(32)),
+    Column("recent", Text, nullable=False, default="{}", server_default="{}"),  # its last contacts
     Column("answer", LargeBinary),
     Column("object_version", BigInteger, nullable=False, default=0),
     Column("last_contact_ms", BigInteger),

@@ -113,3 +113,27 @@ async def test_attack_o11_a_contact_in_another_machines_name_is_refused(tmp_path
         assert (code, answer["reason"]) == (403, "wrong-device")
         code, answer = await one.contact(one.request(product="weed-detector"))
         assert (code, answer["reason"]) == (403, "wrong-product")
+
+
+async def test_attack_o11_a_request_that_was_held_up_for_two_contacts_is_no_clone_and_changes_nothing(
+    tmp_path: Path,
+) -> None:
+    async with published(tmp_path) as house:
+        tractor = await house.enrol("tractor-1")
+        await tractor.sync()
+        contact = secrets.token_hex(16)
+        held_up = tractor.request(contact_id=contact)
+        await tractor.sync(contact_id=contact)
+        assert (await tractor.send(tractor.batch("results", [b"0", b"1"])))[0] == 200
+        # The same contact's first try, from before the rows were sent, and then again after the next contact.
+        for _ in range(2):
+            code, answer = await tractor.contact(held_up)
+            assert (code, answer.get("set_apart", False)) == (200, False)
+            await tractor.sync()
+        assert not await house.events("clone")
+        shown = await house.must("GET", "/api/v1/devices/tractor-1")
+        assert shown["lanes"]["results"]["next_seq"] == 2, "what it said of itself then is not taken in"
+        # A copy that goes on from there shows a token that was used.
+        twin = copy_of(tractor)
+        twin.sync_token = answer["sync_token"]
+        assert (await twin.sync()).set_apart
