@@ -22,6 +22,7 @@ from typing import Final
 
 from device.layout import Layout
 from device.parts import Parts, assembled
+from device.rescue import why_unusable
 from device.settings import DeviceSettings
 from device.settings import load as load_settings
 from device.status import AgentStatus, UpdateNow, write_status
@@ -39,6 +40,8 @@ COUNTS_S: Final = 2.0  # frames' counts may lag behind by so much after a cut
 TEND_S: Final = 5.0  # how often old results are dropped, and space is given back
 CLOCK_S: Final = 600.0  # how often it is looked whether sure time is due for its hourly checkpoint
 INFERENCE_FAILURES: Final = 5
+REBUILDS: Final = 3  # of state.db in one life of the agent; then its supervisor starts it afresh
+RETRY_S: Final = 60.0  # how often a state.db that could not be used is tried again
 
 
 class Up(Message):
@@ -65,21 +68,63 @@ async def run(layout: Layout, settings: DeviceSettings, *, on_ready: Callable[[P
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     notifier = Notifier()
+    damages = 0
     with held(layout):
-        async with assembled(layout, settings) as parts:
-            work = asyncio.create_task(_work(parts, notifier, on_ready))
-            stopped = asyncio.create_task(stop.wait())
-            await asyncio.wait({work, stopped}, return_when=asyncio.FIRST_COMPLETED)
-            notifier.stopping()
-            LOG.info("stopping")
-            for task in (work, stopped):
-                task.cancel()
-            ended, _ = await asyncio.gather(work, stopped, return_exceptions=True)
+        while True:
+            change = _Change(loop)
+            async with assembled(layout, settings, on_damage=change.damaged) as parts:
+                work = asyncio.create_task(_work(parts, notifier, change, on_ready))
+                waits = [asyncio.create_task(event.wait()) for event in (stop, change.found)]
+                await asyncio.wait({work, *waits}, return_when=asyncio.FIRST_COMPLETED)
+                again = change.found.is_set() and not stop.is_set() and not work.done()
+                if not again:
+                    notifier.stopping()
+                LOG.info("all is taken up anew" if again else "stopping")
+                for task in (work, *waits):
+                    task.cancel()
+                ended, *_ = await asyncio.gather(work, *waits, return_exceptions=True)
+            if not again:
+                break
+            on_ready = _told_already
+            damages += bool(change.why)
+            if damages > REBUILDS:
+                raise StateError(
+                    f"state.db was damaged {damages} times since the agent started: {change.why}",
+                    hint="the disk of the state folder, or the memory, fails",
+                )
     if isinstance(ended, BaseExceptionGroup):
         given_up = ended.subgroup(GivenUpError)
         raise StateError(str(given_up.exceptions[0])) if given_up is not None else ended
     if isinstance(ended, BaseException) and not isinstance(ended, asyncio.CancelledError):
         raise ended
+
+
+class _Change:
+    """What makes all parts be taken up anew: `state.db` is damaged, or one that could not be used can be now.
+
+    Args:
+        loop: The agent's.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.found = asyncio.Event()
+        self.why = ""
+        self._loop = loop
+
+    def damaged(self, why: str) -> None:
+        """Called in any thread."""
+        self.why = self.why or why
+        self._loop.call_soon_threadsafe(self.found.set)
+
+    async def look_for_usable(self, layout: Layout) -> None:
+        """Looks until the state database can be used, and has all parts taken up anew then."""
+        while await asyncio.to_thread(why_unusable, layout):  # noqa: ASYNC110  (the disk rings no bell)
+            await asyncio.sleep(RETRY_S)
+        self.found.set()
+
+
+def _told_already(parts: Parts) -> None:
+    """That the agent is up is said once."""
 
 
 @contextlib.contextmanager
@@ -106,7 +151,7 @@ def held(layout: Layout) -> Iterator[None]:
         os.close(descriptor)
 
 
-async def _work(parts: Parts, notifier: Notifier, on_ready: Callable[[Parts], None]) -> None:
+async def _work(parts: Parts, notifier: Notifier, change: _Change, on_ready: Callable[[Parts], None]) -> None:
     up = partial(keep_up, monotonic=time.monotonic, sleep=asyncio.sleep, random=random.random)
     started_ms = parts.clock.now().ms
     ready = asyncio.Event()
@@ -137,10 +182,13 @@ async def _work(parts: Parts, notifier: Notifier, on_ready: Callable[[Parts], No
         group.create_task(up("updates", update))
         if not parts.isolated:
             group.create_task(up("contact", contact))
+        if parts.state.is_in_memory:
+            group.create_task(up("rescue", lambda: change.look_for_usable(parts.layout)))
         group.create_task(up("status", lambda: _tell(parts, notifier, started_ms)))
         group.create_task(up("counts", lambda: _every(COUNTS_S, parts.totals.keep)))
         group.create_task(up("outbox", lambda: _tend(parts)))
         group.create_task(up("clock", lambda: _every(CLOCK_S, parts.clock.keep)))
+        group.create_task(up("seal", lambda: _every(CLOCK_S, parts.state.seal)))
 
 
 async def _tell(parts: Parts, notifier: Notifier, started_ms: int) -> None:

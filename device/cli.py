@@ -175,4 +175,4 @@ def _state_db(state: Path) -> StateDb:
     path = Layout(state.absolute()).state_db
     if not path.exists():
         raise StateError(f"no agent has run on {state}", hint=f"headland-device run --state {state}")
-    return StateDb(path)
+    return StateDb(path, create=False)

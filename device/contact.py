@@ -16,6 +16,7 @@ import msgspec
 from device.hardware import inventory_digest
 from device.link import Answer
 from device.outbox.box import Outbox
+from device.recovery import Recovery
 from device.state_db import StateDb
 from device.store import Store
 from device.transfer.patch_book import PatchBook
@@ -201,6 +202,7 @@ class Contact:
         self._draw_token = draw_token
         self._patches = patches
         self._shelf = shelf
+        self._recovery = Recovery(state)
 
     async def make(self) -> SyncAnswer:
         """Makes one contact and carries out what it brought. A repetition after any failure is safe.
@@ -229,6 +231,7 @@ class Contact:
             raise
         await asyncio.to_thread(self._clock.reload)
         await asyncio.to_thread(self._take_in, record, verdict)
+        await asyncio.to_thread(self._recovery.hear, verdict)
         await self._settle_results(answer, verdict, record)
         await self._pass_on(answer, verdict)
         await self._give_back(answer.want_metadata)
@@ -250,7 +253,8 @@ class Contact:
                 told_statuses=tuple(status.id for status in statuses),
                 told_alerts=tuple(alert.id for alert in alerts),
             )
-            self._state.put(KEY, encode(record))
+            # Sealed: a database that goes back behind it would show a token that was used, as a copy of the disk does.
+            self._state.put(KEY, encode(record), seal=True)
         assert record.pending is not None
         inventory_sha256 = inventory_digest(facts.inventory)
         request = SyncRequest(
@@ -276,6 +280,7 @@ class Contact:
             parts=dict(list(facts.parts.items())[: limits.PARTS]),
             failed_patches=self._patches.untold(),
             lifted_patches=self._patches.lifted(),
+            recovering=self._state.is_recovering,
         )
         return record, request
 

@@ -45,11 +45,6 @@ class Layout:
         return self.state / "run"
 
     @property
-    def rescue_db(self) -> Path:
-        """What an agent whose `state.db` is damaged works with."""
-        return self.run / "rescue.db"
-
-    @property
     def status(self) -> Path:
         """The running agent's own account of itself, renewed each second."""
         return self.run / "status.json"

@@ -8,7 +8,7 @@ import secrets
 import sqlite3
 import ssl
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -58,6 +58,7 @@ class Parts:
     """What the agent's tasks work with. `isolated`: why no server may be spoken to; empty when all is well."""
 
     layout: Layout
+    state: StateDb
     inventory: Inventory
     clock: Clock
     totals: Totals
@@ -97,8 +98,15 @@ def draw_token() -> str:
 
 
 @contextlib.asynccontextmanager
-async def assembled(layout: Layout, settings: DeviceSettings) -> AsyncIterator[Parts]:
+async def assembled(
+    layout: Layout, settings: DeviceSettings, *, on_damage: Callable[[str], None] = lambda _: None
+) -> AsyncIterator[Parts]:
     """The parts, for as long as the context lasts.
+
+    Args:
+        layout: Of the state folder; the agent lock is held.
+        settings: Read and checked.
+        on_damage: Called, in any thread, when `state.db` turns out to be damaged: made anew, the parts mend it.
 
     Raises:
         StateError: Not enrolled, or a database cannot be opened.
@@ -107,7 +115,8 @@ async def assembled(layout: Layout, settings: DeviceSettings) -> AsyncIterator[P
         who = await asyncio.to_thread(identity.load, layout.identity)
         device, product = who.enrolment.device, who.enrolment.product
         tls, cut_off = await asyncio.to_thread(open_tls, who)
-        state, damaged = await asyncio.to_thread(open_state, layout)
+        opened = await asyncio.to_thread(lambda: open_state(layout, draw_token=draw_token, on_damage=on_damage))
+        state = opened.state
         stack.callback(state.close)
         clock = await asyncio.to_thread(Clock, state)
 
@@ -136,7 +145,7 @@ async def assembled(layout: Layout, settings: DeviceSettings) -> AsyncIterator[P
         inventory = await hardware.probe(settings.machine.hardware, layout.state)
         link = Link(settings.server.url or who.enrolment.server, tls)
         stack.push_async_callback(link.close)
-        trust = KeeperTrust(layout.state, server=settings.server.url or None)
+        trust = KeeperTrust(layout.state, server=settings.server.url or None, on_damage=on_damage)
         stack.push_async_callback(trust.close)
         inference = settings.inference
         workers = ProcessWorkers(clock=time.monotonic, threads=inference.threads, frame_limit_s=inference.frame_limit_s)
@@ -216,6 +225,7 @@ async def assembled(layout: Layout, settings: DeviceSettings) -> AsyncIterator[P
         )
         yield Parts(
             layout=layout,
+            state=state,
             inventory=inventory,
             clock=clock,
             totals=totals,
@@ -241,7 +251,7 @@ async def assembled(layout: Layout, settings: DeviceSettings) -> AsyncIterator[P
                 random=random.random,
             ),
             fallbacks=await asyncio.to_thread(Fallbacks, state, draw_token),
-            isolated=damaged or cut_off,
+            isolated=opened.isolated or cut_off,
         )
 
 

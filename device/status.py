@@ -17,16 +17,18 @@ from device import identity
 from device.accounts import Ledger, read_ledger
 from device.clock import Clock
 from device.contact import read_record
+from device.damage import kept
 from device.day import look
 from device.inference.pump import PumpNumbers
 from device.inference.workers import ModelStatus, Swap, WorkersStatus
 from device.layout import Layout
 from device.outbox.box import read_counts
 from device.outbox.damage import quarantined, salvaged
-from device.rescue import open_for_reading
+from device.refusals import Refusal
+from device.rescue import open_for_reading, read_rebuilt
 from device.settings import DeviceSettings
 from device.settings import load as load_settings
-from device.state_db import Refusal
+from device.state_db import StateDb
 from device.store import free_bytes
 from device.totals import BYTES, DELTA, DROPPED, FULL, INFERRED, SAVED
 from device.update.states import Ended, State, UpdateRecord
@@ -207,14 +209,12 @@ def read_status(layout: Layout) -> DeviceStatus:
     """Gathers the status; blocking. Works with and without a running agent.
 
     Raises:
-        StateError: The machine is not enrolled, or `state.db` is damaged.
+        StateError: The machine is not enrolled, or neither its state database nor a seal is there.
     """
     enrolment = identity.load(layout.identity).enrolment
     running = is_running(layout.lock)
     said = read_agent_status(layout.status)
     now = said if running else None
-    if not layout.state_db.exists():
-        raise StateError(f"{layout.state_db} is missing", hint=f"headland-device run --state {layout.state}")
     state = open_for_reading(layout)
     try:
         record = state.record()
@@ -270,7 +270,7 @@ def read_status(layout: Layout) -> DeviceStatus:
                 *(now.trouble if now is not None else ()),
                 *(_silence(layout.status) if running else ()),
                 *_fullness(layout.state),
-                *_kept_damage(layout),
+                *_damage(layout, state),
             ),
         )
     finally:
@@ -349,8 +349,12 @@ def _fullness(folder: Path) -> tuple[str, ...]:
     return () if free >= FULL_BYTES else (f"the disk of the state folder is full: {free} bytes are free",)
 
 
-def _kept_damage(layout: Layout) -> tuple[str, ...]:
+def _damage(layout: Layout, state: StateDb) -> tuple[str, ...]:
+    """What happened to the databases, as long as the damaged files lie there."""
+    rebuilt, kept_files = read_rebuilt(state), [path.name for path in kept(layout.state_db)]
     return (
+        *((rebuilt.line(),) if rebuilt is not None and (rebuilt.kept in kept_files or state.is_recovering) else ()),
+        *(f"{name}: a damaged state database, kept" for name in kept_files),
         *(f"{path.name}: a damaged outbox, its rows are looked for" for path in quarantined(layout.outbox_db)),
         *(
             f"{path.name}: what an outbox was that lost rows; delete it when you like"

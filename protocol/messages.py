@@ -143,6 +143,8 @@ class SyncRequest(Message):
     failed_patches: Annotated[tuple[FailedPatch, ...], msgspec.Meta(max_length=limits.FAILED_PATCHES)] = ()
     # Payloads of patches that failed here and that a technician lets be tried again. Sent until a contact was answered.
     lifted_patches: Annotated[tuple[Digest, ...], msgspec.Meta(max_length=limits.FAILED_PATCHES)] = ()
+    # The machine lost its record and its floors: it asks what it last reported, and `report` replaces nothing.
+    recovering: bool = False
 
 
 class SyncAnswer(Message):
@@ -157,6 +159,7 @@ class SyncAnswer(Message):
     image_timestamp: str
     director_timestamp: str
     assignment: str | None = None  # signed AssignmentBody, absent when the device runs what it should
+    reported: str | None = None  # signed ReportedBody, for a request that was `recovering`
     receipts: tuple[str, ...] = ()
     poll_s: Annotated[float, msgspec.Meta(gt=0, le=7 * 86400)] = 60.0
     want_inventory: bool = False

@@ -1,4 +1,4 @@
-"""The director's signed objects: assignment, time statement, receipts.
+"""The director's signed objects: assignment, time statement, receipts, and what a machine reported.
 
 Each travels as TUF `Metadata[Targets]` JSON, signed by the delegated role of its kind. What is ours stands inside the
 signed bytes in the field `headland` as one of the records below. TUF checks the signature only: `kind`, `device`,
@@ -13,7 +13,12 @@ from protocol import limits
 from protocol.ids import Count, DeviceId, Digest, Length, Millis, Name, ProductName, Token, Version
 from protocol.wire import Message
 
-ROLES: dict[str, str] = {"assignment": "assignments", "clock": "clock", "receipts": "receipts"}
+ROLES: dict[str, str] = {
+    "assignment": "assignments",
+    "clock": "clock",
+    "receipts": "receipts",
+    "reported": "assignments",
+}
 """The delegated role of the director's targets that signs each kind of object."""
 
 PatchCodec = Annotated[int, msgspec.Meta(ge=1, le=1000)]
@@ -135,7 +140,22 @@ class ReceiptsBody(Message, tag="receipts", tag_field="kind"):
     losses: Annotated[tuple[RowRange, ...], msgspec.Meta(max_length=limits.RECEIPT_RANGES)] = ()
 
 
-ObjectBody = AssignmentBody | ClockBody | ReceiptsBody
+class ReportedBody(Message, tag="reported", tag_field="kind"):
+    """The highest release that this machine reported as committed, for one that lost its own record and its floors.
+
+    Good for the request with this nonce only, for a machine that lost its record lost the floors that would tell an
+    old one. `manifest` is None for a machine that never reported a release.
+    """
+
+    device: DeviceId
+    nonce: Token
+    manifest: Digest | None = None
+    release: str = ""
+    release_counter: Count = 0  # by the server's catalog; the listing of the managers counts where it names the release
+    era: Count = 0
+
+
+ObjectBody = AssignmentBody | ClockBody | ReceiptsBody | ReportedBody
 
 
 class ProductTerms(Message):

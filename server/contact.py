@@ -10,12 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+import msgspec
+
 from protocol import limits
 from protocol.delta.patch import CODEC
 from protocol.errors import HeadlandError, Reason, Refused, StateError
 from protocol.ids import Token
 from protocol.messages import SyncAnswer, SyncRequest, TransferBytes, UpdateStatus
-from protocol.objects import AssignmentBody, Payload, TransferPlan
+from protocol.objects import AssignmentBody, Payload, ReportedBody, TransferPlan
 from protocol.release import Artifact, ReleaseManifest, parse_manifest
 from protocol.selection import needed_artifacts, select_variants
 from protocol.wire import decode, encode
@@ -94,6 +96,7 @@ class Contacts:
                 raise Refused(
                     Reason.WRONG_PRODUCT, f"{device.id} was enrolled for {device.product}, not for {request.product}"
                 )
+            request = _by_what_is_known(request, device)
             secret = bytes.fromhex(session.facts.get("sync_secret") or "")
             shown = None
             if request.sync_token is not None:
@@ -143,6 +146,9 @@ class Contacts:
                 image_timestamp=image,
                 director_timestamp=director,
                 assignment=offer.assignment,
+                reported=self._last_report(session, device, request.nonce, version, now_ms)
+                if request.recovering
+                else None,
                 poll_s=min(self._settings.busy_poll_s, self._settings.poll_s) if busy else self._settings.poll_s,
                 want_inventory=want_inventory,
                 set_apart=bool(device.set_apart) or passed or (kept is not None and kept.set_apart),
@@ -170,6 +176,27 @@ class Contacts:
             poll_s=self._settings.poll_s,
             set_apart=bool(device.set_apart),
         )
+
+    def _last_report(self, session: Session, device: Device, nonce: str, version: int, now_ms: int) -> str:
+        mine = session.rollouts.memberships(device.id)
+        committed = {device.report.manifest} | {
+            rollout.manifest
+            for rollout in session.rollouts.all(device.product)
+            if rollout.name in mine and mine[rollout.name].outcome == "committed"
+        }
+        known = [release for release in session.repositories.releases(device.product) if release.manifest in committed]
+        highest = max(known, key=lambda release: (release.era, release.release_counter), default=None)
+        body = ReportedBody(device=device.id, nonce=nonce, manifest=device.report.manifest)
+        if highest is not None:
+            body = ReportedBody(
+                device=device.id,
+                nonce=nonce,
+                manifest=highest.manifest,
+                release=highest.version,
+                release_counter=highest.release_counter,
+                era=highest.era,
+            )
+        return self._director.reported(body, version, now_ms)
 
     def _passed(self, session: Session, request: SyncRequest) -> bool:
         """Whether more of this epoch is here than the machine has numbered: two outboxes share it."""
@@ -453,6 +480,11 @@ def _last_transfer(rollout: Rollout, statuses: list[UpdateStatus]) -> TransferBy
 def _patches_reach(device: Device) -> bool:
     """Whether a patch that we make could serve the machine."""
     return device.inventory is not None and CODEC in device.inventory.patch_codecs
+
+
+def _by_what_is_known(request: SyncRequest, device: Device) -> SyncRequest:
+    """A machine that lost its record cannot know what it had committed: its report must not replace the one before."""
+    return msgspec.structs.replace(request, report=device.report) if request.recovering else request
 
 
 def _reported(device: Device, request: SyncRequest, now_ms: int) -> Device:

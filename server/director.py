@@ -3,7 +3,7 @@
 from datetime import timedelta
 from typing import Final
 
-from protocol.objects import AssignmentBody, ClockBody, ObjectBody, ReceiptsBody
+from protocol.objects import AssignmentBody, ClockBody, ObjectBody, ReceiptsBody, ReportedBody
 from server.clock import as_datetime
 from server.keyring import Keyring
 from signing.objects import sign_object
@@ -37,6 +37,10 @@ class Director:
         """A signed statement of the time, good for the request with this nonce."""
         body = ClockBody(device=device, nonce=nonce, time_ms=now_ms)
         return self._sign(body, "clock", version, now_ms, CLOCK_LIFETIME)
+
+    def reported(self, body: ReportedBody, version: int, now_ms: int) -> str:
+        """What a machine that lost its record last reported, good for the request with its nonce."""
+        return self._sign(body, "assignments", version, now_ms, CLOCK_LIFETIME)
 
     def receipts(self, body: ReceiptsBody, version: int, now_ms: int) -> str:
         """Signed receipts; only for rows whose transaction was committed."""

@@ -3,10 +3,11 @@
 import asyncio
 import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
+from device.damage import StateDamagedError
 from device.trust.port import Verdict
 from device.trust.wire import LINE_BYTES, Asked, Failed, JudgeAsked, JudgeSaid, ReceiptsAsked, ReceiptsSaid, Said
 from protocol.errors import LinkError, Refused, StateError
@@ -28,6 +29,7 @@ class KeeperTrust:
         server: Instead of the URL of the enrolment.
         command: What is started; for tests.
         answer_s: How long one request may take.
+        on_damage: Called when the keeper finds `state.db` damaged.
     """
 
     def __init__(
@@ -37,7 +39,9 @@ class KeeperTrust:
         server: str | None = None,
         command: Sequence[str] = (sys.executable, "-m", "device.trust.keeper"),
         answer_s: float = ANSWER_S,
+        on_damage: Callable[[str], None] = lambda _: None,
     ) -> None:
+        self._on_damage = on_damage
         self._command = (*command, "--state", str(state), *(("--server", server) if server else ()))
         self._answer_s = answer_s
         self._lock = asyncio.Lock()
@@ -86,6 +90,9 @@ class KeeperTrust:
             return said
         if said.kind == "link":
             raise LinkError(said.message, retryable=said.retryable, status=said.status, hint=said.hint)
+        if said.kind == "damaged":
+            self._on_damage(said.message)
+            raise StateDamagedError(said.message, hint=said.hint)
         raise StateError(said.message, hint=said.hint)
 
     async def _exchange(self, line: bytes) -> Said:

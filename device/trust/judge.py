@@ -14,7 +14,7 @@ from device.trust.port import Complaint, Listed, Terms, Verdict
 from protocol import limits
 from protocol.errors import LinkError, Reason, Refused
 from protocol.messages import SyncAnswer
-from protocol.objects import AssignmentBody, ReceiptsBody
+from protocol.objects import AssignmentBody, ReceiptsBody, ReportedBody
 from protocol.wire import encode
 from signing.trust_store import DirectorStore, DirectorView, ImageStore, ImageView, Nowhere, Offered, Source
 
@@ -41,6 +41,7 @@ class Judge:
         facts: Holds the clock's record.
         here: Reads the machine's clocks.
         built_ms: The agent's build date.
+        seal: Called at the end of each judgement: floors may have risen.
     """
 
     def __init__(
@@ -54,7 +55,9 @@ class Judge:
         facts: Facts,
         here: Callable[[], Moment] = clock.now_here,
         built_ms: int = clock.BUILT_MS,
+        seal: Callable[[], None] = lambda: None,
     ) -> None:
+        self._seal = seal
         self._device = device
         self._product = product
         self._image = image
@@ -66,7 +69,10 @@ class Judge:
 
     def judge(self, answer: SyncAnswer, nonce: str, asked_boot_s: float) -> Verdict:
         """As `device.trust.port.Trust.judge`."""
-        return _Contact(self, answer, nonce, int(asked_boot_s * 1000), self._here()).verdict()
+        try:
+            return _Contact(self, answer, nonce, int(asked_boot_s * 1000), self._here()).verdict()
+        finally:
+            self._seal()
 
     def receipts(self, texts: tuple[str, ...]) -> tuple[ReceiptsBody, ...]:
         """As `device.trust.port.Trust.receipts`."""
@@ -130,6 +136,7 @@ class _Contact:
         if self._link is None:
             image = self._refresh("image", lambda: judge._image.refresh(image_source, now), reading)
         assignment = self._assignment(director, now)
+        reported = self._reported(director, now)
         receipts = self._receipts(director or keys, now)
         if self._link is not None:
             raise self._link
@@ -138,6 +145,7 @@ class _Contact:
             time_ms=time_ms,
             terms=_terms(judge._product, newest) if newest is not None else None,
             assignment=assignment,
+            reported=reported,
             receipts=receipts,
             complaints=tuple(self._complaints),
             versions=self._versions(),
@@ -221,6 +229,17 @@ class _Contact:
             return None
         return body
 
+    def _reported(self, director: DirectorView | None, now: datetime) -> ReportedBody | None:
+        if self._answer.reported is None or director is None:
+            return None
+        try:
+            body = director.verify_object(self._answer.reported, ReportedBody, self._judge._device, now)
+            _check_nonce(body, self._nonce)
+        except Refused as error:
+            self._complain("reported", error.reason, error.message)
+            return None
+        return body
+
     def _receipts(self, director: DirectorView | None, now: datetime) -> tuple[ReceiptsBody, ...]:
         found = []
         for text in self._answer.receipts if director is not None else ():
@@ -259,6 +278,11 @@ def _source(source: Source, offered: str, store: ImageStore | DirectorStore) -> 
 def _check_product(body: AssignmentBody, product: str) -> None:
     if body.product != product:
         raise Refused(Reason.WRONG_PRODUCT, f"an assignment of {body.product}; this machine follows {product}")
+
+
+def _check_nonce(body: ReportedBody, nonce: str) -> None:
+    if body.nonce != nonce:
+        raise Refused(Reason.TIME, "a last report for another request")
 
 
 def _terms(product: str, image: ImageView) -> Terms:

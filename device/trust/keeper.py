@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from device import identity
+from device.damage import StateDamagedError
 from device.layout import Layout
+from device.recovery import FLOORS_DUE
 from device.state_db import StateDb
 from device.trust.judge import Judge, Sources
 from device.trust.wire import LINE_BYTES, Asked, Failed, JudgeAsked, JudgeSaid, ReceiptsSaid, Said
-from protocol.errors import HeadlandError, LinkError, StateError
+from protocol.errors import HeadlandError, LinkError, Refused, StateError
 from protocol.wire import decode, encode
 from signing import durable
 from signing.trust_store import DirectorStore, HttpSource, ImageStore
@@ -78,6 +80,8 @@ def serve(asked: BinaryIO, said: BinaryIO, idle_s: float, open_judge: Callable[[
                     retryable=error.retryable,
                     status=error.status,
                 )
+            except StateDamagedError as error:
+                answer = Failed(kind="damaged", message=error.message, hint=error.hint)
             except HeadlandError as error:
                 answer = Failed(kind="state", message=error.message, hint=error.hint)
             except OSError as error:
@@ -98,7 +102,7 @@ def _lazily(state: Path, server: str | None) -> Iterator[Judge]:
     durable.make_dir(folder)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_alone(folder / "keeper.lock"))
-        database = StateDb(layout.state_db)
+        database = StateDb(layout.state_db, create=False)
         stack.callback(database.close)
         floors = StateFloors(database)
         base = (server or me.enrolment.server).rstrip("/")
@@ -111,13 +115,21 @@ def _lazily(state: Path, server: str | None) -> Iterator[Judge]:
             durable.sweep(folder / name)
             durable.sweep(folder / name / "root_history")
         product = me.enrolment.product
+        image_store = ImageStore(folder / "image", _first_root(layout, "image"), floors, product=product)
+        director_store = DirectorStore(folder / "director", _first_root(layout, "director"), floors)
+        if database.get(FLOORS_DUE) is not None:
+            for store in (image_store, director_store):
+                with contextlib.suppress(Refused):  # a folder that holds nothing raises nothing
+                    store.recover_floors()
+            database.remove(FLOORS_DUE)
         yield Judge(
             device=me.enrolment.device,
             product=product,
-            image=ImageStore(folder / "image", _first_root(layout, "image"), floors, product=product),
-            director=DirectorStore(folder / "director", _first_root(layout, "director"), floors),
+            image=image_store,
+            director=director_store,
             sources=Sources(image=image, director=director),
             facts=database,
+            seal=database.seal,
         )
 
 

@@ -5,7 +5,7 @@ from typing import Protocol
 from protocol.errors import Reason
 from protocol.ids import Count, Digest, Length, Millis, Name, ProductName, Version
 from protocol.messages import SyncAnswer
-from protocol.objects import AssignmentBody, ReceiptsBody
+from protocol.objects import AssignmentBody, ReceiptsBody, ReportedBody
 from protocol.wire import Message
 
 
@@ -32,7 +32,7 @@ class Terms(Message):
 class Complaint(Message):
     """Something offered was refused, or trust is stale: reported as an alert."""
 
-    what: str  # `assignment`, `clock`, `receipts`, `image`, `director`
+    what: str  # `assignment`, `reported`, `clock`, `receipts`, `image`, `director`
     reason: Reason
     detail: str
 
@@ -43,6 +43,7 @@ class Verdict(Message):
     time_ms: Millis | None = None  # of the verified time statement
     terms: Terms | None = None  # the newest trusted, whether or not anything new came
     assignment: AssignmentBody | None = None
+    reported: ReportedBody | None = None  # for this very request
     receipts: tuple[ReceiptsBody, ...] = ()
     complaints: tuple[Complaint, ...] = ()
     versions: dict[str, Count] = {}  # for the next SyncRequest

@@ -42,9 +42,9 @@ class ReceiptsSaid(Message, tag="receipts", tag_field="said"):
 
 
 class Failed(Message, tag="failed", tag_field="said"):
-    """To any: the error that the port names. `link`: `LinkError`; `state`: `StateError`."""
+    """To any: the error that the port names. `link`: `LinkError`; `state`: `StateError`; `damaged`: its subclass."""
 
-    kind: Literal["link", "state"]
+    kind: Literal["link", "state", "damaged"]
     message: str
     hint: str = ""
     retryable: bool = True

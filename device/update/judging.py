@@ -27,6 +27,8 @@ class Judge:
         self, assignment: AssignmentBody, manifest_bytes: bytes, terms: Terms, record: UpdateRecord
     ) -> rules.Accepted | rules.Later | Refused:
         """The install rule: see `rules.judge_offer`. A refusal is returned, not raised."""
+        if self._memory.is_recovering():
+            return rules.Later("recovery: state.db and its seal were lost; the server is still to tell what ran here")
         try:
             return rules.judge_offer(
                 assignment,

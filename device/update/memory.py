@@ -82,6 +82,10 @@ class Memory:
         """Why, by the digest of each manifest that was refused on evidence."""
         return {refusal.manifest: f"{refusal.reason}: {refusal.detail}" for refusal in self._db.refusals()}
 
+    def is_recovering(self) -> bool:
+        """Whether what this machine had committed is still to be heard: see `device.recovery`."""
+        return self._db.is_recovering
+
     def floor(self) -> Floor:
         """The committed floor."""
         era = self._db.floor(ERA)

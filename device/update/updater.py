@@ -10,7 +10,8 @@ import logging
 from dataclasses import dataclass, replace
 from typing import Final
 
-from device.state_db import Refusal, StateDb
+from device.refusals import Refusal
+from device.state_db import StateDb
 from device.store import Store
 from device.transfer import held_bytes
 from device.trust.port import Terms

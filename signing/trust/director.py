@@ -10,7 +10,7 @@ from tuf.api.metadata import Root, Targets
 
 from protocol import limits
 from protocol.errors import Reason, Refused
-from protocol.objects import ROLES, AssignmentBody, ClockBody, DirectorTerms, ObjectBody, ReceiptsBody
+from protocol.objects import ROLES, AssignmentBody, ClockBody, DirectorTerms, ObjectBody, ReceiptsBody, ReportedBody
 from signing.durable import DISK, Disk
 from signing.metadata import parse, terms
 from signing.trust.floors import Floors, KeyedFloor
@@ -18,9 +18,14 @@ from signing.trust.keys import check_keys
 from signing.trust.source import Source
 from signing.trust.store import Trusted, TrustStore
 
-B = TypeVar("B", AssignmentBody, ClockBody, ReceiptsBody)
+B = TypeVar("B", AssignmentBody, ClockBody, ReceiptsBody, ReportedBody)
 
-_KINDS: Mapping[type, str] = {AssignmentBody: "assignment", ClockBody: "clock", ReceiptsBody: "receipts"}
+_KINDS: Mapping[type, str] = {
+    AssignmentBody: "assignment",
+    ClockBody: "clock",
+    ReceiptsBody: "receipts",
+    ReportedBody: "reported",
+}
 
 
 class DirectorView:
@@ -44,7 +49,7 @@ class DirectorView:
 
         Args:
             text: As it came.
-            kind: `AssignmentBody` or `ReceiptsBody`.
+            kind: `AssignmentBody`, `ReceiptsBody` or `ReportedBody`, whose nonce is the caller's to compare.
             device: The id that must stand inside the signed bytes.
             now: Expiry is judged by it.
 
@@ -145,6 +150,10 @@ class DirectorStore:
     def timestamp(self) -> bytes:
         """The stored timestamp, exact bytes; empty before the first refresh."""
         return self._store.timestamp()
+
+    def recover_floors(self) -> None:
+        """As `TrustStore.recover_floors`."""
+        self._store.recover_floors()
 
     def versions(self) -> Mapping[str, int]:
         """Versions of all that is stored, by role."""

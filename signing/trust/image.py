@@ -72,6 +72,13 @@ class ImageStore:
         """The stored timestamp, exact bytes; empty before the first refresh."""
         return self._store.timestamp()
 
+    def recover_floors(self) -> None:
+        """As `TrustStore.recover_floors`, with the product's era and counter."""
+        trusted = self._store.recover_floors((self._product,))
+        role = trusted.delegated.get(self._product)
+        if role is not None:
+            self._view(trusted, role, rise=True)
+
     def versions(self) -> Mapping[str, int]:
         """Versions of all that is stored, by role."""
         return self._store.stored((self._product,)).versions

@@ -131,6 +131,16 @@ class TrustStore:
         """The stored timestamp, exact bytes, valid or not; empty when there is none."""
         return self._stored("timestamp") or b""
 
+    def recover_floors(self, roles: Sequence[str] = ()) -> Trusted:
+        """As `stored`, and raises the floors to what is stored and verified: for floors that were lost.
+
+        Raises:
+            Refused: There is not even a valid root.
+        """
+        with self._verdicts():
+            updater = self._open(Nowhere(), NEVER, keep=False, rise=True)
+            return updater.whatever_holds(roles)
+
     def search(self, source: Source, now: datetime) -> "Search":
         """Refreshes, for one who then looks for target files by path.
 
@@ -288,10 +298,12 @@ class _DurableUpdater(Updater):
             if not isinstance(metadata.signed, kind):
                 return None
             delegator.verify_delegate(role, metadata.signed_bytes, metadata.signatures)
-            self._hold(role, metadata.signed.version, delegator)
+            floor = self._hold(role, metadata.signed.version, delegator)
             self._look(role, metadata.signed)
         except (OSError, RepositoryError, DeserializationError, ValueError, Refused):
             return None
+        if self._rise:
+            floor.rise(metadata.signed.version)
         return metadata.signed
 
     # What follows are steps of ngclient.

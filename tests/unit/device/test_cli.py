@@ -24,9 +24,10 @@ from device.inference.pump import PumpNumbers
 from device.inference.workers import ModelStatus, WorkersStatus
 from device.layout import Layout
 from device.outbox.box import Outbox
+from device.refusals import Refusal
 from device.settings import DeviceSettings, load
 from device.shown import update_line
-from device.state_db import Refusal, StateDb
+from device.state_db import StateDb
 from device.status import AgentStatus, UpdateNow, read_agent_status, write_status
 from device.transfer.patch_book import PatchBook
 from device.update.states import Ended, Held, Offer, State, UpdateRecord

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from device.state_db import STATUSES_KEPT, Refusal, StateDb
+from device.refusals import Refusal
+from device.seal import Sealed, Seals
+from device.state_db import STATUSES_KEPT, StateDb
 from device.update.states import State, UpdateRecord
 from protocol.errors import Reason, StateError
 from protocol.messages import Alert, UpdateStatus
@@ -141,6 +143,7 @@ def test_a_damaged_file_is_named_and_not_replaced(tmp_path):
 
 def test_a_newer_agents_file_is_left_alone(db, tmp_path):
     db._connection.execute("PRAGMA user_version = 99")
+    Seals(tmp_path / "state.db").write(Sealed(format=1, schema=99, serial=9), both=True)
     with pytest.raises(StateError, match="newer agent"):
         StateDb(tmp_path / "state.db")
 

@@ -14,6 +14,9 @@ from typing import Any
 import pytest
 
 from device import clock
+from device.damage import StateDamagedError
+from device.recovery import FLOORS_DUE
+from device.seal import Seals
 from device.state_db import StateDb
 from device.trust.client import KeeperTrust
 from device.trust.keeper import StateFloors
@@ -42,6 +45,7 @@ class Machine:
         (identity / "enrolment.json").write_text(json.dumps({"server": url, "device": DEVICE, "product": PRODUCT}))
         for name, data in self.field.first_roots.items():
             (identity / f"{name}.root.json").write_bytes(data)
+        StateDb(state / "state.db").close()
         self.field.serve()
 
     def trust(self, *extra: str, **options: Any) -> KeeperTrust:
@@ -79,6 +83,40 @@ async def test_a_contact_is_judged_and_its_time_reaches_the_agents_clock(machine
         database.close()
     bodies = await trust.receipts((machine.field.receipts(), "junk"))
     assert [type(body) for body in bodies] == [ReceiptsBody]
+
+
+async def test_after_state_db_was_made_anew_floors_rise_to_the_stored_metadata(machine: Machine) -> None:
+    trust = machine.trust("--idle-s", "0.1")
+    machine.field.house.release("1.0.0", 1, b"manifest")
+    machine.field.serve()
+    await trust.judge(machine.field.answer(), NONCE, clock.boot_seconds())
+    await trust.close()
+    path = machine.state / "state.db"
+    database = StateDb(path)
+    floors = {name: value for name, value in database.floors().items() if not name.startswith("director/clock/")}
+    assert Seals(path).newest() == database.sealed(), "what a judgement raised is sealed"
+    database.close()
+    for each in (path, *Seals(path).paths):
+        each.unlink()
+    database = StateDb(path)
+    database.put(FLOORS_DUE, b"1")
+    trust = machine.trust()
+    await trust.receipts(())
+    await trust.close()
+    assert {name: database.floor(name) for name in floors} == floors
+    assert len(floors) > 8
+    assert database.get(FLOORS_DUE) is None
+    database.close()
+
+
+async def test_a_keeper_that_finds_the_database_damaged_says_so(machine: Machine) -> None:
+    told: list[str] = []
+    trust = machine.trust(on_damage=told.append)
+    (machine.state / "state.db").write_bytes(b"no database" * 1000)
+    with pytest.raises(StateDamagedError):
+        await trust.judge(machine.field.answer(), NONCE, clock.boot_seconds())
+    await trust.close()
+    assert len(told) == 1
 
 
 async def test_a_keeper_that_was_killed_is_replaced_at_the_next_question(machine: Machine, trust: KeeperTrust) -> None:
