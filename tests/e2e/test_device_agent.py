@@ -3,6 +3,7 @@
 import base64
 import json
 import shutil
+import sqlite3
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -162,31 +163,74 @@ def test_attack_o11_a_copied_identity_sets_both_apart_and_loses_no_result(stage)
         assert machine.process.stop() == 0
 
 
-def test_a_damaged_state_database_stops_installs_and_not_inference(stage, tractor):
+def alarms_of(stage, device: str) -> list[dict]:
+    return [e for e in stage.server.get("/events?after=0")["events"] if e.get("device") == device]
+
+
+def test_a_damaged_state_database_is_made_anew_and_reported_while_inference_goes_on(stage, tractor):
     wait_for("the outbox to drain", lambda: tractor.waiting_frames() == 0 and tractor.queued() == 0)
     tractor.process.kill()
     database = tractor.state / "state.db"
-    kept = database.read_bytes()
-    database.write_bytes(b"\xff" * len(kept))
-    logs = [path for suffix in ("-wal", "-shm") if (path := database.with_name(f"state.db{suffix}")).exists()]
-    saved = {path: path.read_bytes() for path in logs}
-    for path in logs:
-        path.unlink()
+    database.write_bytes(b"\xff" * database.stat().st_size)
+    for suffix in ("-wal", "-shm"):
+        database.with_name(f"state.db{suffix}").unlink(missing_ok=True)
     before = tractor.produced()
     tractor.start()
     tractor.show(5)
     wait_for("frames to be inferred", lambda: tractor.waiting_frames() == 0)
     status = tractor.status()
     assert status["release"]["version"] == "1.0.0"
-    assert "damaged" in status["trouble"][0]
+    assert "made anew from its seal" in status["trouble"][0]
     assert status["results_produced"] >= before + 5
-    assert tractor.process.stop() == 0
-    database.write_bytes(kept)
-    for path, data in saved.items():
-        path.write_bytes(data)
-    tractor.start()
     wait_for("the outbox to drain", lambda: tractor.queued() == 0)
+    status = tractor.status()
+    assert not status["contact"]["set_apart"]
+    assert len(stage.server.results("tractor-1")) == status["results_produced"]
+    events = alarms_of(stage, "tractor-1")
+    assert [event["what"] for event in events if event["kind"] == "alert"].count("state-damaged") == 1
+    assert "sync-token-lost" in {event["kind"] for event in events}
+    assert "clone" not in {event["kind"] for event in events}
+
+
+def test_damage_that_shows_itself_while_the_agent_runs_is_mended_by_the_running_agent(stage, tractor):
+    wait_for("a contact", lambda: tractor.status()["contact"]["last_ms"] and not tractor.status()["contact"]["trouble"])
+    pid = tractor.process.pid
+    connection = sqlite3.connect(tractor.state / "state.db", timeout=20)
+    connection.execute("UPDATE facts SET value = x'00' WHERE key = 'update/record'")
+    connection.commit()
+    connection.close()
+    files = len(list(tractor.state.glob("state.damaged-*.db")))
+    wait_for("it to be made anew", lambda: len(list(tractor.state.glob("state.damaged-*.db"))) == files + 1)
+    tractor.show(5)
+    wait_for("frames to be inferred", lambda: tractor.waiting_frames() == 0 and tractor.status()["serving"])
+    wait_for("the outbox to drain", lambda: tractor.queued() == 0)
+    assert tractor.process.pid == pid
+    assert tractor.process.child.poll() is None
+    assert not tractor.status()["contact"]["set_apart"]
+
+
+def test_a_machine_without_database_and_seal_hears_what_it_had_and_goes_on(stage, tractor):
+    wait_for("the outbox to drain", lambda: tractor.waiting_frames() == 0 and tractor.queued() == 0)
+    tractor.process.kill()
+    for path in tractor.state.glob("state.*"):
+        path.unlink()
+    tractor.start()
+    status = wait_for("a contact", lambda: (s := tractor.status())["contact"]["last_ms"] and s)
+    assert status["release"]["version"] == "1.0.0"
+    wait_for("it to have heard", lambda: not any("made anew" in line for line in tractor.status()["trouble"]))
+    assert "update/counter/0" in read_floors(tractor.state)
+    tractor.show(3)
+    wait_for("the outbox to drain", lambda: tractor.waiting_frames() == 0 and tractor.queued() == 0)
     assert len(stage.server.results("tractor-1")) == tractor.status()["results_produced"]
+    assert not tractor.status()["contact"]["set_apart"]
+
+
+def read_floors(state: Path) -> dict[str, int]:
+    connection = sqlite3.connect(state / "state.db", timeout=20)
+    try:
+        return dict(connection.execute("SELECT name, value FROM floors"))
+    finally:
+        connection.close()
 
 
 def test_attack_o22_neither_log_nor_status_nor_report_holds_a_secret(stage, tractor):

@@ -17,7 +17,7 @@ from device.clock import Moment
 from device.trust.judge import Judge, Sources
 from device.trust.port import Verdict
 from protocol.messages import SyncAnswer
-from protocol.objects import AssignmentBody, ClockBody, Payload, ReceiptsBody, TransferPlan
+from protocol.objects import AssignmentBody, ClockBody, Payload, ReceiptsBody, ReportedBody, TransferPlan
 from signing.durable import Disk
 from signing.trust_store import DirectorStore, ImageStore, MemoryFloors
 from tests.fakes.managers import Managers
@@ -160,6 +160,10 @@ class Field:
             "plan": TransferPlan(steps=(), full_bytes=0),
         } | changes
         return self.house.object(AssignmentBody(**body), self.now, version=version, days=days)
+
+    def reported(self, **changes: Any) -> str:
+        body = {"device": DEVICE, "nonce": NONCE, "manifest": "a" * 64, "release": "1.0.0"} | changes
+        return self.house.object(ReportedBody(**body), self.now)
 
     def receipts(self, **changes: Any) -> str:
         body = {"device": DEVICE, "epoch": "4" * 32, "generation": "3" * 32} | changes

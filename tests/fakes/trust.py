@@ -4,7 +4,7 @@ from device.trust.port import Complaint, Terms, Verdict
 from protocol import limits
 from protocol.errors import LinkError, Refused
 from protocol.messages import SyncAnswer
-from protocol.objects import AssignmentBody, ClockBody, ReceiptsBody
+from protocol.objects import AssignmentBody, ClockBody, ReceiptsBody, ReportedBody
 from protocol.wire import decode
 
 
@@ -13,6 +13,7 @@ class FakeTrust:
 
     def __init__(self) -> None:
         self.terms: Terms | None = None
+        self.reported: ReportedBody | None = None
         self.complaints: tuple[Complaint, ...] = ()
         self.versions: dict[str, int] = {"image/timestamp": 1}
         self.may_install = True
@@ -32,6 +33,7 @@ class FakeTrust:
             assignment=None
             if answer.assignment is None or self.refuses_assignments
             else decode(answer.assignment, AssignmentBody, limit=limits.OBJECT_BYTES),
+            reported=self.reported,
             receipts=await self.receipts(answer.receipts),
             complaints=self.complaints,
             versions=self.versions,

@@ -166,6 +166,32 @@ def test_receipts_that_come_alone_are_held_against_what_is_stored(field: Field) 
     assert [body.device for body in field.judge().receipts((good, other, foreign, field.time()))] == [DEVICE]
 
 
+def test_what_this_machine_reported_is_believed_for_this_very_request(field: Field) -> None:
+    field.contact()
+    verdict = field.contact(reported=field.reported(release_counter=7))
+    assert verdict.reported is not None
+    assert (verdict.reported.manifest, verdict.reported.release_counter) == ("a" * 64, 7)
+    assert verdict.complaints == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [({"nonce": "9" * 32}, "time"), ({"device": "tractor-2"}, "wrong-device")],
+)
+def test_what_was_said_for_another_request_or_machine_is_refused(
+    field: Field, changes: dict[str, str], reason: str
+) -> None:
+    verdict = field.contact(reported=field.reported(**changes))
+    assert verdict.reported is None
+    assert reasons(verdict) == [("reported", reason)]
+
+
+def test_another_kind_of_object_is_no_report(field: Field) -> None:
+    verdict = field.contact(reported=field.assignment(), assignment=field.reported())
+    assert (verdict.reported, verdict.assignment) == (None, None)
+    assert sorted(reasons(verdict)) == [("assignment", "metadata"), ("reported", "metadata")]
+
+
 def test_an_assignment_of_another_product_is_refused(field: Field) -> None:
     field.serve()
     verdict = field.contact(assignment=field.assignment(product="weed-detector"))
@@ -186,7 +212,7 @@ def test_an_era_is_told_and_restarts_the_counters_floor(field: Field) -> None:
     assert verdict.terms.era == 1
 
 
-@pytest.mark.parametrize("what", ["time", "image_timestamp", "director_timestamp", "assignment"])
+@pytest.mark.parametrize("what", ["time", "image_timestamp", "director_timestamp", "assignment", "reported"])
 @pytest.mark.parametrize("junk", ["", "{}", "null", "[" * 5000, "\x00", "\ud800", '{"signed": 1, "signatures": []}'])
 def test_junk_in_any_place_of_an_answer_is_a_complaint_and_no_crash(field: Field, what: str, junk: str) -> None:
     field.serve()
