@@ -10,7 +10,7 @@ from typing import Final, Literal
 
 from protocol import limits
 from protocol.messages import SignedFile
-from signing.trust.store import file_name
+from signing.trust.files import file_name
 
 WANTED: Final = re.compile(
     r"^(image|director)/(?:([1-9][0-9]{0,8}\.root)|([a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?))\.json\Z"

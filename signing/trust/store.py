@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, TypeVar, cast
-from urllib import parse as url_parse
 
 from tuf.api.exceptions import (
     BadVersionNumberError,
@@ -29,6 +28,7 @@ from protocol import limits
 from protocol.errors import LinkError, Reason, Refused
 from signing.durable import DISK, Disk
 from signing.metadata import VERSION_MAX
+from signing.trust.files import file_name
 from signing.trust.floors import Floors, KeyedFloor
 from signing.trust.source import Nowhere, Offered, Source
 
@@ -407,8 +407,3 @@ class _Fetcher(FetcherInterface):
         if len(data) > max_length:
             raise Refused(Reason.LENGTH, f"{url.removeprefix(_BASE)}: more than {max_length} bytes")
         return data
-
-
-def file_name(role: str) -> str:
-    """The name under which a role is stored: percent-encoded, so that no role's name is a path."""
-    return f"{url_parse.quote(role, '')}.json"
