@@ -33,6 +33,7 @@ from protocol.messages import (
     SignedFile,
     SyncAnswer,
     SyncRequest,
+    TrustMark,
     VersionReport,
 )
 from protocol.objects import AssignmentBody, Payload
@@ -168,6 +169,7 @@ class Contact:
         draw_token: 128 random bits as 32 hexadecimal digits.
         patches: Knows which failed.
         shelf: Signed files that a server out of a backup may ask for; None: none are given.
+        trusts: Marks of the CAs that this machine trusts; may block.
     """
 
     def __init__(
@@ -187,6 +189,7 @@ class Contact:
         draw_token: Callable[[], str],
         patches: PatchBook,
         shelf: Shelf | None = None,
+        trusts: Callable[[], tuple[TrustMark, ...]] = tuple,
     ) -> None:
         self._device = device
         self._product = product
@@ -203,6 +206,7 @@ class Contact:
         self._patches = patches
         self._shelf = shelf
         self._recovery = Recovery(state)
+        self._trusts = trusts
 
     async def make(self) -> SyncAnswer:
         """Makes one contact and carries out what it brought. A repetition after any failure is safe.
@@ -281,6 +285,7 @@ class Contact:
             failed_patches=self._patches.untold(),
             lifted_patches=self._patches.lifted(),
             recovering=self._state.is_recovering,
+            trusts=self._trusts()[: limits.TRUSTED_CAS],
         )
         return record, request
 

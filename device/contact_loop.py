@@ -4,17 +4,19 @@ Links that drop are the normal case: each outage is logged once, and its end.
 """
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from device.retry import backoff_s
 from device.settings import ServerSettings
-from protocol.errors import HeadlandError, Reason, Refused
+from protocol.errors import HeadlandError, LinkError, Reason, Refused
 from protocol.messages import SyncAnswer
 
 LOG: Final = logging.getLogger("headland.contact")
 JITTER: Final = 0.1  # of the interval, either way: machines that were switched on together drift apart
+BARE_EVERY: Final = 4  # failed visits in a row: then it is asked whether the certificate is what fails
 WAKE_GAP_S: Final = 1.0  # news in quick succession share a visit
 
 
@@ -23,6 +25,22 @@ class Contacting(Protocol):
 
     async def make(self) -> SyncAnswer:
         """Makes one contact."""
+        ...
+
+
+class Renewing(Protocol):
+    """As `device.renewal.Renewal`."""
+
+    async def after_contact(self, asked: bool) -> None:
+        """Renews the certificate if it is time to."""
+        ...
+
+    async def renew(self) -> None:
+        """Renews it now."""
+        ...
+
+    async def renew_bare(self) -> None:
+        """Renews it without showing the old one."""
         ...
 
 
@@ -67,7 +85,7 @@ class ContactLoop:
         drain: Sends results.
         settings: Intervals.
         news: Ends a wait early.
-        renew: Called when the server says that the certificate expired; True when a new one was taken.
+        renewal: Keeps the certificate good.
         monotonic: Seconds that never go back.
         random: Draws from 0 to 1.
     """
@@ -79,14 +97,14 @@ class ContactLoop:
         settings: ServerSettings,
         news: News,
         *,
-        renew: Callable[[], Awaitable[bool]],
+        renewal: Renewing,
         monotonic: Callable[[], float],
         random: Callable[[], float],
     ) -> None:
         self._contact = contact
         self._drain = drain
         self._settings = settings
-        self._renew = renew
+        self._renewal = renewal
         self._monotonic = monotonic
         self._random = random
         self._news = news
@@ -109,6 +127,7 @@ class ContactLoop:
                 self._news.sync_wanted = False
                 answer = await self._contact.make()
                 self._due_s = self._monotonic() + self._interval_s(answer.poll_s)
+                await self._renewal.after_contact(answer.renew)
             await self._drain.run(lambda: not self._news.sync_wanted and self._monotonic() < self._due_s)
         except HeadlandError as error:
             await self._failed(error)
@@ -125,11 +144,12 @@ class ContactLoop:
             LOG.log(logging.WARNING if self._failures == 1 else logging.INFO, "no contact: %s", error.message)
         self.trouble = error.message
         if isinstance(error, Refused) and error.reason is Reason.CERTIFICATE:
-            try:
-                if await self._renew():
-                    LOG.info("the certificate had expired and was renewed")
-            except HeadlandError as failed:
-                LOG.warning("the certificate has expired and could not be renewed: %s", failed.message)
+            with contextlib.suppress(HeadlandError):  # it says so itself
+                await self._renewal.renew()
+        elif isinstance(error, LinkError) and error.status is None and self._failures % BARE_EVERY == 0:
+            # A certificate that the server does not take looks like a dropped link. Nearly always it is one.
+            with contextlib.suppress(HeadlandError):
+                await self._renewal.renew_bare()
 
     async def _wait(self) -> None:
         """Until the next visit. While the server cannot be reached news do not shorten the wait."""

@@ -29,11 +29,11 @@ from protocol.errors import LinkError, Reason, Refused, StateError
 from protocol.ids import digest
 from protocol.messages import ENROLMENT_MARK, EnrolAnswer, EnrolRequest, TokenContent
 from protocol.wire import decode, encode
-from signing import durable
+from signing import anchors, durable
 
 TOKEN_BYTES: Final = 4096
 CA_BYTES: Final = 64 * limits.KIB
-ROOTS_BYTES: Final = 2 * limits.METADATA_BYTES + limits.ENROL_BYTES  # an answer carries both roots
+ROOTS_BYTES: Final = 2 * limits.METADATA_BYTES + limits.RENEW_ANSWER_BYTES  # an answer carries both roots
 ATTEMPTS: Final = 3  # a person waits: a few tries, then the reason
 LONGEST_WAIT_S: Final = 1.0
 
@@ -134,17 +134,19 @@ async def enrol(
     ca_pem = (
         await answered(open_door(url, identities.unverified_context()), lambda door: door.get("/v1/ca", limit=CA_BYTES))
     ).decode("ascii", errors="replace")
-    _check_ca(ca_pem, token, url)
+    ca = _find_ca(ca_pem, token, url)
     request = encode(EnrolRequest(token=token_text, device=token.device, csr_pem=csr))
     body = await answered(
-        open_door(url, identities.private_context(cadata=ca_pem)),
+        open_door(url, identities.private_context(cadata=anchors.render([ca]))),
         lambda door: door.post("/v1/enrol", request, limit=ROOTS_BYTES),
     )
     answer = decode(body, EnrolAnswer, limit=ROOTS_BYTES)
     _check_answer(answer, token)
-    identities.check_leaf(answer.certificate_pem, x509.load_pem_x509_certificate(ca_pem.encode()), token.device, key)
+    links = anchors.read(answer.links_pem) if answer.links_pem else ()
+    identities.check_leaf(answer.certificate_pem, anchors.vouched([ca], links), token.device, key)
+    trusted = anchors.follow([ca], anchors.read(answer.trust_pem), links) if answer.trust_pem else (ca,)
     enrolment = Enrolment(server=url, device=token.device, product=token.product)
-    await asyncio.to_thread(_keep, layout, enrolment, answer, ca_pem, frames)
+    await asyncio.to_thread(_keep, layout, enrolment, answer, anchors.render(trusted), frames)
     return enrolment
 
 
@@ -175,19 +177,22 @@ def _keep_request(layout: Layout, token: TokenContent) -> tuple[ec.EllipticCurve
         return key, csr
 
 
-def _check_ca(ca_pem: str, token: TokenContent, url: str) -> None:
-    if identities.ca_digest(ca_pem) != token.ca_sha256:
-        raise Refused(
-            Reason.CERTIFICATE,
-            f"{url} is not the server that the token was made for: its CA has another hash",
-            hint="somebody may be between this machine and the server; ask the manager",
-        )
+def _find_ca(pem: str, token: TokenContent, url: str) -> x509.Certificate:
+    """The CA that the token names, among those that the server shows: it may have been replaced since."""
+    for certificate in anchors.read(pem):
+        if anchors.sha256(certificate) == token.ca_sha256:
+            return certificate
+    raise Refused(
+        Reason.CERTIFICATE,
+        f"{url} is not the server that the token was made for: its CA has another hash",
+        hint="somebody may be between this machine and the server; ask the manager",
+    )
 
 
 def _check_answer(answer: EnrolAnswer, token: TokenContent) -> None:
     if (answer.device, answer.product) != (token.device, token.product):
         raise Refused(Reason.WRONG_DEVICE, f"the server enrolled {answer.device} of {answer.product} instead")
-    if identities.ca_digest(answer.ca_pem) != token.ca_sha256:
+    if [anchors.sha256(each) for each in anchors.read(answer.ca_pem)] != [token.ca_sha256]:
         raise Refused(Reason.CERTIFICATE, "the server's answer names another CA than the token")
     for name, text, known in (
         ("image", answer.image_root, token.image_root_sha256),

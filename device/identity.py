@@ -2,17 +2,20 @@
 
 The key is made here and never leaves. Certificate dates are not judged in the handshake: a machine whose clock is dead
 must still reach the one who can tell it the time, and the server judges dates for itself.
+
+`ca.pem` and `cert.pem` are replaced one after the other, each whole, and the key stays: whatever a power cut leaves,
+key and certificate fit, and the server is verified through links whether the old CA is trusted or the new.
 """
 
 import contextlib
-import hashlib
 import ssl
+from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
@@ -26,8 +29,9 @@ from cryptography.x509.oid import NameOID
 from protocol import limits
 from protocol.errors import Reason, Refused, StateError
 from protocol.ids import DeviceId, ProductName
+from protocol.messages import RenewAnswer
 from protocol.wire import Message, decode
-from signing import durable
+from signing import anchors, durable
 
 NO_CHECK_TIME: Final = 0x200000  # X509_V_FLAG_NO_CHECK_TIME, which Python does not name
 
@@ -70,19 +74,52 @@ class Identity:
             ) from error
         return context
 
+    def bare_tls(self) -> ssl.SSLContext:
+        """A context that shows no certificate, for where ours may be what the server turns away; blocking.
+
+        Raises:
+            StateError: `ca.pem` is missing or damaged.
+        """
+        return private_context(cadata=anchors.render(self.anchors()))
+
     def certificate(self) -> x509.Certificate:
         """The leaf that holds now."""
         return x509.load_pem_x509_certificate((self.folder / "cert.pem").read_bytes())
 
-    def replace_certificate(self, pem: str) -> None:
-        """Takes a renewed leaf; durable on return.
+    def anchors(self) -> anchors.Certificates:
+        """The CAs that this machine trusts, newest first.
 
         Raises:
-            Refused: `CERTIFICATE`: not for this device and key, or not from its CA.
+            StateError: `ca.pem` is missing or damaged.
         """
-        ca = x509.load_pem_x509_certificate((self.folder / "ca.pem").read_bytes())
-        check_leaf(pem, ca, self.enrolment.device, self.key)
-        durable.write(self.folder / "cert.pem", pem.encode(), mode=0o644)
+        try:
+            return anchors.read((self.folder / "ca.pem").read_text(encoding="ascii"))
+        except (OSError, UnicodeError, Refused) as error:
+            raise StateError(f"ca.pem in {self.folder} is damaged: {error}") from error
+
+    def take(self, answer: RenewAnswer) -> str:
+        """Takes a renewed leaf, and the CAs that follow those trusted here; durable on return.
+
+        Returns:
+            Why the CAs stay as they are although others were offered; empty when all is well.
+
+        Raises:
+            Refused: `CERTIFICATE`: the leaf is not for this device and key, or no CA that is trusted here vouches for
+                who signed it. Nothing was changed.
+        """
+        trusted = self.anchors()
+        links = anchors.read(answer.links_pem) if answer.links_pem else ()
+        check_leaf(answer.certificate_pem, anchors.vouched(trusted, links), self.enrolment.device, self.key)
+        complaint = ""
+        try:
+            followed = anchors.follow(trusted, anchors.read(answer.trust_pem), links) if answer.trust_pem else trusted
+        except Refused as error:
+            # The leaf is good all the same, and the server it came from was verified: stay with the CAs that we know.
+            followed, complaint = trusted, error.message
+        if followed != trusted:
+            durable.write(self.folder / "ca.pem", anchors.render(followed).encode(), mode=0o644)
+        durable.write(self.folder / "cert.pem", answer.certificate_pem.encode(), mode=0o644)
+        return complaint
 
 
 def load(folder: Path) -> Identity:
@@ -162,30 +199,32 @@ def make_csr(key: ec.EllipticCurvePrivateKey, device: DeviceId) -> str:
     return request.public_bytes(Encoding.PEM).decode("ascii")
 
 
-def ca_digest(pem: str) -> str:
-    """sha256 of a CA certificate's DER, as an enrolment token carries it.
-
-    Raises:
-        Refused: `CERTIFICATE`: not one certificate.
-    """
-    try:
-        certificate = x509.load_pem_x509_certificate(pem.encode())
-    except ValueError as error:
-        raise Refused(Reason.CERTIFICATE, f"the server's CA is not a certificate: {error}") from error
-    return hashlib.sha256(certificate.public_bytes(Encoding.DER)).hexdigest()
+def lived(certificate: x509.Certificate, now: datetime) -> float:
+    """The share of a certificate's life that is over; below 0 before it begins, 1 and more when it has expired."""
+    begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    return (now - begins) / (ends - begins)
 
 
-def check_leaf(pem: str, ca: x509.Certificate, device: DeviceId, key: ec.EllipticCurvePrivateKey) -> None:
+def check_leaf(
+    pem: str, authorities: Iterable[x509.Certificate], device: DeviceId, key: ec.EllipticCurvePrivateKey
+) -> None:
     """Holds a certificate that the server issued against who and what it was asked for.
+
+    Args:
+        pem: The certificate.
+        authorities: The CAs that are trusted, and those that they vouch for.
+        device: Whom it should name.
+        key: Whose it should be.
 
     Raises:
         Refused: `CERTIFICATE`.
     """
     try:
         leaf = x509.load_pem_x509_certificate(pem.encode())
-        leaf.verify_directly_issued_by(ca)
-    except (ValueError, TypeError, InvalidSignature) as error:
-        raise Refused(Reason.CERTIFICATE, f"the certificate is not of the enrolled CA: {error}") from error
+    except ValueError as error:
+        raise Refused(Reason.CERTIFICATE, f"the server gave no certificate: {error}") from error
+    if not anchors.issued_by(leaf, authorities):
+        raise Refused(Reason.CERTIFICATE, "the certificate is not of the enrolled CA, nor of one that follows it")
     names = [str(name.value) for name in leaf.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
     if names != [device]:
         raise Refused(Reason.CERTIFICATE, f"a certificate for {names} where {device} asked")

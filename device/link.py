@@ -81,6 +81,11 @@ class Link:
         if session is not None:
             await session.close()
 
+    async def renew(self, tls: ssl.SSLContext) -> None:
+        """Speaks under this context from the next request on; what is under way ends as a dropped link does."""
+        self._tls = tls
+        await self.close()
+
     async def get(self, path: str, *, limit: int) -> Answer:
         """One GET, read whole.
 

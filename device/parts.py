@@ -10,6 +10,7 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -31,7 +32,7 @@ from device.inference.workers import ProcessWorkers
 from device.layout import Layout
 from device.link import Link
 from device.outbox.box import Outbox
-from device.renewal import renew
+from device.renewal import Renewal
 from device.rescue import open_state
 from device.settings import DeviceSettings
 from device.state_db import StateDb
@@ -47,7 +48,8 @@ from device.update.signals import folder_signals
 from device.update.updater import Updater
 from device.update.world import World
 from protocol.errors import StateError
-from protocol.messages import Alert, Inventory
+from protocol.messages import Alert, Inventory, TrustMark
+from signing import anchors
 
 LOG: Final = logging.getLogger("headland.agent")
 ALARMS: Final = "alarms"
@@ -222,6 +224,7 @@ async def assembled(
             draw_token=draw_token,
             patches=book,
             shelf=SignedFiles(layout.state / "trust"),
+            trusts=partial(_trusts, who),
         )
         yield Parts(
             layout=layout,
@@ -246,7 +249,16 @@ async def assembled(
                 Drain(outbox, link, trust, who.key),
                 settings.server,
                 news,
-                renew=lambda: renew(who, tls, link),
+                renewal=Renewal(
+                    who,
+                    link,
+                    state,
+                    now=clock.now,
+                    draw_token=draw_token,
+                    monotonic=time.monotonic,
+                    open_bare=lambda bare: Link(settings.server.url or who.enrolment.server, bare),
+                    on_renewed=trust.close,  # the keeper has a connection of its own under the old certificate
+                ),
                 monotonic=time.monotonic,
                 random=random.random,
             ),
@@ -256,12 +268,28 @@ async def assembled(
 
 
 def open_tls(who: identity.Identity) -> tuple[ssl.SSLContext, str]:
-    """TLS with the server and an empty text; or TLS that reaches nobody, and why: inference goes on. Blocking."""
+    """TLS with the server and an empty text; or TLS that reaches nobody, and why: inference goes on. Blocking.
+
+    Where only the certificate is damaged, TLS without one: the server turns the first contact away, and the machine
+    renews by its key.
+    """
     try:
         return who.tls(), ""
     except StateError as error:
+        with contextlib.suppress(StateError):
+            bare = who.bare_tls()
+            LOG.warning("%s; it is renewed by the key", error.message)
+            return bare, ""
         LOG.critical("no server is spoken to: %s", error.message)
         return identity.closed_context(), f"no server is spoken to: {error.message}"
+
+
+def _trusts(who: identity.Identity) -> tuple[TrustMark, ...]:
+    """Which CAs this machine trusts; none while `ca.pem` is damaged, which cuts the machine off anyway."""
+    try:
+        return anchors.marks(who.anchors())
+    except StateError:
+        return ()
 
 
 def _open_store(layout: Layout, settings: DeviceSettings) -> Store:

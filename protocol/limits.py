@@ -48,6 +48,8 @@ FAILED_PATCHES: Final = 32  # one contact's; what is left comes with the next
 PARTS: Final = 64  # transfers that one machine has open
 BUDGET_LINKS: Final = 16  # kinds of link that one machine may have
 ENROL_BYTES: Final = 32 * KIB
+TRUSTED_CAS: Final = 8  # the newest, and those that are on their way out
+RENEW_ANSWER_BYTES: Final = 512 * KIB  # with every CA there ever was
 
 # Results
 BATCH_BYTES: Final = MIB  # compressed, on the wire: one retry on a bad link stays cheap

@@ -16,6 +16,9 @@ Outcome = Literal["committed", "refused", "rolled-back", "unfinished", "deferred
 `unfinished`: starts used up without a verdict, tried again. `deferred`: it waits (space, budget, agent, window)."""
 
 
+TrustMark = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{16}\Z")]
+"""The first digits of the sha256 of a CA's certificate: tells one from another, proves nothing."""
+
 UNMETERED: Final = "unmetered"
 """The kind of a link of which nothing was said. A budget may name it like any other."""
 
@@ -145,6 +148,7 @@ class SyncRequest(Message):
     lifted_patches: Annotated[tuple[Digest, ...], msgspec.Meta(max_length=limits.FAILED_PATCHES)] = ()
     # The machine lost its record and its floors: it asks what it last reported, and `report` replaces nothing.
     recovering: bool = False
+    trusts: Annotated[tuple[TrustMark, ...], msgspec.Meta(max_length=limits.TRUSTED_CAS)] = ()  # newest first
 
 
 class SyncAnswer(Message):
@@ -164,6 +168,7 @@ class SyncAnswer(Message):
     poll_s: Annotated[float, msgspec.Meta(gt=0, le=7 * 86400)] = 60.0
     want_inventory: bool = False
     set_apart: bool = False  # this device's identity was seen twice: results are kept, a person decides
+    renew: bool = False  # half the certificate's life is over, or the CA was replaced: `POST /v1/renew`
     # Files that the machine trusts and the server lacks, such as `image/3.root.json`, `director/targets.json`: it came
     # out of a backup, and asks for them. A machine that has some sends them as `GivenBack`; nothing forces it to.
     want_metadata: Annotated[tuple[str, ...], msgspec.Meta(max_length=limits.WANTED_FILES)] = ()
@@ -192,7 +197,10 @@ class EnrolRequest(Message):
 
 
 class EnrolAnswer(Message):
-    """`certificate_pem` is the leaf; the roots are the first ones, whose hashes the token carries."""
+    """`certificate_pem` is the leaf; the roots are the first ones, whose hashes the token carries, and so is `ca_pem`.
+
+    The CA may have been replaced since the token was made: `trust_pem` and `links_pem` are as in `RenewAnswer`.
+    """
 
     device: DeviceId
     product: ProductName
@@ -200,6 +208,8 @@ class EnrolAnswer(Message):
     ca_pem: str
     image_root: str
     director_root: str
+    trust_pem: str = ""
+    links_pem: str = ""
 
 
 class RenewRequest(Message):
@@ -209,9 +219,15 @@ class RenewRequest(Message):
 
 
 class RenewAnswer(Message):
-    """The new leaf."""
+    """The new leaf, and the CAs that the machine should trust from now on, newest first (empty: as before).
+
+    `links_pem`: each CA's key signed by the one before, newest first, back to the first: by them the machine verifies
+    the leaf and the CAs from whichever it trusts (`signing.anchors`).
+    """
 
     certificate_pem: str
+    trust_pem: str = ""
+    links_pem: str = ""
 
 
 ENROLMENT_MARK: Final = "HL1."

@@ -21,8 +21,8 @@ from securesystemslib.signer import SecretsHandler
 from protocol.errors import StateError
 from protocol.objects import Budget
 from server import restored
-from server.ca import Authority, ensure_server_certificate
-from server.clock import NowMs, as_datetime
+from server.certificates import Certificates
+from server.clock import NowMs
 from server.compress import Compressor
 from server.contact import Contacts
 from server.delta.process import ProcessEncoder
@@ -40,7 +40,6 @@ from server.founding import (
 )
 from server.http.devices import DeviceDoor, DeviceServices
 from server.http.people import PeopleDoor, PeopleServices
-from server.http.tls import device_context, operator_context
 from server.ingest import Ingest
 from server.keyring import export_public
 from server.notify import Notifier
@@ -56,6 +55,7 @@ from signing import durable
 
 REQUEST_THREADS: Final = 8  # SQLite writes one at a time; the rest read
 RESIGN_CHECK_S: Final = 60.0
+CERTIFICATES_CHECK_S: Final = 10.0  # so soon does the server follow a command that replaced the CA
 COUNT_S: Final = 60.0  # a restored backup that is older than this is noticed at the start
 IDLE_CHECK_S: Final = 0.5  # between looks for work when there was none
 KEEPALIVE_S: Final = 75.0
@@ -104,7 +104,7 @@ async def serve(state: Path, now_ms: NowMs, secrets: SecretsHandler) -> AsyncIte
             DeviceServices(
                 catalog=parts.catalog,
                 blobs=parts.blobs,
-                authority=parts.authority,
+                authorities=parts.certificates.now,
                 enrolment=parts.enrolment,
                 contacts=parts.contacts,
                 ingest=parts.ingest,
@@ -114,10 +114,13 @@ async def serve(state: Path, now_ms: NowMs, secrets: SecretsHandler) -> AsyncIte
             )
         )
         settings = parts.settings
-        tls = parts.layout.tls
-        contexts = await threads.run(lambda: (device_context(tls, parts.layout.ca / "ca.pem"), operator_context(tls)))
+        certificates = parts.certificates
         device_port = await _listen(
-            stack, device_door.application(), settings.devices.host, settings.devices.port, contexts[0]
+            stack,
+            device_door.application(),
+            settings.devices.host,
+            settings.devices.port,
+            certificates.devices.context,
         )
         device_url = settings.devices.url or f"https://{_host(settings.devices.names[0])}:{device_port}"
         people_door = PeopleDoor(
@@ -133,7 +136,11 @@ async def serve(state: Path, now_ms: NowMs, secrets: SecretsHandler) -> AsyncIte
             )
         )
         operator_port = await _listen(
-            stack, people_door.application(), settings.operators.host, settings.operators.port, contexts[1]
+            stack,
+            people_door.application(),
+            settings.operators.host,
+            settings.operators.port,
+            certificates.operators.context,
         )
         names = settings.operators.names or (settings.operators.host,)
         running = Running(device_url=device_url, operator_url=f"https://{_host(names[0])}:{operator_port}")
@@ -143,6 +150,7 @@ async def serve(state: Path, now_ms: NowMs, secrets: SecretsHandler) -> AsyncIte
         await stack.enter_async_context(
             _tasks(
                 _every(RESIGN_CHECK_S, "signing snapshot and timestamp anew", threads, parts.publisher.resign),
+                _every(CERTIFICATES_CHECK_S, "looking after certificates", threads, certificates.refresh),
                 _every(COUNT_S, "counting", threads, lambda: _count(parts.layout, parts.catalog, now_ms())),
                 _every(IDLE_CHECK_S, "making payloads", background, parts.compressor.work),
                 _every(IDLE_CHECK_S, "making patches", patching, parts.patchmaker.work),
@@ -177,7 +185,7 @@ class _Parts:
     settings: ServerSettings
     catalog: Catalog
     blobs: BlobStore
-    authority: Authority
+    certificates: Certificates
     enrolment: Enrolment
     contacts: Contacts
     ingest: Ingest
@@ -215,8 +223,6 @@ def _open(state: Path, now_ms: NowMs, secrets: SecretsHandler) -> _Parts:
     settings = read_settings(state)
     durable.remove_tree(layout.scratch)
     durable.make_dir(layout.scratch)
-    authority = Authority.load(layout.ca)
-    ensure_server_certificate(authority, layout.tls, certificate_names(settings), as_datetime(now_ms()))
     keyring = open_keys(layout, settings, secrets)
     blobs = open_blobs(settings.storage.blobs, state)
     catalog = Catalog(catalog_url(settings, state))
@@ -225,6 +231,7 @@ def _open(state: Path, now_ms: NowMs, secrets: SecretsHandler) -> _Parts:
     take_marker(layout, catalog, now_ms())
     _count(layout, catalog, now_ms())
     lifetimes = settings.lifetimes
+    certificates = Certificates(layout, catalog, certificate_names(settings), now_ms, timedelta(days=lifetimes.ca_days))
     director = Director(keyring, timedelta(days=lifetimes.assignment_days))
     publisher = Publisher(catalog, blobs, keyring, now_ms, timedelta(seconds=lifetimes.resign_after_s))
     # At each start: a catalog out of a backup must not offer timestamps older than those that machines have seen.
@@ -234,8 +241,8 @@ def _open(state: Path, now_ms: NowMs, secrets: SecretsHandler) -> _Parts:
         settings=settings,
         catalog=catalog,
         blobs=blobs,
-        authority=authority,
-        enrolment=Enrolment(catalog, authority, now_ms, lifetimes),
+        certificates=certificates,
+        enrolment=Enrolment(catalog, certificates.now, now_ms, lifetimes),
         contacts=Contacts(
             catalog,
             blobs,

@@ -7,7 +7,7 @@ TLS client. Dates are judged by the application (DESIGN.md section 3), so a mach
 import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final
 
@@ -25,13 +25,12 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from protocol import limits
-from protocol.errors import Reason, Refused
+from protocol.errors import Reason, Refused, StateError
 from protocol.ids import digest, is_name
 from signing import durable
 
-CA_LIFETIME: Final = timedelta(days=30 * 365)  # outlives the machines: replacing it means visiting each of them
+CA_LIFETIME: Final = timedelta(days=10 * 365)  # unless the settings say otherwise; `server.authorities` replaces it
 SERVER_LIFETIME: Final = timedelta(days=825)
-RENEW_SERVER_BEFORE: Final = timedelta(days=275)  # a third of its life is left
 BACKDATED: Final = timedelta(days=1)  # clocks that run a little behind
 
 
@@ -43,6 +42,7 @@ class ClientCertificate:
     public_key: bytes  # DER SubjectPublicKeyInfo
     not_before: datetime
     not_after: datetime
+    issuer: str = ""  # key id of the CA that signed it, hexadecimal
     pem: str = ""
 
     @property
@@ -64,40 +64,23 @@ class Authority:
         self._key = key
 
     @classmethod
-    def make(cls, now: datetime) -> "Authority":
+    def make(cls, now: datetime, lifetime: timedelta = CA_LIFETIME) -> "Authority":
         """A new CA with a new key."""
         key = ec.generate_private_key(ec.SECP256R1())
-        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Headland devices")])
         ski = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
-        certificate = (
-            x509.CertificateBuilder()
-            .subject_name(name)
-            .issuer_name(name)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - BACKDATED)
-            .not_valid_after(now + CA_LIFETIME)
-            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-            .add_extension(_usage(sign_certificates=True), critical=True)
-            .add_extension(ski, critical=False)
-            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(ski), critical=False)
-            .sign(key, hashes.SHA256())
-        )
-        return cls(certificate, key)
+        return cls(_authority(key.public_key(), ski, key, now - BACKDATED, now + lifetime), key)
 
-    @classmethod
-    def load(cls, folder: Path) -> "Authority":
-        """Reads `ca.pem` and `ca.key`."""
-        certificate = x509.load_pem_x509_certificate((folder / "ca.pem").read_bytes())
-        key = load_pem_private_key((folder / "ca.key").read_bytes(), password=None)
-        if not isinstance(key, ec.EllipticCurvePrivateKey):
-            raise Refused(Reason.CERTIFICATE, f"{folder / 'ca.key'} is no P-256 key")
-        return cls(certificate, key)
+    def vouch_for(self, newer: "Authority") -> x509.Certificate:
+        """A link: the key of `newer` signed by this one's, with the dates of `newer`."""
+        own = self.certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+        theirs = newer.certificate
+        key = theirs.public_key()
+        assert isinstance(key, ec.EllipticCurvePublicKey)
+        return _authority(key, own, self._key, theirs.not_valid_before_utc, theirs.not_valid_after_utc)
 
-    def save(self, folder: Path) -> None:
-        """Writes `ca.key` and then `ca.pem`: once the certificate is there, both are."""
-        durable.write(folder / "ca.key", private_pem(self._key))
-        durable.write(folder / "ca.pem", self.pem().encode(), mode=0o644)
+    def private_pem(self) -> bytes:
+        """Its key, unencrypted."""
+        return private_pem(self._key)
 
     def pem(self) -> str:
         """The CA's certificate."""
@@ -149,6 +132,9 @@ class Authority:
         purpose: x509.ObjectIdentifier,
         alternatives: x509.SubjectAlternativeName | None,
     ) -> str:
+        if self.certificate.not_valid_after_utc <= now:
+            # It was replaced long before, unless the clock jumped; the next round of `server.certificates` does it.
+            raise StateError("the server's CA has expired and is being replaced; try again in a minute")
         own = self.certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
         builder = (
             x509.CertificateBuilder()
@@ -157,7 +143,8 @@ class Authority:
             .public_key(key)
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - BACKDATED)
-            .not_valid_after(now + lifetime)
+            # Nothing outlives its CA: when that has expired, so has all that it signed.
+            .not_valid_after(min(now + lifetime, self.certificate.not_valid_after_utc))
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_usage(sign_certificates=False), critical=True)
             .add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
@@ -193,6 +180,22 @@ def read_csr(pem: str, device: str) -> x509.CertificateSigningRequest:
     return csr
 
 
+def named_device(pem: str) -> str:
+    """Whom a signing request names. Whether it may is `read_csr`'s question.
+
+    Raises:
+        Refused: `CERTIFICATE`: nobody.
+    """
+    try:
+        names = x509.load_pem_x509_csr(pem.encode()).subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    except (ValueError, UnicodeError) as error:
+        raise Refused(Reason.CERTIFICATE, f"not a signing request: {error}") from error
+    device = str(names[0].value) if len(names) == 1 else ""
+    if not is_name(device):
+        raise Refused(Reason.CERTIFICATE, "the signing request names no device")
+    return device
+
+
 def read_client(der: bytes) -> ClientCertificate:
     """The facts of a client certificate that the handshake traced to our CA.
 
@@ -210,7 +213,22 @@ def read_client(der: bytes) -> ClientCertificate:
         not_before=certificate.not_valid_before_utc,
         not_after=certificate.not_valid_after_utc,
         pem=certificate.public_bytes(Encoding.PEM).decode(),
+        issuer=issuer_of(certificate),
     )
+
+
+def key_id(certificate: x509.Certificate) -> str:
+    """The id of a CA's key, hexadecimal: what certificates that it signed name."""
+    return certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest.hex()
+
+
+def issuer_of(certificate: x509.Certificate) -> str:
+    """The id of the key that signed a certificate, as the certificate says; empty when it does not."""
+    try:
+        found = certificate.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value.key_identifier
+    except x509.ExtensionNotFound:
+        return ""
+    return (found or b"").hex()
 
 
 def csr_public_key(csr: x509.CertificateSigningRequest) -> bytes:
@@ -218,13 +236,28 @@ def csr_public_key(csr: x509.CertificateSigningRequest) -> bytes:
     return csr.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 
+def issuer_of_pem(pem: str) -> str:
+    """As `issuer_of`."""
+    return issuer_of(x509.load_pem_x509_certificate(pem.encode()))
+
+
 def private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
     """An unencrypted private key: the process must start without a person. Its file is 0600."""
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
-def ensure_server_certificate(authority: Authority, folder: Path, names: Sequence[str], now: datetime) -> None:
-    """Makes `server.pem` and `server.key` unless those there still serve: same names, same CA, time left."""
+def ensure_server_certificate(
+    authority: Authority, folder: Path, names: Sequence[str], now: datetime, links: str = ""
+) -> None:
+    """Makes `server.pem` and `server.key` unless those there still serve: same names, same CA, time left.
+
+    Args:
+        authority: Signs it.
+        folder: Where both lie.
+        names: DNS names and IP addresses.
+        now: Aware.
+        links: PEM of the links from older CAs to this one: shown to whoever trusts only an older one.
+    """
     certificate = folder / "server.pem"
     if certificate.exists() and (folder / "server.key").exists() and _serves(authority, certificate, names, now):
         return
@@ -232,7 +265,12 @@ def ensure_server_certificate(authority: Authority, folder: Path, names: Sequenc
     pem = authority.issue_server(key, names, now)
     # A cut between the two leaves a certificate beside another key: `_serves` sees it and both are made anew.
     durable.write(folder / "server.key", private_pem(key))
-    durable.write(certificate, pem.encode() + authority.pem().encode(), mode=0o644)
+    durable.write(certificate, (pem + links).encode(), mode=0o644)
+
+
+def is_due(begins: datetime, ends: datetime, now: datetime) -> bool:
+    """Whether a certificate should be renewed: half its life is over. One of the future is too: a clock was wrong."""
+    return now < begins or now - begins >= (ends - begins) / 2
 
 
 def certificate_expiry(pem: str) -> datetime:
@@ -252,8 +290,36 @@ def _serves(authority: Authority, path: Path, names: Sequence[str], now: datetim
         isinstance(key, ec.EllipticCurvePrivateKey)
         and key.public_key() == certificate.public_key()
         and list(held) == [_alternative(name) for name in dict.fromkeys(names)]
-        and certificate.not_valid_after_utc - now > RENEW_SERVER_BEFORE
-        and certificate.not_valid_before_utc <= now.astimezone(UTC)
+        and not is_due(certificate.not_valid_before_utc, certificate.not_valid_after_utc, now)
+    )
+
+
+def _authority(
+    key: ec.EllipticCurvePublicKey,
+    signer_id: x509.SubjectKeyIdentifier,
+    signer: ec.EllipticCurvePrivateKey,
+    begins: datetime,
+    ends: datetime,
+) -> x509.Certificate:
+    """A CA's certificate, signed by itself or by the one before.
+
+    All generations have one name. To OpenSSL a link is then "self-issued" and does not count against the path length of
+    0, which keeps every key that we sign from becoming a CA.
+    """
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Headland devices")])
+    return (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(begins)
+        .not_valid_after(ends)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_usage(sign_certificates=True), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(signer_id), critical=False)
+        .sign(signer, hashes.SHA256())
     )
 
 

@@ -79,8 +79,12 @@ class Contacts:
         self._manifests: dict[str, ReleaseManifest] = {}
         self._damaged: set[str] = set()
 
-    def answer(self, request: SyncRequest) -> SyncAnswer:
+    def answer(self, request: SyncRequest, renew: bool = False) -> SyncAnswer:
         """One contact of an enrolled, unrevoked machine. Blocks; durable when it returns.
+
+        Args:
+            request: As it came.
+            renew: Whether the machine should renew its certificate, by what it showed.
 
         Raises:
             Refused: `WRONG_PRODUCT`.
@@ -153,6 +157,7 @@ class Contacts:
                 want_inventory=want_inventory,
                 set_apart=bool(device.set_apart) or passed or (kept is not None and kept.set_apart),
                 want_metadata=() if device.set_apart else restored.wanted(session, request.versions),
+                renew=renew,
             )
             device = sync_token.answered(device, standing, number, request.contact_id)
             device = replace(device, answer=encode(answer))
@@ -498,6 +503,7 @@ def _reported(device: Device, request: SyncRequest, now_ms: int) -> Device:
         counters=request.counters,
         unsure_of_time=request.unsure_of_time,
         link=request.link,
+        trusts=request.trusts,
     )
     if request.inventory is not None:
         device = replace(device, inventory=request.inventory, inventory_sha256=request.inventory_sha256)

@@ -4,7 +4,7 @@ A token is used once. The same key may ask again with it while it lasts, for the
 in the field; another key is turned away.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 
 from cryptography.x509 import CertificateSigningRequest
@@ -13,13 +13,15 @@ from protocol.errors import Reason, Refused
 from protocol.ids import digest
 from protocol.messages import EnrolAnswer, EnrolRequest, RenewAnswer, RenewRequest, TokenContent
 from server import restored
-from server.ca import Authority, ClientCertificate, csr_public_key, read_csr
+from server.authorities import Authorities
+from server.ca import ClientCertificate, csr_public_key, read_csr
 from server.clock import NowMs, as_datetime
 from server.publish import first_root
 from server.settings import Lifetimes
 from server.storage.catalog import Catalog, Session
 from server.storage.records import Device, EnrolmentToken
 from server.tokens import new_secret, read_token, render_token, secret_sha256
+from signing import anchors
 
 
 class Enrolment:
@@ -27,14 +29,16 @@ class Enrolment:
 
     Args:
         catalog: Where machines and tokens are kept.
-        authority: Signs certificates.
+        authorities: The CAs that hold now.
         now_ms: The clock.
         lifetimes: Of tokens and certificates.
     """
 
-    def __init__(self, catalog: Catalog, authority: Authority, now_ms: NowMs, lifetimes: Lifetimes) -> None:
+    def __init__(
+        self, catalog: Catalog, authorities: Callable[[], Authorities], now_ms: NowMs, lifetimes: Lifetimes
+    ) -> None:
         self._catalog = catalog
-        self._authority = authority
+        self._authorities = authorities
         self._now_ms = now_ms
         self._lifetimes = lifetimes
 
@@ -52,7 +56,7 @@ class Enrolment:
                 secret=secret,
                 device=device,
                 product=product,
-                ca_sha256=self._authority.sha256(),
+                ca_sha256=self._authorities().current.sha256(),
                 image_root_sha256=digest(first_root(session, "image")),
                 director_root_sha256=digest(first_root(session, "director")),
             )
@@ -84,19 +88,24 @@ class Enrolment:
     def renew(self, device: str, request: RenewRequest) -> RenewAnswer:
         """A new certificate for the key that the machine already has. Blocks.
 
+        The request is signed by that key, and what it gains is of use to that key only.
+
         Raises:
-            Refused: `CERTIFICATE`: not a request of this machine's present key.
+            Refused: `CERTIFICATE`: unknown, or not a request of this machine's present key; `REVOKED`.
         """
         now_ms = self._now_ms()
         csr = read_csr(request.csr_pem, device)
+        held = self._authorities()
         with self._catalog.write() as session:
             kept = session.devices.get(device)
             if kept is None or csr_public_key(csr) != kept.public_key:
                 raise Refused(Reason.CERTIFICATE, "a renewal keeps the key; for a new key, enrol anew")
-            pem = self._issue(device, csr, now_ms)
+            if kept.revoked_ms is not None:
+                raise Refused(Reason.REVOKED, f"{device} was revoked")
+            pem = self._issue(held, device, csr, now_ms)
             session.devices.set_certificate(device, pem)
             session.events.add(now_ms, "renewed", device=device)
-        return RenewAnswer(certificate_pem=pem)
+        return RenewAnswer(certificate_pem=pem, trust_pem=held.trusted_pem, links_pem=held.links_pem)
 
     def forgot(self, certificate: ClientCertificate) -> bool:
         """Whether this is a machine that the catalog forgot: it was enrolled, or enrolled anew, after the backup that
@@ -105,6 +114,8 @@ class Enrolment:
         Args:
             certificate: The handshake traced it to our CA; the machine has shown that it holds the key.
         """
+        if self._authorities().standing(certificate.issuer) == "ended":
+            return False  # its key may be what ended it: here the CA's word would count
         with self._catalog.read() as session:
             return _forgotten(session, certificate)
 
@@ -144,6 +155,7 @@ class Enrolment:
         csr = read_csr(request.csr_pem, request.device)
         key = csr_public_key(csr)
         hashed = secret_sha256(content.secret)
+        held = self._authorities()
         with self._catalog.write() as session:
             token = session.tokens.enrolment(hashed)
             # What the token says of itself is the caller's word; the catalog's row is ours.
@@ -162,7 +174,7 @@ class Enrolment:
             if token.used_by == key and kept is not None and kept.public_key == key:
                 pem = kept.certificate_pem
             else:
-                pem = self._issue(request.device, csr, now_ms)
+                pem = self._issue(held, request.device, csr, now_ms)
                 session.tokens.use_enrolment(hashed, key)
                 session.devices.enrol(
                     Device(
@@ -181,14 +193,17 @@ class Enrolment:
             device=request.device,
             product=token.product,
             certificate_pem=pem,
-            ca_pem=self._authority.pem(),
+            # The token may be a day old, and the CA that it names be replaced since.
+            ca_pem=anchors.render([held.of_token(content.ca_sha256)]),
             image_root=roots[0].decode(),
             director_root=roots[1].decode(),
+            trust_pem=held.trusted_pem,
+            links_pem=held.links_pem,
         )
 
-    def _issue(self, device: str, csr: CertificateSigningRequest, now_ms: int) -> str:
+    def _issue(self, held: Authorities, device: str, csr: CertificateSigningRequest, now_ms: int) -> str:
         days = self._lifetimes.device_certificate_days
-        return self._authority.issue_device(device, csr, as_datetime(now_ms), days)
+        return held.current.issue_device(device, csr, as_datetime(now_ms), days)
 
 
 def _forgotten(session: Session, certificate: ClientCertificate) -> bool:

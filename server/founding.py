@@ -14,7 +14,9 @@ from securesystemslib.signer import SecretsHandler
 
 from protocol.errors import SettingsError, StateError
 from protocol.settings import parse_settings
-from server.ca import Authority, ensure_server_certificate
+from server import authorities
+from server.authorities import Authorities
+from server.ca import ensure_server_certificate
 from server.clock import NowMs, as_datetime
 from server.keyring import Keyring, export_public, load_keys, make_keys
 from server.settings import FIRST_SETTINGS, SETTINGS_FILE, ServerSettings, read_settings
@@ -120,16 +122,16 @@ def found(state: Path, answers: FirstAnswers, now_ms: NowMs, secrets: SecretsHan
         certificate_names(parse_settings(text, ServerSettings, source=SETTINGS_FILE))
         durable.write(settings_file, text.encode(), mode=0o644)
     settings = read_settings(state)
-    if not (layout.ca / "ca.pem").exists():
-        Authority.make(as_datetime(now_ms())).save(layout.ca)
-    authority = Authority.load(layout.ca)
-    ensure_server_certificate(authority, layout.tls, certificate_names(settings), as_datetime(now_ms()))
+    now = as_datetime(now_ms())
+    authorities.found(layout.ca, now, timedelta(days=settings.lifetimes.ca_days))
+    held = authorities.load(layout.ca)
+    ensure_server_certificate(held.current, layout.tls, certificate_names(settings), now, held.links_pem)
     make_keys(layout.keys, settings.online_keys)
     durable.write(layout.online_keys, export_public(load_keys(layout.keys, settings.online_keys, secrets)), mode=0o644)
     catalog = Catalog(catalog_url(settings, state))
     try:
         prepare_catalog(catalog)
-        _operator_file(layout, catalog, settings, authority, now_ms())
+        _operator_file(layout, catalog, settings, held, now_ms())
     finally:
         catalog.close()
     return layout
@@ -222,9 +224,14 @@ def write_operator_url(layout: Layout, url: str) -> None:
         durable.write(layout.operator, json.dumps({**content, "url": url}, indent=2).encode() + b"\n")
 
 
-def _operator_file(
-    layout: Layout, catalog: Catalog, settings: ServerSettings, authority: Authority, now_ms: int
-) -> None:
+def write_operator_ca(layout: Layout, trusted_pem: str) -> None:
+    """Brings the CAs in `operator.json` up to date."""
+    content = json.loads(layout.operator.read_bytes())
+    if content.get("ca_pem") != trusted_pem:
+        durable.write(layout.operator, json.dumps({**content, "ca_pem": trusted_pem}, indent=2).encode() + b"\n")
+
+
+def _operator_file(layout: Layout, catalog: Catalog, settings: ServerSettings, held: Authorities, now_ms: int) -> None:
     if layout.operator.exists():
         kept = json.loads(layout.operator.read_bytes())
         with catalog.read() as session:
@@ -237,5 +244,5 @@ def _operator_file(
         session.tokens.add_operator(secret_sha256(token), "operator", now_ms, expires_ms)
         session.events.add(now_ms, "operator-token-made", what="operator")
     # The catalog first: a token in the file that the catalog does not know is made anew by the next `init`.
-    content = {"url": f"https://{host}:{settings.operators.port}", "ca_pem": authority.pem(), "token": token}
+    content = {"url": f"https://{host}:{settings.operators.port}", "ca_pem": held.trusted_pem, "token": token}
     durable.write(layout.operator, json.dumps(content, indent=2).encode() + b"\n")

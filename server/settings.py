@@ -48,6 +48,7 @@ class Contact(Settings):
 class Lifetimes(Settings):
     """How long what the server signs is good for."""
 
+    ca_days: Annotated[int, msgspec.Meta(ge=30, le=36500)] = 3650  # of a new CA; at 80 % the server makes the next
     device_certificate_days: Annotated[int, msgspec.Meta(ge=1, le=3650)] = 730
     token_hours: Annotated[float, msgspec.Meta(gt=0, le=24)] = 24.0
     assignment_days: Annotated[float, msgspec.Meta(gt=0, le=90)] = 14.0

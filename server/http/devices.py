@@ -6,6 +6,7 @@ turned away there looks to a machine like a dropped link, while an answer says w
 
 import asyncio
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
@@ -16,7 +17,8 @@ from protocol import limits
 from protocol.errors import Reason, Refused
 from protocol.messages import EnrolRequest, GivenBack, RenewRequest, SyncRequest
 from protocol.wire import decode
-from server.ca import Authority, ClientCertificate, read_client
+from server.authorities import Authorities
+from server.ca import ClientCertificate, named_device, read_client
 from server.clock import NowMs
 from server.contact import Contacts
 from server.enrolment import Enrolment
@@ -25,6 +27,7 @@ from server.http.blobs import send_blob
 from server.http.bodies import plain_bodies, read_body
 from server.ingest import ENVELOPE_BYTES, Ingest
 from server.publish import Publisher
+from server.standing import only_renewal, should_renew
 from server.storage.blobs import BlobStore
 from server.storage.catalog import Catalog
 from server.storage.records import RepositoryKind
@@ -40,7 +43,7 @@ class DeviceServices:
 
     catalog: Catalog
     blobs: BlobStore
-    authority: Authority
+    authorities: Callable[[], Authorities]
     enrolment: Enrolment
     contacts: Contacts
     ingest: Ingest
@@ -79,7 +82,7 @@ class DeviceDoor:
         return app
 
     async def _ca(self, request: web.Request) -> web.Response:
-        return web.Response(text=self._services.authority.pem(), content_type="application/x-pem-file")
+        return web.Response(text=self._services.authorities().trusted_pem, content_type="application/x-pem-file")
 
     async def _enrol(self, request: web.Request) -> web.Response:
         address = request.remote or ""
@@ -94,9 +97,26 @@ class DeviceDoor:
             raise
 
     async def _renew(self, request: web.Request) -> web.Response:
-        who = await self._who(request, expired_too=True)
-        body = decode(await read_body(request, limits.ENROL_BYTES), RenewRequest, limit=limits.ENROL_BYTES)
-        return json_answer(await self._services.threads.run(self._services.enrolment.renew, who.device, body))
+        """For the machine whose certificate it is; or, without one, for whoever the signing request proves to be.
+
+        A certificate that this server cannot trace (it was restored from before its CA was replaced, or the machine's
+        disk damaged the file) never gets through the handshake. The request itself is signed by the machine's key.
+        """
+        if _shown(request):
+            device = (await self._who(request, to_renew=True)).device
+            body = decode(await read_body(request, limits.ENROL_BYTES), RenewRequest, limit=limits.ENROL_BYTES)
+            return json_answer(await self._services.threads.run(self._services.enrolment.renew, device, body))
+        address, now_s = request.remote or "", asyncio.get_running_loop().time()
+        if self._failures.blocked(address, now_s):
+            raise Status(429, "too many bad requests; wait a minute", Reason.CERTIFICATE, {"Retry-After": "60"})
+        try:
+            data = await read_body(request, limits.ENROL_BYTES)
+            body = decode(data, RenewRequest, limit=limits.ENROL_BYTES, reason=Reason.CERTIFICATE)
+            device = named_device(body.csr_pem)
+            return json_answer(await self._services.threads.run(self._services.enrolment.renew, device, body))
+        except Refused:
+            self._failures.add(address, now_s)
+            raise
 
     async def _sync(self, request: web.Request) -> web.Response:
         services, certificate, forgotten = self._services, _certificate(request), False
@@ -115,7 +135,8 @@ class DeviceDoor:
         if forgotten:
             await services.threads.run(services.enrolment.take_back, certificate, body.product)
             await self._who(request)
-        return json_answer(await services.threads.run(services.contacts.answer, body))
+        renew = should_renew(certificate, body.trusts, services.authorities(), self._now())
+        return json_answer(await services.threads.run(services.contacts.answer, body, renew))
 
     async def _results(self, request: web.Request) -> web.Response:
         who = await self._who(request)
@@ -143,29 +164,21 @@ class DeviceDoor:
         await self._who(request)
         return await send_blob(request, self._services.blobs)
 
-    async def _who(self, request: web.Request, *, expired_too: bool = False) -> ClientCertificate:
+    async def _who(self, request: web.Request, *, to_renew: bool = False) -> ClientCertificate:
         """Whose certificate this is, judged anew for each request: a live connection outlives a revocation.
 
         Raises:
-            Refused: `CERTIFICATE`: none, unknown, replaced or expired; `REVOKED`.
+            Refused: `CERTIFICATE`: none, unknown, replaced, or good for a renewal only; `REVOKED`.
         """
         certificate = _certificate(request)
         standing = await self._services.threads.run(self._standing, certificate.device)
-        if standing is None:
-            raise Refused(Reason.CERTIFICATE, f"no device {certificate.device} is enrolled here")
-        key, revoked = standing
-        if revoked:
-            raise Refused(Reason.REVOKED, f"{certificate.device} was revoked")
-        if key != certificate.public_key:
-            raise Refused(Reason.CERTIFICATE, f"{certificate.device} was enrolled again with another key")
-        now = datetime.fromtimestamp(self._services.now_ms() / 1000, UTC)
-        if certificate.not_after <= now and not expired_too:
-            raise Refused(
-                Reason.CERTIFICATE,
-                f"the certificate of {certificate.device} expired at {certificate.not_after:%Y-%m-%d}",
-                hint="it may still be renewed: POST /v1/renew",
-            )
+        why = only_renewal(certificate, standing, self._services.authorities(), self._now())
+        if why and not to_renew:
+            raise Refused(Reason.CERTIFICATE, why, hint="it may still be renewed: POST /v1/renew")
         return certificate
+
+    def _now(self) -> datetime:
+        return datetime.fromtimestamp(self._services.now_ms() / 1000, UTC)
 
     def _standing(self, device: str) -> tuple[bytes, bool] | None:
         with self._services.catalog.read() as session:
@@ -178,11 +191,15 @@ def _certificate(request: web.Request) -> ClientCertificate:
     Raises:
         Refused: `CERTIFICATE`: none, or it names no device.
     """
-    connection = request.transport.get_extra_info("ssl_object") if request.transport is not None else None
-    der = connection.getpeercert(binary_form=True) if connection is not None else None
+    der = _shown(request)
     if not der:
         raise Refused(Reason.CERTIFICATE, "this request needs the device's certificate")
     return read_client(der)
+
+
+def _shown(request: web.Request) -> bytes | None:
+    connection = request.transport.get_extra_info("ssl_object") if request.transport is not None else None
+    return connection.getpeercert(binary_form=True) if connection is not None else None
 
 
 async def send_metadata(

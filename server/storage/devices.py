@@ -207,6 +207,7 @@ def _columns(device: Device) -> dict[str, Any]:
         "counters": to_json(device.counters),
         "unsure_of_time": device.unsure_of_time,
         "link": device.link,
+        "trusts": to_json(device.trusts),
     }
 
 
@@ -217,6 +218,7 @@ def _device(row: Row[Any]) -> Device:
     values["report"] = from_json(values["report"], VersionReport)
     values["lanes"] = from_json(values["lanes"], dict[str, LanePosition])
     values["versions"] = from_json(values["versions"], dict[str, int])
+    values["trusts"] = from_json(values["trusts"], tuple[str, ...])
     values["counters"] = from_json(values["counters"], Counters)
     values["recent"] = from_json(values["recent"], dict[str, int])
     return Device(**values)

@@ -7,7 +7,7 @@ import msgspec
 
 from protocol.errors import Reason
 from protocol.ids import DeviceId, Digest, digest
-from protocol.messages import Counters, Inventory, LanePosition, Outcome, TransferBytes, VersionReport
+from protocol.messages import Counters, Inventory, LanePosition, Outcome, TransferBytes, TrustMark, VersionReport
 from protocol.objects import Budget, Conditions
 from protocol.wire import Message
 
@@ -39,6 +39,7 @@ class Device:
         object_version: The highest version signed for it in any role.
         last_contact_ms: By this server's clock.
         inventory: The newest, with its hash.
+        trusts: Marks of the CAs that it trusts, as it last said.
     """
 
     id: DeviceId
@@ -65,6 +66,7 @@ class Device:
     counters: Counters = field(default_factory=Counters)
     unsure_of_time: bool = False
     link: str = ""
+    trusts: tuple[TrustMark, ...] = ()
 
 
 @dataclass(frozen=True)

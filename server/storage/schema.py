@@ -64,6 +64,7 @@ devices = Table(
     Column("counters", Text, nullable=False, default="{}"),
     Column("unsure_of_time", Boolean, nullable=False, default=False),
     Column("link", String(64), nullable=False, default="", server_default=""),
+    Column("trusts", Text, nullable=False, default="[]", server_default="[]"),
 )
 
 # The groups of `devices.groups` once more, for counting. Revoked machines count in none.

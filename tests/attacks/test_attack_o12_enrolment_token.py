@@ -140,6 +140,25 @@ async def test_attack_o12_an_expired_certificate_may_renew_and_nothing_else(tmp_
         assert (await machine.contact(machine.request()))[0] == 200
 
 
+async def test_attack_o12_a_renewal_without_a_certificate_is_for_the_machines_own_key_alone(tmp_path: Path) -> None:
+    async with published(tmp_path) as house:
+        machine = await house.enrol("tractor-1")
+        bare = Machine(house, "tractor-1")  # another key, and no certificate
+        for csr in (make_csr(bare.key, "tractor-1"), make_csr(bare.key, "tractor-9"), "nonsense"):
+            code, answer, _ = await bare.ask("POST", "/v1/renew", json.dumps({"csr_pem": csr}).encode())
+            assert (code, json.loads(answer)["reason"]) == (403, "certificate")
+        own = json.dumps({"csr_pem": make_csr(machine.key, "tractor-1")}).encode()
+        code, answer, _ = await bare.ask("POST", "/v1/renew", own)
+        assert code == 200
+        bare.use("")  # whoever repeats the request gets a certificate, and cannot use it without the key
+        await house.must("POST", "/api/v1/devices/tractor-1/revoke", {})
+        code, answer, _ = await bare.ask("POST", "/v1/renew", own)
+        assert (code, json.loads(answer)["reason"]) == (403, "revoked")
+        for _ in range(20):
+            code, _, _ = await bare.ask("POST", "/v1/renew", b"{}")
+        assert code == 429
+
+
 def test_attack_o12_what_is_no_token_is_refused() -> None:
     from protocol.errors import Refused
 

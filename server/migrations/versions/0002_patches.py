@@ -11,7 +11,7 @@ branch_labels = None
 depends_on = None
 
 ADDED: dict[str, dict[str, tuple[sa.types.TypeEngine[Any], str | None]]] = {
-    "devices": {"link": (sa.String(length=64), "")},
+    "devices": {"link": (sa.String(length=64), ""), "trusts": (sa.Text(), "[]")},
     "jobs": {"weight": (sa.Integer(), "0")},
     "rollouts": {"budget": (sa.Text(), "{}")},
     "members": {

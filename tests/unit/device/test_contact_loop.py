@@ -25,6 +25,9 @@ class World:
         self.poll_s = 60.0
         self.slept: list[float] = []
         self.renewals = 0
+        self.asks = False
+        self.bare: list[int] = []
+        self.asked: list[bool] = []
         self.batches = 0
         self.news = News()
         self.loop = ContactLoop(
@@ -32,7 +35,7 @@ class World:
             self._Drain(self),
             SETTINGS,
             self.news,
-            renew=self.renew,
+            renewal=self,
             monotonic=lambda: self.now,
             random=lambda: 0.5,
         )
@@ -55,11 +58,17 @@ class World:
             image_timestamp="",
             director_timestamp="",
             poll_s=self.poll_s,
+            renew=self.asks,
         )
 
-    async def renew(self) -> bool:
+    async def after_contact(self, asked: bool) -> None:
+        self.asked.append(asked)
+
+    async def renew(self) -> None:
         self.renewals += 1
-        return True
+
+    async def renew_bare(self) -> None:
+        self.bare.append(len(self.contacts))
 
     class _Drain:
         def __init__(self, world: "World") -> None:
@@ -158,6 +167,24 @@ async def test_a_failure_while_draining_is_an_outage_too(world):
     world.drain_error = None
     await world.loop.visit()
     assert len(world.contacts) == 2, "after an outage the machine says first how it is"
+
+
+async def test_each_answered_contact_passes_on_whether_the_certificate_should_be_renewed(world):
+    await world.loop.visit()
+    world.asks, world.now = True, world.now + 200
+    await world.loop.visit()
+    assert world.asked == [False, True]
+
+
+async def test_where_no_contact_gets_through_it_is_tried_now_and_then_whether_the_certificate_is_at_fault(world):
+    world.error = LinkError("reset by peer")
+    for _ in range(9):
+        await world.loop.visit()
+    assert world.bare == [4, 8]
+    world.error = LinkError("the server answered 503", status=503)
+    for _ in range(9):
+        await world.loop.visit()
+    assert world.bare == [4, 8], "a server that answers takes the certificate"
 
 
 async def test_an_expired_certificate_is_renewed(world):

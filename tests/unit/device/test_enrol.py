@@ -21,7 +21,7 @@ from protocol.errors import LinkError, Reason, Refused, StateError
 from protocol.ids import digest
 from protocol.messages import EnrolAnswer, EnrolRequest, ErrorAnswer, TokenContent
 from protocol.wire import decode, encode
-from signing import durable
+from signing import anchors, durable
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 IMAGE_ROOT, DIRECTOR_ROOT = '{"image": "root"}', '{"director": "root"}'
@@ -77,7 +77,7 @@ class Server:
             secret="s3cr3t",
             device="tractor-1",
             product="pest-detector",
-            ca_sha256=identity.ca_digest(self.authority.pem),
+            ca_sha256=anchors.sha256(self.authority.certificate),
             image_root_sha256=digest(IMAGE_ROOT.encode()),
             director_root_sha256=digest(DIRECTOR_ROOT.encode()),
         )

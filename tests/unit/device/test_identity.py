@@ -11,10 +11,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from device import identity
+from device.clock import Reading
 from device.identity import Enrolment
 from device.link import Link
 from device.parts import open_tls
-from device.renewal import renew
+from device.renewal import Renewal
+from device.state_db import StateDb
 from protocol import limits
 from protocol.errors import LinkError, Reason, Refused, StateError
 from protocol.messages import RenewAnswer, RenewRequest
@@ -28,9 +30,17 @@ LONG_AGO = NOW - timedelta(days=20_000)
 class House:
     """A CA, a TLS server under it, and one enrolled machine."""
 
-    def __init__(self, folder: Path, *, server_made: datetime = NOW, device_made: datetime = NOW) -> None:
-        self.authority = Authority.make(min(server_made, device_made, NOW) - timedelta(days=2))
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        server_made: datetime = NOW,
+        device_made: datetime = NOW,
+        client: ssl.VerifyMode = ssl.CERT_REQUIRED,
+    ) -> None:
+        self.authority = Authority.make(min(server_made, device_made, NOW) - timedelta(days=2), timedelta(days=40_000))
         self.folder = folder
+        self.client = client
         self.names: list[str] = []
         key = ec.generate_private_key(ec.SECP256R1())
         (folder / "server.pem").write_text(self.authority.issue_server(key, ["127.0.0.1"], server_made))
@@ -51,7 +61,7 @@ class House:
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         context.load_cert_chain(self.folder / "server.pem", self.folder / "server.key")
         context.load_verify_locations(cadata=self.authority.pem())
-        context.verify_mode = ssl.CERT_REQUIRED
+        context.verify_mode = self.client
         context.verify_flags = ssl.VerifyFlags(context.verify_flags | identity.NO_CHECK_TIME)
         app = web.Application()
         app.add_routes([web.get("/who", self._who), web.post("/v1/renew", self._renew)])
@@ -76,6 +86,22 @@ class House:
         csr = read_csr(asked.csr_pem, "tractor-1")
         pem = self.authority.issue_device("tractor-1", csr, NOW, 100)
         return web.Response(body=encode(RenewAnswer(certificate_pem=pem)))
+
+
+def renewal(who: identity.Identity, link: Link, folder: Path) -> Renewal:
+    async def renewed() -> None:
+        pass
+
+    return Renewal(
+        who,
+        link,
+        StateDb(folder / "state.db"),
+        now=lambda: Reading(0, sure=False),
+        draw_token=lambda: "0" * 32,
+        monotonic=lambda: 0.0,
+        on_renewed=renewed,
+        open_bare=lambda tls: Link(link._base_url, tls),
+    )
 
 
 async def ask(link: Link) -> bytes:
@@ -106,10 +132,9 @@ async def test_a_server_of_another_ca_is_not_spoken_to(tmp_path):
 
 async def test_a_renewed_certificate_is_shown_from_the_next_connection_on(tmp_path):
     async with House(tmp_path, device_made=LONG_AGO) as house:
-        tls = house.who.tls()
-        link = Link(house.url, tls)
+        link = Link(house.url, house.who.tls())
         before = await ask(link)
-        assert await renew(house.who, tls, link)
+        await renewal(house.who, link, tmp_path).renew()
         after = await ask(link)
         assert before != after
         assert identity.load(house.who.folder).certificate().not_valid_after_utc > NOW
@@ -122,7 +147,8 @@ async def test_a_renewal_for_somebody_else_is_refused(tmp_path):
         kept = (house.who.folder / "cert.pem").read_bytes()
         with pytest.raises(Refused) as caught:
             await asyncio.to_thread(
-                house.who.replace_certificate, house.authority.issue_device("tractor-1", csr, NOW, 10)
+                house.who.take,
+                RenewAnswer(certificate_pem=house.authority.issue_device("tractor-1", csr, NOW, 10)),
             )
         assert caught.value.reason is Reason.CERTIFICATE
         assert (house.who.folder / "cert.pem").read_bytes() == kept
@@ -138,14 +164,14 @@ def test_a_damaged_identity_says_so(tmp_path):
         identity.load(house.who.folder)
 
 
-@pytest.mark.parametrize("name", ["cert.pem", "ca.pem"])
-@pytest.mark.parametrize("damage", [b"", b"-----BEGIN CERTIFICATE-----\nMIIB", None])
-def test_a_damaged_certificate_cuts_the_machine_off_and_does_not_end_it(
-    tmp_path: Path, name: str, damage: bytes | None
-) -> None:
+DAMAGES = [b"", b"-----BEGIN CERTIFICATE-----\nMIIB", None]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_ca_cuts_the_machine_off_and_does_not_end_it(tmp_path: Path, damage: bytes | None) -> None:
     who = House(tmp_path).who
     assert open_tls(who)[1] == ""
-    path = who.folder / name
+    path = who.folder / "ca.pem"
     path.unlink() if damage is None else path.write_bytes(damage)
     with pytest.raises(StateError, match=r"cert\.pem.* is damaged"):
         who.tls()
@@ -153,3 +179,16 @@ def test_a_damaged_certificate_cuts_the_machine_off_and_does_not_end_it(
     assert why.startswith("no server is spoken to")
     assert tls.verify_mode is ssl.CERT_REQUIRED
     assert tls.get_ca_certs() == []
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+async def test_a_damaged_certificate_is_renewed_by_the_key(tmp_path: Path, damage: bytes | None) -> None:
+    async with House(tmp_path, client=ssl.CERT_OPTIONAL) as house:
+        path = house.who.folder / "cert.pem"
+        path.unlink() if damage is None else path.write_bytes(damage)
+        tls, why = open_tls(house.who)
+        assert why == ""
+        link = Link(house.url, tls)
+        await renewal(house.who, link, tmp_path).renew()
+        assert b"TLSv1.3" in await ask(link)
+        assert house.who.certificate().not_valid_after_utc > NOW

@@ -85,9 +85,9 @@ def test_the_servers_certificate_names_all_names_and_is_renewed_in_time(tmp_path
     names = x509.load_pem_x509_certificate(first).extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert names.get_values_for_type(x509.DNSName) == ["farm.example"]
     assert [str(address) for address in names.get_values_for_type(x509.IPAddress)] == ["10.0.0.1"]
-    ensure_server_certificate(authority, tmp_path, ("farm.example", "10.0.0.1"), now + timedelta(days=500))
+    ensure_server_certificate(authority, tmp_path, ("farm.example", "10.0.0.1"), now + timedelta(days=400))
     assert made() == first
-    ensure_server_certificate(authority, tmp_path, ("farm.example", "10.0.0.1"), now + timedelta(days=600))
+    ensure_server_certificate(authority, tmp_path, ("farm.example", "10.0.0.1"), now + timedelta(days=420))
     second = made()
     assert second != first
     ensure_server_certificate(authority, tmp_path, ("other.example",), now + timedelta(days=600))
