@@ -32,6 +32,7 @@ from server.founding import (
     Layout,
     catalog_url,
     certificate_names,
+    export_keys,
     hold,
     open_keys,
     open_layout,
@@ -41,7 +42,6 @@ from server.founding import (
 from server.http.devices import DeviceDoor, DeviceServices
 from server.http.people import PeopleDoor, PeopleServices
 from server.ingest import Ingest
-from server.keyring import export_public
 from server.notify import Notifier
 from server.operations import Operations
 from server.patching import Patchmaker
@@ -131,7 +131,7 @@ async def serve(state: Path, now_ms: NowMs, secrets: SecretsHandler) -> AsyncIte
                 publisher=parts.publisher,
                 threads=threads,
                 now_ms=now_ms,
-                online_keys=parts.online_keys,
+                online_keys=parts.layout.online_keys,
                 device_url=device_url,
             )
         )
@@ -192,7 +192,6 @@ class _Parts:
     publisher: Publisher
     compressor: Compressor
     patchmaker: Patchmaker
-    online_keys: bytes
 
 
 def _alone(state: Path) -> contextlib.ExitStack:
@@ -234,6 +233,8 @@ def _open(state: Path, now_ms: NowMs, secrets: SecretsHandler) -> _Parts:
     certificates = Certificates(layout, catalog, certificate_names(settings), now_ms, timedelta(days=lifetimes.ca_days))
     director = Director(keyring, timedelta(days=lifetimes.assignment_days))
     publisher = Publisher(catalog, blobs, keyring, now_ms, timedelta(seconds=lifetimes.resign_after_s))
+    export_keys(layout, keyring)
+    publisher.settle_keys()  # a cut may have come between a publication and this
     # At each start: a catalog out of a backup must not offer timestamps older than those that machines have seen.
     publisher.resign(force=True)
     return _Parts(
@@ -263,7 +264,6 @@ def _open(state: Path, now_ms: NowMs, secrets: SecretsHandler) -> _Parts:
             settings=settings.patches,
             encoder=ProcessEncoder(settings.patches),
         ),
-        online_keys=export_public(keyring),
     )
 
 

@@ -23,7 +23,7 @@ from protocol.selection import needed_artifacts, select_variants
 from protocol.wire import decode, encode
 from server import restored, rollouts, sync_token
 from server.clock import NowMs
-from server.director import Director
+from server.director import Director, Pen
 from server.failed_patches import forgive_upgraded, take_failures, take_lifts
 from server.plan import Means, make_plan, named_patches
 from server.publish import Publisher, current_versions
@@ -124,23 +124,27 @@ class Contacts:
                 failed = take_failures(session, device.id, request.failed_patches, now_ms, self._withdraw_after)
             version = max(device.object_version + 1, now_ms // 1000)
             device = replace(device, object_version=version)
-            time = self._director.time(device.id, request.nonce, version, now_ms)
+            pen = self._director.pen(session)
+            time = pen.time(device.id, request.nonce, version, now_ms)
             want_inventory = device.inventory is None or device.inventory_sha256 != request.inventory_sha256
             kept = None
             if standing is Standing.RETRY and device.answer is not None:
                 kept = decode(device.answer, SyncAnswer, limit=limits.ANSWER_BYTES)
-            # What was kept may name a patch of which it says now that it failed.
+            # What was kept may name a patch of which it says now that it failed, or be under a key that was replaced.
             generation = session.facts.get("generation") or ""
             if device.set_apart or device.returned or restored.is_held(session):
                 offer = _Offer()
             elif (
-                kept is not None and kept.generation == generation and now_ms - last_ms < ANSWER_KEPT_MS and not failed
+                kept is not None
+                and kept.generation == generation
+                and max(pen.since_ms, now_ms - ANSWER_KEPT_MS + 1) <= last_ms
+                and not failed
             ):
                 offer = _Offer(kept.assignment)
             elif want_inventory:
                 offer = _Offer()
             else:
-                offer = self._offer(session, device, request, version=version, now_ms=now_ms, failed=failed)
+                offer = self._offer(session, device, request, pen, version=version, now_ms=now_ms, failed=failed)
             busy = offer.busy or want_inventory
             answer = SyncAnswer(
                 contact_id=request.contact_id,
@@ -175,7 +179,7 @@ class Contacts:
             contact_id=request.contact_id,
             sync_token=token,
             generation=session.facts.get("generation") or "",
-            time=self._director.time(device.id, request.nonce, version, now_ms),
+            time=self._director.pen(session).time(device.id, request.nonce, version, now_ms),
             image_timestamp=image,
             director_timestamp=director,
             poll_s=self._settings.poll_s,
@@ -201,7 +205,7 @@ class Contacts:
                 release_counter=highest.release_counter,
                 era=highest.era,
             )
-        return self._director.reported(body, version, now_ms)
+        return self._director.pen(session).reported(body, version, now_ms)
 
     def _passed(self, session: Session, request: SyncRequest) -> bool:
         """Whether more of this epoch is here than the machine has numbered: two outboxes share it."""
@@ -318,7 +322,15 @@ class Contacts:
         return rollouts.place(rollout, member, device.id, session.rollouts.taken(rollout.name), size)
 
     def _offer(
-        self, session: Session, device: Device, request: SyncRequest, *, version: int, now_ms: int, failed: int
+        self,
+        session: Session,
+        device: Device,
+        request: SyncRequest,
+        pen: Pen,
+        *,
+        version: int,
+        now_ms: int,
+        failed: int,
     ) -> _Offer:
         releases = {release.manifest: release for release in session.repositories.releases(device.product)}
         mine = session.rollouts.memberships(device.id)
@@ -365,7 +377,7 @@ class Contacts:
             conditions=rollout.conditions,
             budget=rollout.budget,
         )
-        text = self._director.assignment(body, version, now_ms)
+        text = pen.assignment(body, version, now_ms)
         what = f"{rollout.product} {rollout.release}"
         if len(text) > limits.OBJECT_BYTES:
             detail = f"its plan has {len(plan.steps)} steps: no device reads an assignment of {len(text)} bytes"

@@ -1,11 +1,15 @@
 """Signs what the director says to one machine: assignment, time, receipts. One key a kind."""
 
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Final
 
-from protocol.objects import AssignmentBody, ClockBody, ObjectBody, ReceiptsBody, ReportedBody
+from securesystemslib.signer import Signer
+
+from protocol.objects import ROLES, AssignmentBody, ClockBody, ObjectBody, ReceiptsBody, ReportedBody
 from server.clock import as_datetime
-from server.keyring import Keyring
+from server.keyring import Keyring, read_named
+from server.storage.catalog import Session
 from signing.objects import sign_object
 
 CLOCK_LIFETIME: Final = timedelta(days=1)  # the nonce is what makes it fresh; this only bounds what lies about
@@ -13,7 +17,7 @@ RECEIPTS_LIFETIME: Final = timedelta(days=365)  # may come home on a stick after
 
 
 class Director:
-    """Holds the signers of the roles `assignments`, `clock` and `receipts`.
+    """Holds the keys of the roles `assignments`, `clock` and `receipts`.
 
     Args:
         keyring: All online keys.
@@ -21,13 +25,43 @@ class Director:
     """
 
     def __init__(self, keyring: Keyring, assignment_lifetime: timedelta) -> None:
-        self._keys = keyring["director"]
+        self._keyring = keyring
         self._assignment_lifetime = assignment_lifetime
 
     @property
     def assignment_lifetime_ms(self) -> int:
         """How long an assignment is current."""
         return self._assignment_lifetime // timedelta(milliseconds=1)
+
+    def pen(self, session: Session) -> "Pen":
+        """Signs under the keys that the director's metadata names as this transaction sees it.
+
+        Raises:
+            StateError: It names others than this server has.
+        """
+        named = read_named(session)
+        signers = {
+            role: self._keyring.signer(
+                f"director.{role}", None if named is None else [named.keyids.get(f"director.{role}", "")]
+            )
+            for role in ROLES.values()
+        }
+        return Pen(signers, self._assignment_lifetime, since_ms=0 if named is None else named.since_ms)
+
+
+class Pen:
+    """One key a kind. Made by `Director.pen`.
+
+    Args:
+        signers: By role.
+        assignment_lifetime: As the director's.
+        since_ms: The keys are these since then: what was signed before may be under another.
+    """
+
+    def __init__(self, signers: Mapping[str, Signer], assignment_lifetime: timedelta, *, since_ms: int) -> None:
+        self.since_ms = since_ms
+        self._signers = signers
+        self._assignment_lifetime = assignment_lifetime
 
     def assignment(self, body: AssignmentBody, version: int, now_ms: int) -> str:
         """A signed assignment."""
@@ -47,4 +81,4 @@ class Director:
         return self._sign(body, "receipts", version, now_ms, RECEIPTS_LIFETIME)
 
     def _sign(self, body: ObjectBody, role: str, version: int, now_ms: int, lifetime: timedelta) -> str:
-        return sign_object(body, self._keys[role], version, as_datetime(now_ms) + lifetime)
+        return sign_object(body, self._signers[role], version, as_datetime(now_ms) + lifetime)

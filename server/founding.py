@@ -18,7 +18,7 @@ from server import authorities
 from server.authorities import Authorities
 from server.ca import ensure_server_certificate
 from server.clock import NowMs, as_datetime
-from server.keyring import Keyring, export_public, load_keys, make_keys
+from server.keyring import Keyring, make_keys
 from server.settings import FIRST_SETTINGS, SETTINGS_FILE, ServerSettings, read_settings
 from server.storage.catalog import Catalog
 from server.storage.fleet import CHANGES
@@ -127,7 +127,7 @@ def found(state: Path, answers: FirstAnswers, now_ms: NowMs, secrets: SecretsHan
     held = authorities.load(layout.ca)
     ensure_server_certificate(held.current, layout.tls, certificate_names(settings), now, held.links_pem)
     make_keys(layout.keys, settings.online_keys)
-    durable.write(layout.online_keys, export_public(load_keys(layout.keys, settings.online_keys, secrets)), mode=0o644)
+    export_keys(layout, open_keys(layout, settings, secrets))
     catalog = Catalog(catalog_url(settings, state))
     try:
         prepare_catalog(catalog)
@@ -182,7 +182,14 @@ def _is_address(name: str) -> bool:
 
 def open_keys(layout: Layout, settings: ServerSettings, secrets: SecretsHandler) -> Keyring:
     """All online signers."""
-    return load_keys(layout.keys, settings.online_keys, secrets)
+    return Keyring(layout.keys, settings.online_keys, secrets)
+
+
+def export_keys(layout: Layout, keyring: Keyring) -> None:
+    """Brings `online-keys.json` up to date."""
+    wanted = keyring.wanted()
+    if not layout.online_keys.exists() or layout.online_keys.read_bytes() != wanted:
+        durable.write(layout.online_keys, wanted, mode=0o644)
 
 
 def catalog_url(settings: ServerSettings, state: Path) -> str:

@@ -119,6 +119,7 @@ class Ingest:
                 )
             version = session.devices.next_version(body.device, now_ms // 1000)
             generation = session.facts.get("generation") or ""
+            pen = self._director.pen(session)
         # Only now, after the commit: a receipt lets the device delete its copy.
         receipt = ReceiptsBody(
             device=body.device,
@@ -130,7 +131,7 @@ class Ingest:
                 for loss, raw in losses[: max(0, RANGES - len(ranges))]
             ),
         )
-        return Ingested(self._director.receipts(receipt, version, now_ms), conflicts)
+        return Ingested(pen.receipts(receipt, version, now_ms), conflicts)
 
 
 def _check(body: BatchBody) -> list[tuple[Loss, bytes]]:

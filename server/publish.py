@@ -6,6 +6,7 @@ signed files for ever, renders what is served, notes what is listed now, and ask
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -14,17 +15,17 @@ from tuf.api.metadata import Root, Snapshot, Targets, Timestamp
 from protocol import limits
 from protocol.errors import Reason, Refused, StateError
 from protocol.messages import SignedFile
-from protocol.objects import ROLES
 from protocol.release import ReleaseManifest, parse_manifest
 from protocol.wire import Message, decode, encode
 from server import restored
 from server.clock import NowMs, as_datetime
-from server.keyring import Keyring
+from server.keyring import Keyring, put_named, read_named
 from server.parts import parts_of
 from server.storage.blobs import BlobStore
 from server.storage.catalog import Catalog, Session
 from server.storage.records import REPOSITORIES, Release, RepositoryKind
 from signing.metadata import parse
+from signing.online_keys import named_keys
 from signing.repository import ListedRelease, RepositorySet, accept, read_release_list, render_online
 
 ONLINE = ("timestamp", "snapshot")
@@ -51,6 +52,15 @@ class Published(Message):
     versions: dict[str, int]
     delisted: tuple[str, ...] = ()
     held: str = ""
+
+
+@dataclass(frozen=True)
+class _Rendered:
+    """What is about to be served: files by name, the version of the online roles, and whose keys signed or will sign."""
+
+    version: int
+    files: Mapping[RepositoryKind, Mapping[str, bytes]]
+    keyids: Mapping[str, str]
 
 
 class Publisher:
@@ -86,6 +96,7 @@ class Publisher:
                 publishing is held: then what comes is kept, and `Published.held` says what else is needed.
         """
         now_ms = self._now_ms()
+        self._keyring.reload()  # a command may have made the very keys that this push names
         with self._catalog.write() as session:
             session.facts.number("online_version")  # one push at a time, also between processes
             held = restored.is_held(session)
@@ -95,6 +106,7 @@ class Publisher:
                 self._render(session, now_ms)
             versions = _versions(session)
             session.events.add(now_ms, "published", what=_names(files), detail=f"pushed by {who}")
+        self.settle_keys()
         return Published(versions=versions, delisted=tuple(delisted), held=why)
 
     def take_back(self, files: Sequence[SignedFile], device: str) -> None:
@@ -126,6 +138,7 @@ class Publisher:
             else:
                 self._render(session, now_ms)
             session.events.add(now_ms, "metadata-returned", device=device, what=", ".join(gained))
+        self.settle_keys()
 
     def resume(self, who: str) -> None:
         """Publishes what is here, by a person's word that nothing more is to be waited for. Blocks.
@@ -138,6 +151,7 @@ class Publisher:
             session.facts.number("online_version")
             restored.resume(session, who, now_ms)
             self._render(session, now_ms)
+        self.settle_keys()
 
     def offers(self, session: Session, trusted: Mapping[str, int]) -> tuple[str, str]:
         """The timestamps of both repositories for a machine, image first; empty where ours would go back for it.
@@ -186,9 +200,31 @@ class Publisher:
         fresh = 0 <= now_ms - rendered_ms < self._resign_after_ms
         if not published or held or (fresh and not force):
             return False
-        with self._catalog.write() as session:
-            self._render(session, now_ms)
+        try:
+            with self._catalog.write() as session:
+                self._render(session, now_ms)
+        except StateError as error:
+            # Without the keys that the managers named nothing can be signed; what is on offer stays, and grows old.
+            self._note_trouble(error.message)
+            return False
+        self._note_trouble("")
         return True
+
+    def settle_keys(self) -> None:
+        """Destroys online keys that the metadata on offer names no more. Safe to repeat. Blocks."""
+        with self._catalog.read() as session:
+            named = read_named(session)
+        done = self._keyring.settle(named.keyids) if named is not None else ()
+        if done:
+            with self._catalog.write() as session:
+                session.events.add(self._now_ms(), "online-key-destroyed", what=", ".join(done))
+
+    def _note_trouble(self, why: str) -> None:
+        with self._catalog.write() as session:
+            if (session.facts.get("resign_trouble") or "") != why:
+                session.facts.put("resign_trouble", why)
+                if why:
+                    session.events.add(self._now_ms(), "resign-failed", detail=why)
 
     def catch_up(self, session: Session, seen: Mapping[str, int], now_ms: int) -> bool:
         """Signs snapshot and timestamp anew, above those that a machine trusts (`adr/getting-ahead-again.md`).
@@ -238,8 +274,6 @@ class Publisher:
             _keep(session, repository, published)
             if repository == "image":
                 delisted += self._list(session, published, published if returning else current, now_ms)
-            elif not returning:
-                self._check_director_keys(published)
         return delisted
 
     def _settle(self, session: Session, now_ms: int, *, pushed: bool) -> str:
@@ -262,52 +296,46 @@ class Publisher:
             return f"machines trust what is not here: {shown}"
         try:
             self._rendered(session, now_ms)
-            director = _load(session, "director")
-            if director is not None:
-                self._check_director_keys(director)
         except StateError as error:
             return f"{error.message}; {error.hint}"
         return ""
 
     def _render(self, session: Session, now_ms: int) -> None:
-        self._serve(session, *self._rendered(session, now_ms), now_ms)
+        self._serve(session, self._rendered(session, now_ms), now_ms)
 
-    def _rendered(self, session: Session, now_ms: int) -> tuple[int, dict[RepositoryKind, dict[str, bytes]]]:
+    def _rendered(self, session: Session, now_ms: int) -> "_Rendered":
         before = max(session.facts.number("online_version"), session.facts.number("seen_version"))
         version = max(before + 1, now_ms // 1000)
         found: dict[RepositoryKind, dict[str, bytes]] = {}
+        keyids: dict[str, str] = {}
         for repository in REPOSITORIES:
             published = _load(session, repository)
             if published is None:
                 continue
-            keys = self._keyring[repository]
+            # In the transaction that puts the metadata on offer: the server switches to a key when it is named, and
+            # never before.
+            keys = {
+                role: self._keyring.signer(f"{repository}.{role}", named)
+                for role, named in named_keys(repository, published).items()
+            }
+            keyids |= {f"{repository}.{role}": signer.public_key.keyid for role, signer in keys.items()}
             now = as_datetime(now_ms)
             found[repository] = render_online(published, keys["snapshot"], keys["timestamp"], version, now)
-        return version, found
+        return _Rendered(version, found, keyids)
 
-    def _serve(
-        self, session: Session, version: int, rendered: Mapping[RepositoryKind, Mapping[str, bytes]], now_ms: int
-    ) -> None:
-        for repository, files in rendered.items():
+    def _serve(self, session: Session, rendered: "_Rendered", now_ms: int) -> None:
+        for repository, files in rendered.files.items():
             shots = sorted(
                 (name for name in session.repositories.served_names(repository) if name.endswith(".snapshot.json")),
                 key=lambda name: int(name.partition(".")[0]),
             )
             session.repositories.serve(repository, files, forget=shots[: -(SNAPSHOTS_KEPT - 1)])
-        session.facts.put("online_version", version)
+        session.facts.put("online_version", rendered.version)
         session.facts.put("rendered_ms", now_ms)
         session.facts.put("versions", encode(_versions(session)).decode())
-
-    def _check_director_keys(self, published: RepositorySet) -> None:
-        top = parse(published.targets, Targets, "targets.json").signed
-        roles = (top.delegations.roles or {}) if top.delegations is not None else {}
-        for role in ROLES.values():
-            keyid = self._keyring["director"][role].public_key.keyid
-            if role not in roles or keyid not in roles[role].keyids:
-                raise StateError(
-                    f"the director's targets does not name this server's key {keyid[:12]} for {role}",
-                    hint="delegate to the keys in this server's online-keys.json",
-                )
+        switched = put_named(session, rendered.keyids, now_ms)
+        if switched:
+            session.events.add(now_ms, "online-key-switched", what=", ".join(switched))
 
     def _list(self, session: Session, published: RepositorySet, before: RepositorySet | None, now_ms: int) -> list[str]:
         """Notes what every product's role lists now. Returns what it delisted, as `PRODUCT VERSION`.

@@ -85,6 +85,8 @@ class OnlineKey(Settings):
 
     uri: str
     public: str  # JSON: a TUF key with its `keyid`, as in online-keys.json
+    next_uri: str = ""  # the key that replaces it as soon as the managers' metadata names it
+    next_public: str = ""
 
 
 class ServerSettings(Settings):

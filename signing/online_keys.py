@@ -8,10 +8,13 @@ from typing import Any, Final
 
 import msgspec
 from securesystemslib.signer import Key
+from tuf.api.metadata import Root, Targets
 
 from protocol import limits
 from protocol.errors import Reason, Refused
 from protocol.wire import decode
+from signing.metadata import parse
+from signing.repository import RepositoryKind, RepositorySet
 
 ONLINE_ROLES: Final[Mapping[str, tuple[str, ...]]] = {
     "image": ("snapshot", "timestamp"),
@@ -21,6 +24,20 @@ ONLINE_ROLES: Final[Mapping[str, tuple[str, ...]]] = {
 
 OnlineKeys = Mapping[str, Mapping[str, Key]]
 """Public keys by repository and role."""
+
+
+def named_keys(kind: RepositoryKind, published: RepositorySet) -> dict[str, tuple[str, ...]]:
+    """The key ids that the newest signed metadata of a repository names for each online role."""
+    root = parse(published.root(), Root, "root.json").signed
+    found = {role: tuple(root.roles[role].keyids) for role in ("snapshot", "timestamp")}
+    if kind == "director":
+        delegations = parse(published.targets, Targets, "targets.json").signed.delegations
+        found |= {
+            name: tuple(role.keyids)
+            for name, role in ((delegations.roles or {}) if delegations is not None else {}).items()
+            if name in ONLINE_ROLES[kind]
+        }
+    return found
 
 
 def render_online_keys(keys: OnlineKeys) -> bytes:

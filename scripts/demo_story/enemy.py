@@ -26,7 +26,7 @@ from protocol.wire import decode
 from server import contact
 from server.app import run
 from server.clock import system_now_ms
-from server.keyring import load_keys
+from server.keyring import Keyring
 from server.notify import Notifier
 from server.storage.repository import Repositories
 from signing.objects import sign_object
@@ -79,14 +79,14 @@ class Evil:
             targets=published[f"{newest}.targets.json"],
             delegated={product: proposed.to_bytes()},
         )
-        keys = load_keys(self.server_state / "keys", {}, lambda name: "")["image"]
+        keys = Keyring(self.server_state / "keys", {}, lambda name: "")["image"]
         files = render_online(honest, keys["snapshot"], keys["timestamp"], int(time.time()), datetime.now(UTC))
         self._serve({("image", name): data for name, data in files.items()})
 
     def sign_assignment(self, body: bytes) -> str:
         """Signs whatever it likes to assign, with the stolen key."""
         parsed = decode(body, AssignmentBody, limit=len(body))
-        keys = load_keys(self.server_state / "keys", {}, lambda name: "")["director"]
+        keys = Keyring(self.server_state / "keys", {}, lambda name: "")["director"]
         version = self._ask("SELECT object_version + 1 FROM devices WHERE id = ?", parsed.device)[0][0]
         return sign_object(parsed, keys["assignments"], version, datetime.now(UTC) + timedelta(days=1))
 

@@ -6,6 +6,7 @@ JSON, which a form cannot. What is asked and changed stands in `server.operation
 
 import asyncio
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from aiohttp import web
@@ -33,7 +34,7 @@ WHO: Final = web.RequestKey("who", str)
 
 @dataclass(frozen=True)
 class PeopleServices:
-    """What stands behind the people's door. `device_url` is what enrolment tokens point at."""
+    """What stands behind the people's door. `device_url` is what enrolment tokens point at, `online_keys` the file."""
 
     catalog: Catalog
     blobs: BlobStore
@@ -41,7 +42,7 @@ class PeopleServices:
     publisher: Publisher
     threads: Threads
     now_ms: NowMs
-    online_keys: bytes
+    online_keys: Path
     device_url: str
 
 
@@ -114,7 +115,8 @@ class PeopleDoor:
         return json_answer(await self._services.threads.run(self._services.operations.status))
 
     async def _online_keys(self, request: web.Request) -> web.Response:
-        return web.Response(body=self._services.online_keys, content_type="application/json")
+        content = await self._services.threads.run(self._services.online_keys.read_bytes)
+        return web.Response(body=content, content_type="application/json")
 
     async def _metadata(self, request: web.Request) -> web.Response:
         repository: RepositoryKind = "image" if request.match_info["repository"] == "image" else "director"

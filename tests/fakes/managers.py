@@ -155,6 +155,10 @@ class Managers:
         """New keys for online roles: a new root, and for the director's object roles new top targets."""
         for role in roles:
             self.online[kind][role] = CryptoSigner.generate_ed25519()
+        self.delegate_online(kind, *roles)
+
+    def delegate_online(self, kind: RepositoryKind, *roles: str) -> None:
+        """Delegates these roles to the keys in `online`."""
         current = self.image if kind == "image" else self.director
         files: dict[str, bytes] = {}
         if {"snapshot", "timestamp"} & set(roles):
