@@ -21,6 +21,7 @@ from device.link import Answer
 from protocol import limits
 from protocol.errors import HeadlandError, Reason, Refused
 from protocol.ids import Millis, Token
+from protocol.lifetimes import MARKS, passed
 from protocol.messages import Alert, RenewAnswer, RenewRequest
 from protocol.wire import Message, decode, encode
 
@@ -28,7 +29,6 @@ LOG: Final = logging.getLogger("headland.contact")
 KEY: Final = "certificate"
 """Where the record stands in the state database."""
 
-MARKS: Final = (0.5, 0.8, 1.0)
 PAUSE_S: Final = 3600.0
 """Between renewals that were not forced by a refusal: a server that asks for one at each contact wears no flash out."""
 
@@ -174,17 +174,17 @@ class Renewal:
             return
         certificate = self._identity.certificate()
         used = identities.lived(certificate, _datetime(reading.ms))
-        passed = max((mark for mark in MARKS if used >= mark), default=0.0)
+        mark = passed(used)
         serial = f"{certificate.serial_number:x}"
         told = read_told(self._notes)
-        if passed == 0.0 or (told.serial == serial and told.mark >= passed):
+        if mark == 0.0 or (told.serial == serial and told.mark >= mark):
             return
         ends = certificate.not_valid_after_utc
         detail = (
             f"expired at {ends:%Y-%m-%d}" if used >= 1 else f"{used:.0%} of its life is over, until {ends:%Y-%m-%d}"
         )
         self._alert("certificate-ending", f"the certificate of this machine: {detail}; it could not be renewed")
-        self._notes.put(KEY, encode(Told(serial=serial, mark=passed, complaint=told.complaint)))
+        self._notes.put(KEY, encode(Told(serial=serial, mark=mark, complaint=told.complaint)))
 
     def _complain(self, complaint: str) -> None:
         told = read_told(self._notes)

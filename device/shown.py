@@ -50,6 +50,7 @@ def _machine(status: DeviceStatus) -> Table:
         "no contact": contact.trouble,
         "set apart": "the server saw this identity twice: a person has to decide" if contact.set_apart else "",
         "time": f"{_time(status.time.ms)}, {'sure' if status.time.sure else 'not verified since the machine started'}",
+        "certificate": _certificate(status),
         "to tell": f"{status.pending_statuses} statuses, {len(status.alerts)} alerts wait for the next contact",
         "trouble": "\n".join(status.trouble),
     }
@@ -57,6 +58,14 @@ def _machine(status: DeviceStatus) -> Table:
         if value:
             table.add_row(name, value)
     return table
+
+
+def _certificate(status: DeviceStatus) -> str:
+    certificate = status.certificate
+    if certificate is None:
+        return "damaged: it is renewed at the next contact"
+    line = f"until {_time(certificate.expires_ms)[:10]}"
+    return line if certificate.state == "fresh" else f"{line}, {certificate.state}: it is renewed at the next contact"
 
 
 def _received(status: DeviceStatus) -> str:

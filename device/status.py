@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import os
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
@@ -35,6 +36,8 @@ from device.update.states import Ended, State, UpdateRecord
 from protocol import limits
 from protocol.errors import Refused, SettingsError, StateError
 from protocol.ids import Digest, Millis
+from protocol.lifetimes import STATES, passed
+from protocol.lifetimes import State as LifeState
 from protocol.messages import Alert, Counters, TransferBytes
 from protocol.wire import Message, decode, encode
 
@@ -134,6 +137,14 @@ class TimeStatus(Message, omit_defaults=False):
     sure: bool
 
 
+class CertificateStatus(Message, omit_defaults=False):
+    """The machine's own certificate, renewed at half its life. `used` is by the machine's time, sure or not."""
+
+    expires_ms: Millis
+    used: float
+    state: LifeState
+
+
 class DeviceStatus(Message, omit_defaults=False):
     """Everything that `headland-device status` tells."""
 
@@ -168,6 +179,7 @@ class DeviceStatus(Message, omit_defaults=False):
     air: AirStatus
     contact: ContactStatus
     time: TimeStatus
+    certificate: CertificateStatus | None  # None: damaged, and about to be renewed
     alerts: tuple[Alert, ...]  # that wait to be told to the server
     pending_statuses: int
     trouble: tuple[str, ...]
@@ -211,7 +223,8 @@ def read_status(layout: Layout) -> DeviceStatus:
     Raises:
         StateError: The machine is not enrolled, or neither its state database nor a seal is there.
     """
-    enrolment = identity.load(layout.identity).enrolment
+    who = identity.load(layout.identity)
+    enrolment = who.enrolment
     running = is_running(layout.lock)
     said = read_agent_status(layout.status)
     now = said if running else None
@@ -264,6 +277,7 @@ def read_status(layout: Layout) -> DeviceStatus:
                 set_apart=contact.set_apart,
             ),
             time=TimeStatus(ms=reading.ms, sure=reading.sure),
+            certificate=_certificate(who, reading.ms),
             alerts=state.pending_alerts(PENDING_SHOWN),
             pending_statuses=len(state.pending_statuses(PENDING_SHOWN)),
             trouble=(
@@ -275,6 +289,16 @@ def read_status(layout: Layout) -> DeviceStatus:
         )
     finally:
         state.close()
+
+
+def _certificate(who: identity.Identity, now_ms: int) -> CertificateStatus | None:
+    try:
+        certificate = who.certificate()
+    except (OSError, ValueError):
+        return None
+    used = identity.lived(certificate, datetime.fromtimestamp(0, UTC) + timedelta(milliseconds=now_ms))
+    ends_ms = int(certificate.not_valid_after_utc.timestamp() * 1000)
+    return CertificateStatus(expires_ms=ends_ms, used=round(max(0.0, used), 4), state=STATES[passed(used)])
 
 
 def _release(record: UpdateRecord, which: str) -> RunningRelease | None:

@@ -42,6 +42,7 @@ from server.founding import (
 from server.http.devices import DeviceDoor, DeviceServices
 from server.http.people import PeopleDoor, PeopleServices
 from server.ingest import Ingest
+from server.lifetimes import raise_alarms
 from server.notify import Notifier
 from server.operations import Operations
 from server.patching import Patchmaker
@@ -56,6 +57,7 @@ from signing import durable
 REQUEST_THREADS: Final = 8  # SQLite writes one at a time; the rest read
 RESIGN_CHECK_S: Final = 60.0
 CERTIFICATES_CHECK_S: Final = 10.0  # so soon does the server follow a command that replaced the CA
+ALARMS_CHECK_S: Final = 3600.0
 COUNT_S: Final = 60.0  # a restored backup that is older than this is noticed at the start
 IDLE_CHECK_S: Final = 0.5  # between looks for work when there was none
 KEEPALIVE_S: Final = 75.0
@@ -127,7 +129,14 @@ async def serve(state: Path, now_ms: NowMs, secrets: SecretsHandler) -> AsyncIte
             PeopleServices(
                 catalog=parts.catalog,
                 blobs=parts.blobs,
-                operations=Operations(parts.catalog, parts.enrolment, now_ms, _budget(parts.settings)),
+                operations=Operations(
+                    parts.catalog,
+                    parts.enrolment,
+                    now_ms,
+                    _budget(parts.settings),
+                    authorities=certificates.now,
+                    tls=parts.layout.tls,
+                ),
                 publisher=parts.publisher,
                 threads=threads,
                 now_ms=now_ms,
@@ -151,6 +160,7 @@ async def serve(state: Path, now_ms: NowMs, secrets: SecretsHandler) -> AsyncIte
             _tasks(
                 _every(RESIGN_CHECK_S, "signing snapshot and timestamp anew", threads, parts.publisher.resign),
                 _every(CERTIFICATES_CHECK_S, "looking after certificates", threads, certificates.refresh),
+                _every(ALARMS_CHECK_S, "looking at lifetimes", threads, lambda: _raise_alarms(parts, now_ms())),
                 _every(COUNT_S, "counting", threads, lambda: _count(parts.layout, parts.catalog, now_ms())),
                 _every(IDLE_CHECK_S, "making payloads", background, parts.compressor.work),
                 _every(IDLE_CHECK_S, "making patches", patching, parts.patchmaker.work),
@@ -299,6 +309,13 @@ def _wake(catalog: Catalog) -> None:
     """Notes until when this catalog was alive: should it turn out to be a backup, its knowledge ends there."""
     with catalog.write() as session:
         session.facts.put("woken_ms", session.facts.number("alive_ms"))
+
+
+def _raise_alarms(parts: "_Parts", now_ms: int) -> bool:
+    """Tells, once each, what has passed half, 80 % or the end of its life."""
+    for name in raise_alarms(parts.catalog, parts.certificates.now(), parts.layout.tls, now_ms):
+        log.warning("a mark of its life is passed: %s; `headland-server status` says more", name)
+    return False
 
 
 def _announce(layout: Layout, running: Running) -> None:

@@ -72,6 +72,11 @@ class Authorities:
     current: Authority
 
     @cached_property
+    def certificates(self) -> anchors.Certificates:
+        """Of every generation, newest first."""
+        return tuple(_certificate(each) for each in self.record.generations)
+
+    @cached_property
     def trusted(self) -> anchors.Certificates:
         """What machines should trust, newest first."""
         return tuple(_certificate(each) for each in self.record.generations if each.standing != "ended")

@@ -8,7 +8,7 @@ Only then is anything signed by the newest CA, so that no machine shows a certif
 import logging
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
 from server import authorities
 from server.authorities import OVERLAP, Authorities
@@ -17,6 +17,7 @@ from server.clock import NowMs, as_datetime
 from server.founding import Layout, write_operator_ca
 from server.http.tls import Front, device_context, operator_context
 from server.storage.catalog import Catalog, Session
+from signing import anchors
 
 ROTATE_AT: Final = 0.8
 """Of a CA's life. At half of it a person is asked to do it; at this point nobody is waited for."""
@@ -73,9 +74,11 @@ class Certificates:
         begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
         if now - begins >= ROTATE_AT * (ends - begins):
             held = authorities.rotate(self._layout.ca, now, self._ca_lifetime)
+            log.warning("the CA was replaced: 80 %% of its life was over; back up ca/ now")
             note(self._catalog, "ca-rotated", held, self._now_ms(), "by itself: 80 % of its life was over")
         if any(each.standing == "retiring" for each in held.record.generations) and not self._needed(held, now):
             held = authorities.end(self._layout.ca, now)
+            log.info("the old CA has ended: no machine depends on it")
             note(self._catalog, "ca-ended", held, self._now_ms(), "no machine depends on it")
         return held
 
@@ -110,9 +113,20 @@ def dependent(session: Session, held: Authorities) -> list[str]:
     ]
 
 
+def told_ca(session: Session, held: Authorities) -> dict[str, Any]:
+    """The CA for the status: its generations, and the machines that an old one waits for."""
+    retiring = any(each.standing == "retiring" for each in held.record.generations)
+    return {
+        "generations": [
+            {"ca": mark, "standing": each.standing, "since_ms": each.since_ms}
+            for mark, each in zip(anchors.marks(held.certificates), held.record.generations, strict=True)
+        ],
+        "waits_for": dependent(session, held) if retiring else [],
+    }
+
+
 def note(catalog: Catalog, kind: str, held: Authorities, now_ms: int, detail: str) -> None:
     """A line on the audit trail."""
-    log.warning("%s: %s; back up ca/ now", kind, detail)
     with catalog.write() as session:
-        what = held.current.sha256()[:16]
+        what = held.marks[0]
         session.events.add(now_ms, kind, what=what, detail=f"{detail}; back up ca/ now: a copy without it is of no use")

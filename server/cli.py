@@ -11,20 +11,14 @@ from typing import Any
 import click
 from rich.table import Table
 
-from protocol.errors import HeadlandError
+from server.cli_ca import ca
+from server.cli_keys import keys, online_secret
+from server.cli_state import STATE, opened
 from server.clock import system_now_ms
 from server.notify import Notifier
 from server.settings import ServerSettings
 from signing.console import emit, headland_errors, json_option
 
-STATE = click.option(
-    "--state",
-    type=click.Path(path_type=Path, file_okay=False),
-    required=True,
-    envvar="HEADLAND_SERVER_STATE",
-    show_envvar=True,
-    help="The server's state folder.",
-)
 PORT = click.IntRange(0, 65535)
 _DEFAULTS = ServerSettings()
 
@@ -62,7 +56,7 @@ def init(
     from server.founding import FirstAnswers, found
 
     answers = FirstAnswers(device_host, device_port, names or ("localhost",), operator_host, operator_port)
-    layout = found(state, answers, system_now_ms, _secret)
+    layout = found(state, answers, system_now_ms, online_secret)
     made = {
         "state": str(state),
         "settings": str(state / "server.toml"),
@@ -104,7 +98,7 @@ def run(state: Path, *, as_json: bool) -> None:
     logging.getLogger("securesystemslib").setLevel(logging.WARNING)
     logging.getLogger("tuf").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    asyncio.run(run_server(state, system_now_ms, _secret, Notifier(os.environ)))
+    asyncio.run(run_server(state, system_now_ms, online_secret, Notifier(os.environ)))
 
 
 @main.command()
@@ -113,17 +107,12 @@ def run(state: Path, *, as_json: bool) -> None:
 @headland_errors
 def status(state: Path, *, as_json: bool) -> None:
     """Say how the server is: read from its catalog, whether or not it runs."""
-    from server.founding import catalog_url, open_layout
+    from server import authorities
     from server.operations import read_status
-    from server.settings import read_settings
-    from server.storage.catalog import Catalog
 
-    layout = open_layout(state)
-    catalog = Catalog(catalog_url(read_settings(state), state))
-    try:
-        found = read_status(catalog, system_now_ms())
-    finally:
-        catalog.close()
+    with opened(state) as at:
+        layout = at.layout
+        found = read_status(at.catalog, authorities.load(layout.ca), layout.tls, system_now_ms())
     try:
         found["listening"] = json.loads(layout.run.read_bytes())
     except FileNotFoundError:
@@ -144,15 +133,19 @@ def _status_table(found: dict[str, Any]) -> Table:
     table.add_row("rollouts", ", ".join(f"{count} {state}" for state, count in found["rollouts"].items()))
     table.add_row("blobs", f"{found['blobs']['count']}, {found['blobs']['bytes']} bytes")
     table.add_row("payloads to make", str(found["payloads_waiting"]))
+    for life in found["lives"]:
+        if life.state != "fresh":
+            table.add_row(f"{life.state}: {life.kind} {life.what}", f"until {life.expires[:10]}: {life.act}")
+    old = {state: count for state, count in found["device_certificates"].items() if count and state != "fresh"}
+    if old:
+        table.add_row("machines' certificates", ", ".join(f"{count} {state}" for state, count in old.items()))
+    if found["ca"]["waits_for"]:
+        table.add_row("the old CA waits for", f"{len(found['ca']['waits_for'])} machines: headland-server ca show")
     return table
 
 
-def _secret(name: str) -> str:
-    """For online keys that need one (a PIN): a process without a person takes it from its environment."""
-    value = os.environ.get("HEADLAND_ONLINE_KEY_SECRET")
-    if value is None:
-        raise HeadlandError(f"an online key asks for its {name}", hint="set HEADLAND_ONLINE_KEY_SECRET")
-    return value
+main.add_command(ca)
+main.add_command(keys)
 
 
 if __name__ == "__main__":

@@ -46,7 +46,8 @@ class Director:
             )
             for role in ROLES.values()
         }
-        return Pen(signers, self._assignment_lifetime, since_ms=0 if named is None else named.since_ms)
+        since_ms = max(named.since_ms.values(), default=0) if named is not None else 0
+        return Pen(signers, self._assignment_lifetime, since_ms=since_ms)
 
 
 class Pen:

@@ -43,7 +43,7 @@ class NamedKeys(Message):
     """Which keys the metadata on offer names, by `REPOSITORY.ROLE`, as the last publication left it."""
 
     keyids: dict[str, str]
-    since_ms: Millis  # they are these
+    since_ms: dict[str, Millis]  # each of them
 
 
 class Keyring:
@@ -198,7 +198,11 @@ def put_named(session: Session, keyids: Mapping[str, str], now_ms: int) -> tuple
     before = read_named(session)
     if before is not None and before.keyids == keyids:
         return ()
-    session.facts.put(FACT, encode(NamedKeys(keyids=dict(keyids), since_ms=now_ms)).decode())
+    since_ms = {
+        name: before.since_ms[name] if before is not None and before.keyids.get(name) == keyid else now_ms
+        for name, keyid in keyids.items()
+    }
+    session.facts.put(FACT, encode(NamedKeys(keyids=dict(keyids), since_ms=since_ms)).decode())
     if before is None:
         return ()
     return tuple(name for name, keyid in keyids.items() if before.keyids.get(name, keyid) != keyid)

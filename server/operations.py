@@ -1,7 +1,8 @@
 """What people can ask and change. Blocking; each change is one transaction with its line in the audit trail."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -14,12 +15,15 @@ from protocol.objects import Budget, Conditions
 from protocol.results import LANES, ResultRow
 from protocol.wire import Message
 from server import restored, rollouts
+from server.authorities import Authorities
 from server.ca import certificate_expiry
+from server.certificates import told_ca
 from server.clock import NowMs
 from server.contact import advance
 from server.enrolment import Enrolment
 from server.failed_patches import lift
 from server.http.answers import NotFoundError
+from server.lifetimes import collect, told
 from server.publish import role_states
 from server.sizes import travel_sizes
 from server.storage.catalog import Catalog, Session
@@ -76,17 +80,30 @@ class Operations:
         enrolment: Makes tokens.
         now_ms: The clock.
         budget: Of a rollout that does not say.
+        authorities: The CAs that hold now.
+        tls: The folder of the listeners' certificate.
     """
 
-    def __init__(self, catalog: Catalog, enrolment: Enrolment, now_ms: NowMs, budget: Budget) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        enrolment: Enrolment,
+        now_ms: NowMs,
+        budget: Budget,
+        *,
+        authorities: Callable[[], Authorities],
+        tls: Path,
+    ) -> None:
         self._catalog = catalog
         self._enrolment = enrolment
         self._now_ms = now_ms
         self._budget = budget
+        self._authorities = authorities
+        self._tls = tls
 
     def status(self) -> dict[str, Any]:
-        """Generation, roles with versions and expiry, and counts."""
-        return read_status(self._catalog, self._now_ms())
+        """Generation, roles with versions and expiry, lives, and counts."""
+        return read_status(self._catalog, self._authorities(), self._tls, self._now_ms())
 
     def make_token(self, request: TokenRequest, server_url: str, who: str) -> dict[str, Any]:
         """An enrolment token, shown once."""
@@ -298,8 +315,15 @@ class Operations:
         return {"events": found, "next": found[-1].id if found else after}
 
 
-def read_status(catalog: Catalog, now_ms: int) -> dict[str, Any]:
-    """What `status` shows, for the door and for the command alike."""
+def read_status(catalog: Catalog, held: Authorities, tls: Path, now_ms: int) -> dict[str, Any]:
+    """What `status` shows, for the door and for the command alike.
+
+    Args:
+        catalog: What is known.
+        held: The CAs.
+        tls: The folder of the listeners' certificate.
+        now_ms: The clock.
+    """
     with catalog.read() as session:
         blobs, blob_bytes = session.payloads.blob_count()
         return {
@@ -314,6 +338,8 @@ def read_status(catalog: Catalog, now_ms: int) -> dict[str, Any]:
             "missing": [msgspec.to_builtins(each) for each in restored.missing(session)],
             "restored": _restored(session),
             "backup_ms": session.facts.number("backup_ms") or None,
+            **told(collect(session, held, tls), now_ms),
+            "ca": told_ca(session, held),
         }
 
 

@@ -56,7 +56,7 @@ class Published(Message):
 
 @dataclass(frozen=True)
 class _Rendered:
-    """What is about to be served: files by name, the version of the online roles, and whose keys signed or will sign."""
+    """What is about to be served: files by name, the version of the online roles, and the keys that are named."""
 
     version: int
     files: Mapping[RepositoryKind, Mapping[str, bytes]]
@@ -268,7 +268,7 @@ class Publisher:
         """
         delisted: list[str] = []
         for repository, of in sorted(offered.items()):
-            current = _load(session, repository)
+            current = in_force(session, repository)
             files = _not_older(current, of) if returning else of
             published = accept(repository, current, files, as_datetime(now_ms), returning=returning)
             _keep(session, repository, published)
@@ -309,7 +309,7 @@ class Publisher:
         found: dict[RepositoryKind, dict[str, bytes]] = {}
         keyids: dict[str, str] = {}
         for repository in REPOSITORIES:
-            published = _load(session, repository)
+            published = in_force(session, repository)
             if published is None:
                 continue
             # In the transaction that puts the metadata on offer: the server switches to a key when it is named, and
@@ -419,7 +419,7 @@ class Publisher:
 
 def role_states(session: Session, repository: RepositoryKind) -> dict[str, dict[str, Any]]:
     """Version and expiry of every role on offer, by role."""
-    published = _load(session, repository)
+    published = in_force(session, repository)
     if published is None:
         return {}
     found: dict[str, dict[str, Any]] = {}
@@ -459,7 +459,8 @@ def first_root(session: Session, repository: RepositoryKind) -> bytes:
     return data
 
 
-def _load(session: Session, repository: RepositoryKind) -> RepositorySet | None:
+def in_force(session: Session, repository: RepositoryKind) -> RepositorySet | None:
+    """The offline-signed metadata that is in force; None before the first publication."""
     signed = session.repositories.signed(repository)
     roots = signed.pop("root", {})
     targets = signed.pop("targets", {})

@@ -2,18 +2,15 @@
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from typing import Final, Literal
 
 from tuf.api.metadata import Root, Snapshot, Targets, Timestamp
 
+from protocol.lifetimes import MARKS, STATES, State, passed
 from protocol.wire import Message
+from signing import lives
+from signing.lives import Life
 from signing.metadata import lifetime, parse
 from signing.repository import RepositoryKind, RepositorySet
-
-SOON: Final = 0.5
-URGENT: Final = 0.8
-
-State = Literal["fresh", "due", "urgent", "expired"]
 
 
 class Due(Message, omit_defaults=False):
@@ -51,24 +48,24 @@ def due(
     return tuple(sorted(found, key=lambda each: -each.used))
 
 
+def role_life(each: Due) -> Life:
+    """The same as one of all lives."""
+    kind: RepositoryKind = "image" if each.repository == "image" else "director"
+    return lives.role_life(kind, each.role, each.version, datetime.fromisoformat(each.expires), online=each.online)
+
+
 def _due(kind: RepositoryKind, role: str, signed: Root | Targets | Timestamp | Snapshot, now: datetime) -> Due:
     whole = lifetime(role)
     begin = signed.expires - whole
     used = max(0.0, (now - begin) / whole)
-    state: State = "fresh"
-    if used >= 1:
-        state = "expired"
-    elif used >= URGENT:
-        state = "urgent"
-    elif used >= SOON:
-        state = "due"
+    state = STATES[passed(used)]
     return Due(
         repository=kind,
         role=role,
         version=signed.version,
         expires=signed.expires.isoformat(),
-        half=(begin + whole * SOON).isoformat(),
-        most=(begin + whole * URGENT).isoformat(),
+        half=(begin + whole * MARKS[0]).isoformat(),
+        most=(begin + whole * MARKS[1]).isoformat(),
         used=round(used, 4),
         state=state,
         online=isinstance(signed, Timestamp | Snapshot),

@@ -81,6 +81,15 @@ class EnrolmentToken:
 
 
 @dataclass(frozen=True)
+class OperatorToken:
+    """What a person's tool shows. The secret is not kept."""
+
+    name: str
+    created_ms: int
+    expires_ms: int
+
+
+@dataclass(frozen=True)
 class Release:
     """A release that a product's role lists, or listed once."""
 

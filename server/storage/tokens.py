@@ -3,7 +3,7 @@
 from sqlalchemy import Connection, delete, insert, select, update
 
 from server.storage.codec import from_json, to_json
-from server.storage.records import EnrolmentToken
+from server.storage.records import EnrolmentToken, OperatorToken
 from server.storage.schema import enrolment_tokens, operator_tokens
 
 
@@ -63,6 +63,11 @@ class Tokens:
                 secret_sha256=secret_sha256, name=name, created_ms=created_ms, expires_ms=expires_ms
             )
         )
+
+    def operators(self) -> list[OperatorToken]:
+        """The newest token of each name, ended or not."""
+        rows = self._connection.execute(select(operator_tokens).order_by(operator_tokens.c.created_ms))
+        return list({row.name: OperatorToken(row.name, row.created_ms, row.expires_ms) for row in rows}.values())
 
     def operator(self, secret_sha256: str, now_ms: int) -> str | None:
         """The name of the unexpired operator token with this hash, or None."""

@@ -1,5 +1,6 @@
 """`headland keys`: who may sign, the repositories' beginning, rotations, and what expires."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,17 +14,18 @@ from tuf.api.metadata import Root, Snapshot, Targets, Timestamp
 from protocol.errors import HeadlandError, StateError
 from protocol.ids import parse_product
 from protocol.wire import Message
-from signing import durable, keyfile, proposals
+from signing import durable, keyfile, lives, proposals
 from signing.commands import signing_steps
 from signing.commands.app import App, pass_app
 from signing.console import emit, headland_errors, json_option, progress_console
-from signing.due import Due, due
+from signing.due import due, role_life
 from signing.events import open_event, open_events
 from signing.keys import import_public, resolve
+from signing.lives import Life, Standing
 from signing.managers import Manager, Register
 from signing.metadata import parse
 from signing.online_keys import OnlineKeys
-from signing.repository import RepositoryKind
+from signing.repository import RepositoryKind, RepositorySet
 from signing.workspace import KINDS, Workspace
 
 ALGORITHMS = click.Choice(["ed25519", "ecdsa", "ml-dsa"])
@@ -159,6 +161,7 @@ def sign(app: App, *, name: str, wanted: str | None, yes: bool, as_json: bool) -
 @click.option("--remove", "removed", multiple=True, help="Take this manager's key out of every role.")
 @click.option("--threshold", type=click.IntRange(min=1), help="Signatures needed from now on.")
 @click.option("--online", "online_file", type=FILE, help="Trust the server's keys of this online-keys.json.")
+@click.option("--online-of-server", is_flag=True, help="Trust the keys that the server asks for now.")
 @click.option("--new-era", "era", help="Start the release counter of this product anew.")
 @json_option
 @pass_app
@@ -174,6 +177,7 @@ def rotate(
     removed: tuple[str, ...],
     threshold: int | None,
     online_file: Path | None,
+    online_of_server: bool,
     era: str | None,
     as_json: bool,
 ) -> None:
@@ -201,7 +205,7 @@ def rotate(
         add=tuple(register.get(name).current() for name in added),
         remove=[register.get(name).current().keyid for name in removed],
         threshold=threshold,
-        online=workspace.set_online_keys(online_file.read_bytes()) if online_file is not None else None,
+        online=_new_online(app, workspace, online_file, ask=online_of_server),
         new_era_of=era,
     )
     with workspace.alone():
@@ -258,14 +262,22 @@ def show(app: App, *, as_json: bool) -> None:
 @pass_app
 @headland_errors
 def show_due(app: App, *, as_json: bool) -> None:
-    """When each role expires, with the marks at 50 and 80 % of its lifetime."""
+    """What ends when, in the order in which to act: roles, keys, certificates, the CA, the operators' token.
+
+    Marks are at 50 and 80 % of each life. What the server holds is listed as far as it can be asked.
+    """
     workspace = app.workspace()
     sets = {kind: workspace.need(kind) for kind in KINDS}
     online, remark = _served(app, workspace)
     listed = due(sets, online, app.now())
+    own = [lives.standing(role_life(each), app.now()) for each in listed]
+    own += [lives.standing(each, app.now()) for each in _manager_lives(Register(workspace), sets)]
+    told, machines = _servers_lives(app, workspace)
+    order = lives.in_order([*own, *told])
     if remark:
         progress_console().print(remark, markup=False)
-    emit(as_json, {"roles": listed, "remark": remark}, _due_table(listed))
+    answer = {"roles": listed, "order": order, "device_certificates": machines, "remark": remark}
+    emit(as_json, answer, _due_table(order, machines))
 
 
 def _make_or_import(app: App, workspace: Workspace, name: str, wanted: NewKey) -> tuple[str, Key]:
@@ -290,6 +302,17 @@ def _online(app: App, workspace: Workspace, online_file: Path | None) -> OnlineK
     with app.server() as server:
         content = server.get("/online-keys", msgspec.Raw)
     return workspace.set_online_keys(bytes(content))
+
+
+def _new_online(app: App, workspace: Workspace, online_file: Path | None, *, ask: bool) -> OnlineKeys | None:
+    if online_file is not None and ask:
+        raise StateError("--online or --online-of-server, not both")
+    if online_file is not None:
+        return workspace.set_online_keys(online_file.read_bytes())
+    if not ask:
+        return None
+    with app.server() as server:
+        return workspace.set_online_keys(bytes(server.get("/online-keys", msgspec.Raw)))
 
 
 def _kind(repository: str) -> RepositoryKind:
@@ -339,19 +362,56 @@ def _served(app: App, workspace: Workspace) -> tuple[list[tuple[RepositoryKind, 
     return found, ""
 
 
-def _due_table(listed: tuple[Due, ...]) -> Table:
-    table = Table(title="What expires when")
-    for column in ("role", "version", "50 %", "80 %", "expires", "used", ""):
+def _manager_lives(register: Register, sets: Mapping[RepositoryKind, RepositorySet]) -> list[Life]:
+    found = []
+    for keyid, since_ms in lives.manager_keys(sets).items():
+        owner = register.owner(keyid)
+        act = f"headland keys rotate --manager {owner or 'NAME'}"
+        found.append(lives.key_life("manager-key", owner or keyid[:12], keyid, since_ms, act))
+    return found
+
+
+def _servers_lives(app: App, workspace: Workspace) -> tuple[list[Standing], dict[str, int] | None]:
+    """What the server says of its own keys, certificates and tokens, and of machines' certificates by how they stand.
+
+    Its word is for people: what is signed, this workspace knows better.
+    """
+    if not workspace.knows_server():
+        return [], None
+    try:
+        with app.server() as server:
+            status = server.get("/status", _ServerStatus)
+    except HeadlandError:
+        return [], None  # why stands in the remark already
+    told = [each for each in status.lives if each.kind not in ("role", "manager-key")]
+    return told, status.device_certificates
+
+
+class _ServerStatus(msgspec.Struct):
+    """The part of the server's status that is looked at."""
+
+    lives: tuple[Standing, ...]
+    device_certificates: dict[str, int]
+
+
+def _due_table(listed: tuple[Standing, ...], machines: dict[str, int] | None) -> Table:
+    old = {state: count for state, count in (machines or {}).items() if count and state != "fresh"}
+    caption = ", ".join(f"{count} {state}" for state, count in old.items())
+    table = Table(
+        title="What ends when: act from the top", caption=f"machines' certificates: {caption}" if caption else None
+    )
+    for column in ("what", "version", "50 %", "80 %", "ends", "used", "", "what to do"):
         table.add_column(column)
     colours = {"fresh": "green", "due": "yellow", "urgent": "red", "expired": "bold red"}
     for each in listed:
         table.add_row(
-            f"{each.repository}/{each.role}",
-            str(each.version),
+            escape(each.what if each.kind == "role" else f"{each.kind} {each.what}"),
+            escape(each.this[:12]),
             each.half[:10],
             each.most[:10],
             each.expires[:10],
             f"{each.used:.0%}",
-            f"[{colours[each.state]}]{each.state}[/]{' (server)' if each.online else ''}",
+            f"[{colours[each.state]}]{each.state}[/]",
+            "" if each.state == "fresh" else escape(each.act),
         )
     return table

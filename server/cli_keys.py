@@ -1,0 +1,126 @@
+"""`headland-server keys`: the online keys, and their replacement by what the managers sign."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.table import Table
+
+from protocol.errors import HeadlandError
+from server.cli_state import STATE, Opened, opened
+from server.clock import as_datetime, system_now_ms
+from signing.console import emit, headland_errors, json_option
+
+ROLES = click.argument("roles", nargs=-1, metavar="[REPOSITORY.ROLE]...")
+
+
+@click.group()
+def keys() -> None:
+    """The server's online keys."""
+
+
+@keys.command()
+@STATE
+@json_option
+@headland_errors
+def show(state: Path, *, as_json: bool) -> None:
+    """List the online keys: which signs, since when, and which waits for the managers."""
+    with opened(state) as at:
+        found = _told(at)
+    emit(as_json, found, _table(found))
+
+
+@keys.command()
+@STATE
+@ROLES
+@click.option("--all", "everything", is_flag=True, help="Every online key that is a file here.")
+@json_option
+@headland_errors
+def rotate(state: Path, roles: tuple[str, ...], *, everything: bool, as_json: bool) -> None:
+    """Make the next key of these roles, and export its public half in online-keys.json.
+
+    The server goes on with the old keys until the managers have signed and pushed what names the new ones; with that
+    very push it switches, and destroys the old ones. Repeating the command changes nothing.
+    """
+    from server.founding import export_keys, open_keys
+    from server.keyring import NAMES, make_next
+
+    with opened(state) as at:
+        elsewhere = at.settings.online_keys
+        names = tuple(name for name in NAMES if name not in elsewhere) if everything else roles
+        if not names:
+            raise click.UsageError("name roles, such as director.clock, or --all")
+        make_next(at.layout.keys, elsewhere, names)
+        export_keys(at.layout, open_keys(at.layout, at.settings, online_secret))
+        _note(at, "online-key-made", names)
+        found = _told(at)
+    text = (
+        f"next keys wait for {', '.join(names)}. A manager runs:\n"
+        f"  headland keys rotate --online {at.layout.online_keys}    (or --online-of-server)\n"
+        "then the managers sign and push; the server switches with that push"
+    )
+    emit(as_json, found, text)
+
+
+@keys.command()
+@STATE
+@ROLES
+@json_option
+@headland_errors
+def cancel(state: Path, roles: tuple[str, ...], *, as_json: bool) -> None:
+    """Destroy next keys that wait, for all roles unless some are named. Not after managers have signed for them."""
+    from server.founding import export_keys, open_keys
+    from server.keyring import NAMES, drop_next
+
+    with opened(state) as at:
+        drop_next(at.layout.keys, roles or NAMES)
+        export_keys(at.layout, open_keys(at.layout, at.settings, online_secret))
+        _note(at, "online-key-cancelled", roles or ("all",))
+        found = _told(at)
+    emit(as_json, found, _table(found))
+
+
+def _told(at: Opened) -> dict[str, Any]:
+    from server.founding import open_keys
+    from server.keyring import NAMES, read_named
+
+    ring = open_keys(at.layout, at.settings, online_secret)
+    waiting = ring.waiting()
+    with at.catalog.read() as session:
+        named = read_named(session)
+    listed = []
+    for name in NAMES:
+        repository, _, role = name.partition(".")
+        signs = ring[repository][role].public_key.keyid if named is None else named.keyids.get(name, "")
+        listed.append(
+            {
+                "role": name,
+                "keyid": signs,
+                "since_ms": named.since_ms.get(name) if named is not None else None,
+                "waiting_keyid": waiting.get(name),
+            }
+        )
+    return {"keys": listed, "online_keys": str(at.layout.online_keys)}
+
+
+def _table(found: dict[str, Any]) -> Table:
+    table = Table("role", "signs with", "since", "waits for the managers", title="Online keys")
+    for each in found["keys"]:
+        since = f"{as_datetime(each['since_ms']):%Y-%m-%d}" if each["since_ms"] is not None else "not published yet"
+        table.add_row(each["role"], each["keyid"][:12], since, (each["waiting_keyid"] or "")[:12])
+    return table
+
+
+def _note(at: Opened, kind: str, names: Sequence[str]) -> None:
+    with at.catalog.write() as session:
+        session.events.add(system_now_ms(), kind, what=", ".join(names), detail="by command")
+
+
+def online_secret(name: str) -> str:
+    """For online keys that need one (a PIN): a process without a person takes it from its environment."""
+    value = os.environ.get("HEADLAND_ONLINE_KEY_SECRET")
+    if value is None:
+        raise HeadlandError(f"an online key asks for its {name}", hint="set HEADLAND_ONLINE_KEY_SECRET")
+    return value
