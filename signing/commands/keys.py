@@ -262,7 +262,7 @@ def show(app: App, *, as_json: bool) -> None:
 @pass_app
 @headland_errors
 def show_due(app: App, *, as_json: bool) -> None:
-    """What ends when, in the order in which to act: roles, keys, certificates, the CA, the operators' token.
+    """What ends when, in the order in which to act: roles, keys, certificates, tokens.
 
     Marks are at 50 and 80 % of each life. What the server holds is listed as far as it can be asked.
     """
