@@ -125,7 +125,6 @@ class Contacts:
             version = max(device.object_version + 1, now_ms // 1000)
             device = replace(device, object_version=version)
             pen = self._director.pen(session)
-            time = pen.time(device.id, request.nonce, version, now_ms)
             want_inventory = device.inventory is None or device.inventory_sha256 != request.inventory_sha256
             kept = None
             if standing is Standing.RETRY and device.answer is not None:
@@ -150,7 +149,7 @@ class Contacts:
                 contact_id=request.contact_id,
                 sync_token=sync_token.issue(secret, device.id, number),
                 generation=generation,
-                time=time,
+                time=pen.time(device.id, request.nonce, version, now_ms),
                 image_timestamp=image,
                 director_timestamp=director,
                 assignment=offer.assignment,
