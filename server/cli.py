@@ -5,12 +5,15 @@ import json
 import logging
 import os
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import click
+from rich.markup import escape
 from rich.table import Table
 
+from server.backup_commands import backup, restore, unhold
 from server.cli_ca import ca
 from server.cli_keys import keys, online_secret
 from server.cli_state import STATE, opened
@@ -129,7 +132,21 @@ def _status_table(found: dict[str, Any]) -> Table:
         said = ", ".join(f"{role} {state['version']} (until {state['expires'][:10]})" for role, state in roles.items())
         table.add_row(f"{repository} repository", said or "not published yet")
     devices = found["devices"]
-    table.add_row("machines", f"{devices['total']}, {devices['revoked']} revoked, {devices['set_apart']} set apart")
+    table.add_row(
+        "machines",
+        f"{devices['total']}, {devices['revoked']} revoked, {devices['set_apart']} set apart, "
+        f"{devices['returned']} returned after a restore",
+    )
+    said = found["restored"]
+    if said is not None:
+        table.add_row("restored", f"{_when(said['at_ms'])}: {said['how']}; {said['called']} machines called since")
+    if said is not None and said["held"]:
+        why = said["why"] or "`headland release push --again` was not run since"
+        table.add_row("[bold red]publishing is held[/]", escape(why))
+    for each in found["missing"]:
+        machines = f"{len(each['devices'])} machines, such as {each['devices'][0]}"
+        table.add_row("[bold red]missing here[/]", escape(f"{each['file']}: on {machines}; here is {each['here']}"))
+    table.add_row("last backup", _when(found["backup_ms"]) if found["backup_ms"] else "none")
     table.add_row("rollouts", ", ".join(f"{count} {state}" for state, count in found["rollouts"].items()))
     table.add_row("blobs", f"{found['blobs']['count']}, {found['blobs']['bytes']} bytes")
     table.add_row("payloads to make", str(found["payloads_waiting"]))
@@ -144,9 +161,12 @@ def _status_table(found: dict[str, Any]) -> Table:
     return table
 
 
-main.add_command(ca)
-main.add_command(keys)
+def _when(at_ms: int) -> str:
+    return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
+
+for _command in (ca, keys, backup, restore, unhold):
+    main.add_command(_command)
 
 if __name__ == "__main__":
     main()

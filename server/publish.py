@@ -270,7 +270,14 @@ class Publisher:
         for repository, of in sorted(offered.items()):
             current = in_force(session, repository)
             files = _not_older(current, of) if returning else of
-            published = accept(repository, current, files, as_datetime(now_ms), returning=returning)
+            try:
+                published = accept(repository, current, files, as_datetime(now_ms), returning=returning)
+            except Refused as error:
+                if not returning:
+                    raise
+                # Most likely something new on top of what has not come back yet.
+                hint = f"the server was restored from a backup: first {restored.PUSH_AGAIN}"
+                raise Refused(error.reason, error.message, hint=hint) from error
             _keep(session, repository, published)
             if repository == "image":
                 delisted += self._list(session, published, published if returning else current, now_ms)

@@ -4,6 +4,7 @@ The tool judges by the server's own rule before anything leaves, so that below t
 nothing is even uploaded. A cut at any point leaves the event open with its bytes fixed; the next push finishes.
 """
 
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
@@ -26,8 +27,11 @@ class Meter(Protocol):
         ...
 
 
-def push(workspace: Workspace, event: Event, server: Operator, meter: Meter, now: datetime) -> None:
+def push(workspace: Workspace, event: Event, server: Operator, meter: Meter, now: datetime) -> str:
     """Publishes a signed event, keeps its files and closes it.
+
+    Returns:
+        Why the server keeps it and does not offer it yet, for it was restored from a backup; empty when it does.
 
     Raises:
         Refused: `SIGNATURE` below the threshold, with who is missing; or what the server refuses.
@@ -40,24 +44,45 @@ def push(workspace: Workspace, event: Event, server: Operator, meter: Meter, now
     accepted = {kind: accept(kind, workspace.current(kind), files[kind], now) for kind in KINDS if files[kind]}
     for release in _new_releases(workspace, event):
         send_blobs(workspace, release, server, meter)
-    server.publish({kind: named for kind, named in files.items() if named})
+    held = server.publish({kind: named for kind, named in files.items() if named})
     for kind, published in accepted.items():
         _keep(workspace, kind, published)
     event.close(published=True)
+    return held
 
 
-def push_again(workspace: Workspace, server: Operator, meter: Meter) -> None:
+@dataclass(frozen=True)
+class PushedAgain:
+    """What came of a push of everything.
+
+    Args:
+        held: Why the server does not offer it yet, or empty.
+        missing: What this workspace lacks, one line a release: those who built it push again as well.
+    """
+
+    held: str
+    missing: tuple[str, ...]
+
+
+def push_again(workspace: Workspace, server: Operator, meter: Meter) -> PushedAgain:
     """Gives a server that was restored from a backup everything that was ever published and is still in force.
+
+    The signed files go also when blobs of a release are not in this workspace: what keeps machines safe does not wait.
 
     Raises:
         StateError: Nothing was published yet.
         LinkError: The server cannot be reached.
     """
     sets = {kind: workspace.need(kind) for kind in KINDS}
+    missing = []
     for product in sets["image"].delegated:
         for release in read_release_list(sets["image"], product):
-            send_blobs(workspace, release, server, meter)
-    server.publish({kind: published.files() for kind, published in sets.items()})
+            try:
+                send_blobs(workspace, release, server, meter)
+            except StateError as error:
+                missing.append(f"{product} {release.version}: {error.message}")
+    held = server.publish({kind: published.files() for kind, published in sets.items()})
+    return PushedAgain(held=held, missing=tuple(missing))
 
 
 def send_blobs(workspace: Workspace, release: ListedRelease, server: Operator, meter: Meter) -> None:

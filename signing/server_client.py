@@ -50,8 +50,8 @@ class Operator(Protocol):
         """Takes a blob."""
         ...
 
-    def publish(self, files: Mapping[RepositoryKind, Mapping[str, bytes]]) -> None:
-        """Takes metadata, all or nothing; the same bytes again are fine."""
+    def publish(self, files: Mapping[RepositoryKind, Mapping[str, bytes]]) -> str:
+        """Takes metadata, all or nothing; the same bytes again are fine. Returns why it is not on offer, or nothing."""
         ...
 
     def metadata(self, kind: RepositoryKind, name: str) -> bytes:
@@ -132,8 +132,11 @@ class ServerClient:
 
         _patiently(send)
 
-    def publish(self, files: Mapping[RepositoryKind, Mapping[str, bytes]]) -> None:
+    def publish(self, files: Mapping[RepositoryKind, Mapping[str, bytes]]) -> str:
         """Publishes offline-signed metadata, all or nothing. The same bytes again are fine, so it may be repeated.
+
+        Returns:
+            Why a server that was restored from a backup keeps it and does not offer it yet; empty when it does.
 
         Raises:
             Refused: Not signed as it must be, older than what is there, or expired.
@@ -145,7 +148,8 @@ class ServerClient:
             for name, data in named.items()
         ]
         body = msgspec.json.encode({"files": content})
-        _patiently(lambda: self._json("POST", "/publish", body, Any))
+        answer = _patiently(lambda: self._json("POST", "/publish", body, dict[str, Any]))
+        return str(answer.get("held", ""))
 
     def metadata(self, kind: RepositoryKind, name: str) -> bytes:
         """A published metadata file."""

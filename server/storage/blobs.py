@@ -228,9 +228,13 @@ def open_blobs(where: str, state: Path) -> BlobStore:
             `az://`), whose credentials come from the environment as its vendor names them.
         state: The server's state folder.
     """
-    if "://" not in where:
-        return FolderBlobs(state / (where or "blobs"))
-    return ObjectBlobs(from_url(where))
+    folder = blob_folder(where, state)
+    return ObjectBlobs(from_url(where)) if folder is None else FolderBlobs(folder)
+
+
+def blob_folder(where: str, state: Path) -> Path | None:
+    """The folder that the settings name; None: blobs are in a bucket."""
+    return None if "://" in where else state / (where or "blobs")
 
 
 class _Check:

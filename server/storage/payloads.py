@@ -1,12 +1,12 @@
 """Blobs that came in, and the payloads made of them."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from sqlalchemy import Connection, delete, func, insert, select
 
-from server.storage.jobs import COMPRESS, Jobs
+from server.storage.jobs import COMPRESS, PATCH, Jobs
 from server.storage.records import Compressed
-from server.storage.schema import blobs, compressed
+from server.storage.schema import blobs, compressed, jobs, patch_failures, patches, release_artifacts, releases
 
 
 class Payloads:
@@ -29,6 +29,36 @@ class Payloads:
     def forget_blob(self, sha256: str) -> None:
         """Notes that a blob is no longer in the store."""
         self._connection.execute(delete(blobs).where(blobs.c.sha256 == sha256))
+
+    def lose(self, digests: Collection[str], at_ms: int) -> None:
+        """Notes that blobs are gone for good, and all that was made of them or needs them: a release that misses one is
+        no longer known, and comes back with its blobs, when it is pushed again; a payload is made again.
+        """
+        gone = list(digests)
+        for some in (gone[first : first + 500] for first in range(0, len(gone), 500)):
+            self._connection.execute(delete(blobs).where(blobs.c.sha256.in_(some)))
+            broken = compressed.c.artifact.in_(some) | compressed.c.payload.in_(some) | compressed.c.index.in_(some)
+            again = set(self._connection.execute(select(compressed.c.artifact).where(broken)).scalars()) - set(gone)
+            self._connection.execute(delete(compressed).where(broken))
+            self.want(again, at_ms)
+            useless = select(patches.c.id).where(
+                patches.c.payload.in_(some)
+                | patches.c.index.in_(some)
+                | patches.c.base.in_(some)
+                | patches.c.result.in_(some)
+            )
+            self._connection.execute(delete(patch_failures).where(patch_failures.c.patch.in_(useless)))
+            self._connection.execute(delete(jobs).where(jobs.c.kind == PATCH, jobs.c.subject.in_(useless)))
+            self._connection.execute(delete(jobs).where(jobs.c.kind == COMPRESS, jobs.c.subject.in_(some)))
+            self._connection.execute(delete(patches).where(patches.c.id.in_(useless)))
+            needing = select(release_artifacts.c.manifest).where(release_artifacts.c.artifact.in_(some))
+            lost = list(
+                self._connection.execute(
+                    select(releases.c.manifest).where(releases.c.manifest.in_(some) | releases.c.manifest.in_(needing))
+                ).scalars()
+            )
+            self._connection.execute(delete(release_artifacts).where(release_artifacts.c.manifest.in_(lost)))
+            self._connection.execute(delete(releases).where(releases.c.manifest.in_(lost)))
 
     def blob_count(self) -> tuple[int, int]:
         """How many blobs there are, and their bytes."""

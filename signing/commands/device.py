@@ -13,7 +13,7 @@ from rich.table import Table
 from protocol.ids import parse_name
 from signing.commands.app import App, pass_app
 from signing.commands.release import pick_product
-from signing.console import emit, headland_errors, json_option
+from signing.console import emit, headland_errors, json_option, progress_console
 
 Json = dict[str, Any]
 
@@ -87,6 +87,24 @@ def revoke(app: App, *, name: str, yes: bool, as_json: bool) -> None:
     with app.server() as server:
         answer = server.post(f"/devices/{quote(name, safe='')}/revoke", {}, Json)
     emit(as_json, answer, f"{name} is revoked")
+
+
+@device.command()
+@click.argument("name")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@json_option
+@pass_app
+@headland_errors
+def readmit(app: App, *, name: str, yes: bool, as_json: bool) -> None:
+    """Vouch for a machine that was set apart as a copy, or that a restored server took back by its certificate."""
+    with app.server() as server:
+        one = server.get(f"/devices/{quote(name, safe='')}", Json)
+        why = one.get("set_apart") or one.get("returned") or ""
+        if why and not yes:
+            progress_console().print(f"{name}: {why}", markup=False)
+            click.confirm(f"Is {name} yours, and one machine?", abort=True, err=True)
+        answer = server.post(f"/devices/{quote(name, safe='')}/readmit", {}, Json)
+    emit(as_json, answer, f"{name} is assigned releases again")
 
 
 @device.command()

@@ -96,19 +96,29 @@ def push_open(app: App, wanted: str | None, *, again: bool, as_json: bool) -> No
     published = []
     with workspace.alone(), app.server() as server, UploadBars() as meter:
         if again:
-            push_again(workspace, server, meter)
-            emit(as_json, {"published": [], "again": True}, "the server has everything that is in force")
+            done = push_again(workspace, server, meter)
+            said = [f"not sent: {line}" for line in done.missing] + _on_hold(done.held)
+            text = "\n".join(said or ["the server has everything that is in force"])
+            emit(as_json, {"published": [], "again": True, "held": done.held, "missing": done.missing}, text)
             return
         events = (find_event(workspace, wanted),) if wanted is not None else open_events(workspace)
         if not events:
             find_event(workspace, None)
+        held = ""
         ready = [event for event in events if event.ready()] or list(events[:1])
         for event in ready:
-            push(workspace, event, server, meter, app.now())
+            held = push(workspace, event, server, meter, app.now())
             published.append({"id": event.id, "title": event.record.title})
     waiting = [event.id for event in open_events(workspace)]
     lines = [f"published: {each['title']}" for each in published] + [f"still open: {each}" for each in waiting]
-    emit(as_json, {"published": published, "again": False, "open": waiting}, "\n".join(lines))
+    lines += _on_hold(held)
+    emit(as_json, {"published": published, "again": False, "open": waiting, "held": held}, "\n".join(lines))
+
+
+def _on_hold(why: str) -> list[str]:
+    if not why:
+        return []
+    return [f"the server keeps it and offers nothing yet: it was restored from a backup, and {why}"]
 
 
 def cancel(app: App, wanted: str | None, *, yes: bool, as_json: bool) -> None:

@@ -35,6 +35,7 @@ class OperatorServer:
         self.answers: dict[str, Any] = {}
         self.posted: list[tuple[str, Any]] = []
         self.published = 0
+        self.held = ""
 
     def connect(self, access: ServerAccess) -> "OperatorServer":
         assert access.token == "t0ken"
@@ -63,7 +64,7 @@ class OperatorServer:
         self.blobs[sha256] = data
         progress(len(data))
 
-    def publish(self, files: Mapping[RepositoryKind, Mapping[str, bytes]]) -> None:
+    def publish(self, files: Mapping[RepositoryKind, Mapping[str, bytes]]) -> str:
         new = {kind: accept(kind, self.sets.get(kind), named, self.now) for kind, named in files.items()}
         image = new.get("image")
         for product in image.delegated if image is not None else ():
@@ -72,6 +73,7 @@ class OperatorServer:
                 self._check_blobs(release.manifest_sha256)
         self.sets.update(new)
         self.published += 1
+        return self.held
 
     def metadata(self, kind: RepositoryKind, name: str) -> bytes:
         keys = self.keys[kind]

@@ -309,6 +309,28 @@ def test_due_marks_half_and_four_fifths_of_each_lifetime(begun: ManagersTool) ->
     assert state("pest-detector") == "expired"
 
 
+def test_push_again_sends_what_was_signed_also_where_blobs_are_elsewhere_and_says_what_holds_it(
+    begun: ManagersTool,
+) -> None:
+    built = begun.publish("1.0.0", 1)
+    begun.server.sets.clear()
+    (begun.path / "blobs" / built["manifest_sha256"]).unlink()
+    begun.server.held = "machines trust what is not here: image/3.root.json"
+    said = begun.run("release", "push", "--again")
+    assert said["held"] == begun.server.held
+    assert [line.split(":")[0] for line in said["missing"]] == ["pest-detector 1.0.0"]
+    assert set(begun.server.sets) == {"image", "director"}
+    assert "restored from a backup" in begun.invoke("release", "push", "--again").stdout
+
+
+def test_a_person_vouches_for_a_machine_after_seeing_why_it_is_asked_for(begun: ManagersTool) -> None:
+    begun.server.answers["/devices/tractor-1"] = {"device": "tractor-1", "returned": "enrolled after the backup"}
+    result = begun.invoke("device", "readmit", "tractor-1", answer="n\n")
+    assert result.exit_code == 1 and "enrolled after the backup" in result.stderr and not begun.server.posted
+    begun.run("device", "readmit", "tractor-1", "--yes")
+    assert begun.server.posted == [("/devices/tractor-1/readmit", {})]
+
+
 def test_resigning_gives_a_due_role_a_whole_lifetime_again(begun: ManagersTool) -> None:
     begun.publish("1.0.0", 1)
     begun.fail("keys", "resign", code=6)

@@ -1,0 +1,157 @@
+"""What a backup folder looks like. Writing is `server.backup`, reading is `server.restoring`.
+
+    BACKUP/
+      sets/20261123T041500Z/   one moment of the server; a folder of this name is whole and durable
+        backup.json            what is in it, with lengths and hashes, and the hash of that line
+        catalog.db             a copy of the catalog, of one moment
+        state/...              settings, keys and CA, as in the state folder; or sealed under a passphrase: state.sealed
+        blobs.txt              the blobs that the catalog names: SHA256 LENGTH
+      blobs/sha256/AB/...      the blobs of all sets; immutable, copied once
+      lock                     held by who writes
+
+All of it is a secret (keys, tokens, results): folders are 0700 and files 0600.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final, Literal
+
+from protocol import limits
+from protocol.errors import Reason, Refused, StateError
+from protocol.ids import Digest, Length, Millis, digest, is_digest
+from protocol.wire import Message, decode, encode
+from signing import durable
+
+SET_NAME: Final = re.compile(r"^[0-9]{8}T[0-9]{6}Z(?:-[0-9]+)?\Z")
+PARTIAL: Final = ".partial-"
+CATALOG: Final = "catalog.db"
+SEALED: Final = "state.sealed"
+PLAIN: Final = "state"
+BLOB_LIST: Final = "blobs.txt"
+CONTENTS: Final = "backup.json"
+CONTENTS_BYTES: Final = 4 * limits.MIB
+CHUNK_BYTES: Final = limits.MIB
+
+Moved = Callable[[int], None]
+"""Hears how many bytes more were dealt with."""
+
+
+class BackupFile(Message):
+    """A file of a set, by its path inside it."""
+
+    path: str
+    sha256: Digest
+    length_bytes: Length
+
+
+class Contents(Message):
+    """`backup.json`.
+
+    Args:
+        format: Of this folder.
+        created_ms: When the catalog was copied, by the server's clock.
+        files: All but this one.
+        left_out: What is kept elsewhere and must be backed up there, in words.
+        lacking: Blobs that the catalog names and that the server itself did not have whole.
+    """
+
+    format: Literal[1]
+    created_ms: Millis
+    files: tuple[BackupFile, ...]
+    blobs: Length
+    blob_bytes: Length
+    left_out: tuple[str, ...] = ()
+    lacking: tuple[Digest, ...] = ()
+
+
+def sets(backup: Path) -> list[str]:
+    """The names of all whole sets, oldest first."""
+    folder = backup / "sets"
+    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+    return sorted(name for name in names if SET_NAME.match(name))
+
+
+def read_contents(folder: Path) -> Contents:
+    """What a set says is in it.
+
+    Raises:
+        Refused: `HASH`: it was changed.
+    """
+    data = (folder / CONTENTS).read_bytes()
+    line, _, said = data.partition(b"\n")
+    if said.strip() != digest(line).encode():
+        raise Refused(Reason.HASH, f"{folder / CONTENTS} is damaged", hint="take another set: --set NAME")
+    return decode(line, Contents, limit=CONTENTS_BYTES)
+
+
+def write_contents(folder: Path, contents: Contents) -> None:
+    """The last file of a set."""
+    line = encode(contents)
+    durable.write(folder / CONTENTS, line + b"\n" + digest(line).encode() + b"\n")
+
+
+def read_blob_list(folder: Path) -> dict[Digest, int]:
+    """Blobs of a set with their lengths.
+
+    Raises:
+        Refused: `METADATA`: misspelt.
+    """
+    found = {}
+    for line in (folder / BLOB_LIST).read_text(encoding="ascii").splitlines():
+        sha256, _, length = line.partition(" ")
+        if not is_digest(sha256) or not length.isdigit():
+            raise Refused(Reason.METADATA, f"{folder / BLOB_LIST}: {line!r:.100} is no blob")
+        found[sha256] = int(length)
+    return found
+
+
+def blob_path(folder: Path, sha256: Digest) -> Path:
+    """Where a blob lies below a folder of blobs, as in the state folder."""
+    return folder / "sha256" / sha256[:2] / sha256
+
+
+def copy_file(source: Path, target: Path, moved: Moved) -> tuple[Digest, int]:
+    """Copies a file of any size; durable on return. Returns hash and length of what was copied."""
+    durable.unlink(target)
+    hasher = hashlib.sha256()
+    with source.open("rb") as reader, durable.open_part(target) as part:
+        while chunk := reader.read(CHUNK_BYTES):
+            hasher.update(chunk)
+            part.append(chunk)
+            moved(len(chunk))
+        part.sync()
+        return hasher.hexdigest(), part.length_bytes
+
+
+def hash_file(path: Path, moved: Moved) -> tuple[Digest, int]:
+    """Hash and length of a file."""
+    hasher, length = hashlib.sha256(), 0
+    with path.open("rb") as reader:
+        while chunk := reader.read(CHUNK_BYTES):
+            hasher.update(chunk)
+            length += len(chunk)
+            moved(len(chunk))
+    return hasher.hexdigest(), length
+
+
+@contextlib.contextmanager
+def alone(backup: Path) -> Iterator[None]:
+    """Holds a backup folder against another who writes it.
+
+    Raises:
+        StateError: Somebody does.
+    """
+    descriptor = os.open(backup / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StateError(f"another backup is being written to {backup}", hint="wait until it is done") from error
+        yield
+    finally:
+        os.close(descriptor)
