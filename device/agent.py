@@ -21,7 +21,9 @@ from pathlib import Path
 from typing import Final
 
 from device.layout import Layout
-from device.parts import Parts, assembled
+from device.parts import Parts, assembled, draw_token
+from device.repair.examine import examine
+from device.repair.fault import Place
 from device.rescue import why_unusable
 from device.settings import DeviceSettings
 from device.settings import load as load_settings
@@ -72,7 +74,9 @@ async def run(layout: Layout, settings: DeviceSettings, *, on_ready: Callable[[P
     with held(layout):
         while True:
             change = _Change(loop)
-            async with assembled(layout, settings, on_damage=change.damaged) as parts:
+            place = Place(layout, draw_token, keep_free_bytes=settings.store.keep_free_bytes)
+            found = await asyncio.to_thread(examine, place, mend=True)
+            async with assembled(layout, settings, found=found, on_damage=change.damaged) as parts:
                 work = asyncio.create_task(_work(parts, notifier, change, on_ready))
                 waits = [asyncio.create_task(event.wait()) for event in (stop, change.found)]
                 await asyncio.wait({work, *waits}, return_when=asyncio.FIRST_COMPLETED)
@@ -254,7 +258,7 @@ def status_of(parts: Parts, started_ms: int) -> AgentStatus:
         counters=parts.totals.now(parts.outbox.produced()),
         frames_waiting=parts.source.waiting,
         contact_trouble=parts.contact_loop.trouble,
-        trouble=(parts.isolated,) if parts.isolated else (),
+        trouble=(*((parts.isolated,) if parts.isolated else ()), *(one.line() for one in parts.found if one.is_news)),
     )
 
 

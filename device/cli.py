@@ -93,6 +93,27 @@ def status(state: Path, as_json: bool) -> None:
     emit(as_json, found, Group(*status_tables(found)))
 
 
+@main.command()
+@state_option
+@click.option("--fix/--dry-run", default=False, help="Mend what can be mended; the default only looks.")
+@json_option
+@headland_errors
+def doctor(state: Path, fix: bool, as_json: bool) -> None:
+    """Look for faults of this machine's files and mend them. The agent does the same whenever it starts.
+
+    Reads all files of the committed release, which takes a while. Exit code 0: nothing is wrong, or all was mended;
+    7: something is left to do. While the agent runs it only looks.
+    """
+    from device.doctor import FAULTS_LEFT, diagnose, finding_table
+
+    logging.disable(logging.CRITICAL)
+    found = diagnose(Layout(state.absolute()), fix=fix)
+    left = [one for one in found.findings if not one.mended]
+    emit(as_json, found, finding_table(found) if found.findings else "Nothing is wrong.")
+    if left:
+        sys.exit(FAULTS_LEFT)
+
+
 @main.group()
 def refusals() -> None:
     """Releases that this machine refused on evidence and will not try again by itself."""

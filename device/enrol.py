@@ -153,14 +153,27 @@ async def enrol(
 def _already(layout: Layout, token: TokenContent) -> Enrolment | None:
     if not (layout.identity / "enrolment.json").exists():
         return None
-    known = identities.load(layout.identity).enrolment
+    try:
+        who = identities.load(layout.identity)
+    except StateError:  # made whole by this token, as far as it can be
+        return None
+    known = who.enrolment
     if (known.device, known.product) != (token.device, token.product):
         raise StateError(
             f"{layout.state} is already {known.device} of {known.product}; the token is for "
             f"{token.device} of {token.product}",
             hint="use another state folder for another machine",
         )
-    return known
+    return known if _is_whole(who) else None
+
+
+def _is_whole(who: identities.Identity) -> bool:
+    """A certificate, CA or first root that the disk lost comes again with a new token; the key stays."""
+    try:
+        who.tls()
+    except StateError:
+        return False
+    return all((who.folder / f"{name}.root.json").exists() for name in ("image", "director"))
 
 
 def _keep_request(layout: Layout, token: TokenContent) -> tuple[ec.EllipticCurvePrivateKey, str]:

@@ -8,7 +8,7 @@ import secrets
 import sqlite3
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,8 @@ from device.layout import Layout
 from device.link import Link
 from device.outbox.box import Outbox
 from device.renewal import Renewal
+from device.repair.examine import tell
+from device.repair.fault import Finding
 from device.rescue import open_state
 from device.settings import DeviceSettings
 from device.state_db import StateDb
@@ -57,7 +59,8 @@ ALARMS: Final = "alarms"
 
 @dataclass(frozen=True)
 class Parts:
-    """What the agent's tasks work with. `isolated`: why no server may be spoken to; empty when all is well."""
+    """What the agent's tasks work with. `isolated`: why no server may be spoken to; empty when all is well. `found`:
+    what the checks at the start said."""
 
     layout: Layout
     state: StateDb
@@ -71,6 +74,7 @@ class Parts:
     updater: Updater
     contact_loop: ContactLoop
     fallbacks: Fallbacks
+    found: tuple[Finding, ...] = ()
     isolated: str = ""
 
 
@@ -101,13 +105,18 @@ def draw_token() -> str:
 
 @contextlib.asynccontextmanager
 async def assembled(
-    layout: Layout, settings: DeviceSettings, *, on_damage: Callable[[str], None] = lambda _: None
+    layout: Layout,
+    settings: DeviceSettings,
+    *,
+    found: Sequence[Finding] = (),
+    on_damage: Callable[[str], None] = lambda _: None,
 ) -> AsyncIterator[Parts]:
     """The parts, for as long as the context lasts.
 
     Args:
         layout: Of the state folder; the agent lock is held.
         settings: Read and checked.
+        found: What the checks at this start said; the managers are told.
         on_damage: Called, in any thread, when `state.db` turns out to be damaged: made anew, the parts mend it.
 
     Raises:
@@ -126,6 +135,8 @@ async def assembled(
             reading = clock.now()
             return reading.ms, reading.sure
 
+        with contextlib.suppress(StateError):  # a full disk: `status` says so
+            await asyncio.to_thread(tell, state, found, draw_token, now()[0])
         totals = await asyncio.to_thread(Totals, state)
         stack.callback(_keep_last, totals)
         outbox = await Outbox.opened(
@@ -263,6 +274,7 @@ async def assembled(
                 random=random.random,
             ),
             fallbacks=await asyncio.to_thread(Fallbacks, state, draw_token),
+            found=tuple(found),
             isolated=opened.isolated or cut_off,
         )
 

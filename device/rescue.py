@@ -160,6 +160,8 @@ def rebuild(layout: Layout, why: str, *, draw_token: Callable[[], Token], disk: 
         state.close()
     disk.sync_file(fresh)
     disk.rename(fresh, layout.state_db)
+    with contextlib.closing(StateDb(layout.state_db, create=False, disk=disk)) as state:
+        state.seal(both=True)
     LOG.warning("%s", rebuilt.line())
     return rebuilt
 
@@ -188,6 +190,7 @@ def _open_whole(path: Path, disk: Disk, on_damage: Callable[[str], None] | None)
         state = StateDb(path, create=False, disk=disk)
         stack.callback(state.close)
         state.check()
+        state.seal()
         state.on_damage = on_damage
         stack.pop_all()
     return state

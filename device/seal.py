@@ -86,9 +86,9 @@ class Seals:
         found = [sealed for sealed in map(read, self.paths) if sealed is not None]
         return max(found, key=lambda sealed: sealed.serial, default=None)
 
-    def damaged(self) -> list[Path]:
-        """Generations that are there and cannot be read."""
-        return [path for path in self.paths if path.exists() and read(path) is None]
+    def unreadable(self) -> list[Path]:
+        """Generations that are missing or not what was written."""
+        return [path for path in self.paths if read(path) is None]
 
 
 def read(path: Path) -> Sealed | None:

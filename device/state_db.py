@@ -301,7 +301,7 @@ class StateDb:
             return
         with self._transaction() as connection:  # nobody else changes or seals anything meanwhile
             now, newest = self._sealed(connection), self._seals.newest()
-            if newest is None or newest.serial < now.serial:
+            if newest is None or newest.serial < now.serial or (both and self._seals.unreadable()):
                 try:
                     self._seals.write(now, both=both)
                 except OSError as error:
@@ -348,7 +348,7 @@ class StateDb:
         self.seal(both=True)
 
     def check(self) -> None:
-        """Reads all of it and holds it against the seal, which is brought up where it is behind.
+        """Reads all of it and holds it against the seal.
 
         Raises:
             StateDamagedError: With what was found.
@@ -369,7 +369,6 @@ class StateDb:
             raise self._damaged(f"it went back: change {now.serial} is its last, {newest.serial} was sealed")
         if newest is not None and now.serial == newest.serial and now != newest:
             raise self._damaged(f"it is not what was sealed after change {now.serial}")
-        self.seal()
 
     # How
 

@@ -39,6 +39,7 @@ class Store:
         keep_free_bytes: Left on the disk for everything else.
         budget_bytes: The most that the store may hold; None leaves it to the disk.
         free: Tells the free bytes of a folder's disk.
+        sweep: Removes what a cut left behind. Not for one who looks beside an agent that works.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Store:
         keep_free_bytes: int = KEEP_FREE_BYTES,
         budget_bytes: int | None = None,
         free: Callable[[Path], int] = free_bytes,
+        sweep: bool = True,
     ) -> None:
         self.disk = disk
         self._files = folder / "sha256"
@@ -59,7 +61,8 @@ class Store:
         self._free = free
         for each in (self._files, self._parts):
             disk.make_dir(each)
-            disk.sweep(each)
+            if sweep:
+                disk.sweep(each)
 
     def path(self, name: Digest) -> Path:
         """Where the artifact lies, or would lie."""

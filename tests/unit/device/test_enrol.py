@@ -8,7 +8,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import NameOID
 
 from device import identity
@@ -57,6 +57,11 @@ class Authority:
         )
 
 
+def key_of(csr_pem: str) -> bytes:
+    key = x509.load_pem_x509_csr(csr_pem.encode()).public_key()
+    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
 class Server:
     """Answers enrolment; one token, bound to the first key that shows it."""
 
@@ -98,7 +103,7 @@ class Server:
     async def post(self, path, body, *, limit):
         assert path == "/v1/enrol"
         request = decode(body, EnrolRequest, limit=limits.ENROL_BYTES)
-        if self.requests and self.requests[0].csr_pem != request.csr_pem:
+        if self.requests and key_of(self.requests[0].csr_pem) != key_of(request.csr_pem):
             return Answer(403, encode(ErrorAnswer(error="this token was used before", reason="token")))
         self.requests.append(request)
         csr = x509.load_pem_x509_csr(request.csr_pem.encode())
@@ -226,6 +231,18 @@ async def test_enrolling_again_changes_nothing_and_another_machine_is_refused(la
     assert len(server.requests) == 1
     with pytest.raises(StateError, match="already tractor-1"):
         await enrolled(layout, server, server.token(device="tractor-2"))
+
+
+@pytest.mark.parametrize("lost", ["cert.pem", "ca.pem", "image.root.json"])
+async def test_a_piece_of_the_identity_that_the_disk_lost_comes_again_and_the_key_stays(layout, server, lost):
+    await enrolled(layout, server)
+    whole = {path.name: path.read_bytes() for path in layout.identity.iterdir() if path.name != "cert.pem"}
+    (layout.identity / lost).unlink()
+    with pytest.raises(StateError, match="already tractor-1"):
+        await enrolled(layout, server, server.token(device="tractor-2"))
+    await enrolled(layout, server)
+    assert {path.name: path.read_bytes() for path in layout.identity.iterdir() if path.name != "cert.pem"} == whole
+    identity.load(layout.identity).tls()
 
 
 async def test_settings_that_a_person_wrote_before_are_kept(layout, server):

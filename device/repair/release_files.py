@@ -1,0 +1,61 @@
+"""Files of the committed release that are not what they were: the release is fetched again, by the hashes it has."""
+
+from collections.abc import Callable, Iterator
+
+from device.repair.fault import Fault, Place
+from device.repair.opened import opened_state
+from device.store import Store
+from protocol import limits
+from protocol.errors import Refused, StateError
+from protocol.ids import Digest
+from protocol.release import Artifact, ReleaseManifest, parse_manifest
+
+FETCHED = "the machine tells the server that the release is not whole, and fetches what is missing"
+
+
+def find(place: Place) -> list[Fault]:
+    """The manifest, and each artifact that is here: by its length, and where there is time by its hash."""
+    with opened_state(place) as state:
+        committed = state.record().committed if state is not None else None
+    if committed is None or not place.layout.store.is_dir():
+        return []
+    store = Store(place.layout.store, disk=place.disk, sweep=False)
+    try:
+        manifest = parse_manifest(store.read(committed.digest, limits.MANIFEST_BYTES))
+    except StateError:
+        return [Fault(f"the manifest of release {committed.version} is not in the store", advice=FETCHED)]
+    except Refused as refused:
+        return [Fault(refused.message, _dropping(store, committed.digest), FETCHED)]
+    found = []
+    for artifact in manifest.artifacts():
+        harm = _harm(place, store, artifact)
+        if harm:
+            what = f"release {committed.version}: {artifact.sha256[:12]} in the store is {harm}"
+            found.append(Fault(what, _dropping(store, artifact.sha256), FETCHED))
+    return [*found, *_missing(store, manifest)]
+
+
+def _harm(place: Place, store: Store, artifact: Artifact) -> str:
+    if not store.has(artifact.sha256):
+        return ""
+    if not store.has(artifact.sha256, artifact.length_bytes):
+        return "of another length"
+    return "not what it was" if place.thorough and not store.is_whole(artifact.sha256) else ""
+
+
+def _missing(store: Store, manifest: ReleaseManifest) -> Iterator[Fault]:
+    """A machine has one variant of each model at least, and every config."""
+    for model in manifest.models:
+        if not any(store.has(variant.artifact.sha256) for variant in model.variants):
+            yield Fault(f"release {manifest.version}: no variant of model {model.name} is in the store", advice=FETCHED)
+    for config in manifest.configs:
+        if not store.has(config.artifact.sha256):
+            yield Fault(f"release {manifest.version}: config {config.name} is not in the store", advice=FETCHED)
+
+
+def _dropping(store: Store, name: Digest) -> Callable[[], str]:
+    def mend() -> str:
+        store.discard(name)
+        return "dropped"
+
+    return mend

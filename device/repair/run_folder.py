@@ -1,0 +1,22 @@
+"""What an agent that was cut off left in `run/`: nothing there outlives the agent."""
+
+from device.repair.fault import Fault, Place
+
+
+def find(place: Place) -> list[Fault]:
+    """Everything but the lock, and what the agent said of itself last."""
+    run, ours = place.layout.run, {place.layout.lock, place.layout.status}
+    found = sorted(path for path in run.iterdir() if path not in ours) if run.is_dir() else []
+    if not found:
+        return []
+
+    def mend() -> str:
+        for path in found:
+            if path.is_dir() and not path.is_symlink():
+                place.disk.remove_tree(path)
+            else:
+                place.disk.unlink(path)
+        return "removed"
+
+    names = ", ".join(path.name for path in found[:5]) + (" and more" if len(found) > 5 else "")
+    return [Fault(f"left in {run} by an agent that does not run: {names}", mend, quiet=True)]

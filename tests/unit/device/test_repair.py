@@ -1,0 +1,424 @@
+"""Self-repair: each fault is found, named, mended and told; a healthy machine has none; a cut in mending is no harm."""
+
+import asyncio
+import json
+import shutil
+from dataclasses import dataclass
+
+import pytest
+from click.testing import CliRunner
+
+from device import identity
+from device.agent import held
+from device.cli import main
+from device.doctor import FAULTS_LEFT
+from device.layout import Layout
+from device.repair.examine import CHECKS, KIND, examine, tell
+from device.repair.fault import Fault, Finding, Place
+from device.seal import Seals, read
+from device.state_db import StateDb
+from device.store import Store
+from device.update.sets import Sets
+from protocol.errors import StateError
+from signing.durable import Disk
+from tests.fakes.machines import Bench
+from tests.fakes.power import Fuse, PowerCut
+from tests.fakes.updates import BlobSource, terms
+from tests.fakes.whole_machine import FIRST, SECOND, make, tokens
+
+MODEL = SECOND.manifest.models[0].variants[0].artifact.sha256
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    return asyncio.run(make(tmp_path_factory.mktemp("template") / "machine")).state
+
+
+@pytest.fixture
+def layout(template, tmp_path):
+    """Every test begins with files of its own; what is one file under two names stays so."""
+    shutil.copytree(template, tmp_path / "machine", symlinks=True, copy_function=_same_inodes({}))
+    return Layout(tmp_path / "machine")
+
+
+def _same_inodes(seen):
+    def copy(source, target, *, follow_symlinks=True):
+        inode = shutil.os.stat(source, follow_symlinks=False).st_ino
+        if inode in seen:
+            shutil.os.link(seen[inode], target)
+        else:
+            shutil.copy2(source, target, follow_symlinks=follow_symlinks)
+            seen[inode] = target
+        return target
+
+    return copy
+
+
+def place(layout, **more):
+    return Place(layout, tokens(), **({"thorough": True, "keep_free_bytes": 0} | more))
+
+
+def look(layout, **more):
+    return examine(place(layout, **more), mend=False)
+
+
+def mend(layout, **more):
+    return examine(place(layout, **more), mend=True)
+
+
+def snapshot(layout):
+    return {
+        str(path.relative_to(layout.state)): path.readlink() if path.is_symlink() else path.read_bytes()
+        for path in sorted(layout.state.rglob("*"))
+        if (path.is_file() or path.is_symlink()) and not path.name.endswith(("-shm", "-wal"))
+    }
+
+
+def replace(path, data):
+    """As another file: what has this one under a second name keeps it."""
+    path.unlink()
+    path.write_bytes(data)
+
+
+# Faults: by what they do to a machine
+
+
+def temporary_files(layout):
+    for folder in (layout.state, layout.identity, layout.store / "sha256", layout.store / "parts"):
+        (folder / ".tmp-8x2").write_bytes(b"half of")
+    (layout.state / "sets" / ".tmp-set").mkdir()
+
+
+def left_in_run(layout):
+    (layout.run / "canary").mkdir()
+    (layout.run / "canary" / "socket").write_bytes(b"")
+
+
+def readable_key(layout):
+    (layout.identity / "key.pem").chmod(0o644)
+
+
+def readable_database(layout):
+    layout.state_db.chmod(0o660)
+
+
+def damaged_database(layout):
+    layout.state_db.write_bytes(b"\xff" * layout.state_db.stat().st_size)
+
+
+def deleted_database(layout):
+    layout.state_db.unlink()
+
+
+def damaged_seal(layout):
+    path = Seals(layout.state_db).paths[0]
+    path.write_bytes(path.read_bytes()[:-3])
+
+
+def lost_seals(layout):
+    for path in Seals(layout.state_db).paths:
+        path.unlink()
+
+
+def lost_first_root(layout):
+    (layout.identity / "image.root.json").unlink()
+
+
+def damaged_first_root(layout):
+    (layout.identity / "director.root.json").write_bytes(b"")
+
+
+def damaged_snapshot(layout):
+    (layout.state / "trust" / "image" / "snapshot.json").write_bytes(b"\0" * 500)
+
+
+def damaged_root(layout):
+    (layout.state / "trust" / "director" / "root.json").write_bytes(b"{}")
+
+
+def stray_part(layout):
+    (layout.store / "parts" / f"{'ab' * 32}.result").write_bytes(b"x" * 100)
+
+
+def damaged_model(layout):
+    path = layout.store / "sha256" / MODEL
+    replace(path, path.read_bytes()[::-1])
+
+
+def truncated_model(layout):
+    path = layout.store / "sha256" / MODEL
+    replace(path, path.read_bytes()[:-1])
+
+
+def lost_model(layout):
+    (layout.store / "sha256" / MODEL).unlink()
+
+
+def damaged_manifest(layout):
+    path = layout.store / "sha256" / SECOND.digest
+    replace(path, b"{" + path.read_bytes())
+
+
+def set_of_nothing(layout):
+    shutil.copytree(layout.state / "sets" / SECOND.digest, layout.state / "sets" / ("ab" * 32))
+
+
+def set_without_manifest(layout):
+    (layout.state / "sets" / SECOND.digest / "manifest.json").unlink()
+
+
+def lost_link(layout):
+    (layout.state / "active").unlink()
+
+
+def wrong_link(layout):
+    (layout.state / "active").unlink()
+    (layout.state / "active").symlink_to(f"sets/{FIRST.digest}")
+
+
+def broken_link(layout):
+    (layout.state / "active").unlink()
+    (layout.state / "active").symlink_to("sets/nowhere")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A fault, the check that finds it, and whether it can be mended here and is told to the managers."""
+
+    fault: object
+    check: str
+    mended: bool = True
+    told: bool = True
+
+
+CASES = [
+    Case(temporary_files, "leftovers", told=False),
+    Case(left_in_run, "run-folder", told=False),
+    Case(readable_key, "who-may-read"),
+    Case(readable_database, "who-may-read"),
+    Case(damaged_database, "state-database", told=False),  # rebuilding queues an alert of its own
+    Case(deleted_database, "state-database", told=False),
+    Case(damaged_seal, "seals"),
+    Case(lost_seals, "seals"),
+    Case(lost_first_root, "first-roots"),
+    Case(damaged_first_root, "first-roots"),
+    Case(damaged_snapshot, "trust-files"),
+    Case(damaged_root, "trust-files"),
+    Case(stray_part, "stray-parts", told=False),
+    Case(damaged_model, "release-files", mended=False),
+    Case(truncated_model, "release-files", mended=False),
+    Case(lost_model, "release-files", mended=False),
+    Case(damaged_manifest, "release-files", mended=False),
+    Case(set_of_nothing, "release-sets", told=False),
+    Case(set_without_manifest, "release-sets"),
+    Case(lost_link, "active-link", told=False),
+    Case(wrong_link, "active-link", told=False),
+    Case(broken_link, "active-link", told=False),
+]
+every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.fault.__name__)
+
+
+def test_a_healthy_machine_has_no_fault_and_looking_changes_nothing(layout):
+    before = snapshot(layout)
+    assert look(layout) == ()
+    assert mend(layout) == ()
+    assert snapshot(layout) == before
+
+
+@every_case
+def test_each_fault_is_found_named_mended_and_told(layout, case):
+    case.fault(layout)
+    before = snapshot(layout)
+    found = look(layout)
+    assert case.check in {one.check for one in found}
+    assert not any(one.mended for one in found)
+    assert snapshot(layout) == before, "looking changes nothing"
+    done = [one for one in mend(layout) if one.check == case.check]
+    assert done
+    assert all(one.mended is case.mended for one in done), done
+    assert all(one.what and (one.done if case.mended else one.advice) for one in done)
+    assert any(one.is_news for one in done) is case.told
+    if case.mended:
+        assert case.check not in {one.check for one in look(layout)}
+    state = StateDb(layout.state_db, create=False)
+    state.check()
+    assert state.record().committed.digest == SECOND.digest
+    assert state.floor("update/counter/0") == 2
+    state.close()
+
+
+@pytest.mark.parametrize(
+    "case", {case.check: case for case in CASES if case.check != "who-may-read"}.values(), ids=lambda case: case.check
+)
+def test_a_cut_before_every_effect_of_mending_is_mended_by_the_next_start(layout, case, tmp_path):
+    case.fault(layout)
+    broken = tmp_path / "broken"
+    shutil.copytree(layout.state, broken, symlinks=True, copy_function=_same_inodes({}))
+    at, cut = 0, True
+    while cut:
+        folder = tmp_path / "cut"
+        shutil.copytree(broken, folder, symlinks=True, copy_function=_same_inodes({}))
+        try:
+            mend(Layout(folder), disk=Disk(Fuse(at).before))
+            cut = False
+        except PowerCut:
+            pass
+        mend(Layout(folder))
+        left = {one.check for one in look(Layout(folder))}
+        assert left == (set() if case.mended else {case.check}), at
+        shutil.rmtree(folder)
+        at += 1
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.check in ("release-files", "release-sets", "active-link")])
+async def test_the_next_start_and_contact_make_the_release_whole_again(layout, case):
+    case.fault(layout)
+    mend(layout)
+    bench = Bench(layout.state, BlobSource(FIRST, SECOND))
+    async with bench.running() as updater:
+        if not case.mended:
+            # The old release serves meanwhile, and the server offers the committed one again.
+            assert updater.report().manifest is None
+            await updater.offer(SECOND.assignment(), SECOND.manifest_bytes, terms(FIRST, SECOND), may_install=True)
+        await bench.until(lambda: bench.workers.serving == SECOND.digest and bench.active == SECOND.digest)
+        await bench.settled()
+    assert look(layout) == ()
+
+
+def test_a_quick_look_at_a_start_reads_no_large_files(layout):
+    damaged_model(layout)
+    assert mend(layout, thorough=False) == (), "the worker hashes what it loads"
+
+
+def test_what_cannot_be_mended_here_says_what_to_do(layout):
+    layout.settings.write_text("[inferense]\n")
+    (layout.identity / "cert.pem").unlink()
+    found = {one.check: one for one in mend(layout, keep_free_bytes=1 << 60)}
+    assert found.keys() == {"settings", "identity", "disk-space"}
+    assert not any(one.mended for one in found.values())
+    assert "inference" in found["settings"].line(), "the nearest right name"
+    assert "enroll" in found["identity"].advice
+
+
+@pytest.mark.parametrize("name", ["key.pem", "cert.pem", "ca.pem", "enrolment.json"])
+def test_a_missing_piece_of_the_identity_is_named(layout, name):
+    (layout.identity / name).unlink()
+    assert [one.check for one in look(layout)][:1] == ["identity"]
+
+
+def test_a_check_that_cannot_look_keeps_no_other_from_it(layout):
+    def fails(place):
+        raise OSError("a disk error")
+
+    def finds(place):
+        return [Fault("it is late")]
+
+    found = examine(place(layout), mend=True, checks={"one": fails, "two": finds})
+    assert [(one.check, one.mended) for one in found] == [("one", False), ("two", False)]
+    assert "a disk error" in found[0].what
+
+
+def test_what_fails_to_be_mended_says_why(layout):
+    def breaks():
+        raise OSError("No space left on device")
+
+    (found,) = examine(place(layout), mend=True, checks={"one": lambda place: [Fault("a fault", breaks)]})
+    assert not found.mended
+    assert "No space" in found.done
+
+
+def test_managers_hear_of_what_lasts_once_and_of_each_mending(layout):
+    state = StateDb(layout.state_db)
+    draw = tokens()
+    lasting, mended = Finding(check="disk-space", what="full"), Finding(check="seals", what="lost", mended=True)
+    for findings in ((lasting, mended), (lasting,), (), (lasting, Finding(check="leftovers", what="x", quiet=True))):
+        tell(state, findings, draw, 5)
+    alerts = [alert for alert in state.pending_alerts(100) if alert.kind == KIND]
+    assert [alert.detail.partition(":")[0] for alert in alerts] == ["disk-space", "seals", "disk-space"]
+    state.close()
+
+
+def test_every_check_has_a_test():
+    assert {case.check for case in CASES} | {"settings", "disk-space", "identity", "outbox-database"} == set(CHECKS)
+
+
+def test_a_damaged_outbox_is_the_agents_to_salvage(layout):
+    layout.outbox_db.with_name("outbox.damaged-000000000000001.db").write_bytes(b"rows")
+    (found,) = mend(layout)
+    assert found.check == "outbox-database"
+    assert "looks for its rows" in found.advice
+
+
+# The command
+
+
+def doctor(layout, *arguments, code=0):
+    done = CliRunner().invoke(main, ["doctor", "--state", str(layout.state), *arguments])
+    assert done.exit_code == code, (done.output, done.exception)
+    return done.stdout
+
+
+@pytest.fixture
+def roomy(layout):
+    with layout.settings.open("a") as file:
+        file.write("\n[store]\nkeep_free_bytes = 0\n")
+    return layout
+
+
+def test_the_doctor_finds_nothing_on_a_healthy_machine(roomy):
+    assert "Nothing is wrong" in doctor(roomy)
+    assert json.loads(doctor(roomy, "--json"))["findings"] == []
+
+
+def test_the_doctor_only_looks_unless_told_to_mend(roomy):
+    damaged_database(roomy)
+    before = snapshot(roomy)
+    shown = doctor(roomy, "--dry-run", code=FAULTS_LEFT)
+    assert "state-database" in shown
+    assert "--fix" in shown
+    assert snapshot(roomy) == before
+    answer = json.loads(doctor(roomy, "--fix", "--json"))
+    assert answer["fixed"]
+    assert [(one["check"], one["mended"]) for one in answer["findings"]] == [("state-database", True)]
+    doctor(roomy)
+
+
+def test_the_doctors_exit_code_says_that_something_is_left(roomy):
+    damaged_model(roomy)
+    answer = json.loads(doctor(roomy, "--fix", "--json", code=FAULTS_LEFT))
+    (one,) = answer["findings"]
+    assert (one["done"], one["mended"]) == ("dropped", False)
+    assert "fetches" in one["advice"]
+
+
+def test_beside_a_running_agent_the_doctor_only_looks(roomy):
+    damaged_seal(roomy)
+    temporary_files(roomy)
+    with held(roomy):
+        answer = json.loads(doctor(roomy, "--json", code=FAULTS_LEFT))
+        assert answer["running"]
+        assert [one["check"] for one in answer["findings"]] == ["seals"], "temporary files may be in use"
+        assert "another agent" in CliRunner().invoke(main, ["doctor", "--fix", "--state", str(roomy.state)]).output
+    assert read(Seals(roomy.state_db).paths[0]) is None
+    assert (roomy.state / ".tmp-8x2").exists()
+
+
+def test_a_folder_that_is_none_is_named(tmp_path):
+    doctor(Layout(tmp_path / "nowhere"), code=StateError.exit_code)
+
+
+def test_enrolling_again_with_a_new_token_is_what_makes_an_identity_whole(layout):
+    from device.enrol import _is_whole
+
+    assert _is_whole(identity.load(layout.identity))
+    (layout.identity / "image.root.json").unlink()
+    assert not _is_whole(identity.load(layout.identity))
+
+
+def test_looking_beside_an_agent_sweeps_nothing(layout):
+    temporary_files(layout)
+    Store(layout.store, sweep=False)
+    assert (layout.store / "parts" / ".tmp-8x2").exists()
+    Store(layout.store)
+    Sets(layout.state)
+    assert not (layout.store / "parts" / ".tmp-8x2").exists()
