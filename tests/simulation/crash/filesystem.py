@@ -336,8 +336,11 @@ class Reader:
         below = self._inside(call.opened or "")
         if below is None or below.endswith(LEFT_OUT):
             return
-        if "O_TMPFILE" in flags or "O_SYNC" in flags or "O_DSYNC" in flags:
+        if "O_SYNC" in flags or "O_DSYNC" in flags:
             raise UnknownCallError(f"line {call.end}: {below!r} is opened with {flags}")
+        if "O_TMPFILE" in flags:  # it has no name, and a cut takes it away
+            table[call.result] = _Description(self._new("file"))
+            return
         folder, _, name = below.rpartition("/")
         at = self._walk(folder, call)
         inode = self._names[at].get(name) if below else ROOT

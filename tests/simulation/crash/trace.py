@@ -33,7 +33,7 @@ DESCRIPTORS: Final = frozenset(["close", "close_range", "dup", "dup2", "dup3", "
 PROCESSES: Final = frozenset(["clone", "clone3", "fork", "vfork"])
 
 _LINE: Final = re.compile(rb"(\d+) +(.*)", re.DOTALL)
-_CALL: Final = re.compile(rb"(\w+)\((.*)\) += (-?\d+|0x[0-9a-f]+|\?)(?:<(.*?)>)?(?: .*)?$", re.DOTALL)
+_CALL: Final = re.compile(rb"(\w+)\((.*)\) += (-?\d+|0x[0-9a-f]+|\?)(?:<(.*?)>(?:\(deleted\))?)?(?: .*)?$", re.DOTALL)
 _STRING: Final = re.compile(rb'"((?:[^"\\]|\\.)*)"(\.\.\.)?', re.DOTALL)
 _HOLE: Final = re.compile(rb"\x00(\d+)\x00")
 _DESCRIPTOR: Final = re.compile(rb"(-?\d+|AT_FDCWD)<(.*)>(?:\(deleted\))?", re.DOTALL)
