@@ -65,7 +65,11 @@ class Trusting:
             assert judge.reading().ms >= time_ms, "time went back"
             for contact in (oldest, *past[-2:-1]):  # an attacker is quicker than the server
                 verdict = meet(judge, contact)
-                assert _holds(verdict.versions, floors), f"a replay of contact {contact.name} set trust back"
+                # What new keys have made void is not there to be trusted, until the newest has come.
+                there = {role: version for role, version in floors.items() if role in verdict.versions}
+                assert _holds(verdict.versions, there), f"a replay of contact {contact.name} set trust back"
+                old = verdict.terms is not None and verdict.terms.role_version < floors.get(f"image/{PRODUCT}", 0)
+                assert not old, f"the terms of contact {contact.name} were believed"
             verdict = meet(judge, newest)
             assert trouble(verdict) == []
 
