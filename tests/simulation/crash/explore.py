@@ -12,6 +12,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections import Counter
@@ -93,6 +94,7 @@ class Extent:
         recoveries: In so many of them the recovery is recorded, and cut as well if no other did the same.
         states_of_recovery: So many distinct ones of each; None: all.
         seed: Of all chance.
+        to_first: Only until something is broken.
     """
 
     model: str = STRICT
@@ -101,6 +103,7 @@ class Extent:
     recoveries: int = 0
     states_of_recovery: int | None = None
     seed: int = 1
+    to_first: bool = False
 
 
 class Explorer:
@@ -140,7 +143,13 @@ class Explorer:
         planted = ["--plant", self._fault] if self._fault else []
         trace.record([*command, *planted], self._log, cwd=self._checkout)
         self._read(history, state, promises)
+        self._warm_up([event.text for event in history.events if isinstance(event, Promise)])
         return history
+
+    def _warm_up(self, promised: list[str]) -> None:
+        """Recovers here once what was not cut: what is imported and compiled at first use is there in each fork."""
+        self._recover(promised)
+        assert threading.active_count() == 1, "a fork takes no other threads along"
 
     def _read(self, history: History, state: Path, promises: Path) -> None:
         calls, parents = trace.read(self._log, (state, promises))
@@ -191,6 +200,8 @@ class Explorer:
                 self._explore_recovery(state, told, recovery, report, extent)
             report.seconds = time.monotonic() - begun
             on_progress(report)
+            if extent.to_first and report.failures:
+                break
         return report
 
     def _explore_recovery(

@@ -1,0 +1,71 @@
+"""A fixed sample of the states in which a power cut can leave a machine or the server; `scripts/soak` looks at all."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.simulation.crash import trace
+from tests.simulation.crash.explore import Explorer, Extent, fast_folder
+from tests.simulation.crash.states import ORDERED, STRICT
+from tests.simulation.faults import FAULTS
+from tests.simulation.workloads.catalogue import WORKLOADS
+
+CHECKOUT = Path(__file__).parents[2]
+
+pytestmark = [
+    pytest.mark.skipif(
+        not trace.strace_found() and not os.environ.get("CI"), reason="strace is not installed: apt-get install strace"
+    ),
+    pytest.mark.timeout(600),
+]
+
+# States, recoveries that are cut again, and states of each of those: about ten seconds of each workload.
+SAMPLES = {
+    "update": Extent(states=150, recoveries=4, states_of_recovery=20),
+    "rollback": Extent(states=100, recoveries=3, states_of_recovery=20),
+    "dying": Extent(states=80, recoveries=3, states_of_recovery=10),
+    "outbox": Extent(states=150, recoveries=4, states_of_recovery=20),
+    "outbox-full": Extent(states=80, recoveries=2, states_of_recovery=20),
+    "trust": Extent(states=50, recoveries=2, states_of_recovery=10),
+    "enrolment": Extent(states=60, recoveries=2, states_of_recovery=15),
+    "publish": Extent(states=25, recoveries=1, states_of_recovery=8),
+    "ingest": Extent(states=60, recoveries=2, states_of_recovery=10),
+}
+
+
+def explored(name, extent, fault=None):
+    with fast_folder() as folder:
+        explorer = Explorer(WORKLOADS[name], folder, CHECKOUT, fault=fault)
+        report = explorer.explore(explorer.record(), extent)
+    print(report.line())
+    return report
+
+
+def small(extent, **changes):
+    """Few combinations of one moment: the sample is drawn from all moments alike."""
+    return Extent(**{**vars(extent), "most": 16, **changes})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_after_a_power_cut_anywhere_every_promise_holds(name):
+    extent = SAMPLES[name]
+    report = explored(name, small(extent, model=STRICT))
+    assert not report.failures, "\n".join([report.failures[0].why, *report.failures[0].fates])
+    assert report.checked == extent.states
+    assert report.promises > 0
+    assert report.second_checked > 0
+
+
+@pytest.mark.slow
+def test_the_order_of_an_ordinary_file_system_leaves_less_and_breaks_nothing():
+    report = explored("update", small(Extent(states=60), model=ORDERED))
+    assert not report.failures, report.failures[0].why
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_that_was_planted_is_found(fault):
+    report = explored(FAULTS[fault].workload, small(Extent(states=400), to_first=True), fault)
+    assert report.failures, f"{fault}: {report.checked} states, and none broke"
