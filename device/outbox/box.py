@@ -163,11 +163,12 @@ class Outbox:
 
     async def enqueue_all(self, rows: Rows) -> list[int]:
         """As `enqueue` for several rows: all are durable when this returns, or none is."""
-        for lane, row in rows:
+        for lane in {lane for lane, _ in rows}:
             if lane not in LANES:
                 raise ValueError(f"no lane is called {lane!r}")
-            if len(row) > limits.ROW_BYTES:
-                raise Refused(Reason.LIMIT, f"a row of {len(row)} bytes: at most {limits.ROW_BYTES} travel")
+        longest = max((len(row) for _, row in rows), default=0)
+        if longest > limits.ROW_BYTES:
+            raise Refused(Reason.LIMIT, f"a row of {longest} bytes: at most {limits.ROW_BYTES} travel")
         return await self._writer.append(rows)
 
     # What is there

@@ -2,7 +2,7 @@
 
 SQLite stores a row as a short header (lengths and types) with the values behind it. Ours always has the same shape, so
 it can be looked for in any page, of the file and of its log; the key stands just before it, and a row of more than a
-page goes on in a chain of pages. Nothing that is found is believed before its seal and its hash hold, so that what
+page goes on in a chain of pages. Nothing that is found is believed before its seal holds, so that what
 comes out is exactly what was put in. Rows that were deleted may come out too, and a row may come out twice.
 
 The record's format: https://www.sqlite.org/fileformat2.html, sections 1.5 (cells), 1.6 (overflow), 2.1 (records), 4.1
@@ -16,19 +16,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from device.outbox.keys import is_whole, lane_prefix, place_of
+from device.outbox.keys import lane_prefix, place_of, row_seal
 from device.outbox.schema import PAGE_BYTES
 from protocol import limits
 
 _LOG_HEADER_BYTES: Final = 32
 _FRAME_HEADER_BYTES: Final = 24
-_SHA256_BYTES: Final = 32
 _LOCAL_MOST: Final = PAGE_BYTES - 35  # of a record in its own page; a longer one leaves `_local` bytes there
 _LOCAL_LEAST: Final = (PAGE_BYTES - 12) * 32 // 255 - 23
 _CHAIN_BYTES: Final = PAGE_BYTES - 4
-# Length of the header, the key's place (NULL), type of the body (a varint: its length), of the hash, of the seal.
+# Length of the header, the key's place (NULL), type of the seal (an integer), of the body (a varint: its length).
 # Looked for without taking the bytes, so that what looks like one by chance hides none.
-_SHAPE: Final = re.compile(rb"(?=[\x05-\x07]\x00([\x80-\xff]{0,3}[\x00-\x7f])\x4c([\x01-\x06]))", re.DOTALL)
+_SHAPE: Final = re.compile(rb"(?=[\x04-\x06]\x00([\x01-\x06])([\x80-\xff]{0,3}[\x00-\x7f]))", re.DOTALL)
 _INTEGER_BYTES: Final = {1: 1, 2: 2, 3: 3, 4: 4, 5: 6, 6: 8}
 
 
@@ -41,14 +40,12 @@ class Found:
         lane: Its lane.
         seq: Its number.
         body: Its bytes.
-        sha256: Their hash.
     """
 
     epoch: int
     lane: str
     seq: int
     body: bytes
-    sha256: bytes
 
 
 def carve(path: Path, epochs: Mapping[int, str]) -> Iterator[Found]:
@@ -112,15 +109,15 @@ class _Pages:
 
 def _row(pages: _Pages, page: bytes, match: re.Match[bytes], epochs: Mapping[int, str]) -> Found | None:
     begin = match.start()
-    body_type = _varint(match[1])
+    body_type = _varint(match[2])
     header_bytes = page[begin]
-    if body_type < 12 or body_type % 2 or header_bytes != 4 + len(match[1]):
+    if body_type < 12 or body_type % 2 or header_bytes != 3 + len(match[2]):
         return None
     body_bytes = (body_type - 12) // 2
     if body_bytes > limits.ROW_BYTES:
         return None
-    seal_bytes = _INTEGER_BYTES[match[2][0]]
-    record_bytes = header_bytes + body_bytes + _SHA256_BYTES + seal_bytes
+    seal_bytes = _INTEGER_BYTES[match[1][0]]
+    record_bytes = header_bytes + seal_bytes + body_bytes
     local = _local(record_bytes)
     if begin + local > len(page):
         return None
@@ -132,16 +129,15 @@ def _row(pages: _Pages, page: bytes, match: re.Match[bytes], epochs: Mapping[int
     for record in wholes:
         if len(record) < record_bytes:
             continue
-        body = record[header_bytes : header_bytes + body_bytes]
-        sha256 = record[header_bytes + body_bytes : header_bytes + body_bytes + _SHA256_BYTES]
-        seal = int.from_bytes(record[record_bytes - seal_bytes :], "big", signed=True)
+        seal = int.from_bytes(record[header_bytes : header_bytes + seal_bytes], "big", signed=True)
+        body = record[header_bytes + seal_bytes : record_bytes]
         for key in _keys_before(page, begin):
             place = place_of(key)
             if place is None or place[0] not in epochs:
                 continue
             epoch, lane, seq = place
-            if is_whole(lane_prefix(epochs[epoch], lane), seq, body, sha256, seal):
-                return Found(epoch, lane, seq, body, sha256)
+            if row_seal(lane_prefix(epochs[epoch], lane), seq, body) == seal:
+                return Found(epoch, lane, seq, body)
     return None
 
 

@@ -91,9 +91,7 @@ class Core:
         Raises:
             StateError: The disk did not take them.
         """
-        more: dict[str, int] = {}
-        for lane, _ in rows:
-            more[lane] = more.get(lane, 0) + 1
+        more = dict.fromkeys({lane for lane, _ in rows}, len(rows))  # at most
         self._highwater.reserve(self.book, more, self._told)
         try:
             return self.transact(lambda draft: changes.insert(draft, rows, self.fresh_epoch))
@@ -359,10 +357,9 @@ def _adopt(draft: Draft, found: Sequence[Found]) -> int:
         key = (row.epoch, row.lane)
         if draft.lane(*key).astray.within(row.seq, row.seq) and row.seq not in adopted.setdefault(key, []):
             adopted[key].append(row.seq)
-            prefix = lane_prefix(draft.epochs[row.epoch], row.lane)
-            seal = row_seal(prefix, row.seq, row.sha256)
-            records.append((row_id(row.epoch, row.lane, row.seq), row.body, row.sha256, seal))
-    draft.connection.executemany("INSERT INTO rows(id, body, sha256, seal) VALUES (?, ?, ?, ?)", records)
+            seal = row_seal(lane_prefix(draft.epochs[row.epoch], row.lane), row.seq, row.body)
+            records.append((row_id(row.epoch, row.lane, row.seq), seal, row.body))
+    draft.connection.executemany(changes.INSERT_ROW, records)
     for (epoch, lane), numbers in adopted.items():
         facts = draft.lane(epoch, lane)
         spans = Spans.of((number, number) for number in numbers)

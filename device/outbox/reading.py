@@ -7,7 +7,7 @@ from typing import Final
 
 from device.outbox import losses
 from device.outbox.book import Book, LaneBook, LaneKey
-from device.outbox.keys import is_whole, lane_prefix, row_id, seq_of
+from device.outbox.keys import lane_prefix, row_id, row_seal, seq_of
 from device.outbox.losses import LossRow
 from device.outbox.spans import EMPTY, Span, Spans
 from protocol import limits
@@ -99,14 +99,14 @@ def _read_run(
     absent: list[Span] = []
     expected, end = span
     cursor = connection.execute(
-        "SELECT id, body, sha256, seal FROM rows WHERE id BETWEEN ? AND ? ORDER BY id",
+        "SELECT id, seal, body FROM rows WHERE id BETWEEN ? AND ? ORDER BY id",
         (row_id(*key, expected), row_id(*key, end)),
     )
-    for row, body, sha256, seal in cursor:
+    for row, seal, body in cursor:
         seq = seq_of(row)
         absent.append((expected, seq - 1))
         expected = seq + 1
-        if not is_whole(prefix, seq, body, sha256, seal):
+        if row_seal(prefix, seq, body) != seal:
             bad.append((seq, seq))
         elif room_bytes < len(body) and (rows or not oblige):
             break

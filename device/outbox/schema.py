@@ -213,9 +213,9 @@ def _create(connection: sqlite3.Connection) -> None:
         database.table("meta").create({"key": str, "value": str, "seal": int}, pk="key", strict=True)
         database.table("epochs").create({"no": int, "token": str, "made_ms": int, "seal": int}, pk="no", strict=True)
         database.table("rows").create(
-            {"id": int, "body": bytes, "sha256": bytes, "seal": int},
+            {"id": int, "seal": int, "body": bytes},  # in this order: `carving.py` looks for it
             pk="id",
-            not_null=("body", "sha256", "seal"),
+            not_null=("seal", "body"),
             strict=True,
         )
         database.table("lanes").create(

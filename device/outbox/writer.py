@@ -129,7 +129,8 @@ class Writer:
         if not group:
             return
         try:
-            numbers = iter(self._append([row for work in group for row in work.rows]))
+            rows = group[0].rows if len(group) == 1 else [row for work in group for row in work.rows]
+            numbers = iter(self._append(rows))
         except BaseException as error:
             _settle(group, [error] * len(group))
         else:
