@@ -12,13 +12,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def in_our_environment() -> None:
+def in_our_environment(script: str = __file__) -> None:
     """Starts anew in `.venv` unless it runs there."""
     if Path(sys.prefix).resolve() == (ROOT / ".venv").resolve():
         return
     subprocess.run([ROOT / "scripts" / "setup"], check=True)
     python = str(ROOT / ".venv" / "bin" / "python")
-    os.execv(python, [python, __file__, *sys.argv[1:]])
+    os.execv(python, [python, script, *sys.argv[1:]])
 
 
 if __name__ == "__main__":

@@ -169,6 +169,8 @@ def _connect(path: Path, *, read_only: bool) -> sqlite3.Connection:
         isolation_level=None,
         check_same_thread=False,
     )
+    # A damaged text must come to the check of its seal, and not end in an error of its own.
+    connection.text_factory = lambda text: text.decode(errors="replace")
     try:
         if not read_only:
             _make_durable(connection, path)

@@ -181,6 +181,7 @@ async def test_a_cut_of_the_power_looks_like_no_damage(filled):
     ("name", "how", "most_lost"),
     [
         ("header", lambda f: overwrite(f / "outbox.db", 0, b"\x00" * 100), 0),
+        ("accounts that are no text", lambda f: (checkpoint(f), swap(f / "outbox.db", b"9" * 32, b"\xff" * 32)), 0),
         ("first page", lambda f: overwrite(f / "outbox.db", 0, os.urandom(PAGE_BYTES)), 0),
         ("newer version", lambda f: (checkpoint(f), overwrite(f / "outbox.db", 60, b"\x00\x00\x00\x07")), 0),
         ("read-only", lambda f: overwrite(f / "outbox.db", 18, b"\x07"), 0),
@@ -216,6 +217,12 @@ def overwrite(path: Path, offset: int, data: bytes) -> None:
     with path.open("r+b") as file:
         file.seek(offset)
         file.write(data)
+
+
+def swap(path: Path, old: bytes, new: bytes) -> None:
+    data = path.read_bytes()
+    assert old in data
+    path.write_bytes(data.replace(old, new))
 
 
 def checkpoint(folder: Path) -> None:
