@@ -1,0 +1,200 @@
+"""What is measured, each in a process of its own: `python -m scripts.device_bench.parts WHAT ...` prints JSON.
+
+A process of its own, for its memory is its own, and nothing that ran before it warms anything for it.
+"""
+
+import asyncio
+import gc
+import inspect
+import json
+import resource
+import sqlite3
+import sys
+import time
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from device.outbox.batch import sign_batch
+from device.outbox.box import Outbox
+from protocol import limits
+from protocol.objects import ReceiptsBody, RowRange
+from protocol.results import SIGNING_CONTEXT, SignedBatch, open_batch, rows_sha256
+from protocol.wire import unpack
+from scripts.device_bench.queues import BIG_BYTES, opened
+from scripts.device_bench.rows import rows
+
+TOGETHER = 1000
+GENERATION = "9" * 32
+
+
+async def latency(name: str, folder: str, packages: str, rate: str, seconds: str) -> dict[str, Any]:
+    """Each row's time until it is durable, in microseconds, at a steady rate."""
+    queue = await opened(name, Path(folder), Path(packages))
+    count = int(float(rate) * float(seconds))
+    bodies = list(rows(count))
+    gc.freeze()
+    took = []
+    begin = time.perf_counter()
+    for number, row in enumerate(bodies):
+        ahead = begin + number / float(rate) - time.perf_counter()
+        if ahead > 0:
+            await asyncio.sleep(ahead)
+        start = time.perf_counter()
+        done = queue.put(row)
+        if done is not None:
+            await done
+        took.append(round((time.perf_counter() - start) * 1e6))
+    await _closed(queue)
+    return {"took_us": took}
+
+
+async def rate(name: str, folder: str, packages: str, count: str) -> dict[str, Any]:
+    """Rows a second, a thousand in each call."""
+    queue = await opened(name, Path(folder), Path(packages))
+    bodies = list(rows(int(count)))
+    gc.freeze()
+    start = time.perf_counter()
+    for first in range(0, len(bodies), TOGETHER):
+        done = queue.put_many(bodies[first : first + TOGETHER])
+        if done is not None:
+            await done
+    took_s = time.perf_counter() - start
+    await _closed(queue)
+    return {"rows_s": len(bodies) / took_s}
+
+
+async def callers(folder: str, count: str, many: str) -> dict[str, Any]:
+    """Rows a second where so many callers wait for one row each."""
+    box = await _box(Path(folder) / "outbox.db")
+    bodies = iter(list(rows(int(count))))
+    start = time.perf_counter()
+
+    async def caller() -> None:
+        for body in bodies:
+            await box.enqueue("results", body)
+
+    await asyncio.gather(*(caller() for _ in range(int(many))))
+    took_s = time.perf_counter() - start
+    await box.close()
+    return {"rows_s": int(count) / took_s}
+
+
+async def fill(path: str, device: str, count: str) -> dict[str, Any]:
+    """Queues so many rows."""
+    box = await _box(Path(path), device)
+    left = rows(int(count))
+    while some := list(islice(left, TOGETHER)):
+        await box.enqueue_all([("results", row) for row in some])
+    await box.close()
+    return {"rows": int(count)}
+
+
+async def drain(path: str) -> dict[str, Any]:
+    """Sends all that is queued to a server in this process; its share of the time is told apart."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    opening = time.perf_counter()
+    box = await _box(Path(path))
+    opened_s = time.perf_counter() - opening
+    await box.meet_generation(GENERATION)
+    before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    count, server_s, start = 0, 0.0, time.perf_counter()
+    while (batch := await box.next_batch()) is not None:
+        sent = await asyncio.to_thread(sign_batch, batch, key)
+        del batch
+        taking = time.perf_counter()
+        receipt = _receipt(sent, key)
+        server_s += time.perf_counter() - taking
+        count += await box.apply_receipt(receipt)
+    took_s = time.perf_counter() - start
+    peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    await box.close()
+    return {
+        "rows": count,
+        "rows_s": count / (took_s - server_s),
+        "opened_s": opened_s,
+        "grew_mib": (peak_kib - before_kib) / 1024,
+        "peak_mib": peak_kib / 1024,
+    }
+
+
+async def drain_bare(path: str, together: str) -> dict[str, Any]:
+    """The same from bare SQLite: read so many, delete them."""
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=FULL")
+    count, start = 0, time.perf_counter()
+    while found := connection.execute("SELECT id, body FROM queue ORDER BY id LIMIT ?", (int(together),)).fetchall():
+        connection.execute("DELETE FROM queue WHERE id BETWEEN ? AND ?", (found[0][0], found[-1][0]))
+        count += len(found)
+    took_s = time.perf_counter() - start
+    connection.close()
+    return {"rows_s": count / took_s}
+
+
+def infer(model: str) -> None:
+    """Runs a model again and again until it is killed; prints once that it began."""
+    import numpy as np
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    inputs = {
+        one.name: np.random.default_rng(1).random(
+            [size if isinstance(size, int) else 1 for size in one.shape], np.float32
+        )
+        for one in session.get_inputs()
+    }
+    session.run(None, inputs)
+    print("{}", flush=True)
+    while True:
+        session.run(None, inputs)
+
+
+def _receipt(sent: bytes, key: ec.EllipticCurvePrivateKey) -> ReceiptsBody:
+    batch = unpack(sent, SignedBatch, limit=limits.BATCH_BYTES)
+    key.public_key().verify(batch.signature, SIGNING_CONTEXT + batch.payload, ec.ECDSA(hashes.SHA256()))
+    body = open_batch(batch)
+    return ReceiptsBody(
+        device=body.device,
+        epoch=body.epoch,
+        generation=GENERATION,
+        rows=tuple(
+            RowRange(
+                lane=part.lane,
+                first=part.first,
+                last=part.first + len(part.rows) - 1,
+                rows_sha256=rows_sha256(part.rows),
+            )
+            for part in body.lanes
+        ),
+    )
+
+
+async def _box(path: Path, device: str = "bench") -> Outbox:
+    return await Outbox.opened(path, device, budget_bytes=BIG_BYTES, now_ms=lambda: 0, draw_token=lambda: "a" * 32)
+
+
+async def _closed(queue: Any) -> None:
+    done = queue.close()
+    if inspect.isawaitable(done):
+        await done
+
+
+WHAT = {"latency": latency, "rate": rate, "callers": callers, "fill": fill, "drain": drain, "drain_bare": drain_bare}
+
+
+def main() -> None:
+    what, *arguments = sys.argv[1:]
+    if what == "infer":
+        infer(*arguments)
+    else:
+        print(json.dumps(asyncio.run(WHAT[what](*arguments))))
+
+
+if __name__ == "__main__":
+    main()
