@@ -30,6 +30,12 @@ def free_bytes(path: Path) -> int:
     return shutil.disk_usage(path).free
 
 
+def taken_bytes(stat: os.stat_result) -> int:
+    """What a file takes of its disk: its length, and what is set aside for it beyond its last block."""
+    block = stat.st_blksize or 4096
+    return stat.st_size + max(stat.st_blocks * 512 - -(-stat.st_size // block) * block, 0)
+
+
 class Store:
     """Artifacts and manifests on the disk. Blocking: in an event loop, call it from a thread.
 
@@ -165,7 +171,7 @@ class Store:
     def used_bytes(self) -> int:
         """What artifacts and parts take."""
         return sum(
-            entry.stat(follow_symlinks=False).st_size
+            taken_bytes(entry.stat(follow_symlinks=False))
             for folder in (self._files, self._parts)
             for entry in os.scandir(folder)
         )

@@ -17,6 +17,7 @@ the process or raises at the n-th.
 """
 
 import contextlib
+import ctypes
 import errno
 import os
 import tempfile
@@ -26,6 +27,9 @@ from types import TracebackType
 from typing import Final, Self
 
 TEMPORARY_PREFIX: Final = ".tmp-"
+_LIBC: Final = ctypes.CDLL(None, use_errno=True)
+_FALLOCATE: Final = getattr(_LIBC, "fallocate64", getattr(_LIBC, "fallocate", None))  # Linux has it
+_KEEP_SIZE: Final = 1  # FALLOC_FL_KEEP_SIZE
 _FOLDER_SYNC_UNSUPPORTED: Final = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.EPERM})
 
 Before = Callable[[str, Path], None]
@@ -56,6 +60,24 @@ class Part:
         self._before("truncate", self.path)
         os.ftruncate(self._fd, length_bytes)
         self.length_bytes = length_bytes
+
+    def reserve(self, length_bytes: int) -> None:
+        """Has the disk set aside what the file will take; its length stays, and a cut may forget it.
+
+        Where the file system cannot do that, nothing happens.
+
+        Raises:
+            OSError: `ENOSPC`: there is no such room.
+        """
+        self._before("reserve", self.path)
+        if _FALLOCATE is None or not _FALLOCATE(
+            self._fd, _KEEP_SIZE, ctypes.c_int64(0), ctypes.c_int64(max(length_bytes, 1))
+        ):
+            return
+        code = ctypes.get_errno()
+        if code == errno.ENOSPC:
+            os.ftruncate(self._fd, self.length_bytes)  # what it got until there is given back
+            raise OSError(code, os.strerror(code), str(self.path))
 
     def sync(self) -> None:
         """Makes all that was appended durable."""

@@ -25,6 +25,7 @@ from device.transfer.patch_book import NoNotes, Notes
 from device.transfer.patching import Patch, PatchFailedError, PatchSpool
 from device.transfer.purse import Purse, Unlimited, Way
 from device.transfer.rate import LinkRate, MinimumRate, RateCap
+from device.transfer.reserving import release, reserve
 from device.transfer.rest import rest_path
 from device.transfer.spool import SegmentSpool, Spool, WholeSpool, unpack_whole
 from protocol import limits
@@ -169,7 +170,7 @@ class Transfer:
             Refused: `HASH` and others: the source gives something that was not signed, or the plan does not fit.
             PatchFailedError: A patch of the plan gives no result here. Nothing is fetched in its place.
             OverBudgetError: More would travel than may; before the first byte, or as soon as it shows.
-            NoSpaceError: The disk is too small for the peak.
+            NoSpaceError: The disk is too small for the peak, or what was set aside for it.
         """
         steps = {step.artifact: step for step in plan.steps}
         purse = purse or self._unlimited
@@ -177,9 +178,13 @@ class Transfer:
         missing = await asyncio.to_thread(self._missing, artifacts)
         chosen = [(artifact, _fitting(artifact, steps.get(artifact.sha256))) for artifact in missing]
         prices = await asyncio.to_thread(self._prepare, [step for _, step in chosen], purse)
-        for number, (artifact, step) in enumerate(chosen):
-            toll = _Toll(purse, "delta" if step.method == "delta" else "full", sum(prices[number + 1 :]))
-            await self._fetch_one(artifact, step, progress, toll)
+        reserved = await asyncio.to_thread(reserve, self._store, [step for _, step in chosen])
+        try:
+            for number, (artifact, step) in enumerate(chosen):
+                toll = _Toll(purse, "delta" if step.method == "delta" else "full", sum(prices[number + 1 :]))
+                await self._fetch_one(artifact, step, progress, toll)
+        finally:
+            await _to_its_end(release, self._store, reserved)
 
     def _missing(self, artifacts: Iterable[Artifact]) -> list[Artifact]:
         return [a for a in artifacts if not self._store.has(a.sha256, a.length_bytes)]

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from device.store import Store
+from device.store import Store, taken_bytes
 from device.transfer import patching
 from device.transfer.rest import read_rest
 from protocol import limits
@@ -66,13 +66,19 @@ def peak_bytes(store: Store, steps: Iterable[Step]) -> int:
         if step.index is not None and not _has_index(store, step.index):
             spool += step.index.length_bytes
         if step.method == "delta":
-            result = patching.result_path(store, payload)
             spool += patching.spool_bytes(store, payload)
-        else:
-            result = store.part(step.artifact)
-        results += max(step.length_bytes - _length(result), 0)
+        result = part_of(store, step)
+        assert result is not None
+        results += max(step.length_bytes - _taken(result), 0)
         beside = max(beside, spool)
     return results + beside
+
+
+def part_of(store: Store, step: Step) -> Path | None:
+    """The file that a step's result grows in; None for a step by which nothing travels."""
+    if step.payload is None:
+        return None
+    return patching.result_path(store, step.payload) if step.method == "delta" else store.part(step.artifact)
 
 
 def part_names(plan: TransferPlan) -> frozenset[Digest]:
@@ -99,6 +105,14 @@ def index_path(store: Store, index: Payload) -> Path:
 
 def _has_index(store: Store, index: Payload) -> bool:
     return index.length_bytes <= limits.INDEX_BYTES and _length(index_path(store, index)) == index.length_bytes
+
+
+def _taken(path: Path) -> int:
+    """What the file takes by now, with what is set aside for it."""
+    try:
+        return taken_bytes(path.stat())
+    except FileNotFoundError:
+        return 0
 
 
 def _length(path: Path) -> int:
