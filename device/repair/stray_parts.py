@@ -3,17 +3,19 @@
 from device.repair.fault import Fault, Place
 from device.repair.opened import opened_state
 from device.transfer.holding import part_names
-from device.update.memory import Memory
+from device.update.memory import ASSIGNMENT, Memory
 from signing.durable import TEMPORARY_PREFIX
 
 
 def find(place: Place) -> list[Fault]:
-    """Parts that belong to no offer that is under way."""
+    """Parts that the last assignment does not name."""
     folder = place.layout.store / "parts"
     with opened_state(place) as state:
         if state is None or not folder.is_dir():
             return []
-        wanted = part_names(Memory(state).assignment().plan) if state.record().offer is not None else frozenset()
+        # Of the last assignment too, when it is offered no more: a rollout that goes on must not cost its bytes twice.
+        known = state.get(ASSIGNMENT) is not None
+        wanted = part_names(Memory(state).assignment().plan) if known else frozenset()
     stray = sorted(
         path
         for path in folder.iterdir()

@@ -143,7 +143,6 @@ NEXT: Final[dict[tuple[State, Event], State]] = {
     (State.CHECK,    Event.SPENT):      State.CLEANUP,
     (State.CHECK,    Event.FORBIDDEN):  State.CLEANUP,
     (State.CHECK,    Event.DAMAGED):    State.FETCH,
-    (State.CHECK,    Event.PAUSED):     State.CHECK,
     (State.CHECK,    Event.OFFERED):    State.FETCH,
     (State.CHECK,    Event.WITHDRAWN):  State.IDLE,
 
@@ -167,7 +166,6 @@ NEXT: Final[dict[tuple[State, Event], State]] = {
     (State.COMMIT,   Event.COMMITTED):  State.CLEANUP,
 
     (State.ROLLBACK, Event.RESTORED):   State.CLEANUP,
-    (State.ROLLBACK, Event.PAUSED):     State.ROLLBACK,
 
     (State.CLEANUP,  Event.CLEAN):      State.IDLE,
 }

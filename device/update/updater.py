@@ -238,6 +238,7 @@ class Updater:
                 failures = 0
             except (HeadlandError, OSError) as error:
                 failures += 1
+                self._progress = replace(self._progress, why=str(error))  # a full disk: no end, and not to be silent
                 log.warning("update, state %s: %s", self._record.state, error)
                 await self._world.sleep(self._settings.backoff_s(failures, self._world.random()))
 

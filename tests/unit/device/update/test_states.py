@@ -1,9 +1,11 @@
 """The table of the update machine, held over every state and every event."""
 
 import itertools
+from pathlib import Path
 
 import pytest
 
+from device.update.diagram import draw, fill
 from device.update.states import (
     NEXT,
     RESUME,
@@ -73,6 +75,26 @@ def test_workers_are_pointed_at_an_offer_in_a_trial_only(state, event):
         assert (state, event) == (State.TRIAL, Event.HEALTHY)
         assert after.committed == NEW
         assert after.previous == OLD
+
+
+PAGE = Path(__file__).parents[4] / "device" / "README.md"
+
+
+def test_the_diagram_in_the_docs_is_drawn_from_the_table():
+    page = PAGE.read_text()
+    assert fill(page) == page, "run: python -m device.update.diagram device/README.md"
+    assert draw() in page
+
+
+def test_the_diagram_shows_every_transition_and_what_a_restart_counts():
+    drawn = set()
+    for line in draw().splitlines():
+        pair, _, events = line.strip().partition(": ")
+        source, arrow, target = pair.partition(" --> ")
+        if arrow and events:
+            drawn |= {(source, event, target) for event in events.split(", ")}
+    assert drawn == {(state, event, after) for (state, event), after in NEXT.items()}
+    assert [line.split()[3] for line in draw().splitlines() if "note right" in line] == ["check:", "trial:"]
 
 
 def test_every_state_can_be_reached_and_left():

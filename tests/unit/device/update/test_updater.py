@@ -9,12 +9,13 @@ from blockbuster import blockbuster_ctx
 
 from device.update.ports import Health
 from device.update.rules import Accepted, Later
+from device.update.serving import Serving
 from device.update.states import State
 from protocol.errors import Reason, Refused
 from protocol.objects import Conditions
 from protocol.release import TrialRules
 from tests.fakes.machines import Bench
-from tests.fakes.updates import BlobSource, Release, noise, terms
+from tests.fakes.updates import QUICK, BlobSource, Release, noise, terms
 
 MIB = 1 << 20
 
@@ -74,6 +75,69 @@ async def test_what_no_release_needs_any_more_is_deleted_and_nothing_else(bench)
         assert kept == {NEW.digest, third.digest, *NEW.artifacts, *third.artifacts}
         assert {path.name for path in (bench.folder / "sets").iterdir()} == {NEW.digest, third.digest}
         assert list((bench.folder / "store/parts").iterdir()) == []
+
+
+@pytest.mark.parametrize("end", ["committed", "refused", "rolled-back", "unfinished", "forbidden"])
+async def test_however_an_update_ends_cleanup_leaves_nothing_of_it_behind(bench, end):
+    third = Release(
+        "1.2.0", 3, noise(1000, 3), trial=msgspec.structs.replace(QUICK, max_failed_starts=1, max_retries=0)
+    )
+    bench.source.add([third])
+    listed = terms(OLD, NEW, third)
+    conditions = Conditions(signals_clear=("driving",)) if end == "forbidden" else Conditions()
+    async with bench.running():
+        await bench.install(OLD, NEW, third)
+        await bench.install(NEW, OLD, third)
+        match end:
+            case "refused":
+                bench.canary.refuses[third.digest] = Reason.GOLDEN
+            case "rolled-back":
+                bench.workers.shown[third.digest] = Health(digest=third.digest, serving=True, crashes=("SIGSEGV",))
+            case "unfinished":
+                bench.workers.shown[third.digest] = Health(digest=third.digest, serving=False)
+        await bench.updater.offer(third.assignment(conditions=conditions), third.manifest_bytes, listed, True)
+        if end == "unfinished":
+            await bench.until(lambda: bench.updater.record.state is State.TRIAL)
+        elif end == "forbidden":
+            await bench.until(lambda: bench.updater.record.state is State.WAIT)
+            await bench.updater.learn(terms(OLD, NEW, role_version=2))
+        if end != "unfinished":
+            await bench.until(lambda: bench.updater.record.last.release.digest == third.digest)
+            await bench.settled()
+    async with bench.running():
+        await asyncio.sleep(0)
+    async with bench.running() as updater:
+        await bench.settled()
+        assert bench.outcomes()[-1][0] == {"forbidden": "refused"}.get(end, end)
+        assert updater.record.offer is None
+        named = (NEW, third) if end == "committed" else (OLD, NEW)
+        store = bench.folder / "store"
+        wanted = {name for release in named for name in (release.digest, *release.artifacts)}
+        assert {path.name for path in (store / "sha256").iterdir()} == wanted
+        assert list((store / "parts").iterdir()) == []
+        assert {path.name for path in (bench.folder / "sets").iterdir()} == {release.digest for release in named}
+        assert bench.active == named[1].digest
+        assert not list(bench.folder.rglob(".tmp-*"))
+
+
+async def test_what_keeps_a_state_from_its_work_is_shown_and_ends_nothing(bench, monkeypatch):
+    full = [True]
+    follow = Serving.follow
+
+    async def cannot(self, record):
+        if full[0] and record.state is State.COMMIT:
+            raise OSError(28, "No space left on device")
+        await follow(self, record)
+
+    monkeypatch.setattr(Serving, "follow", cannot)
+    async with bench.running() as updater:
+        await updater.offer(NEW.assignment(), NEW.manifest_bytes, terms(NEW), may_install=True)
+        await bench.until(lambda: "No space" in updater.progress().why)
+        assert updater.record.state is State.COMMIT
+        full[0] = False
+        await bench.settled()
+        assert updater.progress().why == ""
+        assert updater.record.committed.digest == NEW.digest
 
 
 async def test_evidence_in_check_refuses_before_anything_changes_and_is_remembered(bench):
