@@ -74,7 +74,7 @@ class Certificates:
         begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
         if now - begins >= ROTATE_AT * (ends - begins):
             held = authorities.rotate(self._layout.ca, now, self._ca_lifetime)
-            log.warning("the CA was replaced: 80 %% of its life was over; back up ca/ now")
+            log.warning("the CA was replaced: 80 % of its life was over; back up ca/ now")
             note(self._catalog, "ca-rotated", held, self._now_ms(), "by itself: 80 % of its life was over")
         if any(each.standing == "retiring" for each in held.record.generations) and not self._needed(held, now):
             held = authorities.end(self._layout.ca, now)

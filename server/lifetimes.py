@@ -27,6 +27,9 @@ FACT: Final = "alarms"
 PATIENCE_MS: Final = 86_400_000
 """What renews itself has a day for it before somebody is told."""
 
+ASLEEP_MS: Final = 60 * 86_400_000
+"""A machine that is switched off for some weeks renews when it calls: it has a sixth of the life, and at most this."""
+
 SHORT_MS: Final = 30 * 86_400_000  # what lives shorter renews itself well before half of it
 ONLINE: Final = ("timestamp", "snapshot")
 
@@ -148,7 +151,10 @@ def _certificate_life(
 
 
 def _patience_ms(life: Life) -> int:
-    return PATIENCE_MS if life.by_itself and life.expires_ms - life.begins_ms > SHORT_MS else 0
+    length_ms = life.expires_ms - life.begins_ms
+    if life.kind == "device-certificate":
+        return min(length_ms // 6, ASLEEP_MS)
+    return PATIENCE_MS if life.by_itself and length_ms > SHORT_MS else 0
 
 
 def _add_event(session: Session, life: Life, mark: float, now_ms: int) -> None:
