@@ -96,11 +96,12 @@ def follow(
         if not _issued(certificate, certificate):
             raise Refused(Reason.CERTIFICATE, f"the CA {sha256(certificate)[:16]} did not sign itself")
     keys = {_key(certificate) for certificate in vouched(anchors, links)}
-    if _key(offered[0]) not in keys:
-        raise Refused(Reason.CERTIFICATE, f"no CA that is trusted here vouches for {sha256(offered[0])[:16]}")
     # An older one that is trusted still must not take the place of the newest: its key may be what was stolen.
     if _key(offered[0]) not in {_key(certificate) for certificate in vouched(anchors[:1], links)}:
-        raise Refused(Reason.CERTIFICATE, f"the CA {sha256(offered[0])[:16]} is older than the one trusted here")
+        why = (
+            "is older than the one trusted here" if _key(offered[0]) in keys else "is vouched for by none trusted here"
+        )
+        raise Refused(Reason.CERTIFICATE, f"the CA {sha256(offered[0])[:16]} {why}")
     return tuple(certificate for certificate in dict.fromkeys(offered) if _key(certificate) in keys)
 
 
