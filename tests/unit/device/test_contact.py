@@ -74,6 +74,22 @@ async def test_a_broken_contact_is_repeated_under_its_id_even_after_a_restart(ma
     assert machine.state.pending_statuses(10) == ()
 
 
+async def test_a_database_that_went_back_behind_a_contact_is_known_by_its_seal(machine):
+    seen = [machine.state.sealed().serial]
+    for _ in range(3):
+        await machine.meets()
+        sealed = machine.state._seals.newest().serial
+        assert sealed == machine.state.sealed().serial > seen[-1]
+        seen.append(sealed)
+    machine.server.cut_requests = 1
+    with pytest.raises(LinkError):
+        await machine.meets()
+    begun = machine.state._seals.newest().serial
+    assert begun > seen[-1], "before the token is shown"
+    await machine.meets()
+    assert machine.state._seals.newest().serial == begun, "a repetition is no other contact"
+
+
 async def test_a_contact_whose_metadata_did_not_come_counts_as_told(machine):
     machine.state.add_alert(Alert(id="f" * 32, kind="test", at_ms=1))
     machine.trust.fails = True

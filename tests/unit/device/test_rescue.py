@@ -12,6 +12,7 @@ import pytest
 from device import clock
 from device.damage import KEPT_FILES, StateDamagedError, kept, set_aside
 from device.layout import Layout
+from device.recovery import FLOORS_DUE
 from device.refusals import Refusal
 from device.rescue import open_for_reading, open_state, read_rebuilt, why_unusable
 from device.seal import Seals
@@ -193,6 +194,7 @@ def test_whatever_the_damage_it_is_rebuilt_from_its_seal_and_reported(layout, da
     holds(found.state)
     assert not found.state.is_recovering
     assert found.state.get("contact") is None, "no token is shown that may have been used"
+    assert found.state.get(FLOORS_DUE) is not None, "the keeper raises them to the stored metadata"
     rebuilt = read_rebuilt(found.state)
     assert rebuilt.source == "seal"
     (alert,) = found.state.pending_alerts(10)
