@@ -16,11 +16,13 @@ from device.outbox import schema
 from device.outbox.book import load
 from device.outbox.box import MIN_BUDGET_BYTES, Outbox
 from device.outbox.damage import quarantined
+from device.outbox.keys import place_of
 from protocol.errors import LinkError
 from protocol.ids import digest
 from protocol.limits import KIB
 from protocol.results import LANES, SignedBatch, open_batch
 from protocol.wire import unpack
+from signing.durable import DISK
 from tests.fakes.sync_server import FakeServer
 from tests.fakes.trust import FakeTrust
 from tests.fakes.updates import noise
@@ -107,6 +109,7 @@ class Queueing:
         known = rows_of(promised, "row") | rows_of(promised, "ingested")
 
         async def start() -> None:
+            DISK.sweep(home / "state")  # as the check of leftovers does, before anything else
             box = await self.opened(home)
             try:
                 await box.meet_generation("a" * 32)
@@ -124,9 +127,9 @@ class Queueing:
         connection = schema.open_reader(path)
         try:
             book = load(connection)
+            places = [(place_of(key), digest(body)) for key, body in connection.execute("SELECT id, body FROM rows")]
             bodies = {
-                (book.epochs[epoch], lane, number): digest(body)
-                for epoch, lane, number, body in connection.execute("SELECT epoch, lane, seq, body FROM rows")
+                (book.epochs[place[0]], place[1], place[2]): sha256 for place, sha256 in places if place is not None
             }
             losses = connection.execute("SELECT epoch, lane, first, last FROM losses WHERE exact = 1").fetchall()
         finally:
