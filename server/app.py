@@ -141,6 +141,7 @@ async def serve(state: Path, now_ms: NowMs, secrets: SecretsHandler) -> AsyncIte
                 threads=threads,
                 now_ms=now_ms,
                 online_keys=parts.layout.online_keys,
+                authorities=certificates.now,
                 device_url=device_url,
             )
         )

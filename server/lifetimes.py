@@ -130,7 +130,7 @@ def _tokens(session: Session) -> list[Life]:
             this=str(token.created_ms),
             begins_ms=token.created_ms,
             expires_ms=token.expires_ms,
-            act="headland-server init makes operator.json anew; give it to the managers",
+            act="headland-server init makes operator.json anew; managers take it: headland keys server operator.json",
         )
         for token in session.tokens.operators()
     ]

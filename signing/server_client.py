@@ -26,6 +26,7 @@ ANSWER_BYTES: Final = 64 * limits.MIB  # pages of results and device lists; an o
 BLOB_CHUNK_BYTES: Final = 256 * limits.KIB
 TIMEOUT: Final = urllib3.Timeout(connect=10.0, read=120.0)  # a publish is verified and stored before it is answered
 TRIES: Final = 4
+TAKE_AGAIN: Final = "take operator.json from the server again: `headland keys server operator.json`"
 
 Progress = Callable[[int], None]
 """Hears how many bytes more have gone."""
@@ -77,7 +78,7 @@ class ServerClient:
         if not access.url.startswith("https://"):
             raise StateError(
                 f"{access.url!r:.80} is no https address: the token would travel in the open",
-                hint="take operator.json from the server again",
+                hint=TAKE_AGAIN,
             )
         context = ssl.create_default_context(cadata=access.ca_pem)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -180,7 +181,7 @@ class ServerClient:
             raise LinkError(
                 f"{self._base} is not the server that server.json knows: {error}",
                 retryable=False,
-                hint="take operator.json from the server again",
+                hint=TAKE_AGAIN,
             ) from error
         except urllib3.exceptions.HTTPError as error:
             raise LinkError(f"no answer from {self._base}: {error}", hint="is headland-server running?") from error
@@ -215,7 +216,11 @@ def _error(status: int, data: bytes, what: str) -> LinkError | StateError | Refu
     if said.reason in set(Reason):
         return Refused(Reason(said.reason), said.error, hint=said.hint)
     if status in (401, 403):
-        return Refused(Reason.TOKEN, said.error, hint=said.hint or "take operator.json from the server again")
+        return Refused(
+            Reason.TOKEN,
+            said.error,
+            hint=said.hint or TAKE_AGAIN,
+        )
     if status >= 500 or status in (408, 429):
         return LinkError(said.error, status=status, hint=said.hint)
     return StateError(said.error, hint=said.hint)

@@ -136,6 +136,13 @@ class Workspace:
         access = decode(content, ServerAccess, limit=64 * limits.KIB)
         durable.write(self.path / "server.json", encode(access) + b"\n")
 
+    def set_server_ca(self, ca_pem: str) -> None:
+        """Replaces the CAs of `server.json`; address and token stay."""
+        access = self.server_access()
+        durable.write(
+            self.path / "server.json", encode(ServerAccess(url=access.url, ca_pem=ca_pem, token=access.token)) + b"\n"
+        )
+
     def online_keys(self) -> OnlineKeys | None:
         """The server's public keys, if known."""
         path = self.path / "online-keys.json"

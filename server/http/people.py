@@ -5,6 +5,7 @@ JSON, which a form cannot. What is asked and changed stands in `server.operation
 """
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -13,6 +14,7 @@ from aiohttp import web
 
 from protocol import limits
 from protocol.errors import Refused, StateError
+from server.authorities import Authorities
 from server.clock import NowMs
 from server.http.answers import Handler, NotFoundError, Status, errors, harden, json_answer
 from server.http.blobs import send_blob, take_blob
@@ -43,6 +45,7 @@ class PeopleServices:
     threads: Threads
     now_ms: NowMs
     online_keys: Path
+    authorities: Callable[[], Authorities]
     device_url: str
 
 
@@ -65,6 +68,7 @@ class PeopleDoor:
             [
                 web.get("/api/v1/status", self._status),
                 web.get("/api/v1/online-keys", self._online_keys),
+                web.get("/api/v1/ca", self._ca),
                 web.get("/api/v1/tuf/{repository:image|director}/{name}", self._metadata),
                 web.get("/api/v1/blobs/{digest}", self._send_blob),
                 web.put("/api/v1/blobs/{digest}", self._take_blob),
@@ -117,6 +121,10 @@ class PeopleDoor:
     async def _online_keys(self, request: web.Request) -> web.Response:
         content = await self._services.threads.run(self._services.online_keys.read_bytes)
         return web.Response(body=content, content_type="application/json")
+
+    async def _ca(self, request: web.Request) -> web.Response:
+        held = self._services.authorities()
+        return json_answer({"trust_pem": held.trusted_pem, "links_pem": held.links_pem})
 
     async def _metadata(self, request: web.Request) -> web.Response:
         repository: RepositoryKind = "image" if request.match_info["repository"] == "image" else "director"

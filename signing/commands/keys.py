@@ -20,6 +20,7 @@ from signing.commands.app import App, pass_app
 from signing.console import emit, headland_errors, json_option, progress_console
 from signing.due import due, role_life
 from signing.events import open_event, open_events
+from signing.following import follow_ca
 from signing.keys import import_public, resolve
 from signing.lives import Life, Standing
 from signing.managers import Manager, Register
@@ -257,6 +258,19 @@ def show(app: App, *, as_json: bool) -> None:
     emit(as_json, {"managers": managers, "roles": listed, "events": events}, table)
 
 
+@keys.command("server")
+@click.argument("server_file", type=FILE, metavar="OPERATOR.JSON")
+@json_option
+@pass_app
+@headland_errors
+def take_server(app: App, server_file: Path, *, as_json: bool) -> None:
+    """Take the server's operator.json anew: its address, its CA, the operators' token."""
+    workspace = app.workspace()
+    workspace.set_server_access(server_file.read_bytes())
+    access = workspace.server_access()
+    emit(as_json, {"server": access.url}, f"this workspace speaks to {access.url}")
+
+
 @keys.command("due")
 @json_option
 @pass_app
@@ -380,6 +394,7 @@ def _servers_lives(app: App, workspace: Workspace) -> tuple[list[Standing], dict
         return [], None
     try:
         with app.server() as server:
+            follow_ca(workspace, server)
             status = server.get("/status", _ServerStatus)
     except HeadlandError:
         return [], None  # why stands in the remark already

@@ -12,6 +12,7 @@ from signing.commands.app import App, UploadBars
 from signing.console import emit, progress_console
 from signing.differences import Change, differences, printable
 from signing.events import Event, Need, find_event, open_events
+from signing.following import follow_ca
 from signing.keys import open_signer, resolve
 from signing.managers import Register
 from signing.publishing import describe, push, push_again
@@ -95,6 +96,7 @@ def push_open(app: App, wanted: str | None, *, again: bool, as_json: bool) -> No
     workspace = app.workspace()
     published = []
     with workspace.alone(), app.server() as server, UploadBars() as meter:
+        follow_ca(workspace, server)
         if again:
             done = push_again(workspace, server, meter)
             said = [f"not sent: {line}" for line in done.missing] + _on_hold(done.held)

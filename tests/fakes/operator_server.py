@@ -11,6 +11,7 @@ from securesystemslib.signer import CryptoSigner, Signer
 
 from protocol.errors import Reason, Refused, StateError
 from protocol.release import parse_manifest
+from server.ca import Authority
 from signing.online_keys import ONLINE_ROLES, render_online_keys
 from signing.repository import RepositoryKind, RepositorySet, accept, read_release_list, render_online
 from signing.server_client import Progress
@@ -30,6 +31,8 @@ class OperatorServer:
         self.online_keys = render_online_keys(
             {kind: {role: key.public_key for role, key in roles.items()} for kind, roles in self.keys.items()}
         )
+        self.authority = Authority.make(now)
+        self.trust = {"trust_pem": self.authority.pem()}
         self.sets: dict[str, RepositorySet] = {}
         self.blobs: dict[str, bytes] = {}
         self.answers: dict[str, Any] = {}
@@ -42,10 +45,11 @@ class OperatorServer:
         return self
 
     def operator_json(self) -> bytes:
-        return msgspec.json.encode({"url": "https://fake:1", "ca_pem": "-", "token": "t0ken"})
+        return msgspec.json.encode({"url": "https://fake:1", "ca_pem": self.trust["trust_pem"], "token": "t0ken"})
 
     def get(self, path: str, kind: type[T], query: Mapping[str, str] | None = None) -> T:
-        answer = msgspec.json.decode(self.online_keys) if path == "/online-keys" else self.answers.get(path)
+        own = {"/online-keys": lambda: msgspec.json.decode(self.online_keys), "/ca": lambda: self.trust}
+        answer = own[path]() if path in own else self.answers.get(path)
         if answer is None:
             raise StateError(f"no {path}")
         return msgspec.json.decode(msgspec.json.encode(answer), type=kind)

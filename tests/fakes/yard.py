@@ -392,6 +392,12 @@ class _Office:
 
     def get(self, path: str, kind: type[T], query: Mapping[str, str] | None = None) -> T:
         answer: Any = {
+            "/ca": lambda: msgspec.json.encode(
+                {
+                    "trust_pem": self.yard.parts.certificates.now().trusted_pem,
+                    "links_pem": self.yard.parts.certificates.now().links_pem,
+                }
+            ),
             "/status": lambda: msgspec.json.encode(self.yard.status()),
             "/online-keys": self.yard.parts.layout.online_keys.read_bytes,
         }[path]()

@@ -331,6 +331,49 @@ def test_a_person_vouches_for_a_machine_after_seeing_why_it_is_asked_for(begun: 
     assert begun.server.posted == [("/devices/tractor-1/readmit", {})]
 
 
+def test_due_lists_all_that_ends_in_the_order_in_which_to_act(begun: ManagersTool) -> None:
+    def life(kind: str, what: str, used: float, state: str, act: str) -> dict[str, object]:
+        dates = {"expires": "2027-01-01T00:00:00+00:00", "half": "", "most": ""}
+        return {"kind": kind, "what": what, "this": "1", "used": used, "state": state, "act": act, **dates} | {
+            "by_itself": False
+        }
+
+    begun.server.answers["/status"] = {
+        "lives": [
+            life("authority", "ca", 0.55, "due", "headland-server ca rotate"),
+            life("online-key", "director.clock", 0.9, "urgent", "headland-server keys rotate director.clock"),
+            life("role", "image/root", 0.1, "fresh", "the workspace knows better"),
+        ],
+        "device_certificates": {"fresh": 2, "due": 1, "urgent": 0, "expired": 0},
+    }
+    begun.later(days=150)  # the product's role: 150 of 180 days
+    told = begun.run("keys", "due")
+    assert [(each["state"], each["what"]) for each in told["order"]][:3] == [
+        ("urgent", "image/pest-detector"),
+        ("urgent", "director.clock"),
+        ("due", "ca"),
+    ]
+    assert [each["what"] for each in told["order"] if each["kind"] == "manager-key"] == ["alice", "bob", "carol"]
+    assert [each["what"] for each in told["order"]].count("image/root") == 1
+    assert told["device_certificates"]["due"] == 1
+    assert "resign" in begun.invoke("keys", "due").stdout
+
+
+def test_a_new_operator_file_is_taken_in(begun: ManagersTool, tmp_path: Path) -> None:
+    other = tmp_path / "operator-2.json"
+    other.write_bytes(begun.server.operator_json().replace(b"t0ken", b"t0ken-2"))
+    assert begun.run("keys", "server", other)["server"] == "https://fake:1"
+    assert begun.workspace.server_access().token == "t0ken-2"
+
+
+def test_the_servers_next_keys_are_asked_of_the_server(begun: ManagersTool, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    begun.server.online_keys = ManagersTool(tmp_path / "other").server.online_keys
+    begun.fail("keys", "rotate", "--online-of-server", "--online", begun.passphrase, code=6)
+    event = begun.run("keys", "rotate", "--online-of-server")
+    assert {need["file"] for need in event["needs"]} == {"image/root", "director/root", "director/targets"}
+
+
 def test_resigning_gives_a_due_role_a_whole_lifetime_again(begun: ManagersTool) -> None:
     begun.publish("1.0.0", 1)
     begun.fail("keys", "resign", code=6)
