@@ -31,7 +31,7 @@ from signing.repository import ListedRelease, RepositorySet, accept, read_releas
 ONLINE = ("timestamp", "snapshot")
 VERSION_REACH = 1 << 52  # of what machines report; above that only rotated keys help. Half of what JSON numbers hold
 CATCH_UP_PAUSE_MS = 600_000  # a machine that lies makes the fleet fetch a snapshot this often, not at each contact
-SNAPSHOTS_KEPT = 3  # a machine in the middle of a refresh still finds the one that its timestamp names
+SNAPSHOTS_KEPT = 16  # a machine in the middle of a slow refresh still finds the one that its timestamp names
 
 
 class PublishRequest(Message):
