@@ -173,6 +173,8 @@ class Driver(TrustingMachine):
         self.highest_version = 0
         self.pending = secrets.token_hex(16)
         self.outbox: Outbox
+        self._talk: aiohttp.ClientSession | None = None
+        self._talked_to = ""
 
     async def open(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -183,6 +185,31 @@ class Driver(TrustingMachine):
             now_ms=lambda: self.world.now_ms,
             draw_token=lambda: secrets.token_hex(16),
         )
+
+    async def close(self) -> None:
+        await self.outbox.close()
+        if self._talk is not None:
+            await self._talk.close()
+
+    async def ask(
+        self, method: str, path: str, data: bytes | None = None, headers: dict[str, str] | None = None
+    ) -> tuple[int, bytes, Any]:
+        """One request on a connection that lasts as long as the server does."""
+        url = self.world.running.device_url
+        if self._talk is None or self._talked_to != url:
+            if self._talk is not None:
+                await self._talk.close()
+            context = await asyncio.to_thread(self._load)
+            timeout = aiohttp.ClientTimeout(total=30)
+            connector = aiohttp.TCPConnector(ssl=context)
+            self._talk = aiohttp.ClientSession(connector=connector, timeout=timeout, auto_decompress=False)
+            self._talked_to = url
+        async with self._talk.request(method, url + path, data=data, headers=headers) as answer:
+            return answer.status, await answer.read(), answer.headers
+
+    def use(self, certificate: str) -> None:
+        super().use(certificate)
+        self._talked_to = ""
 
     async def produce(self, rng: random.Random, count: int) -> None:
         for lane in ("results", "alarms"):
@@ -432,12 +459,13 @@ async def staged(folder: Path, zygote: Zygote, machines: int, report: Report) ->
         status, answer = await driver.enrol(await house.make_token(driver.name))
         assert status == 200, answer
         await driver.open()
+        await driver.call()
     await stage.stop(pid)
     try:
         yield stage
     finally:
         for driver in drivers:
-            await driver.outbox.close()
+            await driver.close()
 
 
 async def at_random(folder: Path, *, kills: int, seed: int, machines: int = 2, fault: str = "") -> Report:

@@ -6,6 +6,7 @@ hit: before an effect on the disk, before and after a commit of the catalog, bef
 """
 
 import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -62,6 +63,7 @@ class Hits:
         server.http.people.harden = answered
 
 
+PR_SET_PDEATHSIG: Final = 1
 LATE_S: Final = 0.3
 
 
@@ -105,8 +107,14 @@ def published_before_it_is_served() -> None:
 FAULTS: Final = {each.__name__: each for each in (receipts_before_the_commit, published_before_it_is_served)}
 
 
+def die_with_the_parent() -> None:
+    """However the test ends, no server stays behind."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def serve(asked: dict[str, Any]) -> None:
     """In the fork; never returns."""
+    die_with_the_parent()
     log = os.open(asked["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -127,6 +135,7 @@ def say(**what: int) -> None:
 
 
 if __name__ == "__main__":
+    die_with_the_parent()
     for line in sys.stdin:
         child = os.fork()
         if not child:
