@@ -83,8 +83,15 @@ class Identity:
         return private_context(cadata=anchors.render(self.anchors()))
 
     def certificate(self) -> x509.Certificate:
-        """The leaf that holds now."""
-        return x509.load_pem_x509_certificate((self.folder / "cert.pem").read_bytes())
+        """The leaf that holds now.
+
+        Raises:
+            StateError: `cert.pem` is missing or damaged.
+        """
+        try:
+            return x509.load_pem_x509_certificate((self.folder / "cert.pem").read_bytes())
+        except (OSError, ValueError) as error:
+            raise StateError(f"cert.pem in {self.folder} is damaged: {error}") from error
 
     def anchors(self) -> anchors.Certificates:
         """The CAs that this machine trusts, newest first.
@@ -106,6 +113,7 @@ class Identity:
         Raises:
             Refused: `CERTIFICATE`: the leaf is not for this device and key, or no CA that is trusted here vouches for
                 who signed it. Nothing was changed.
+            StateError: The disk takes it not; what was there still holds.
         """
         trusted = self.anchors()
         links = anchors.read(answer.links_pem) if answer.links_pem else ()
@@ -116,9 +124,12 @@ class Identity:
         except Refused as error:
             # The leaf is good all the same, and the server it came from was verified: stay with the CAs that we know.
             followed, complaint = trusted, error.message
-        if followed != trusted:
-            durable.write(self.folder / "ca.pem", anchors.render(followed).encode(), mode=0o644)
-        durable.write(self.folder / "cert.pem", answer.certificate_pem.encode(), mode=0o644)
+        try:
+            if followed != trusted:
+                durable.write(self.folder / "ca.pem", anchors.render(followed).encode(), mode=0o644)
+            durable.write(self.folder / "cert.pem", answer.certificate_pem.encode(), mode=0o644)
+        except OSError as error:
+            raise StateError(f"the renewed certificate cannot be kept: {error}") from error
         return complaint
 
 

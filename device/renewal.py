@@ -19,7 +19,7 @@ from device.clock import Reading
 from device.identity import Identity, make_csr
 from device.link import Answer
 from protocol import limits
-from protocol.errors import HeadlandError, Reason, Refused
+from protocol.errors import HeadlandError, Reason, Refused, StateError
 from protocol.ids import Millis, Token
 from protocol.lifetimes import MARKS, passed
 from protocol.messages import Alert, RenewAnswer, RenewRequest
@@ -165,7 +165,11 @@ class Renewal:
 
     def _half_over(self) -> bool:
         reading = self._now()
-        return reading.sure and identities.lived(self._identity.certificate(), _datetime(reading.ms)) >= MARKS[0]
+        try:
+            certificate = self._identity.certificate()
+        except StateError:
+            return True  # it was damaged under the connections that stand; the key renews it
+        return reading.sure and identities.lived(certificate, _datetime(reading.ms)) >= MARKS[0]
 
     def _tell(self) -> None:
         """Raises the alarm for the highest mark that sure time has passed, unless it was raised."""

@@ -294,7 +294,7 @@ def read_status(layout: Layout) -> DeviceStatus:
 def _certificate(who: identity.Identity, now_ms: int) -> CertificateStatus | None:
     try:
         certificate = who.certificate()
-    except (OSError, ValueError):
+    except StateError:
         return None
     used = identity.lived(certificate, datetime.fromtimestamp(0, UTC) + timedelta(milliseconds=now_ms))
     ends_ms = int(certificate.not_valid_after_utc.timestamp() * 1000)

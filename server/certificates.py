@@ -7,7 +7,7 @@ Only then is anything signed by the newest CA, so that no machine shows a certif
 
 import logging
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from server import authorities
@@ -21,6 +21,8 @@ from signing import anchors
 
 ROTATE_AT: Final = 0.8
 """Of a CA's life. At half of it a person is asked to do it; at this point nobody is waited for."""
+
+ASK_EVERY: Final = timedelta(hours=1)
 
 log = logging.getLogger("headland.server")
 
@@ -45,6 +47,7 @@ class Certificates:
         self._now_ms = now_ms
         self._ca_lifetime = ca_lifetime
         self._shown = b""
+        self._ask_again = datetime.min.replace(tzinfo=UTC)
         authorities.settle(layout.ca)
         self._authorities = self._due(authorities.load(layout.ca), as_datetime(now_ms()))
         self._renew_server(self._authorities)
@@ -83,6 +86,10 @@ class Certificates:
         return held
 
     def _needed(self, held: Authorities, now: datetime) -> bool:
+        """Whether a machine still depends on an old CA. Asked once an hour: it looks at the whole fleet."""
+        if now < self._ask_again:
+            return True
+        self._ask_again = now + ASK_EVERY
         retired_ms = max(each.since_ms for each in held.record.generations if each.standing == "retiring")
         if now < as_datetime(retired_ms) + OVERLAP:
             return True
@@ -106,10 +113,9 @@ def dependent(session: Session, held: Authorities) -> list[str]:
     Revoked ones count no more.
     """
     return [
-        device.id
-        for device in session.devices.all()
-        if device.revoked_ms is None
-        and (held.marks[0] not in device.trusts or held.standing(issuer_of_pem(device.certificate_pem)) != "current")
+        each.id
+        for each in session.devices.certificates()
+        if held.marks[0] not in each.trusts or held.standing(issuer_of_pem(each.certificate_pem)) != "current"
     ]
 
 

@@ -79,12 +79,13 @@ class Contacts:
         self._manifests: dict[str, ReleaseManifest] = {}
         self._damaged: set[str] = set()
 
-    def answer(self, request: SyncRequest, renew: bool = False) -> SyncAnswer:
+    def answer(self, request: SyncRequest, *, certificate_pem: str = "", renew: bool = False) -> SyncAnswer:
         """One contact of an enrolled, unrevoked machine. Blocks; durable when it returns.
 
         Args:
             request: As it came.
-            renew: Whether the machine should renew its certificate, by what it showed.
+            certificate_pem: That it shows: a catalog out of a backup, or a cut renewal, left another one here.
+            renew: Whether the machine should renew it.
 
         Raises:
             Refused: `WRONG_PRODUCT`.
@@ -115,7 +116,7 @@ class Contacts:
             device = self._recognise(session, device, standing, shown, passed=passed, now_ms=now_ms)
             self._record(session, device, request, now_ms)
             image, director = self._publisher.offers(session, request.versions)
-            known, device = device, _reported(device, request, now_ms)
+            known, device = device, _reported(device, request, certificate_pem, now_ms)
             forgive_upgraded(session, known, device, now_ms)
             failed = 0
             if not device.set_apart:
@@ -503,7 +504,7 @@ def _by_what_is_known(request: SyncRequest, device: Device) -> SyncRequest:
     return msgspec.structs.replace(request, report=device.report) if request.recovering else request
 
 
-def _reported(device: Device, request: SyncRequest, now_ms: int) -> Device:
+def _reported(device: Device, request: SyncRequest, certificate_pem: str, now_ms: int) -> Device:
     device = replace(
         device,
         last_contact_ms=now_ms,
@@ -515,6 +516,7 @@ def _reported(device: Device, request: SyncRequest, now_ms: int) -> Device:
         unsure_of_time=request.unsure_of_time,
         link=request.link,
         trusts=request.trusts,
+        certificate_pem=certificate_pem or device.certificate_pem,
     )
     if request.inventory is not None:
         device = replace(device, inventory=request.inventory, inventory_sha256=request.inventory_sha256)

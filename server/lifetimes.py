@@ -50,11 +50,10 @@ def collect(session: Session, held: Authorities, tls: Path) -> list[Life]:
     server = x509.load_pem_x509_certificate((tls / "server.pem").read_bytes())
     act = "it renews itself: the server's log says why not"
     found.append(_certificate_life("server-certificate", "server", server, act, by_itself=True))
-    for device in session.devices.all():
-        if device.revoked_ms is None:
-            certificate = x509.load_pem_x509_certificate(device.certificate_pem.encode())
-            act = "it renews at its next contact: where is it?"
-            found.append(_certificate_life("device-certificate", device.id, certificate, act, by_itself=True))
+    for each in session.devices.certificates():
+        certificate = x509.load_pem_x509_certificate(each.certificate_pem.encode())
+        act = "it renews at its next contact: where is it?"
+        found.append(_certificate_life("device-certificate", each.id, certificate, act, by_itself=True))
     return found
 
 

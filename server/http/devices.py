@@ -62,6 +62,7 @@ class DeviceDoor:
     def __init__(self, services: DeviceServices) -> None:
         self._services = services
         self._failures = Failures()
+        self._bare_renewals = Failures(allowed=60)  # nothing can be guessed there: it bounds what strangers make us do
 
     def application(self) -> web.Application:
         """The aiohttp application."""
@@ -107,7 +108,7 @@ class DeviceDoor:
             body = decode(await read_body(request, limits.ENROL_BYTES), RenewRequest, limit=limits.ENROL_BYTES)
             return json_answer(await self._services.threads.run(self._services.enrolment.renew, device, body))
         address, now_s = request.remote or "", asyncio.get_running_loop().time()
-        if self._failures.blocked(address, now_s):
+        if self._bare_renewals.blocked(address, now_s):
             raise Status(429, "too many bad requests; wait a minute", Reason.CERTIFICATE, {"Retry-After": "60"})
         try:
             data = await read_body(request, limits.ENROL_BYTES)
@@ -115,7 +116,7 @@ class DeviceDoor:
             device = named_device(body.csr_pem)
             return json_answer(await self._services.threads.run(self._services.enrolment.renew, device, body))
         except Refused:
-            self._failures.add(address, now_s)
+            self._bare_renewals.add(address, now_s)
             raise
 
     async def _sync(self, request: web.Request) -> web.Response:
@@ -136,7 +137,8 @@ class DeviceDoor:
             await services.threads.run(services.enrolment.take_back, certificate, body.product)
             await self._who(request)
         renew = should_renew(certificate, body.trusts, services.authorities(), self._now())
-        return json_answer(await services.threads.run(services.contacts.answer, body, renew))
+        answer = services.contacts.answer
+        return json_answer(await services.threads.run(answer, body, certificate_pem=certificate.pem, renew=renew))
 
     async def _results(self, request: web.Request) -> web.Response:
         who = await self._who(request)

@@ -7,7 +7,7 @@ from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from protocol.messages import Alert, Counters, Inventory, LanePosition, UpdateStatus, VersionReport
 from server.storage.codec import from_json, to_json
-from server.storage.records import Device
+from server.storage.records import Certified, Device
 from server.storage.schema import alerts, devices, group_members, statuses
 
 _LISTED = [column for column in devices.c if column.name != "answer"]
@@ -32,6 +32,12 @@ class Devices:
     def all(self) -> list[Device]:
         """All machines by name, without their kept answers."""
         return [_device(row) for row in self._connection.execute(select(*_LISTED).order_by(devices.c.id))]
+
+    def certificates(self) -> list[Certified]:
+        """The certificates of all machines that are not revoked, by name: light, for rounds over the whole fleet."""
+        query = select(devices.c.id, devices.c.certificate_pem, devices.c.trusts)
+        rows = self._connection.execute(query.where(devices.c.revoked_ms.is_(None)).order_by(devices.c.id))
+        return [Certified(row.id, row.certificate_pem, from_json(row.trusts, tuple[str, ...])) for row in rows]
 
     def enrol(self, device: Device) -> None:
         """Keeps a machine; one of the same name becomes this one, its contacts begin anew."""

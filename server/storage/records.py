@@ -70,6 +70,15 @@ class Device:
 
 
 @dataclass(frozen=True)
+class Certified:
+    """What a machine shows, and which CAs it trusts by its own word (marks, newest first)."""
+
+    id: DeviceId
+    certificate_pem: str
+    trusts: tuple[TrustMark, ...]
+
+
+@dataclass(frozen=True)
 class EnrolmentToken:
     """A permission to enrol one named machine, once. Only the hash of its secret is kept."""
 

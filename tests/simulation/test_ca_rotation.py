@@ -22,10 +22,15 @@ from protocol.messages import LanePosition, RenewRequest, SyncAnswer, SyncReques
 from protocol.wire import decode, encode
 from server import authorities
 from server.clock import as_datetime
+from server.storage.catalog import Catalog
 from signing import anchors
 from tests.fakes.server_house import CPU, House, published
 
 DAY_MS = 86_400_000
+
+
+class PowerCutError(Exception):
+    pass
 
 
 class Tractor:
@@ -239,6 +244,36 @@ async def test_a_server_restored_from_before_the_rotation_is_still_spoken_to(
         assert len(machine.state.pending_alerts(9)) == 1
 
 
+async def test_what_a_machine_shows_counts_where_the_catalog_remembers_another_certificate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A catalog out of a backup would wait for ever for machines that have long followed."""
+    async with farm(tmp_path, monkeypatch) as place:
+        machine = await place.enrol("tractor-1")
+        old = (machine.who.folder / "cert.pem").read_text()
+        await place.rotate()
+        assert (await waits_for(place)) == ["tractor-1"]
+        await machine.visit()
+        await machine.visit()
+        assert (await waits_for(place)) == []
+
+        def forget() -> None:
+            catalog = Catalog(f"sqlite:///{place.house.state / 'catalog.db'}")
+            with catalog.write() as session:
+                session.devices.set_certificate("tractor-1", old)
+            catalog.close()
+
+        await asyncio.to_thread(forget)
+        assert (await waits_for(place)) == ["tractor-1"]
+        assert not (await machine.visit()).renew
+        assert (await waits_for(place)) == []
+
+
+async def waits_for(place: Farm) -> list[str]:
+    status = await place.house.must("GET", "/api/v1/status")
+    return list(status["ca"]["waits_for"])
+
+
 async def test_a_server_of_a_stolen_key_without_a_ca_is_not_followed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -283,14 +318,14 @@ async def test_a_cut_anywhere_in_a_renewal_leaves_a_pair_that_speaks_to_the_serv
                 nonlocal count
                 count += 1
                 if count >= last:
-                    raise InterruptedError(effect)
+                    raise PowerCutError(effect)
 
             with monkeypatch.context() as patch:
                 patch.setattr("signing.durable.DISK.before", before)
                 try:
                     await asyncio.to_thread(machine.who.take, renewed)
                     done = True
-                except InterruptedError:
+                except PowerCutError:
                     done = False
             seen.add((machine.trusts(), (machine.who.folder / "cert.pem").read_bytes() == old["cert.pem"]))
             link = Link(place.house.running.device_url, identity.load(machine.who.folder).tls())

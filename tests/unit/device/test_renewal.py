@@ -163,3 +163,26 @@ async def test_a_renewal_that_fails_changes_nothing_and_says_so(world: World) ->
         await world.renewal.renew_bare()
     assert (world.who.folder / "cert.pem").read_bytes() == before
     assert not isinstance(caught.value, LinkError)
+
+
+async def test_a_certificate_that_is_damaged_while_the_agent_runs_is_renewed_at_the_next_contact(world: World) -> None:
+    (world.who.folder / "cert.pem").write_bytes(b"flipped")
+    await world.renewal.after_contact(asked=False)
+    assert world.renewed == 1
+    assert world.who.certificate()
+
+
+async def test_a_full_disk_fails_the_renewal_and_ends_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = (world.who.folder / "cert.pem").read_bytes()
+
+    def full(effect: str, path: Path) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("signing.durable.DISK.before", full)
+        await world.renewal.after_contact(asked=True)
+    assert (world.who.folder / "cert.pem").read_bytes() == before
+    assert world.renewed == 0
+    world.elapsed += PAUSE_S
+    await world.renewal.after_contact(asked=True)
+    assert world.renewed == 1
