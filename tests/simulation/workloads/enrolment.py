@@ -23,7 +23,8 @@ from protocol import limits
 from protocol.ids import digest
 from protocol.messages import EnrolAnswer, EnrolRequest, ErrorAnswer, TokenContent
 from protocol.wire import decode, encode
-from server.ca import Authority, csr_public_key, read_csr
+from server import authorities
+from server.ca import csr_public_key, read_csr
 from server.tokens import render_token
 from tests.simulation.workload import Promises, leftovers
 
@@ -43,7 +44,7 @@ class Server:
     """
 
     def __init__(self, world: Path, granted: str = "", promise: Promises | None = None) -> None:
-        self.authority = Authority.load(world)
+        self.authority = authorities.load(world).current
         self.granted = granted
         self.promise = promise
 
@@ -95,7 +96,7 @@ class Enrolling:
     name = "enrolment"
 
     def prepare(self, home: Path) -> None:
-        Authority.make(NOW).save(home / "world")
+        authorities.found(home / "world", NOW)
         (home / "state").mkdir(mode=0o700)
 
     def act(self, home: Path, promise: Promises) -> None:
