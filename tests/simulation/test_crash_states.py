@@ -29,6 +29,9 @@ SAMPLES = {
     "outbox-full": Extent(states=80, recoveries=2, states_of_recovery=20),
     "trust": Extent(states=50, recoveries=2, states_of_recovery=10),
     "enrolment": Extent(states=60, recoveries=2, states_of_recovery=15),
+    "renewal": Extent(states=100, recoveries=2, states_of_recovery=20),  # fewer than a hundred: these are all
+    "ca-rotation": Extent(states=100, recoveries=2, states_of_recovery=40),
+    "online-key-rotation": Extent(states=100, recoveries=1, states_of_recovery=10),
     "publish": Extent(states=25, recoveries=1, states_of_recovery=8),
     "ingest": Extent(states=60, recoveries=2, states_of_recovery=10),
 }
@@ -53,7 +56,7 @@ def test_after_a_power_cut_anywhere_every_promise_holds(name):
     extent = SAMPLES[name]
     report = explored(name, small(extent, model=STRICT))
     assert not report.failures, "\n".join([report.failures[0].why, *report.failures[0].fates])
-    assert report.checked == extent.states
+    assert report.checked == min(extent.states, report.states)
     assert report.promises > 0
     assert report.second_checked > 0
 

@@ -1,7 +1,7 @@
 """All workloads, by name."""
 
 from tests.simulation.workload import Workload
-from tests.simulation.workloads import calibration, enrolment, outbox, server, trust, updates
+from tests.simulation.workloads import calibration, enrolment, outbox, renewal, server, trust, updates
 
 WORKLOADS: dict[str, Workload] = {
     work.name: work
@@ -10,6 +10,9 @@ WORKLOADS: dict[str, Workload] = {
         *outbox.workloads(),
         trust.Trusting(),
         enrolment.Enrolling(),
+        renewal.Renewing(),
+        renewal.RotatingCa(),
+        renewal.RotatingOnlineKey(),
         server.Publishing(),
         server.Ingesting(),
     )
