@@ -98,15 +98,17 @@ class Ingest:
         clashing: list[tuple[str, list[int]]] = []
         ranges: list[RowRange] = []
         with self._catalog.write() as session:
-            for lane in body.lanes:
-                clash = session.results.add(body.device, body.epoch, lane.lane, lane.first, lane.rows, at_ms=now_ms)
-                ranges += _covered(lane, set(clash))
+            session.devices.lock(body.device)  # what is lost is counted on top of what was
+            for name in LANES:
+                pieces = [lane for lane in body.lanes if lane.lane == name]
+                rows = sorted(row for lane in pieces for row in enumerate(lane.rows, lane.first))
+                clash = session.results.add(body.device, body.epoch, name, rows, at_ms=now_ms)
+                for lane in pieces:
+                    ranges += _covered(lane, set(clash))
                 if clash:
-                    clashing.append((lane.lane, clash))
-            for loss, raw in losses:
-                session.results.add_loss(body.device, body.epoch, loss, raw, now_ms)
-            for name in sorted({lane.lane for lane in body.lanes} | {loss.lane for loss, _ in losses}):
-                session.results.recount_lost(body.device, body.epoch, name)
+                    clashing.append((name, clash))
+                told = [(loss, raw) for loss, raw in losses if loss.lane == name]
+                session.results.add_losses(body.device, body.epoch, name, told, at_ms=now_ms)
             conflicts = "; ".join(f"{lane} {_spell(numbers)}" for lane, numbers in clashing)
             if conflicts:
                 session.events.add(

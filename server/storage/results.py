@@ -1,16 +1,18 @@
 """Ingested rows: each (device, epoch, lane, seq) once, its exact bytes; losses, counted; conflicts, apart."""
 
 import hashlib
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import BigInteger, Connection, and_, column, func, insert, select, update, values
 
 from protocol.results import Loss
 from server.storage.codec import pairs
 from server.storage.records import Totals
 from server.storage.schema import conflicts, lane_totals, losses, results
 
+ASKED_TOGETHER = 5000  # numbers or ranges in one query: SQLite takes 32,766 parameters
 CONFLICTS_A_DEVICE = 1000  # quarantined rows that are kept to look at; a device that makes more shows nothing new
 
 
@@ -31,15 +33,14 @@ class Results:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    def add(self, device: str, epoch: str, lane: str, first: int, rows: Sequence[bytes], *, at_ms: int) -> list[int]:
-        """Keeps consecutive rows, each exactly once.
+    def add(self, device: str, epoch: str, lane: str, rows: Sequence[tuple[int, bytes]], *, at_ms: int) -> list[int]:
+        """Keeps rows, each exactly once. One that was given up for lost is no longer counted as that.
 
         Args:
             device: Who made them.
             epoch: The life of its outbox.
             lane: Their lane.
-            first: The number of the first row.
-            rows: Exact bytes.
+            rows: Numbers and exact bytes, sorted by number.
             at_ms: When they came.
 
         Returns:
@@ -47,21 +48,15 @@ class Results:
         """
         if not rows:
             return []
-        known = pairs(
-            self._connection.execute(
-                select(results.c.seq, results.c.sha256).where(
-                    results.c.device == device,
-                    results.c.epoch == epoch,
-                    results.c.lane == lane,
-                    results.c.seq.between(first, first + len(rows) - 1),
-                )
-            )
-        )
-        fresh = []
+        known = self._known(device, epoch, lane, [seq for seq, _ in rows])
+        fresh: list[dict[str, object]] = []
+        found: list[int] = []
         clashing: list[tuple[int, bytes, bytes]] = []
-        for seq, body in enumerate(rows, first):
+        for seq, body in rows:
             sha256 = hashlib.sha256(body).digest()
             if seq not in known:
+                known[seq] = sha256
+                found.append(seq)
                 fresh.append(
                     {"device": device, "epoch": epoch, "lane": lane, "seq": seq, "sha256": sha256, "body": body}
                 )
@@ -69,57 +64,59 @@ class Results:
                 clashing.append((seq, sha256, body))
         if fresh:
             self._connection.execute(insert(results), fresh)
-        self._count(device, epoch, lane, ingested=len(fresh), next_seq=first + len(rows))
+        given_up = self._told(device, epoch, lane, rows[0][0], rows[-1][0])
+        self._count(
+            device,
+            epoch,
+            lane,
+            ingested=len(fresh),
+            lost=-sum(_holds(given_up, seq) for seq in found),
+            next_seq=rows[-1][0] + 1,
+        )
         for row in clashing:
             self._quarantine(device, epoch, lane, row, at_ms)
         return [seq for seq, _, _ in clashing]
 
-    def add_loss(self, device: str, epoch: str, loss: Loss, body: bytes, at_ms: int) -> None:
-        """Keeps a loss record, once by its exact bytes."""
-        sha256 = hashlib.sha256(body).hexdigest()
-        here = (losses.c.device == device, losses.c.epoch == epoch, losses.c.lane == loss.lane)
-        known = self._connection.execute(select(losses.c.first).where(*here, losses.c.sha256 == sha256)).one_or_none()
-        if known is None:
-            self._connection.execute(
-                insert(losses).values(
-                    device=device,
-                    epoch=epoch,
-                    lane=loss.lane,
-                    sha256=sha256,
-                    first=loss.first,
-                    last=loss.last,
-                    body=body,
-                    received_ms=at_ms,
-                )
-            )
-            self._count(device, epoch, loss.lane, ingested=0, next_seq=loss.last + 1)
+    def add_losses(self, device: str, epoch: str, lane: str, told: Sequence[tuple[Loss, bytes]], *, at_ms: int) -> None:
+        """Keeps loss records, each once by its exact bytes. Their numbers count as lost, each once, unless they are
+        here as rows.
 
-    def recount_lost(self, device: str, epoch: str, lane: str) -> None:
-        """Brings the count of lost rows up to date: numbers inside loss records that never arrived as rows."""
+        Args:
+            device: Who lost them.
+            epoch: The life of its outbox.
+            lane: Their lane.
+            told: Records, read and as they came.
+            at_ms: When they came.
+        """
+        by_hash = {hashlib.sha256(body).hexdigest(): (loss, body) for loss, body in told}
         here = (losses.c.device == device, losses.c.epoch == epoch, losses.c.lane == lane)
-        ranges = self._connection.execute(
-            select(losses.c.first, losses.c.last).where(*here).order_by(losses.c.first, losses.c.last)
-        ).all()
-        if not ranges:
-            return
-        lost = 0
-        for first, last in _merge([(first, last) for first, last in ranges]):
-            arrived = self._connection.execute(
-                select(func.count())
-                .select_from(results)
-                .where(
-                    results.c.device == device,
-                    results.c.epoch == epoch,
-                    results.c.lane == lane,
-                    results.c.seq.between(first, last),
-                )
-            ).scalar_one()
-            lost += last - first + 1 - arrived
-        self._connection.execute(
-            update(lane_totals)
-            .where(lane_totals.c.device == device, lane_totals.c.epoch == epoch, lane_totals.c.lane == lane)
-            .values(lost=lost)
+        known = set(
+            self._connection.execute(select(losses.c.sha256).where(*here, losses.c.sha256.in_(by_hash))).scalars()
         )
+        fresh = {sha256: one for sha256, one in by_hash.items() if sha256 not in known}
+        if not fresh:
+            return
+        ranges = _merge(sorted((loss.first, loss.last) for loss, _ in fresh.values()))
+        news = _minus(ranges, self._told(device, epoch, lane, ranges[0][0], ranges[-1][1]))
+        self._connection.execute(
+            insert(losses),
+            [
+                {
+                    "device": device,
+                    "epoch": epoch,
+                    "lane": lane,
+                    "sha256": sha256,
+                    "first": loss.first,
+                    "last": loss.last,
+                    "body": body,
+                    "received_ms": at_ms,
+                }
+                for sha256, (loss, body) in fresh.items()
+            ],
+        )
+        size = sum(last - first + 1 for first, last in news)
+        arrived = self._count_arrived(device, epoch, lane, news)
+        self._count(device, epoch, lane, ingested=0, lost=size - arrived, next_seq=ranges[-1][1] + 1)
 
     def next_seqs(self, device: str, epoch: str) -> dict[str, int]:
         """One above the highest number seen of each lane of an epoch."""
@@ -162,22 +159,64 @@ class Results:
             query = query.where(results.c.lane == lane)
         return [StoredRow(**row._mapping) for row in self._connection.execute(query)]
 
-    def _count(self, device: str, epoch: str, lane: str, *, ingested: int, next_seq: int) -> None:
+    def _known(self, device: str, epoch: str, lane: str, seqs: Sequence[int]) -> dict[int, bytes]:
+        """Hashes of those numbers that are here."""
+        query = select(results.c.seq, results.c.sha256).where(
+            results.c.device == device, results.c.epoch == epoch, results.c.lane == lane
+        )
+        if seqs[-1] - seqs[0] < 2 * len(seqs):
+            return pairs(self._connection.execute(query.where(results.c.seq.between(seqs[0], seqs[-1]))))
+        known: dict[int, bytes] = {}
+        for begin in range(0, len(seqs), ASKED_TOGETHER):
+            known |= pairs(
+                self._connection.execute(query.where(results.c.seq.in_(seqs[begin : begin + ASKED_TOGETHER])))
+            )
+        return known
+
+    def _told(self, device: str, epoch: str, lane: str, first: int, last: int) -> list[tuple[int, int]]:
+        """The ranges of loss records that reach into these numbers, as few as possible."""
+        rows = self._connection.execute(
+            select(losses.c.first, losses.c.last)
+            .where(
+                losses.c.device == device,
+                losses.c.epoch == epoch,
+                losses.c.lane == lane,
+                losses.c.first <= last,
+                losses.c.last >= first,
+            )
+            .order_by(losses.c.first, losses.c.last)
+        )
+        return _merge([(begin, end) for begin, end in rows])
+
+    def _count_arrived(self, device: str, epoch: str, lane: str, ranges: Sequence[tuple[int, int]]) -> int:
+        """How many rows with numbers in these ranges are here."""
+        found = 0
+        for begin in range(0, len(ranges), ASKED_TOGETHER):
+            some = values(column("first", BigInteger), column("last", BigInteger))
+            asked = some.data(list(ranges[begin : begin + ASKED_TOGETHER])).cte("asked")
+            here = and_(
+                results.c.device == device,
+                results.c.epoch == epoch,
+                results.c.lane == lane,
+                results.c.seq.between(asked.c.first, asked.c.last),
+            )
+            found += self._connection.execute(select(func.count()).select_from(asked.join(results, here))).scalar_one()
+        return found
+
+    def _count(self, device: str, epoch: str, lane: str, *, ingested: int, lost: int, next_seq: int) -> None:
         here = (lane_totals.c.device == device, lane_totals.c.epoch == epoch, lane_totals.c.lane == lane)
-        row = self._connection.execute(
-            select(lane_totals.c.ingested, lane_totals.c.next_seq).where(*here)
-        ).one_or_none()
+        row = self._connection.execute(select(lane_totals).where(*here)).one_or_none()
         if row is None:
             self._connection.execute(
                 insert(lane_totals).values(
-                    device=device, epoch=epoch, lane=lane, ingested=ingested, lost=0, next_seq=next_seq
+                    device=device, epoch=epoch, lane=lane, ingested=ingested, lost=lost, next_seq=next_seq
                 )
             )
-        elif ingested or next_seq > row.next_seq:
+        elif ingested or lost or next_seq > row.next_seq:
             self._connection.execute(
                 update(lane_totals)
                 .where(*here)
-                .values(ingested=row.ingested + ingested, next_seq=max(row.next_seq, next_seq))
+                .values(ingested=row.ingested + ingested, lost=row.lost + lost, next_seq=max(row.next_seq, next_seq))
             )
 
     def _quarantine(self, device: str, epoch: str, lane: str, row: tuple[int, bytes, bytes], at_ms: int) -> None:
@@ -210,3 +249,28 @@ def _merge(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
         else:
             merged.append((first, last))
     return merged
+
+
+def _minus(ranges: Sequence[tuple[int, int]], holes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """What of sorted, disjoint ranges lies outside of others."""
+    kept: list[tuple[int, int]] = []
+    index = 0
+    for first, last in ranges:
+        start = first
+        while index < len(holes) and holes[index][1] < start:
+            index += 1
+        look = index
+        while look < len(holes) and holes[look][0] <= last:
+            if holes[look][0] > start:
+                kept.append((start, holes[look][0] - 1))
+            start = holes[look][1] + 1
+            look += 1
+        if start <= last:
+            kept.append((start, last))
+    return kept
+
+
+def _holds(ranges: Sequence[tuple[int, int]], number: int) -> bool:
+    """Whether sorted, disjoint ranges hold a number."""
+    place = bisect_right(ranges, (number, 1 << 62)) - 1
+    return place >= 0 and ranges[place][1] >= number

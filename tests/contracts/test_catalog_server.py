@@ -139,12 +139,12 @@ def test_statuses_and_alerts_are_kept_once_by_machine_and_id(catalog: Catalog) -
 
 def test_rows_are_kept_exactly_once(catalog: Catalog) -> None:
     with catalog.write() as session:
-        assert session.results.add("d", "e", "results", 0, [b"0", b"1"], at_ms=1) == []
-        assert session.results.add("d", "e", "results", 1, [b"1", b"2"], at_ms=1) == []
-        assert session.results.add("d", "e", "results", 1, [b"X", b"2", b"3"], at_ms=1) == [1]
-        assert session.results.add("d", "e", "results", 1, [b"X"], at_ms=1) == [1]
-        assert session.results.add("d", "other", "results", 0, [b"0"], at_ms=1) == []
-        assert session.results.add("d", "e", "alarms", 0, [], at_ms=1) == []
+        assert session.results.add("d", "e", "results", [*enumerate([b"0", b"1"], 0)], at_ms=1) == []
+        assert session.results.add("d", "e", "results", [*enumerate([b"1", b"2"], 1)], at_ms=1) == []
+        assert session.results.add("d", "e", "results", [*enumerate([b"X", b"2", b"3"], 1)], at_ms=1) == [1]
+        assert session.results.add("d", "e", "results", [*enumerate([b"X"], 1)], at_ms=1) == [1]
+        assert session.results.add("d", "other", "results", [*enumerate([b"0"], 0)], at_ms=1) == []
+        assert session.results.add("d", "e", "alarms", [*enumerate([], 0)], at_ms=1) == []
     with catalog.read() as session:
         assert session.results.totals()["d"]["results"].ingested == 5
         assert session.results.conflict_counts() == {"d": 1}
@@ -163,17 +163,15 @@ def test_rows_are_kept_exactly_once(catalog: Catalog) -> None:
 def test_losses_count_each_number_once_and_not_what_arrived(catalog: Catalog) -> None:
     def lose(session, first: int, last: int) -> None:
         loss = Loss(lane="results", first=first, last=last, reason="budget", at_ms=1)
-        session.results.add_loss("d", "e", loss, encode(loss), 1)
+        session.results.add_losses("d", "e", "results", [(loss, encode(loss))], at_ms=1)
 
     with catalog.write() as session:
-        session.results.add("d", "e", "results", 3, [b"3"], at_ms=1)
+        session.results.add("d", "e", "results", [*enumerate([b"3"], 3)], at_ms=1)
         for first, last in ((0, 4), (2, 9), (0, 4), (20, 20)):
             lose(session, first, last)
-        session.results.recount_lost("d", "e", "results")
         assert session.results.totals()["d"]["results"].lost == 10
         # A row that was given up for lost comes after all.
-        session.results.add("d", "e", "results", 20, [b"late"], at_ms=1)
-        session.results.recount_lost("d", "e", "results")
+        session.results.add("d", "e", "results", [*enumerate([b"late"], 20)], at_ms=1)
         totals = session.results.totals()["d"]["results"]
         assert (totals.ingested, totals.lost) == (2, 9)
 
@@ -181,8 +179,8 @@ def test_losses_count_each_number_once_and_not_what_arrived(catalog: Catalog) ->
 def test_quarantine_is_bounded(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("server.storage.results.CONFLICTS_A_DEVICE", 3)
     with catalog.write() as session:
-        session.results.add("d", "e", "results", 0, [b"x"] * 10, at_ms=1)
-        assert len(session.results.add("d", "e", "results", 0, [b"y"] * 10, at_ms=1)) == 10
+        session.results.add("d", "e", "results", [*enumerate([b"x"] * 10, 0)], at_ms=1)
+        assert len(session.results.add("d", "e", "results", [*enumerate([b"y"] * 10, 0)], at_ms=1)) == 10
         assert session.results.conflict_counts() == {"d": 3}
 
 

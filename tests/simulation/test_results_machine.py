@@ -288,7 +288,7 @@ def test_in_any_history_each_row_is_ingested_once_or_counted_as_lost(empty_catal
         settings=settings(
             max_examples=int(os.environ.get("HISTORIES", "12")),
             # A shorter example is looked for only when asked for: it takes minutes.
-            phases=[phase for phase in Phase if phase is not Phase.shrink or "HISTORIES" in os.environ],
+            phases=[phase for phase in Phase if phase is not Phase.shrink or "SHRINK" in os.environ],
             stateful_step_count=30,
             deadline=None,
             suppress_health_check=list(HealthCheck),
