@@ -1,7 +1,7 @@
 """A machine without processes: real outbox, store and state, and a server in memory that believes unsigned objects."""
 
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from device.store import Store
 from device.transfer.patch_book import PatchBook
 from device.trust.port import Terms
 from protocol.ids import digest
-from protocol.messages import Counters, Inventory, VersionReport
+from protocol.messages import Counters, Inventory, SignedFile, VersionReport
 from protocol.objects import AssignmentBody, Payload, TransferPlan
 from tests.fakes.sync_server import FakeServer
 from tests.fakes.trust import FakeTrust
@@ -114,8 +114,17 @@ class Machine:
             ),
             draw_token=lambda: next(self._tokens),
             patches=self.book,
+            shelf=self,
         )
         return self.contact
+
+    def find(self, wanted: Sequence[str]) -> tuple[SignedFile, ...]:
+        """Of the signed files, this machine has the targets."""
+        return tuple(
+            SignedFile(repository="image", name="targets.json", content="{}")
+            for name in wanted
+            if name == "image/targets.json"
+        )
 
     async def meets(self) -> None:
         await self.contact.make()

@@ -7,7 +7,7 @@ from device.link import Answer
 from protocol import limits
 from protocol.errors import LinkError
 from protocol.ids import digest
-from protocol.messages import ErrorAnswer, SyncAnswer, SyncRequest
+from protocol.messages import ErrorAnswer, GivenBack, SyncAnswer, SyncRequest
 from protocol.objects import AssignmentBody, ClockBody, ReceiptsBody, RowRange
 from protocol.results import SIGNING_CONTEXT, Loss, SignedBatch, open_batch, rows_sha256
 from protocol.wire import decode, encode, unpack
@@ -29,6 +29,8 @@ class FakeServer:
         self.assignment: AssignmentBody | None = None
         self.set_apart = False
         self.poll_s = 30.0
+        self.want_metadata: tuple[str, ...] = ()
+        self.given: list[GivenBack] = []
         self.cut_requests = 0  # so many next requests do not arrive
         self.cut_answers = 0  # so many next requests arrive and their answers do not
         self.refuse: tuple[int, ErrorAnswer] | None = None
@@ -44,6 +46,9 @@ class FakeServer:
             raise LinkError("the connection broke on the way there")
         if self.refuse is not None:
             return Answer(self.refuse[0], encode(self.refuse[1]))
+        if path == "/v1/metadata":
+            self.given.append(decode(body, GivenBack, limit=limits.GIVEN_BACK_BYTES))
+            return Answer(409, encode(ErrorAnswer(error="nothing of this is missing here")))
         answer = self._sync(body) if path == "/v1/sync" else self._results(body)
         if self.cut_answers:
             self.cut_answers -= 1
@@ -83,6 +88,7 @@ class FakeServer:
             assignment=None if self.assignment is None else encode(self.assignment).decode(),
             poll_s=self.poll_s,
             set_apart=self.set_apart,
+            want_metadata=self.want_metadata,
         )
         return Answer(200, encode(self._answered))
 

@@ -178,6 +178,16 @@ async def test_a_revoked_machine_is_told_so(machine):
     assert caught.value.reason is Reason.REVOKED
 
 
+async def test_a_server_out_of_a_backup_gets_the_signed_files_that_it_asks_for_and_that_are_here(machine):
+    machine.server.want_metadata = ("image/2.root.json", "image/targets.json")
+    await machine.meets()
+    assert [[file.name for file in given.files] for given in machine.server.given] == [["targets.json"]]
+    assert read_record(machine.state).pending is None  # that it did not want them after all fails no contact
+    machine.server.want_metadata = ("image/2.root.json",)
+    await machine.meets()
+    assert len(machine.server.given) == 1  # nothing is sent where nothing is here
+
+
 async def test_a_machine_that_is_set_apart_numbers_its_rows_anew_once(machine):
     epoch = machine.outbox.epoch
     machine.server.set_apart = True
