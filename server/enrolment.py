@@ -207,10 +207,13 @@ class Enrolment:
 
 
 def _forgotten(session: Session, certificate: ClientCertificate) -> bool:
-    standing = session.devices.standing(certificate.device)
-    if standing is not None and standing[0] == certificate.public_key:
+    kept = session.devices.get(certificate.device)
+    issued_ms = _ms(certificate.issued)
+    # Of two keys the one that was enrolled later is the machine's. A renewal does not make an older one newer: the
+    # unit that was stolen and replaced must not come back with what it was given before it was replaced.
+    if kept is not None and (kept.public_key == certificate.public_key or issued_ms <= kept.enrolled_ms):
         return False
-    return restored.may_return(session, certificate.device, _ms(certificate.issued))
+    return restored.may_return(session, certificate.device, issued_ms)
 
 
 def _ms(at: datetime) -> int:

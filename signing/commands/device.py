@@ -33,13 +33,14 @@ def list_devices(app: App, *, as_json: bool) -> None:
         answer: Any = server.get("/devices", Any)
     devices = answer.get("devices", []) if isinstance(answer, dict) else answer
     table = Table(title="Machines")
-    for column in ("device", "product", "release", "state", "groups", "last contact"):
+    for column in ("device", "product", "release", "state", "groups", "last contact", "mind"):
         table.add_column(column)
     for each in devices:
         report = each.get("report") or {}
         groups = ", ".join(each.get("groups") or ())
         cells = (each.get("device"), each.get("product"), report.get("release"), report.get("state"), groups)
-        table.add_row(*(escape(str(cell or "")) for cell in (*cells, _when(each.get("last_contact_ms")))))
+        cells = (*cells, _when(each.get("last_contact_ms")), _mind(each))
+        table.add_row(*(escape(str(cell or "")) for cell in cells))
     emit(as_json, answer if isinstance(answer, dict) else {"devices": answer}, table)
 
 
@@ -159,6 +160,15 @@ def _one(name: str, one: Json) -> Iterator[Table]:
             for each in one[key][:NEWEST]:
                 told.add_row(_when(each.get("at_ms")), *(escape(str(each.get(column) or "")) for column in columns))
             yield told
+
+
+def _mind(one: Json) -> str:
+    """What a person should decide, or has decided."""
+    if one.get("revoked"):
+        return "revoked"
+    if one.get("set_apart"):
+        return "set apart: two of it?"
+    return "returned after a restore: readmit it?" if one.get("returned") else ""
 
 
 def _spoken(key: str) -> str:

@@ -1,6 +1,7 @@
 """A server out of last week's backup: nothing goes back, what it lacks comes home, and no machine is left behind."""
 
 import asyncio
+import json
 import secrets
 import sqlite3
 from contextlib import closing
@@ -8,11 +9,11 @@ from pathlib import Path
 
 from tuf.api.metadata import Targets
 
-from protocol.messages import GivenBack, SignedFile
+from protocol.messages import GivenBack, RenewRequest, SignedFile
 from protocol.wire import encode
 from server.restoring import Marker
 from signing.metadata import parse
-from tests.fakes.server_house import House, Machine, body_of
+from tests.fakes.server_house import House, Machine, body_of, make_csr
 from tests.fakes.trusting_machine import TrustingMachine
 
 DAY_MS = 86_400_000
@@ -323,6 +324,12 @@ async def test_only_certificates_of_the_lost_time_come_back(house: House) -> Non
     house.now_ms += 3_600_000
     backup = await back_up(house)
     await later(house)
+    status, body, _ = await later_key.ask(
+        "POST", "/v1/renew", encode(RenewRequest(csr_pem=make_csr(later_key.key, "changed")))
+    )
+    assert status == 200
+    later_key.use(json.loads(body)["certificate_pem"])  # renewed in the lost time, and replaced after that
+    await later(house, 60_000)
     changed = await machine(house, "changed")  # a new computer, a new key
     await later(house)
 

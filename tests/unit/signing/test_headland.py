@@ -323,6 +323,19 @@ def test_push_again_sends_what_was_signed_also_where_blobs_are_elsewhere_and_say
     assert "restored from a backup" in begun.invoke("release", "push", "--again").stdout
 
 
+def test_the_list_of_machines_says_which_ones_wait_for_a_person(begun: ManagersTool) -> None:
+    begun.server.answers["/devices"] = {
+        "devices": [
+            {"device": "a", "returned": "enrolled after the backup"},
+            {"device": "b", "set_apart": "twice"},
+            {"device": "c", "revoked": True, "returned": "too"},
+        ]
+    }
+    said = begun.invoke("device", "list").stdout
+    for words in ("returned after a restore", "set apart", "revoked"):
+        assert said.count(words) == 1
+
+
 def test_a_person_vouches_for_a_machine_after_seeing_why_it_is_asked_for(begun: ManagersTool) -> None:
     begun.server.answers["/devices/tractor-1"] = {"device": "tractor-1", "returned": "enrolled after the backup"}
     result = begun.invoke("device", "readmit", "tractor-1", answer="n\n")
