@@ -10,7 +10,7 @@ import msgspec
 from protocol import limits
 from protocol.errors import Reason, StateError
 from protocol.ids import DeviceId, Name, ProductName, Version, parse_name, parse_product
-from protocol.messages import TransferBytes
+from protocol.messages import LanePosition, TransferBytes
 from protocol.objects import Budget, Conditions
 from protocol.results import LANES, ResultRow
 from protocol.wire import Message
@@ -139,7 +139,9 @@ class Operations:
                 session.results.totals().get(device.id, {}),
                 session.results.conflict_counts().get(device.id, 0),
             )
+            here = session.results.epoch_totals(name, device.epoch)
             return shown | {
+                "gone": {lane: _gone(position, here.get(lane)) for lane, position in device.lanes.items()},
                 "statuses": session.devices.statuses(name, STATUSES_SHOWN),
                 "alerts": session.devices.alerts(name, STATUSES_SHOWN),
                 "rollouts": {
@@ -494,6 +496,13 @@ def _member(member: Member) -> dict[str, Any]:
         "needs_bytes": member.needs_bytes,
         "transfer": msgspec.structs.asdict(member.transfer),
     }
+
+
+def _gone(position: LanePosition, here: Totals | None) -> int:
+    """Numbers of an epoch that the machine neither holds nor has told as lost, and that are not here: receipted by a
+    life of the catalog that no backup remembers, and dropped since."""
+    ingested, lost = (0, 0) if here is None else (here.ingested, here.lost)
+    return max(0, position.next_seq - position.queued - ingested - max(lost, position.lost))
 
 
 def _row(body: bytes) -> Any:

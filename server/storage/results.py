@@ -127,6 +127,15 @@ class Results:
         )
         return pairs(rows)
 
+    def epoch_totals(self, device: str, epoch: str) -> dict[str, Totals]:
+        """What is here of each lane of an epoch."""
+        rows = self._connection.execute(
+            select(lane_totals.c.lane, lane_totals.c.ingested, lane_totals.c.lost).where(
+                lane_totals.c.device == device, lane_totals.c.epoch == epoch
+            )
+        )
+        return {lane: Totals(ingested=ingested, lost=lost) for lane, ingested, lost in rows}
+
     def totals(self) -> dict[str, dict[str, Totals]]:
         """What is here of every machine, by lane, over all epochs."""
         rows = self._connection.execute(

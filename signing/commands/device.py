@@ -39,8 +39,8 @@ def list_devices(app: App, *, as_json: bool) -> None:
         report = each.get("report") or {}
         groups = ", ".join(each.get("groups") or ())
         cells = (each.get("device"), each.get("product"), report.get("release"), report.get("state"), groups)
-        cells = (*cells, _when(each.get("last_contact_ms")), _mind(each))
-        table.add_row(*(escape(str(cell or "")) for cell in cells))
+        notes = (_when(each.get("last_contact_ms")), _mind(each))
+        table.add_row(*(escape(str(cell or "")) for cell in (*cells, *notes)))
     emit(as_json, answer if isinstance(answer, dict) else {"devices": answer}, table)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tuf.api.metadata import Targets
 
-from protocol.messages import GivenBack, RenewRequest, SignedFile
+from protocol.messages import GivenBack, LanePosition, RenewRequest, SignedFile
 from protocol.wire import encode
 from server.restoring import Marker
 from signing.metadata import parse
@@ -185,8 +185,11 @@ async def test_a_machine_brings_back_what_it_trusts_and_a_person_lets_it_be_publ
 async def test_what_a_machine_and_the_managers_bring_adds_up(house: House) -> None:
     keen, _ = await a_lost_week(house)
     await keen.visit()
-    stale = house.managers.image.files() | {"pest-detector.json": b""}
-    del stale["pest-detector.json"]  # a copy of the workspace that never saw the newest role
+    # A copy of the workspace that never saw the newest role.
+    code, old = await house.ask("GET", "/api/v1/tuf/image/2.pest-detector.json")
+    assert code == 200
+    old = old if isinstance(old, bytes) else json.dumps(old).encode()
+    stale = house.managers.image.files() | {"pest-detector.json": old}
     status, answer = await house.push({"image": stale, "director": house.managers.director.files()})
     assert (status, answer.get("held", "")) == (200, "")
     assert (await keen.visit())[1].may_install
@@ -381,6 +384,28 @@ async def test_tokens_of_the_lost_time_are_no_clones_and_the_fleet_sends_again_o
     assert len(generations) == 1 and old not in generations
     assert not await house.events("clone") and not await house.events("sync-token-lost")
     assert len(await house.events("server-restored")) == 1
+
+
+async def test_rows_that_no_machine_holds_any_more_are_counted_as_gone(house: House) -> None:
+    tractor = await machine(house, "tractor-1")
+    await tractor.visit()
+    await tractor.send(tractor.batch("results", [b"row"] * 10))
+    backup = await back_up(house)
+    kept, dropped = [b"kept"] * 3, [b"dropped"] * 4
+    await tractor.send(tractor.batch("results", dropped))
+    await tractor.send(tractor.batch("results", kept))
+    house.now_ms += 60_000
+    await restore(house, backup)
+
+    async def gone(queued: int) -> dict[str, int]:
+        lanes = {"results": LanePosition(next_seq=17, queued=queued), "alarms": LanePosition(next_seq=0, queued=0)}
+        await tractor.visit(lanes=lanes)
+        found: dict[str, int] = (await house.must("GET", "/api/v1/devices/tractor-1"))["gone"]
+        return found
+
+    assert await gone(queued=3) == {"results": 4, "alarms": 0}  # what is still to come is not gone
+    await tractor.send(tractor.batch("results", kept, first=14))
+    assert await gone(queued=0) == {"results": 4, "alarms": 0}
 
 
 async def test_a_folder_that_was_put_back_behind_our_back_is_noticed_by_the_first_machine(house: House) -> None:
