@@ -1,0 +1,135 @@
+"""The long forms of the simulations: `scripts/test` plays a fixed handful, this plays as many as one asks for.
+
+    scripts/soak --seeds 10000            seeds 1 to 10000, on all cores
+    scripts/soak --seeds 1000 --from 5001 others
+    scripts/soak --seed 4711              one seed again, with its whole log
+
+Exit codes: 0 all is well; 1 an invariant was broken, and the seeds that did it are named; 2 usage.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tests.simulation.fleet.play import Played
+
+SHOWN_LINES = 80
+REPORT_S = 15.0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="soak", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--seeds", type=_positive, metavar="N", help="play so many seeds of the whole fleet")
+    what.add_argument("--seed", type=int, metavar="S", help="play one seed again and show its log")
+    parser.add_argument("--from", type=int, default=1, dest="first", metavar="S", help="the first seed (1)")
+    parser.add_argument("--processes", type=_positive, default=os.cpu_count() or 1, help="how many at once (all cores)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")
+    options = parser.parse_args(arguments)
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    if options.seed is not None:
+        return _replay(options.seed, as_json=options.json)
+    return _soak(options.first, options.seeds, options.processes, as_json=options.json)
+
+
+def _replay(seed: int, *, as_json: bool) -> int:
+    from tests.simulation.fleet.play import play
+
+    played = play(seed)
+    if as_json:
+        print(json.dumps(_facts(played) | {"log": played.lines}))
+    else:
+        print("\n".join(played.lines))
+        print(f"seed {seed}: {played.story}\nhash {played.hash}, {played.steps} steps looked at, {played.cpu_s:.1f} s")
+        print(played.wrong or "everybody came home")
+    return 1 if played.wrong else 0
+
+
+def _soak(first: int, count: int, processes: int, *, as_json: bool) -> int:
+    began_s = told_s = time.monotonic()
+    seen: Counter[str] = Counter()
+    steps = 0
+    cpu_s = days = 0.0
+    wrong: list[Played] = []
+    for done, played in enumerate(_play_all(range(first, first + count), processes), start=1):
+        seen.update(played.seen)
+        steps, days, cpu_s = steps + played.steps, days + played.days, cpu_s + played.cpu_s
+        if played.wrong:
+            wrong.append(played)
+            print(f"seed {played.seed} is wrong: {played.wrong}\n{played.story}", file=sys.stderr)
+            print("\n".join(played.lines[-SHOWN_LINES:]), file=sys.stderr, flush=True)
+        if time.monotonic() - told_s >= REPORT_S or done == count:
+            told_s = time.monotonic()
+            left_s = (told_s - began_s) / done * (count - done)
+            said = f"{done} of {count} seeds, {steps} steps looked at, {len(wrong)} wrong, {left_s / 60:.0f} min to go"
+            print(said, file=sys.stderr, flush=True)
+    if as_json:
+        facts = {"seeds": count, "first": first, "steps": steps, "virtual_days": round(days), "cpu_s": round(cpu_s, 1)}
+        print(json.dumps(facts | {"faults": dict(sorted(seen.items())), "wrong": [_facts(played) for played in wrong]}))
+    else:
+        print(
+            f"{count} seeds from {first}: {steps} steps looked at, {days:.0f} virtual days, {cpu_s / count:.1f} s each"
+        )
+        print("faults: " + ", ".join(f"{name} {number}" for name, number in seen.most_common()))
+        print(f"wrong: {', '.join(str(played.seed) for played in wrong)}" if wrong else "everybody came home")
+    return 1 if wrong else 0
+
+
+def _play_all(seeds: Sequence[int], processes: int) -> Iterator["Played"]:
+    """In the order in which they end. Processes are started afresh: the blob store's threads do not outlive a fork."""
+    from tests.simulation.fleet.template import scratch
+
+    folder = scratch()
+    try:
+        with multiprocessing.get_context("spawn").Pool(processes, _begin, (str(folder),)) as pool:
+            yield from pool.imap_unordered(_play, seeds)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _begin(folder: str) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
+    os.environ["HEADLAND_SCRATCH"] = folder
+
+
+def _play(seed: int) -> "Played":
+    from tests.simulation.fleet.play import play
+
+    played = play(seed)
+    if not played.wrong:
+        played.lines = []
+    return played
+
+
+def _facts(played: "Played") -> dict[str, object]:
+    return {
+        "seed": played.seed,
+        "story": played.story,
+        "wrong": played.wrong,
+        "hash": played.hash,
+        "steps": played.steps,
+        "faults": played.seen,
+    }
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("at least 1")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,433 @@
+"""What must hold of every machine after every step, and of all when calm weather has come: I1 to I10 of ATTACKS.md.
+
+It reads what lies on the disk, on connections of its own, and asks no code of the product whose word it would have to
+believe. After each transaction: what never falls (I4), what may follow what (I6). After each cut, and every few hours:
+pointer and files (I1, I2), rows (I3), disk (I7), the trust store (I10). At the end: all of it, and that everybody has
+the best release that it may have, each end told once (I5, I9), each row at the server once.
+"""
+
+import hashlib
+import json
+import sqlite3
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from device.clock import KEY as CLOCK_KEY
+from device.clock import ClockRecord, Reading
+from device.clock import read as read_clock
+from device.trust.port import Verdict
+from device.update.ports import ReleaseSet
+from device.update.states import NEXT, State, UpdateRecord
+from protocol import limits
+from protocol.errors import Reason, Refused
+from protocol.messages import UpdateStatus
+from protocol.release import parse_manifest
+from protocol.selection import needed_artifacts, select_variants
+from protocol.wire import decode
+from server.rollouts import NO_EVIDENCE
+from signing.trust_store import DirectorStore, ImageStore, MemoryFloors
+from tests.simulation.fleet.power import _REAL_CONNECT
+from tests.simulation.fleet.releases import GOOD, PRODUCT
+from tests.simulation.fleet.world import World
+
+if TYPE_CHECKING:
+    from tests.simulation.fleet.machine import Machine
+
+MAY_FOLLOW = frozenset((before, after) for (before, _), after in NEXT.items()) | {(state, state) for state in State}
+"""As the table stands when this is imported: a fault that is planted in it later is seen."""
+
+AGE_MS = limits.TIME_STATEMENT_AGE_S * 1000
+DISK_BYTES = 20 * limits.MIB  # three releases of the largest kind, parts of one, 300 roots twice, the outbox's budget
+EVIDENCE = frozenset(
+    {
+        Reason.GOLDEN,
+        Reason.TRIAL_GOLDEN,
+        Reason.TRIAL_CRASH,
+        Reason.TRIAL_ERRORS,
+        Reason.TRIAL_LATENCY,
+        Reason.MODEL_LOAD,
+    }
+)
+FINAL = ("committed", "refused", "rolled-back")
+
+
+class BrokenError(AssertionError):
+    """An invariant does not hold."""
+
+
+@dataclass
+class Known:
+    """What was seen of one machine so far."""
+
+    floors: dict[str, int] = field(default_factory=dict)
+    clock: ClockRecord = field(default_factory=ClockRecord)
+    record: UpdateRecord = field(default_factory=UpdateRecord)
+    refused: set[str] = field(default_factory=set)
+    whole: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+    versions: dict[str, int] = field(default_factory=dict)
+    tries: Counter[str] = field(default_factory=Counter)
+    kills: Counter[tuple[int, int]] = field(default_factory=Counter)
+    offers: int = 0
+    evidence: set[str] = field(default_factory=set)
+    withdrawn: str = ""
+
+
+class Checker:
+    """Looks at everything in one play.
+
+    Args:
+        world: Time and log.
+    """
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._known: dict[str, Known] = {}
+        self._at_server: dict[str, list[str]] = {}
+        self._last_row = 0
+        self.steps = 0
+
+    # After each transaction
+
+    def committed(self, machine: "Machine", database: str) -> None:
+        self.steps += 1
+        if database == "state.db":
+            self._state(machine)
+
+    def _state(self, machine: "Machine") -> None:
+        known = self._known.setdefault(machine.name, Known())
+        with _reading(machine.layout.state_db) as db:
+            floors = {str(name): int(value) for name, value in db.execute("SELECT name, value FROM floors")}
+            refused = {str(name) for (name,) in db.execute("SELECT manifest FROM refusals")}
+            facts = {
+                str(key): bytes(value)
+                for key, value in db.execute(
+                    "SELECT key, value FROM facts WHERE key IN ('update/record', ?)", (CLOCK_KEY,)
+                )
+            }
+        for name, value in known.floors.items():
+            self._demand(floors.get(name, 0) >= value, machine, f"I4: floor {name} fell from {value}")
+        clock = decode(facts[CLOCK_KEY], ClockRecord, limit=limits.MIB) if CLOCK_KEY in facts else ClockRecord()
+        self._clock(machine, known.clock, clock)
+        self._demand(refused >= known.refused, machine, "I6: a refusal was forgotten")
+        if "update/record" in facts:
+            record = decode(facts["update/record"], UpdateRecord, limit=limits.MIB)
+            self._record(machine, known, record, refused, floors)
+            known.record = record
+        known.floors, known.clock, known.refused = floors, clock, refused
+
+    def _clock(self, machine: "Machine", before: ClockRecord, after: ClockRecord) -> None:
+        rotated = not set(before.keyids) & set(after.keyids)
+        self._demand(
+            rotated or after.floor_ms >= before.floor_ms, machine, f"I4: time fell from {before.floor_ms} by itself"
+        )
+        late = self._world.now_ms() + AGE_MS
+        self._demand(after.floor_ms <= late, machine, "a wall clock left a trace: the floor of time is in the future")
+
+    def _record(
+        self, machine: "Machine", known: Known, record: UpdateRecord, refused: set[str], floors: dict[str, int]
+    ) -> None:
+        before = known.record
+        step = (before.state, record.state)
+        if step[0] is not step[1]:
+            name = record.offer.release.version if record.offer is not None else ""
+            self._world.log(machine.name, f"{step[0]} -> {step[1]} {name} {record.paused[:40]}".rstrip())
+        self._demand(step in MAY_FOLLOW, machine, f"a state was skipped: {step[0]} -> {step[1]}")
+        if record.committed is not None:
+            counter = floors.get(f"update/counter/{record.committed.era}", 0)
+            self._demand(counter >= record.committed.release_counter, machine, "I4: committed above its floor")
+            kind = machine.air.house.released[record.committed.version].kind
+            self._demand(kind in GOOD, machine, f"a release that is {kind} was kept")
+        if before.last != record.last and record.last is not None and record.last.reason in EVIDENCE:
+            known.evidence.add(record.last.release.digest)
+        self._demand(known.evidence <= refused, machine, "I6: what was refused on evidence is not remembered")
+        if record.state is State.TRIAL and record.offer is not None:
+            name = record.offer.release.digest
+            self._demand(name not in known.refused, machine, "I6: a refused release is on trial again")
+            if step[0] is not State.TRIAL:
+                known.tries[name] += 1
+                rules = record.offer.trial
+                most = (rules.max_retries + 1) * len(machine.air.house.released) * 4
+                self._demand(known.tries[name] <= most, machine, f"I6: it flaps: {known.tries[name]} trials")
+        if record.state is State.FETCH and record.retries == 0 and before.offer != record.offer:
+            known.offers += 1
+        if record.state is State.IDLE and record.offer is None and before.offer is not None:
+            # What came of a withdrawn offer stays until the next one, for it may be offered again.
+            known.withdrawn = before.offer.release.digest if step[0] is not State.CLEANUP else ""
+        if record.state is State.CLEANUP:
+            known.withdrawn = ""
+
+    def killed(self, machine: "Machine") -> None:
+        """A release took it down."""
+        record = self._known[machine.name].record
+        assert record.offer is not None
+        attempt = self._known[machine.name].offers, record.retries
+        kills = self._known[machine.name].kills
+        kills[attempt] += 1
+        most = record.offer.trial.max_failed_starts + 1
+        self._demand(kills[attempt] <= most, machine, f"I5: one attempt took it down {kills[attempt]} times")
+
+    # When a machine lost power, and before it starts
+
+    def cut(self, machine: "Machine") -> None:
+        self._disk(machine)
+        self._trust(machine)
+
+    def booted(self, machine: "Machine") -> None:
+        """Power is on; nothing has run yet."""
+        self._state(machine)
+
+    def looked(self, machine: "Machine") -> None:
+        """It has been on for a while."""
+        self._disk(machine)
+        record = self._known[machine.name].record
+        workers = machine.workers
+        self._demand(workers is not None, machine, "I8: no inference five minutes after the start")
+        assert workers is not None
+        if record.committed is not None and record.state not in (State.TRIAL, State.ROLLBACK, State.COMMIT):
+            serving = workers.digest
+            self._demand(serving == record.active, machine, "I8: the workers do not serve what the record names")
+
+    def _disk(self, machine: "Machine") -> None:
+        self.steps += 1
+        known = self._known.setdefault(machine.name, Known())
+        state = machine.layout.state
+        # I1, I2
+        for name in {known.record.active} | {_link(state / "active")} - {None}:
+            if name is not None:
+                self._release(machine, known, name)
+        link = _link(state / "active")
+        self._demand(
+            link is None or link in _named(known.record), machine, "I1: `active` names what the record does not"
+        )
+        self._rows(machine)
+        used = sum(path.lstat().st_size for path in state.rglob("*") if path.is_file() and not path.is_symlink())
+        self._demand(used <= DISK_BYTES, machine, f"I7: {used} bytes on the disk")
+
+    def _release(self, machine: "Machine", known: Known, name: str) -> None:
+        store = machine.layout.store / "sha256"
+        data = (store / name).read_bytes()
+        self._demand(hashlib.sha256(data).hexdigest() == name, machine, "I1: a manifest is not what it was")
+        manifest = parse_manifest(data)
+        from tests.simulation.fleet.machine import INVENTORY
+
+        for artifact in needed_artifacts(manifest, select_variants(manifest, INVENTORY)):
+            self._demand(
+                _is_whole(known, store / artifact.sha256, artifact.sha256),
+                machine,
+                f"I1: {manifest.version} is not whole",
+            )
+        folder = machine.layout.state / "sets" / name
+        if folder.is_dir():
+            wanted = {artifact.sha256 for artifact in manifest.artifacts()} | {name}
+            for path in folder.rglob("*"):
+                if path.is_file():
+                    found = hashlib.sha256(path.read_bytes()).hexdigest()
+                    self._demand(found in wanted, machine, f"I2: {path.name} in the set of {manifest.version}")
+
+    def _rows(self, machine: "Machine") -> None:
+        """I3: what was promised is here, or at the server, or counted as lost."""
+        if not machine.promised:
+            return
+        here = set()
+        lost = 0
+        with _reading(machine.layout.outbox_db) as db:
+            here = {bytes(body).decode() for (body,) in db.execute("SELECT body FROM rows")}
+            lost = sum(last - first + 1 for first, last in db.execute("SELECT first, last FROM losses"))
+        there = self._server_rows(machine)
+        missing = machine.promised.keys() - here - there.keys()
+        self._demand(len(missing) <= lost, machine, f"I3: promised rows are gone: {sorted(missing)[:3]}")
+
+    def _server_rows(self, machine: "Machine") -> Counter[str]:
+        house = machine.air.house
+        with _reading(house.state / "catalog.db") as db:
+            for row, device, body in db.execute(
+                "SELECT id, device, body FROM results WHERE id > ? ORDER BY id", (self._last_row,)
+            ):
+                self._at_server.setdefault(str(device), []).append(bytes(body).decode())
+                self._last_row = int(row)
+        return Counter(self._at_server.get(machine.name, []))
+
+    def _trust(self, machine: "Machine") -> None:
+        """I10. And versions never fall, except under other keys, of which these plays have none."""
+        known = self._known.setdefault(machine.name, Known())
+        state = machine.layout.state
+        roots = {kind: (state / "identity" / f"{kind}.root.json").read_bytes() for kind in ("image", "director")}
+        image = ImageStore(state / "trust" / "image", roots["image"], MemoryFloors(), product=PRODUCT)
+        director = DirectorStore(state / "trust" / "director", roots["director"], MemoryFloors())
+        try:
+            found = image.stored(), director.stored()
+            versions = {f"image/{role}": number for role, number in image.versions().items()}
+            versions |= {f"director/{role}": number for role, number in director.versions().items()}
+        except Refused as error:
+            self._demand(False, machine, f"I10: the trust store does not load: {error}")
+            raise
+        self._demand(None not in found or not known.versions, machine, "I10: the trust store is empty")
+        for role, number in known.versions.items():
+            self._demand(versions.get(role, 0) >= number, machine, f"I4: {role} fell from {number}")
+        known.versions = versions
+
+    # In between
+
+    def serves(self, machine: "Machine", release: ReleaseSet) -> None:
+        """Workers took a release up."""
+        known = self._known[machine.name]
+        allowed = _named(known.record)
+        self._demand(release.digest in allowed, machine, f"I2: {release.manifest.version} serves without a record")
+        self._world.log(machine.name, f"serves {release.manifest.version}")
+
+    def judged(self, machine: "Machine", verdict: Verdict) -> None:
+        """The keeper has judged an answer."""
+        self.steps += 1
+        complaints = sorted({f"{one.what}/{one.reason}" for one in verdict.complaints})
+        self._world.log(machine.name, f"judged: {'may install' if verdict.may_install else 'waits'} {complaints}")
+        known = self._known[machine.name]
+        reading: Reading = read_clock(known.clock, machine.here())
+        true_ms = self._world.now_ms()
+        if reading.sure:
+            off_ms = reading.ms - true_ms
+            self._demand(-1000 <= off_ms <= AGE_MS, machine, f"sure time is {off_ms} ms off")
+        if verdict.may_install:
+            self._demand(reading.sure, machine, "it may install by a time that is not sure")
+            for name, expires in _expiries(machine.layout.state / "trust").items():
+                self._demand(
+                    expires > datetime.fromtimestamp(true_ms / 1000, UTC),
+                    machine,
+                    f"{name} has expired, and was let in",
+                )
+
+    # When calm weather has been for a while
+
+    def final(self, machines: "list[Machine]", shown: dict[str, Any]) -> None:
+        """Everything has settled.
+
+        Args:
+            machines: All of them.
+            shown: What the server shows to people: `rollouts`, `releases`, `devices`.
+        """
+        listed = {one["version"] for one in shown["releases"] if one["listed"]}
+        devices = {one["device"]: one for one in shown["devices"]}
+        for machine in machines:
+            self._disk(machine)
+            self._trust(machine)
+            record = self._known[machine.name].record
+            self._best(machine, record, shown["rollouts"], listed)
+            self._tidy(machine, record)
+            self._told(machine)
+            self._counted(machine, devices[machine.name])
+
+    def _best(self, machine: "Machine", record: UpdateRecord, rollouts: Any, listed: set[str]) -> None:
+        released = machine.air.house.released
+        committed = record.committed
+        self._demand(committed is not None, machine, "nothing is committed")
+        assert committed is not None
+        self._demand(record.active == committed.digest, machine, "what is active is not what is committed")
+        offered = {
+            one["release"]
+            for one in rollouts
+            if one["state"] == "active" and one["release"] in listed and released[one["release"]].kind in GOOD
+        }
+        best = max((released[version].release.counter for version in offered), default=0)
+        self._demand(
+            committed.release_counter >= best,
+            machine,
+            f"it ends on {committed.version}; the best that it may have is {best}.0.0",
+        )
+
+    def _tidy(self, machine: "Machine", record: UpdateRecord) -> None:
+        """Nothing is left behind by updates and cuts."""
+        state = machine.layout.state
+        withdrawn = self._known[machine.name].withdrawn
+        parts = list((state / "store" / "parts").iterdir())
+        self._demand(withdrawn or not parts, machine, "I7: parts of a download stay")
+        kept = {held.digest for held in (record.committed, record.previous) if held is not None}
+        if withdrawn and (state / "store" / "sha256" / withdrawn).exists():
+            kept.add(withdrawn)
+        manifests = [parse_manifest((state / "store" / "sha256" / name).read_bytes()) for name in sorted(kept)]
+        wanted = kept | {artifact.sha256 for manifest in manifests for artifact in manifest.artifacts()}
+        here = {path.name for path in (state / "store" / "sha256").iterdir()}
+        self._demand(here <= wanted, machine, f"I7: {len(here - wanted)} files in the store that nothing names")
+        left = list(state.rglob(".tmp-*"))
+        self._demand(not left, machine, f"I7: temporary files stay in {sorted(path.parent.name for path in left)}")
+
+    def _told(self, machine: "Machine") -> None:
+        """I9."""
+        ends: Counter[tuple[str, str]] = Counter()
+        said = []
+        with _reading(machine.air.house.state / "catalog.db") as db:
+            for (body,) in db.execute("SELECT body FROM statuses WHERE device = ?", (machine.name,)):
+                status = decode(str(body).encode(), UpdateStatus, limit=limits.MIB)
+                # What says nothing against the release is no end of it: the next contact may mend it.
+                if status.outcome in FINAL and status.reason not in NO_EVIDENCE:
+                    ends[status.rollout, status.manifest] += 1
+                    said.append(f"{status.rollout} {status.outcome} {status.reason}")
+        doubled = [rollout for (rollout, _), count in ends.items() if count > 1]
+        self._demand(not doubled, machine, f"I9: told more than once as final: {doubled}: {said}")
+
+    def _counted(self, machine: "Machine", shown: dict[str, Any]) -> None:
+        """Produced = ingested + lost, each once."""
+        there = self._server_rows(machine)
+        doubled = [row for row, count in there.items() if count > 1]
+        self._demand(not doubled, machine, f"I3: rows came twice: {doubled[:3]}")
+        produced = machine.parts.outbox.produced() if machine.parts is not None else 0
+        self._demand(not shown["set_apart"], machine, f"it was taken for a clone: {shown['set_apart']}")
+        lost = sum(shown["lost"].values())
+        ingested = sum(there.values())
+        self._demand(produced == ingested + lost, machine, f"I3: {produced} produced, {ingested} there, {lost} lost")
+        gone = machine.promised.keys() - there.keys()
+        self._demand(len(gone) <= lost, machine, f"I3: {len(gone)} promised rows never came; {lost} are counted")
+
+    def _demand(self, holds: object, machine: "Machine", what: str) -> None:
+        if not holds:
+            # Noted before it is raised, for it is raised in the midst of the product, which may catch it.
+            broken = BrokenError(f"{machine.name}: {what}")
+            self._world.break_off(broken)
+            raise broken
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[sqlite3.Connection]:
+    connection = _REAL_CONNECT(f"file:{path}?mode=ro", uri=True, timeout=1)
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+def _named(record: UpdateRecord) -> set[str]:
+    held = (record.committed, record.previous, record.offer.release if record.offer is not None else None)
+    return {one.digest for one in held if one is not None} | ({record.active} if record.active else set())
+
+
+def _link(path: Path) -> str | None:
+    try:
+        return path.readlink().name
+    except OSError:
+        return None
+
+
+def _is_whole(known: Known, path: Path, name: str) -> bool:
+    """Hashed once for each time that the file changed."""
+    try:
+        found = path.stat()
+    except OSError:
+        return False
+    stamp = (found.st_ino, found.st_mtime_ns, found.st_size)
+    if known.whole.get(name) != stamp:
+        if hashlib.sha256(path.read_bytes()).hexdigest() != name:
+            return False
+        known.whole[name] = stamp
+    return True
+
+
+def _expiries(trust: Path) -> dict[str, datetime]:
+    found = {}
+    for kind in ("image", "director"):
+        for path in (trust / kind).glob("*.json"):
+            signed = json.loads(path.read_bytes())["signed"]
+            found[f"{kind}/{path.stem}"] = datetime.fromisoformat(signed["expires"].replace("Z", "+00:00"))
+    return found

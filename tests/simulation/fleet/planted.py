@@ -1,0 +1,152 @@
+"""Faults planted in the product: each must turn a play red. Each comes with the story in which it cannot hide.
+
+They are patched in for the length of one play, at the place where the product would have them.
+"""
+
+import asyncio
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+from device import clock, state_db
+from device.contact import Contact
+from device.outbox.box import Outbox
+from device.update import states
+from device.update.states import Event, State
+from server.ingest import Ingest
+from server.storage.catalog import Session
+from signing.trust_store import NEVER as NEVER_EXPIRED
+from signing.trust_store import TrustStore
+from tests.simulation.fleet.faults import Ills
+from tests.simulation.fleet.story import Act, Story
+from tests.simulation.fleet.world import DAY_S
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A fault, its story, and a word of what the checker must say."""
+
+    plant: Callable[[], contextlib.AbstractContextManager[Any]]
+    story: Story
+    says: str
+
+
+def _story(*acts: Act, days: float = 2.0, **ills: Any) -> Story:
+    return Story(("tractor",), days * DAY_S, Ills(**ills), acts, 6 * 3600.0)
+
+
+def _release(kind: str, number: int = 2, at_days: float = 0.1) -> Act:
+    return Act(at_days * DAY_S, "release", (number, kind, 100.0, None))
+
+
+def floor_not_persisted() -> contextlib.AbstractContextManager[Any]:
+    return mock.patch.object(state_db, "_raise_floor", lambda *_: None)
+
+
+@contextlib.contextmanager
+def no_start_counter() -> Iterator[None]:
+    with mock.patch.dict(states.RESUME, {State.CHECK: states._go_on, State.TRIAL: states._go_on}):
+        yield
+
+
+@contextlib.contextmanager
+def state_skipped() -> Iterator[None]:
+    with mock.patch.dict(states.NEXT, {(State.FETCH, Event.FETCHED): State.WAIT}):
+        yield
+
+
+def refusal_forgotten() -> contextlib.AbstractContextManager[Any]:
+    return mock.patch.object(state_db, "_add_refusal", lambda *_: None)
+
+
+def promise_before_sync() -> contextlib.AbstractContextManager[Any]:
+    real = Outbox.enqueue_all
+    later: set[asyncio.Task[Any]] = set()
+
+    async def enqueue_all(self: Outbox, rows: Any) -> list[int]:
+        async def soon() -> None:
+            await asyncio.sleep(5)
+            await real(self, rows)
+
+        task = asyncio.get_running_loop().create_task(soon())
+        later.add(task)
+        task.add_done_callback(later.discard)
+        return [0 for _ in rows]
+
+    return mock.patch.object(Outbox, "enqueue_all", enqueue_all)
+
+
+def receipt_before_commit() -> contextlib.AbstractContextManager[Any]:
+    """The server receipts, and then crashes before the commit, every second time."""
+    real = Ingest._keep
+    count = itertools.count()
+
+    def keep(self: Ingest, body: Any, losses: Any) -> Any:
+        if next(count) % 2:
+            return real(self, body, losses)
+        catalog: Any = self._catalog
+
+        @contextlib.contextmanager
+        def write() -> Iterator[Session]:
+            with catalog._writing, catalog._writer() as connection, connection.begin() as transaction:
+                yield Session(connection)
+                transaction.rollback()
+
+        with mock.patch.object(catalog, "write", write):
+            return real(self, body, losses)
+
+    return mock.patch.object(Ingest, "_keep", keep)
+
+
+def wall_clock_believed() -> contextlib.AbstractContextManager[Any]:
+    def read(record: Any, moment: clock.Moment, built_ms: int = clock.BUILT_MS) -> clock.Reading:
+        return clock.Reading(max(record.floor_ms, built_ms, moment.wall_ms), sure=True)
+
+    return mock.patch.object(clock, "read", read)
+
+
+def expiry_not_judged() -> contextlib.AbstractContextManager[Any]:
+    real = TrustStore.refresh
+
+    def refresh(self: TrustStore, source: Any, now: Any, roles: Any = ()) -> Any:
+        return real(self, source, NEVER_EXPIRED, roles)
+
+    return mock.patch.object(TrustStore, "refresh", refresh)
+
+
+@contextlib.contextmanager
+def contact_not_kept() -> Iterator[None]:
+    """The id of a contact is sent before it is kept: a lost answer looks like a second machine."""
+    real = Contact._prepare
+
+    def prepare(self: Contact, *arguments: Any) -> Any:
+        with mock.patch.object(self._state, "put", lambda *_, **__: None):
+            return real(self, *arguments)
+
+    with mock.patch.object(Contact, "_prepare", prepare):
+        yield
+
+
+PLANTED = {
+    "floor not persisted": Planted(floor_not_persisted, _story(_release("good")), "I4"),
+    "no start counter": Planted(no_start_counter, _story(_release("kills-trial")), "I5"),
+    "no start counter in the check": Planted(no_start_counter, _story(_release("kills-check")), "I5"),
+    "state skipped": Planted(state_skipped, _story(_release("good")), "a state was skipped"),
+    "refusal forgotten": Planted(refusal_forgotten, _story(_release("golden")), "I6"),
+    "refusal forgotten after a trial": Planted(refusal_forgotten, _story(_release("crash")), "I6"),
+    "promise before sync": Planted(promise_before_sync, _story(ignition=True, days=3), "I3"),
+    "receipt before commit": Planted(receipt_before_commit, _story(), "I3"),
+    "wall clock believed": Planted(
+        wall_clock_believed, _story(_release("good"), clocks=("plus-ten-years",)), "a wall clock left a trace"
+    ),
+    "expiry not judged": Planted(
+        expiry_not_judged,
+        _story(Act(0.5 * DAY_S, "attack", ("tractor", "frozen", 20 * DAY_S)), days=12),
+        "has expired, and was let in",
+    ),
+    "contact id not kept": Planted(contact_not_kept, _story(answer_lost=0.5), "it was taken for a clone"),
+}
+"""By name."""

@@ -1,0 +1,144 @@
+"""Layer three: the whole, server and machines, in one process and in virtual time. `fleet/` has the plays, the README
+beside this the list of faults. Here is a fixed handful of seeds; `scripts/soak --seeds N` plays as many as one likes.
+"""
+
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.simulation.fleet import faults
+from tests.simulation.fleet.faults import Ills
+from tests.simulation.fleet.planted import PLANTED
+from tests.simulation.fleet.play import Played, play, tail
+from tests.simulation.fleet.releases import GOOD, KINDS
+from tests.simulation.fleet.story import Act, Story
+from tests.simulation.fleet.world import DAY_S
+
+SEEDS = (2, 3, 6, 7)
+REPLAYED = 7
+HOUR_S = 3600.0
+
+
+WORST = (
+    1,
+    Story(
+        machines=("tractor", "sprayer"),
+        lasts_s=3 * DAY_S,
+        ills=Ills(
+            request_lost=0.2,
+            answer_lost=0.2,
+            twice=0.4,
+            late=0.2,
+            cut_in_blob=0.5,
+            changed=0.2,
+            away=0.3,
+            power=True,
+            ignition=True,
+            clocks=faults.CLOCKS,
+        ),
+        acts=(
+            Act(0.2 * DAY_S, "release", (2, "large", 100.0, None)),
+            Act(0.5 * DAY_S, "crash", (20,)),
+            Act(0.7 * DAY_S, "attack", ("tractor", "frozen", 0.5 * DAY_S)),
+            Act(0.7 * DAY_S, "attack", ("sprayer", "replayed", 1.5 * DAY_S)),
+            Act(1.0 * DAY_S, "roots", ("image", 3)),
+            Act(1.5 * DAY_S, "release", (3, "kills-trial", 100.0, None)),
+        ),
+        poll_s=6 * 3600.0,
+    ),
+)
+"""Everything at once, so that each fault happens at least once whatever the seeds draw."""
+
+
+def check(played: Played) -> Played:
+    assert not played.wrong, f"seed {played.seed}: {played.wrong}\n{played.story}\n{tail(played)}"
+    return played
+
+
+def directed(*acts: Act, days: float = 2.0, machines: tuple[str, ...] = ("tractor",), **ills: object) -> Story:
+    return Story(machines, days * DAY_S, Ills(**ills), acts, 6 * HOUR_S)  # type: ignore[arg-type]  # handed through
+
+
+def release(kind: str, number: int = 2, at_days: float = 0.1) -> Act:
+    return Act(at_days * DAY_S, "release", (number, kind, 100.0, None))
+
+
+def test_a_handful_of_seeds_brings_every_machine_home() -> None:
+    seen: Counter[str] = Counter()
+    steps = 0
+    for seed, story in ((WORST[0], WORST[1]), *((seed, None) for seed in SEEDS)):
+        played = check(play(seed, story))
+        seen.update(played.seen)
+        steps += played.steps
+        print(f"seed {seed}: {played.days:.1f} days, {played.steps} steps, {played.hash[:12]}: {played.story}")
+    print(f"{len(SEEDS)} seeds, {steps} steps looked at, faults: {dict(seen)}")
+    # A list of faults that do not happen proves nothing.
+    expected = {*faults.LINK, "power", "server-crash", "clock-jumps", "clock-1970", "frozen", "replayed"}
+    assert expected <= seen.keys(), expected - seen.keys()
+
+
+def test_the_same_seed_is_the_same_play_in_every_process() -> None:
+    here = check(play(REPLAYED)).hash
+    assert play(REPLAYED).hash == here
+    code = f"from tests.simulation.fleet.play import play; print(play({REPLAYED}).hash)"
+    root = Path(__file__).parents[2]
+    there = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=root,
+        env={**os.environ, "PYTHONHASHSEED": "12345", "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=True,
+    )
+    assert there.stdout.strip() == here
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_of_release_ends_as_it_should(kind: str) -> None:
+    played = check(play(1, directed(release(kind), machines=("tractor", "sprayer"))))
+    serves = [line for line in played.lines if "serves 2.0.0" in line]
+    kept = [line for line in played.lines if "trial -> commit 2.0.0" in line]
+    assert len(kept) == (2 if kind in GOOD else 0)
+    assert bool(serves) == (kind not in ("golden", "kills-check", "hang", "trial-golden"))
+
+
+@pytest.mark.parametrize("count", faults.ROOTS)
+def test_any_number_of_roots_is_walked(count: int) -> None:
+    both = [Act(HOUR_S, "roots", (repository, count)) for repository in ("image", "director") if count]
+    played = check(play(2, directed(*both, release("good", at_days=0.5), days=1)))
+    assert any("trial -> commit 2.0.0" in line for line in played.lines)
+
+
+@pytest.mark.parametrize("wall", faults.CLOCKS)
+def test_a_winter_in_the_barn_locks_nobody_out_whatever_the_wall_clock_says(wall: str) -> None:
+    story = directed(
+        Act(DAY_S, "winter"), release("good", at_days=1.5), clocks=(wall,), machines=("tractor", "sprayer")
+    )
+    played = check(play(3, story))
+    assert sum("trial -> commit 2.0.0" in line for line in played.lines) == 2
+
+
+def test_a_server_that_holds_its_timestamps_back_stops_installs_once_they_expire_and_inference_never() -> None:
+    story = directed(Act(0.5 * DAY_S, "attack", ("tractor", "frozen", 11 * DAY_S)), release("good", at_days=9), days=12)
+    played = check(play(4, story))
+    judged = [line for line in played.lines if "judged" in line]
+    assert any("waits" in line and "/expired" in line for line in judged)
+    assert "may install" in judged[-1]
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_fault_turns_a_play_red(name: str) -> None:
+    planted = PLANTED[name]
+    check(play(5, planted.story))
+    said = []
+    for seed in (5, 6, 7, 8):
+        with planted.plant():
+            said.append(play(seed, planted.story).wrong)
+        if planted.says in said[-1]:
+            return
+    raise AssertionError(f"nobody saw it: {said}")
