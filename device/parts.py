@@ -149,6 +149,7 @@ async def assembled(
             policies=settings.outbox.policies(),
             boot=clock.instant().boot_id,
             keep_free_bytes=settings.store.keep_free_bytes,
+            remembered=await asyncio.to_thread(totals.kept_mark),
         )
         stack.push_async_callback(outbox.close)
         mark = await asyncio.to_thread(totals.last_mark, outbox.epoch)

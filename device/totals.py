@@ -47,10 +47,12 @@ class Totals:
         found = self._state.get(MARK)
         if found is None:
             return None if INFERRED in self._base else Mark(epoch=epoch, next_seqs=dict.fromkeys(LANES, 0))
-        try:
-            return decode(found, Mark, limit=limits.MIB)
-        except Refused:
-            return None
+        return _read(found)
+
+    def kept_mark(self) -> Mark | None:
+        """The outbox's mark as it was last kept; None when there is none. Blocking."""
+        found = self._state.get(MARK)
+        return None if found is None else _read(found)
 
     def catch_up(self, rows: Iterable[bytes]) -> None:
         """Counts the frames whose rows outlived a cut that their count did not. Before the first `saw`."""
@@ -95,6 +97,13 @@ class Totals:
             frames_dropped=self._base.get(DROPPED, 0) + self._live[DROPPED],
             results_produced=results_produced,
         )
+
+
+def _read(found: bytes) -> Mark | None:
+    try:
+        return decode(found, Mark, limit=limits.MIB)
+    except Refused:
+        return None
 
 
 def _frames(rows: Iterable[bytes]) -> int:

@@ -73,6 +73,7 @@ class Outbox:
         policies: Of the lanes.
         boot: Names this boot of the machine.
         keep_free_bytes: Of the disk; below that receipted rows are deleted, and their space is given back.
+        remembered: A mark of this outbox that was kept elsewhere: tells of one that was deleted with all its files.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class Outbox:
         policies: Policies | None = None,
         boot: str = "",
         keep_free_bytes: int = 0,
+        remembered: Mark | None = None,
     ) -> None:
         self.device = device
         self._path = path
@@ -102,6 +104,7 @@ class Outbox:
                 draw_token=draw_token,
                 on_damage=on_damage,
                 boot=boot,
+                remembered=None if remembered is None else (remembered.epoch, remembered.next_seqs),
             )
         )
         self._writer = Writer(self._core.append)
@@ -122,6 +125,7 @@ class Outbox:
         policies: Policies | None = None,
         boot: str = "",
         keep_free_bytes: int = 0,
+        remembered: Mark | None = None,
     ) -> "Outbox":
         """Opens without holding up the event loop; arguments as of the class."""
         return await asyncio.to_thread(
@@ -135,6 +139,7 @@ class Outbox:
             policies=policies,
             boot=boot,
             keep_free_bytes=keep_free_bytes,
+            remembered=remembered,
         )
 
     async def close(self) -> None:

@@ -47,6 +47,7 @@ class Means:
         draw_token: 128 random bits as 32 hexadecimal digits.
         on_damage: Told once per damaged file, with words for a person.
         boot: Names this boot of the machine.
+        remembered: An epoch and its lanes' next numbers, as kept elsewhere: for a database whose mark is gone too.
     """
 
     path: Path
@@ -57,6 +58,7 @@ class Means:
     draw_token: Callable[[], str]
     on_damage: Callable[[str], None]
     boot: str
+    remembered: tuple[str, Mapping[str, int]] | None = None
 
 
 class Core:
@@ -225,6 +227,8 @@ class Core:
         path = self._means.path
         has_log = path.with_name(f"{path.name}-wal").exists()
         expected = highwater.read(self._means.mark, self._means.boot)
+        if expected is None and self._means.remembered is not None:
+            expected = highwater.by_mark(*self._means.remembered)
         target: Path | None = None
         known: Accounts | None = None
         why = DELETED

@@ -124,6 +124,12 @@ def read(path: Path, boot: str) -> Expected | None:
     )
 
 
+def by_mark(token: str, next_seqs: Mapping[str, int]) -> Expected:
+    """What must be in the database by what somebody else remembers of its numbering, some seconds old."""
+    reached = {(token, lane): number for lane, number in next_seqs.items()}
+    return Expected(epochs={1: token}, at_least=reached, at_most=reached, settled={}, clean=True)
+
+
 class Highwater:
     """Writes the file. Belongs to the writing thread.
 

@@ -29,7 +29,7 @@ from protocol.wire import decode
 GENERATION = "9" * 32
 
 
-async def opened(path: Path, told: list[str] | None = None, boot: str = "b") -> Outbox:
+async def opened(path: Path, told: list[str] | None = None, boot: str = "b", **more) -> Outbox:
     return await Outbox.opened(
         path,
         "tractor-1",
@@ -38,6 +38,7 @@ async def opened(path: Path, told: list[str] | None = None, boot: str = "b") -> 
         draw_token=lambda: secrets.token_hex(16),
         on_damage=(told if told is not None else []).append,
         boot=boot,
+        **more,
     )
 
 
@@ -203,6 +204,27 @@ async def test_only_what_was_damaged_is_lost_and_the_loss_is_counted(filled, nam
     assert "at most 220" in told[0] or "at most 280" in told[0], "the mark does not tell of the newest receipts"
     if "gone" in name or "empty" in name or "mark" in name:
         assert missing > 0, "the test would show nothing"
+
+
+async def test_an_outbox_that_was_deleted_with_all_its_files_is_told_by_what_was_kept_elsewhere(tmp_path):
+    box = await opened(tmp_path / "outbox.db")
+    await box.enqueue_all(bodies(30))
+    kept = box.mark()
+    await box.close()
+    again = await opened(tmp_path / "outbox.db", remembered=kept)
+    assert again.counts()["results"].lost == 0, "what is there needs no other word"
+    await again.close()
+    for path in tmp_path.iterdir():
+        path.unlink()
+    told: list[str] = []
+    box = await opened(tmp_path / "outbox.db", told, remembered=kept)
+    await salvaged(box)
+    server = Server()
+    await server.take_all(box)
+    await box.close()
+    assert server.lost() == 30
+    assert "at most 30" in told[0]
+    assert box.epoch != kept.epoch
 
 
 async def test_what_a_power_cut_may_have_hidden_is_counted_as_at_most_the_reserve(filled):
