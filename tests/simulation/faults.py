@@ -116,6 +116,11 @@ def _floor_not_persisted() -> AbstractContextManager[None]:
     return mock.patch.object(state_db, "_raise_floor", lambda connection, name, value: None)
 
 
+def _told_before_sealed() -> AbstractContextManager[None]:
+    """The seal is written some other time."""
+    return mock.patch.object(state_db.StateDb, "seal", lambda db, *, both=False: None)
+
+
 @contextlib.contextmanager
 def _receipt_before_commit() -> Iterator[None]:
     """The server gives the receipt, and keeps the batch when the next one comes."""
@@ -147,5 +152,6 @@ FAULTS = {
     "no start counter": Fault("dying", _no_start_counter),
     "promise before sync": Fault("outbox", _promise_before_sync),
     "floor not persisted": Fault("trust", _floor_not_persisted),
+    "told before sealed": Fault("sealed", _told_before_sealed),
     "receipt before commit": Fault("ingest", _receipt_before_commit),
 }

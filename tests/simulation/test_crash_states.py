@@ -27,6 +27,9 @@ SAMPLES = {
     "dying": Extent(states=80, recoveries=3, states_of_recovery=10),
     "outbox": Extent(states=150, recoveries=4, states_of_recovery=20),
     "outbox-full": Extent(states=80, recoveries=2, states_of_recovery=20),
+    "sealed": Extent(states=60, recoveries=2, states_of_recovery=10),
+    "rebuilt": Extent(states=40, recoveries=1, states_of_recovery=15),
+    "rebuilt-from-link": Extent(states=20, recoveries=1, states_of_recovery=10),
     "trust": Extent(states=50, recoveries=2, states_of_recovery=10),
     "enrolment": Extent(states=60, recoveries=2, states_of_recovery=15),
     "renewal": Extent(states=100, recoveries=2, states_of_recovery=20),  # fewer than a hundred: these are all

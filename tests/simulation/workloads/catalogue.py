@@ -1,13 +1,14 @@
 """All workloads, by name."""
 
 from tests.simulation.workload import Workload
-from tests.simulation.workloads import calibration, enrolment, outbox, renewal, server, trust, updates
+from tests.simulation.workloads import calibration, enrolment, outbox, renewal, sealing, server, trust, updates
 
 WORKLOADS: dict[str, Workload] = {
     work.name: work
     for work in (
         *updates.workloads(),
         *outbox.workloads(),
+        *sealing.workloads(),
         trust.Trusting(),
         enrolment.Enrolling(),
         renewal.Renewing(),
