@@ -9,6 +9,7 @@ import base64
 import binascii
 import json
 import random as chance
+import sqlite3
 import ssl
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -164,7 +165,10 @@ def _already(layout: Layout, token: TokenContent) -> Enrolment | None:
             f"{token.device} of {token.product}",
             hint="use another state folder for another machine",
         )
-    return known if _is_whole(who) else None
+    if not _is_whole(who):
+        return None
+    durable.unlink(_request_path(layout, known.device))
+    return known
 
 
 def _is_whole(who: identities.Identity) -> bool:
@@ -180,14 +184,20 @@ def _keep_request(layout: Layout, token: TokenContent) -> tuple[ec.EllipticCurve
     durable.make_dir(layout.state)
     durable.make_dir(layout.identity)
     durable.sweep(layout.identity)
+    if not (layout.identity / "enrolment.json").exists():  # no agent can run here yet
+        durable.sweep(layout.state)
     key = identities.keep_key(layout.identity / "key.pem")
-    path = layout.identity / f"{token.device}.csr.pem"
+    path = _request_path(layout, token.device)
     try:
         return key, path.read_text(encoding="ascii")
     except FileNotFoundError:
         csr = identities.make_csr(key, token.device)
         durable.write(path, csr.encode())
         return key, csr
+
+
+def _request_path(layout: Layout, device: str) -> Path:
+    return layout.identity / f"{device}.csr.pem"
 
 
 def _find_ca(pem: str, token: TokenContent, url: str) -> x509.Certificate:
@@ -230,9 +240,14 @@ def _keep(layout: Layout, enrolment: Enrolment, answer: EnrolAnswer, ca_pem: str
         durable.write(layout.settings, first_settings(folder_of_frames).encode(), mode=0o644)
     # The databases are made here, by a short process: their schema needs a library that the agent should not carry.
     StateDb(layout.state_db).close()
-    schema.open_writer(layout.outbox_db).close()
+    try:
+        schema.open_writer(layout.outbox_db).close()
+    except sqlite3.Error as error:
+        raise StateError(
+            f"{layout.outbox_db} cannot be made: {error}", hint="is the disk full, or read-only?"
+        ) from error
     durable.write(folder / "enrolment.json", encode(enrolment))
-    durable.unlink(folder / f"{enrolment.device}.csr.pem")
+    durable.unlink(_request_path(layout, enrolment.device))
 
 
 def first_settings(frames: Path) -> str:

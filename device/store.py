@@ -159,8 +159,7 @@ class Store:
             if actual is None:  # not even hashed
                 raise Refused(Reason.LENGTH, f"artifact {name[:12]} came as {found} bytes; {length_bytes} are signed")
             raise Refused(Reason.HASH, f"artifact {name[:12]} came with the hash {actual[:12]}")
-        part.chmod(0o444)
-        self.disk.sync_file(part)
+        self.disk.sync_file(part, 0o444)
         self.disk.rename(part, self.path(name))
         self._doubted.discard(name)
 

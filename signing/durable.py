@@ -27,6 +27,7 @@ from types import TracebackType
 from typing import Final, Self
 
 TEMPORARY_PREFIX: Final = ".tmp-"
+COPY_BYTES: Final = 1 << 20
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 _FALLOCATE: Final = getattr(_LIBC, "fallocate64", getattr(_LIBC, "fallocate", None))  # Linux has it
 _KEEP_SIZE: Final = 1  # FALLOC_FL_KEEP_SIZE
@@ -134,6 +135,7 @@ class Disk:
         try:
             self.before("link", path)
             os.link(temporary, path)
+            self.before("unlink", temporary)
         finally:
             _forget(temporary)
         self.sync_dir(path.parent)
@@ -171,13 +173,16 @@ class Disk:
 
     def point(self, link: Path, target: str) -> None:
         """Makes the symlink `link` point at `target`, from the old target to the new in one step."""
-        temporary = link.parent / f"{TEMPORARY_PREFIX}{os.getpid()}-{link.name}"
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
-        self.before("symlink", link)
-        temporary.symlink_to(target)
-        self.before("rename", link)
-        temporary.replace(link)
+        temporary = link.parent / f"{TEMPORARY_PREFIX}{link.name}"
+        self.unlink(temporary)
+        try:
+            self.before("symlink", link)
+            temporary.symlink_to(target)
+            self.before("rename", link)
+            temporary.replace(link)
+        except BaseException:
+            _forget(temporary)
+            raise
         self.sync_dir(link.parent)
 
     def unlink(self, path: Path) -> None:
@@ -230,14 +235,41 @@ class Disk:
         finally:
             os.close(fd)
 
-    def sync_file(self, path: Path) -> None:
-        """Makes the content of a file that something else wrote durable."""
+    def sync_file(self, path: Path, mode: int | None = None) -> None:
+        """Makes the content of a file that something else wrote durable.
+
+        Args:
+            path: Of the file.
+            mode: Its permissions from here on; as they are when None.
+        """
         self.before("fsync", path)
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
+            if mode is not None:
+                os.fchmod(fd, mode)
             os.fsync(fd)
         finally:
             os.close(fd)
+
+    def copy(self, old: Path, new: Path) -> None:
+        """Copies a file's content to a name that is free, piece by piece. A cut may leave a part of it.
+
+        Raises:
+            FileExistsError: `new` exists.
+        """
+        self.before("create", new)
+        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            with old.open("rb") as source:
+                while piece := source.read(COPY_BYTES):
+                    self.before("write", new)
+                    _write_all(fd, piece)
+            os.fchmod(fd, old.stat().st_mode & 0o777)
+            self.before("fsync", new)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        self.sync_dir(new.parent)
 
     def open_part(self, path: Path) -> Part:
         """Opens a file to append to, made when absent; its entry in the folder is durable on return."""

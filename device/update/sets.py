@@ -7,7 +7,6 @@ follows the update record: it decides nothing.
 
 import errno
 import os
-import shutil
 from collections.abc import Collection
 from pathlib import Path
 from typing import Final
@@ -88,8 +87,7 @@ class Sets:
         except OSError as error:
             if error.errno not in NO_LINKS:
                 raise
-            shutil.copyfile(source, place)
-            self._disk.sync_file(place)
+            self._disk.copy(source, place)
 
 
 def _layout(release: ReleaseSet, manifest: Path) -> dict[str, Path]:
