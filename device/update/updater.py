@@ -6,6 +6,7 @@ At every start workers and the `active` link follow the record before anything e
 """
 
 import asyncio
+import contextlib
 import logging
 from dataclasses import dataclass, replace
 from typing import Final
@@ -182,6 +183,10 @@ class Updater:
                 return  # the trial's own work converges, and judges a release that does not come up
             await self._go(spent(resumed))
         await self._serving.follow(self._record)
+        if self._record.state is State.IDLE:
+            # A link that was behind at the end of an update kept a release whose turn to go it was.
+            with contextlib.suppress(HeadlandError, OSError):
+                await self._clean_up()
 
     async def offer(
         self, assignment: AssignmentBody, manifest_bytes: bytes, terms: Terms, may_install: bool
