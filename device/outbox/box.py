@@ -361,7 +361,10 @@ class Outbox:
         return found
 
     async def _change(self, change: Callable[[Draft], T]) -> T:
-        return await self._writer.run(lambda: self._changed(change))
+        try:
+            return await self._writer.run(lambda: self._changed(change))
+        except sqlite3.Error as error:
+            raise StateError(f"the outbox cannot be written: {error}", hint="is its disk full, or failing?") from error
 
     def _changed(self, change: Callable[[Draft], T]) -> T:
         result = self._core.transact(change)

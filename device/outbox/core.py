@@ -25,6 +25,7 @@ from device.outbox.spans import Spans
 from device.outbox.writer import Rows
 from protocol import limits
 from protocol.errors import StateError
+from signing import durable
 
 T = TypeVar("T")
 
@@ -78,8 +79,12 @@ class Core:
 
     def close(self) -> None:
         """Closes the file; what was written is durable with or without it."""
-        with contextlib.suppress(OSError, sqlite3.Error):
+        try:
             self._highwater.write(self.book, self._told(), closed=True)
+        except (OSError, sqlite3.Error):
+            # Closing ends the log: one that is gone would look like a loss to the mark as it stands.
+            with contextlib.suppress(OSError):
+                durable.unlink(self._means.mark)
         self._highwater.close()
         with self._reading:
             self._reader.close()
