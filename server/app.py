@@ -230,6 +230,8 @@ def _alone(state: Path) -> contextlib.ExitStack:
 def _open(state: Path, now_ms: NowMs, secrets: SecretsHandler) -> _Parts:
     layout = open_layout(state)
     durable.unlink(layout.run)  # of a server that was killed: nobody listens there
+    for folder in (layout.state, layout.ca, layout.tls, layout.keys):
+        durable.sweep(folder)
     settings = read_settings(state)
     durable.remove_tree(layout.scratch)
     durable.make_dir(layout.scratch)
