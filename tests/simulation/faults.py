@@ -2,6 +2,8 @@
 
 with FAULTS["no start counter"].plant():
     ...
+
+Each imports what it breaks only when it is planted.
 """
 
 import contextlib
@@ -13,13 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
-from device import state_db
-from device.outbox.box import Outbox
-from device.outbox.writer import Append
-from device.update import states
-from device.update.states import Event, State
-from server.ingest import Ingest, Ingested
-from server.storage.catalog import Catalog
 from signing import durable
 
 
@@ -85,17 +80,24 @@ def _swap_in_place() -> Iterator[None]:
 
 def _state_skipped() -> AbstractContextManager[None]:
     """A release is committed without a trial."""
-    return mock.patch.dict(states.NEXT, {(State.ACTIVATE, Event.ACTIVATED): State.COMMIT})
+    from device.update.states import NEXT, Event, State
+
+    return mock.patch.dict(NEXT, {(State.ACTIVATE, Event.ACTIVATED): State.COMMIT})
 
 
 def _no_start_counter() -> AbstractContextManager[None]:
     """A release that takes the machine down is tried again at each start."""
-    return mock.patch.dict(states.RESUME, {State.CHECK: lambda record: record, State.TRIAL: lambda record: record})
+    from device.update.states import RESUME, State
+
+    return mock.patch.dict(RESUME, {State.CHECK: lambda record: record, State.TRIAL: lambda record: record})
 
 
 @contextlib.contextmanager
 def _promise_before_sync() -> Iterator[None]:
     """The outbox gives a row its number at once, and writes it when it gets to it."""
+    from device.outbox.box import Outbox
+    from device.outbox.writer import Append
+
     given: dict[tuple[str, str], int] = {}
 
     async def enqueue_all(box: Outbox, rows) -> list[int]:
@@ -113,6 +115,8 @@ def _promise_before_sync() -> Iterator[None]:
 
 def _floor_not_persisted() -> AbstractContextManager[None]:
     """Floors are raised in words only."""
+    from device import state_db
+
     return mock.patch.object(state_db, "_raise_floor", lambda connection, name, value: None)
 
 
@@ -124,6 +128,9 @@ def _told_before_sealed() -> AbstractContextManager[None]:
 @contextlib.contextmanager
 def _receipt_before_commit() -> Iterator[None]:
     """The server gives the receipt, and keeps the batch when the next one comes."""
+    from server.ingest import Ingest, Ingested
+    from server.storage.catalog import Catalog
+
     late: list[Callable[[], object]] = []
     take, close = Ingest.take, Catalog.close
 

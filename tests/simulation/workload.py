@@ -11,6 +11,9 @@ from typing import Protocol
 
 from signing.durable import TEMPORARY_PREFIX
 
+REFUSED = "the disk refused"
+"""Among the promises: from here on what may be dropped for want of room may be gone, if it is counted."""
+
 
 class Promises:
     """What somebody was told, in order. It lies outside the folder that is cut: a promise cannot be taken back.

@@ -155,3 +155,7 @@ class RotatingOnlineKey:
 def _split(name: str) -> tuple[str, str]:
     kind, _, role = name.partition(".")
     return kind, role
+
+
+def workloads() -> list[Renewing | RotatingCa | RotatingOnlineKey]:
+    return [Renewing(), RotatingCa(), RotatingOnlineKey()]

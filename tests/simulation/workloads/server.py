@@ -5,7 +5,6 @@ It starts by what `headland-server run` starts by. The managers' pushes are made
 
 import asyncio
 import contextlib
-import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,15 +18,16 @@ from protocol.ids import digest
 from protocol.results import SIGNING_CONTEXT, BatchBody, LaneRows, SignedBatch, compress_body
 from protocol.wire import encode, pack
 from server import app
+from server.clock import NowMs
 from server.founding import FirstAnswers, found
 from server.publish import SignedFile
 from server.storage.jobs import COMPRESS
 from server.storage.records import Device
-from signing.trust_store import DirectorStore, ImageStore, MemoryFloors
+from signing.trust_store import MemoryFloors, TrustStore
 from tests.fakes.managers import Managers
 from tests.fakes.server_house import make_manifest, no_secret
 from tests.fakes.updates import noise
-from tests.simulation.workload import Promises, leftovers
+from tests.simulation.workload import REFUSED, Promises, leftovers
 
 START_MS = 1_790_000_000_000
 START = datetime.fromtimestamp(START_MS // 1000, UTC)
@@ -40,6 +40,11 @@ KEY = ec.derive_private_key(4712, ec.SECP256R1())
 def now_ms() -> int:
     """The server's clock stands: what must rise rises without it."""
     return START_MS
+
+
+def later_ms() -> int:
+    """After a cut, when nobody waits any more for work that was begun before it."""
+    return START_MS + 3_600_000
 
 
 class Publishing:
@@ -74,7 +79,7 @@ class Publishing:
                 parts.publisher.resign(force=True)
 
     def recover(self, home: Path, promised: Sequence[str]) -> None:
-        with opened(home) as parts:
+        with opened(home, later_ms) as parts:
             self.look(parts, home, promised)
             for folder in pushes(home)[1:]:
                 if f"published {folder.name}" not in promised:
@@ -146,6 +151,10 @@ class Ingesting:
         check_tidy(home / "state")
 
 
+def workloads() -> list[Publishing | Ingesting]:
+    return [Publishing(), Ingesting()]
+
+
 def make_server(state: Path, managers: Managers) -> None:
     """As `headland-server init`, with the online keys that the managers know."""
     (state / "keys").mkdir(parents=True)
@@ -156,9 +165,9 @@ def make_server(state: Path, managers: Managers) -> None:
 
 
 @contextlib.contextmanager
-def opened(home: Path) -> Iterator[app._Parts]:
+def opened(home: Path, clock: NowMs = now_ms) -> Iterator[app._Parts]:
     """As a start of the server."""
-    parts = app._open(home / "state", now_ms, no_secret)
+    parts = app._open(home / "state", clock, no_secret)
     try:
         yield parts
     finally:
@@ -186,16 +195,13 @@ def pushes(home: Path) -> list[Path]:
 
 
 def refresh(parts: app._Parts, home: Path) -> dict[str, int]:
-    """What a new machine comes to trust through what is served."""
-    with tempfile.TemporaryDirectory() as folder:
-        first = {name: (home / "world/0" / name / "1.root.json").read_bytes() for name in ("image", "director")}
-        image = ImageStore(Path(folder) / "image", first["image"], MemoryFloors(), product=PRODUCT)
-        director = DirectorStore(Path(folder) / "director", first["director"], MemoryFloors())
-        image.refresh(_Served(parts, "image"), START)
-        director.refresh(_Served(parts, "director"), START)
-        return {f"image/{role}": version for role, version in image.versions().items()} | {
-            f"director/{role}": version for role, version in director.versions().items()
-        }
+    """What a new machine comes to trust through what is served. It writes nothing."""
+    found: dict[str, int] = {}
+    for name, roles in (("image", (PRODUCT,)), ("director", ())):
+        first = (home / "world/0" / name / "1.root.json").read_bytes()
+        trusted = TrustStore(name, home / "nowhere", first, MemoryFloors()).peek(_Served(parts, name), roles)
+        found |= {f"{name}/{role}": version for role, version in trusted.versions.items()}
+    return found
 
 
 def check_tidy(state: Path) -> None:
@@ -223,7 +229,7 @@ def signed(numbers: Sequence[int]) -> bytes:
 
 
 def receipts(promised: Sequence[str]) -> set[int]:
-    return {int(number) for line in promised for number in line.split()[1:]}
+    return {int(number) for line in promised if line != REFUSED for number in line.split()[1:]}
 
 
 class _Served:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from tests.fakes.machines import Bench
 from tests.fakes.patches import PlainPatch
 from tests.fakes.updates import BlobSource, Release, noise, terms
 from tests.simulation.workload import Promises, leftovers
+from tests.simulation.workloads.start import started
 
 CHUNK = 64 * KIB
 LIVES = 12  # more than any release may take down
@@ -157,9 +159,9 @@ class Updating:
     async def play(self, state: Path, open_db: type[StateDb], *, is_offered: bool) -> None:
         """Lives until the update is over; a life ends when the release takes the machine down."""
         for _ in range(LIVES):
-            bench = self.bench(state)
-            bench.open_db = open_db
-            with contextlib.suppress(Died):
+            with contextlib.suppress(Died), started(state):
+                bench = self.bench(state)
+                bench.open_db = open_db
                 return await self.live(bench, is_offered=is_offered)
             is_offered = False
         raise AssertionError(f"{LIVES} lives, and it still tries")
@@ -229,6 +231,7 @@ def _patched() -> Updating:
     return Updating("update", old, new, plan, patch.blobs)
 
 
+@functools.cache
 def workloads() -> list[Updating]:
     old = Release("1.0.0", 1, noise(4000, 1))
     impatient = TrialRules(healthy_s=3.0, min_healthy_s=1.0, max_failed_starts=2, min_inferences=10, max_retries=1)

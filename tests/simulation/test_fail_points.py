@@ -1,0 +1,53 @@
+"""Layer 2 on each commit: at each effect something goes wrong; `scripts/soak` tries everything everywhere.
+
+`python -m tests.simulation.sweep NAME` does so for one workload.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.simulation.faults import FAULTS
+from tests.simulation.tripwire import HARMS
+from tests.simulation.workloads.catalogue import WORKLOADS
+
+CHECKOUT = Path(__file__).parents[2]
+
+
+SHARES = {"update": 4, "dying": 4, "trust": 4, "publish": 8}
+"""One in so many of the harms at the effects of work that has many of them, or takes long; of the rest every other."""
+
+
+def swept(name: str, *options: str) -> dict:
+    """What came of a sweep in a process of its own, whose forks are of a small parent without threads."""
+    command = [sys.executable, "-m", "tests.simulation.sweep", name, *options]
+    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=600, check=False)
+    assert done.stdout, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_what_was_promised_holds_wherever_a_process_is_killed_or_the_disk_refuses(name):
+    outcome = swept(name, "--share", str(SHARES.get(name, 2)))
+    print(f"{name}: {outcome['effects']} effects, {sum(outcome['tried'].values())} fail points: {outcome['tried']}")
+    assert outcome["broken"] == []
+    assert outcome["effects"] >= 20
+    assert sorted(outcome["tried"]) == sorted(HARMS)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", [name for name, fault in FAULTS.items() if fault.shows_when_killed])
+def test_a_fault_that_is_planted_shows(name):
+    outcome = swept(FAULTS[name].workload, "--harm", "kill", "--stop-at", "1", "--plant", name)
+    assert len(outcome["broken"]) == 1, outcome
+
+
+def test_only_missing_syncs_are_for_the_other_layers_to_see():
+    assert [name for name, fault in FAULTS.items() if not fault.shows_when_killed] == [
+        "no fsync of file",
+        "no fsync of folder",
+    ]
