@@ -4,13 +4,18 @@ JSON where a person may want to look (manifests, signed objects, sync), MessageP
 indexes). Unknown fields are refused: what a newer side must tell an older one stands in `format` and `min_agent`.
 """
 
-from typing import Any, TypeVar, dataclass_transform
+import functools
+import threading
+from typing import Any, Final, TypeVar, dataclass_transform
 
 import msgspec
 
 from protocol.errors import Reason, Refused
 
 T = TypeVar("T")
+
+_FIRST_USE: Final = threading.Lock()
+"""msgspec looks at a record's fields when it is first read, and two threads that do so at once end the process."""
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(msgspec.field,))
@@ -37,9 +42,17 @@ def decode(data: bytes | str, kind: type[T], *, limit: int, reason: Reason = Rea
     """
     _check_length(data, limit, kind)
     try:
-        return msgspec.json.decode(data, type=kind)
+        return json_reader(kind).decode(data)
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise Refused(reason, f"not a {_name(kind)}: {error}") from error
+
+
+def json_reader(kind: type[T]) -> msgspec.json.Decoder[T]:
+    """What reads `kind` from JSON of our own making; `decode` is for what comes from outside. For any thread."""
+    key: Any = kind
+    with _FIRST_USE:
+        reader: msgspec.json.Decoder[T] = _make_json_reader(key)
+    return reader
 
 
 def pack(message: Any) -> bytes:
@@ -51,9 +64,26 @@ def unpack(data: bytes, kind: type[T], *, limit: int, reason: Reason = Reason.ME
     """Reads MessagePack bytes into `kind`; as `decode`."""
     _check_length(data, limit, kind)
     try:
-        return msgspec.msgpack.decode(data, type=kind)
+        return _pack_reader(kind).decode(data)
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise Refused(reason, f"not a {_name(kind)}: {error}") from error
+
+
+def _pack_reader(kind: type[T]) -> msgspec.msgpack.Decoder[T]:
+    key: Any = kind
+    with _FIRST_USE:
+        reader: msgspec.msgpack.Decoder[T] = _make_pack_reader(key)
+    return reader
+
+
+@functools.cache
+def _make_json_reader(kind: Any) -> msgspec.json.Decoder[Any]:
+    return msgspec.json.Decoder(kind)
+
+
+@functools.cache
+def _make_pack_reader(kind: Any) -> msgspec.msgpack.Decoder[Any]:
+    return msgspec.msgpack.Decoder(kind)
 
 
 def _check_length(data: bytes | str, limit: int, kind: Any) -> None:

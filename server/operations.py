@@ -13,7 +13,7 @@ from protocol.ids import DeviceId, Name, ProductName, Version, parse_name, parse
 from protocol.messages import LanePosition, TransferBytes
 from protocol.objects import Budget, Conditions
 from protocol.results import LANES, ResultRow
-from protocol.wire import Message
+from protocol.wire import Message, json_reader
 from server import restored, rollouts
 from server.authorities import Authorities
 from server.ca import certificate_expiry
@@ -508,6 +508,6 @@ def _gone(position: LanePosition, here: Totals | None) -> int:
 def _row(body: bytes) -> Any:
     """A row as JSON when it is a result, else its text: the server keeps what a device signed, whatever it is."""
     try:
-        return msgspec.json.decode(body[: limits.ROW_BYTES], type=ResultRow)
+        return json_reader(ResultRow).decode(body[: limits.ROW_BYTES])
     except (msgspec.MsgspecError, UnicodeError):
         return body.decode(errors="replace")

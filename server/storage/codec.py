@@ -5,6 +5,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from protocol.wire import json_reader
+
 T = TypeVar("T")
 
 
@@ -15,7 +17,7 @@ def to_json(value: Any) -> str:
 
 def from_json(text: str, kind: type[T]) -> T:
     """What `to_json` wrote. A failure is a bug or a damaged catalog, never input."""
-    return msgspec.json.decode(text, type=kind)
+    return json_reader(kind).decode(text)
 
 
 def pairs(rows: Iterable[Any]) -> dict[Any, Any]:
