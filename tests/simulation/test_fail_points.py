@@ -17,7 +17,7 @@ from tests.simulation.workloads.catalogue import WORKLOADS
 CHECKOUT = Path(__file__).parents[2]
 
 
-SHARES = {"update": 4, "dying": 4, "trust": 4, "publish": 8}
+SHARES = {"update": 4, "rollback": 4, "dying": 4, "trust": 8, "enrolment": 4, "publish": 8}
 """One in so many of the harms at the effects of work that has many of them, or takes long; of the rest every other."""
 
 
