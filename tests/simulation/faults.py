@@ -122,6 +122,8 @@ def _floor_not_persisted() -> AbstractContextManager[None]:
 
 def _told_before_sealed() -> AbstractContextManager[None]:
     """The seal is written some other time."""
+    from device import state_db
+
     return mock.patch.object(state_db.StateDb, "seal", lambda db, *, both=False: None)
 
 
