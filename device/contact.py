@@ -20,7 +20,7 @@ from device.recovery import Recovery
 from device.state_db import StateDb
 from device.store import Store
 from device.transfer.patch_book import PatchBook
-from device.trust.port import Complaint, Terms, Trust, Verdict
+from device.trust.port import WALL_CLOCK, Complaint, Terms, Trust, Verdict
 from protocol import limits
 from protocol.errors import HeadlandError, LinkError, Reason, Refused
 from protocol.ids import DeviceId, Digest, Millis, Name, ProductName, Token
@@ -399,7 +399,10 @@ def name_of(complaint: Complaint) -> str:
 
 def alert_of(complaint: Complaint, token: Token, at_ms: Millis) -> Alert:
     """A complaint as the server is told of it."""
-    kind = "stale-metadata" if complaint.reason is Reason.EXPIRED else f"refused-{complaint.what}"
+    if complaint.what == WALL_CLOCK:
+        kind = WALL_CLOCK
+    else:
+        kind = "stale-metadata" if complaint.reason is Reason.EXPIRED else f"refused-{complaint.what}"
     return Alert(
         id=token,
         kind=kind,

@@ -92,7 +92,7 @@ class Alert(Message):
     """Something that a person should know. `id` is drawn once: the server keeps each alert once."""
 
     id: Token
-    kind: Name  # `stale-metadata`, `refused-metadata`, `outbox-damaged`, `accelerator-fallback`, ...
+    kind: Name  # `stale-metadata`, `refused-metadata`, `wall-clock`, `outbox-damaged`, `accelerator-fallback`, ...
     at_ms: Millis
     reason: Reason | None = None
     detail: Annotated[str, msgspec.Meta(max_length=2000)] = ""

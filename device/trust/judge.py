@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from device import clock
 from device.clock import Facts, Moment, Reading
-from device.trust.port import Complaint, Listed, Terms, Verdict
+from device.trust.port import WALL_CLOCK, Complaint, Listed, Terms, Verdict
 from protocol import limits
 from protocol.errors import LinkError, Reason, Refused
 from protocol.messages import SyncAnswer
@@ -188,7 +188,7 @@ class _Contact:
             keys.keep_time_version(self._answer.time, judge._device)
         if clock.wall_is_off(self._arrived, time_ms):
             days = (self._arrived.wall_ms - time_ms) / 86_400_000
-            self._complain("clock", Reason.TIME, f"the wall clock is {days:+.1f} days from the signed time")
+            self._complain(WALL_CLOCK, Reason.TIME, f"the wall clock is {days:+.1f} days from the signed time")
         return time_ms
 
     def _verified_time(self, keys: DirectorView) -> int:

@@ -1,12 +1,15 @@
 """What the agent asks of trust, and the answer: typed, verified, nothing left to judge but the install rule."""
 
-from typing import Protocol
+from typing import Final, Protocol
 
 from protocol.errors import Reason
 from protocol.ids import Count, Digest, Length, Millis, Name, ProductName, Version
 from protocol.messages import SyncAnswer
 from protocol.objects import AssignmentBody, ReceiptsBody, ReportedBody
 from protocol.wire import Message
+
+WALL_CLOCK: Final = "wall-clock"
+"""What is complained of when the wall clock is a day or more from the signed time. Nothing was refused."""
 
 
 class Listed(Message):
@@ -32,7 +35,7 @@ class Terms(Message):
 class Complaint(Message):
     """Something offered was refused, or trust is stale: reported as an alert."""
 
-    what: str  # `assignment`, `reported`, `clock`, `receipts`, `image`, `director`
+    what: str  # `assignment`, `reported`, `clock`, `wall-clock`, `receipts`, `image`, `director`
     reason: Reason
     detail: str
 

@@ -34,6 +34,6 @@ def test_attack_o15_agents_with_a_dead_clock_and_one_ten_years_ahead_install_and
         # The time is the server's, and the wall clock was told of as an alarm.
         assert began_ms <= record.floor_ms <= time.time() * 1000 + 61_000, name
         assert record.anchor is not None
-        assert "clock/time" in complaints, name
+        assert "wall-clock/time" in complaints, name
         said = machine.process.log.read_text()
         assert ("1970-01-01" in said) == (name == "dead-clock"), "the agent's log is by its own clock"

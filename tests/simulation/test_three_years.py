@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from device.trust.port import Verdict
+from device.trust.port import WALL_CLOCK, Verdict
 from protocol.errors import Reason
 from server import authorities
 from server.founding import FirstAnswers, export_keys, found, open_keys
@@ -108,7 +108,7 @@ class Story:
         assert (reading.sure, reading.ms) == (True, self.yard.now_ms()), at
         assert verdict.may_install == (not expired), f"{at}: expired {expired}, and {verdict}"
         for complaint in verdict.complaints:
-            if complaint.what == "clock" and machine.clockwork is not Clockwork.RIGHT:
+            if complaint.what == WALL_CLOCK and machine.clockwork is not Clockwork.RIGHT:
                 continue  # it says that its wall clock is wrong, which is true
             assert expired, f"{at}: {complaint}"
             assert complaint.reason is Reason.EXPIRED, f"{at}: {complaint}"

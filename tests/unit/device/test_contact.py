@@ -3,7 +3,7 @@
 import pytest
 
 from device.contact import read_record
-from device.trust.port import Complaint, Terms
+from device.trust.port import WALL_CLOCK, Complaint, Terms
 from protocol.errors import LinkError, Reason, Refused
 from protocol.ids import digest
 from protocol.messages import Alert, ErrorAnswer, FailedPatch, Inventory, UpdateStatus
@@ -169,6 +169,13 @@ async def test_stale_metadata_is_an_alarm_of_its_own(machine):
     await machine.meets()
     [alert] = machine.state.pending_alerts(10)
     assert alert.kind == "stale-metadata"
+
+
+async def test_a_wall_clock_that_is_off_is_an_alarm_of_its_own_for_nothing_was_refused(machine):
+    machine.trust.complaints = (Complaint(what=WALL_CLOCK, reason=Reason.TIME, detail="+3650.0 days"),)
+    await machine.meets()
+    [alert] = machine.state.pending_alerts(10)
+    assert alert.kind == "wall-clock"
 
 
 async def test_a_revoked_machine_is_told_so(machine):

@@ -65,8 +65,17 @@ def test_a_dead_wall_clock_does_not_keep_a_machine_from_learning_the_time(field:
         field.wall_off = off
         verdict = field.contact()
         assert verdict.may_install
-        assert reasons(verdict) == [("clock", "time")]
+        assert reasons(verdict) == [("wall-clock", "time")]
         assert load(field.notes).floor_ms == ms(NOW)
+
+
+def test_a_wall_clock_that_is_a_day_off_is_told_beside_a_refused_statement_not_instead_of_it(field: Field) -> None:
+    field.wall_off = timedelta(days=1)
+    assert reasons(field.contact()) == []
+    field.wall_off = timedelta(days=1, seconds=1)
+    assert reasons(field.contact()) == [("wall-clock", "time")]
+    # A statement that was refused says nothing of the wall clock, and is another complaint: neither hides the other.
+    assert reasons(field.contact(asked_ago_s=61)) == [("clock", "time")]
 
 
 def test_a_machine_that_slept_eight_months_goes_on(field: Field) -> None:
