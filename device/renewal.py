@@ -19,7 +19,7 @@ from device.clock import Reading
 from device.identity import Identity, make_csr
 from device.link import Answer
 from protocol import limits
-from protocol.errors import HeadlandError, Reason, Refused, StateError
+from protocol.errors import HeadlandError, LinkError, Reason, Refused, StateError
 from protocol.ids import Millis, Token
 from protocol.lifetimes import MARKS, passed
 from protocol.messages import Alert, RenewAnswer, RenewRequest
@@ -108,6 +108,7 @@ class Renewal:
         self._on_renewed = on_renewed
         self._open_bare = open_bare
         self._again_s = 0.0
+        self._bare_again_s = 0.0
 
     async def after_contact(self, asked: bool) -> None:
         """Renews if it is time to; to be called after each contact that was answered.
@@ -134,19 +135,25 @@ class Renewal:
         """As `renew`, without showing the old certificate; for where no contact succeeds.
 
         A server that was restored from before its CA was replaced turns newer certificates away, and that looks like a
-        dropped link. What proves who asks is the signing request.
+        dropped link. What proves who asks is the signing request. When it helped nothing, it is not tried again for an
+        hour: then the server is at fault, or the link after all.
         """
+        if self._monotonic() < self._bare_again_s:
+            return
         door = self._open_bare(await asyncio.to_thread(self._identity.bare_tls))
         try:
             await self._told_if_failed(door)
         finally:
             await door.close()
+        self._bare_again_s = self._monotonic() + PAUSE_S
 
     async def _told_if_failed(self, door: Door) -> None:
         try:
             await self._renew(door)
         except HeadlandError as error:
-            LOG.warning("the certificate could not be renewed: %s", error.message)
+            # A link that is down is told of by whoever keeps contact; it says nothing of the certificate.
+            level = logging.DEBUG if isinstance(error, LinkError) else logging.WARNING
+            LOG.log(level, "the certificate could not be renewed: %s", error.message)
             await asyncio.to_thread(self._tell)
             raise
         LOG.info("the certificate was renewed")

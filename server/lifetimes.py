@@ -75,8 +75,8 @@ def raise_alarms(catalog: Catalog, held: Authorities, tls: Path, now_ms: int) ->
         told = before.mark if before is not None and before.this == life.this else 0.0
         if mark > told:
             news.append((life, mark))
-        if max(mark, told):
-            raised[name] = Raised(this=life.this, mark=max(mark, told))
+        if mark:  # less than was told: a clock that had run ahead was set right, and the mark is yet to come
+            raised[name] = Raised(this=life.this, mark=mark)
     if raised != known:
         with catalog.write() as session:
             session.facts.put(FACT, encode(raised).decode())

@@ -186,3 +186,16 @@ async def test_a_full_disk_fails_the_renewal_and_ends_nothing(world: World, monk
     world.elapsed += PAUSE_S
     await world.renewal.after_contact(asked=True)
     assert world.renewed == 1
+
+
+async def test_where_a_new_certificate_did_not_help_none_is_fetched_again_for_an_hour(world: World) -> None:
+    world.refuses = True
+    with pytest.raises(Exception, match="no"):
+        await world.renewal.renew_bare()
+    world.refuses = False
+    for _ in range(3):
+        await world.renewal.renew_bare()
+    assert world.renewed == 1
+    world.elapsed += PAUSE_S
+    await world.renewal.renew_bare()
+    assert world.renewed == 2

@@ -112,6 +112,16 @@ async def test_what_was_renewed_raises_anew_only_at_its_own_marks(tmp_path: Path
         assert "role image/pest-detector" in await look(house)
 
 
+async def test_a_clock_that_ran_ahead_and_was_set_right_leaves_every_mark_to_come(tmp_path: Path) -> None:
+    async with published(tmp_path) as house:
+        house.now_ms += 3650 * DAY_MS
+        assert "role image/pest-detector" in await look(house)
+        house.now_ms -= 3650 * DAY_MS
+        assert await look(house) == []
+        house.now_ms += 95 * DAY_MS
+        assert "role image/pest-detector" in await look(house)
+
+
 async def test_a_silent_server_task_raises_alarms_at_the_start(tmp_path: Path) -> None:
     async with published(tmp_path) as house:
         house.now_ms += 100 * DAY_MS
