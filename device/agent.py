@@ -72,9 +72,6 @@ async def run(layout: Layout, settings: DeviceSettings, *, on_ready: Callable[[P
     notifier = Notifier()
     damages = 0
     with held(layout):
-        # What power cuts left of the seal, the `active` link and the certificate: one file a cut, for ever.
-        for folder in (layout.state, layout.identity):
-            await asyncio.to_thread(durable.sweep, folder)
         while True:
             change = _Change(loop)
             place = Place(layout, draw_token, keep_free_bytes=settings.store.keep_free_bytes)
