@@ -22,6 +22,8 @@ from server.storage.records import REPOSITORIES
 from signing import anchors
 from tests.fakes.yard import Clockwork, Machine, Yard, _no_secret, opened
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # seconds of work, and many more beside other work
+
 SETTINGS = """
 [lifetimes]
 ca_days = 730
