@@ -5,16 +5,24 @@ and no machine ever refuses what it is offered.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from scripts.cast import BIN, run_json, wait_for
+from scripts import cast
+from scripts.cast import BIN, run_json
 from tests.e2e.device_stage import FieldMachine, Stage
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(480)]
+
+
+PATIENCE_S = 120.0  # several processes with a model each, on a computer that may be busy
+
+
+def wait_for(what: str, look: Callable[[], Any]) -> Any:
+    return cast.wait_for(what, look, PATIENCE_S)
 
 
 @pytest.fixture
@@ -65,7 +73,7 @@ def test_a_server_out_of_a_backup_gets_back_what_it_lacks_and_no_machine_refuses
     tractor = stage.machine("tractor-1")
     tractor.start()
     tractor.show(20)
-    tractor.until_it_runs("1.0.0")
+    tractor.until_it_runs("1.0.0", PATIENCE_S)
     wait_for("the outbox to drain", lambda: settled(tractor))
     backup = stage.root / "backup"
     done = run_json(BIN / "headland-server", "backup", backup, "--state", stage.server.state)
@@ -77,7 +85,7 @@ def test_a_server_out_of_a_backup_gets_back_what_it_lacks_and_no_machine_refuses
     newcomer = stage.machine("sprayer-2")
     newcomer.start()
     for machine in (tractor, newcomer):
-        machine.until_it_runs("1.1.0")
+        machine.until_it_runs("1.1.0", PATIENCE_S)
         machine.show(10)
     wait_for("the outboxes to drain", lambda: settled(tractor) and settled(newcomer))
     lost = status(stage)["repositories"]["image"]

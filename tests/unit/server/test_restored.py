@@ -13,7 +13,7 @@ from protocol.messages import GivenBack, LanePosition, RenewRequest, SignedFile
 from protocol.wire import encode
 from server.restoring import Marker
 from signing.metadata import parse
-from tests.fakes.server_house import House, Machine, body_of, make_csr
+from tests.fakes.server_house import START_MS, House, Machine, body_of, make_csr
 from tests.fakes.trusting_machine import TrustingMachine
 
 DAY_MS = 86_400_000
@@ -426,7 +426,9 @@ async def test_a_folder_that_was_put_back_behind_our_back_is_noticed_by_the_firs
         generations.add(answer.generation)
         assert (answer.image_timestamp, verdict.complaints) == ("", ())
     assert len(generations) == 1
-    assert (await house.must("GET", "/api/v1/status"))["restored"]["held"]
+    known = (await house.must("GET", "/api/v1/status"))["restored"]
+    assert known["held"]
+    assert known["backup_ms"] == START_MS  # until when the catalog says that it was alive: what came after is not known
     assert len(await house.events("server-restored")) == 1
     await house.publish()
     for tractor in fleet:
