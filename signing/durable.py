@@ -13,7 +13,7 @@ there the rename is only as durable as the system makes it, and we go on. A disk
 
 Databases are SQLite's own business; all else that must outlive a cut comes through here. A fail-point sweep hands a
 `before` to `DISK` (or to a `Disk` of its own): it is called before each single effect with its name and path, and ends
-the process or raises at the n-th.
+the process or raises at the n-th. Before the next effect is after this one, so nothing is called after.
 """
 
 import contextlib

@@ -94,19 +94,21 @@ class Outbox:
         self._path = path
         self._now_ms = now_ms
         self._keep_free_bytes = keep_free_bytes
-        self._core = Core(
-            Means(
-                path=path,
-                mark=path.with_suffix(".mark"),
-                budget_bytes=max(budget_bytes, MIN_BUDGET_BYTES),
-                policies=policies or {},
-                now_ms=now_ms,
-                draw_token=draw_token,
-                on_damage=on_damage,
-                boot=boot,
-                remembered=None if remembered is None else (remembered.epoch, remembered.next_seqs),
-            )
+        means = Means(
+            path=path,
+            mark=path.with_suffix(".mark"),
+            budget_bytes=max(budget_bytes, MIN_BUDGET_BYTES),
+            policies=policies or {},
+            now_ms=now_ms,
+            draw_token=draw_token,
+            on_damage=on_damage,
+            boot=boot,
+            remembered=None if remembered is None else (remembered.epoch, remembered.next_seqs),
         )
+        try:
+            self._core = Core(means)
+        except sqlite3.Error as error:
+            raise StateError(f"the outbox cannot be opened: {error}", hint="is its disk full, or failing?") from error
         self._writer = Writer(self._core.append)
         self._salvage = Salvage(self._core, path, self._writer.run_blocking)
         self._writer.start()
