@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -100,27 +101,25 @@ def test_the_same_seed_is_the_same_play_in_every_process() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_kind_of_release_ends_as_it_should(kind: str) -> None:
-    played = check(play(1, directed(release(kind), machines=("tractor", "sprayer"))))
+    played = check(play(1, directed(release(kind), days=0.5)))
     serves = [line for line in played.lines if "serves 2.0.0" in line]
     kept = [line for line in played.lines if "trial -> commit 2.0.0" in line]
-    assert len(kept) == (2 if kind in GOOD else 0)
+    assert len(kept) == (1 if kind in GOOD else 0)
     assert bool(serves) == (kind not in ("golden", "kills-check", "hang", "trial-golden"))
 
 
-@pytest.mark.parametrize("count", faults.ROOTS)
+@pytest.mark.parametrize("count", [count for count in faults.ROOTS if count])
 def test_any_number_of_roots_is_walked(count: int) -> None:
-    both = [Act(HOUR_S, "roots", (repository, count)) for repository in ("image", "director") if count]
-    played = check(play(2, directed(*both, release("good", at_days=0.5), days=1)))
+    both = [Act(HOUR_S, "roots", (repository, count)) for repository in ("image", "director")]
+    played = check(play(2, directed(*both, release("good"), days=0.5)))
     assert any("trial -> commit 2.0.0" in line for line in played.lines)
 
 
 @pytest.mark.parametrize("wall", faults.CLOCKS)
 def test_a_winter_in_the_barn_locks_nobody_out_whatever_the_wall_clock_says(wall: str) -> None:
-    story = directed(
-        Act(DAY_S, "winter"), release("good", at_days=1.5), clocks=(wall,), machines=("tractor", "sprayer")
-    )
+    story = directed(Act(0.3 * DAY_S, "winter"), release("good", at_days=0.5), days=1, clocks=(wall,))
     played = check(play(3, story))
-    assert sum("trial -> commit 2.0.0" in line for line in played.lines) == 2
+    assert any("trial -> commit 2.0.0" in line for line in played.lines)
 
 
 def test_a_server_that_holds_its_timestamps_back_stops_installs_once_they_expire_and_inference_never() -> None:
@@ -131,10 +130,16 @@ def test_a_server_that_holds_its_timestamps_back_stops_installs_once_they_expire
     assert "may install" in judged[-1]
 
 
+@cache
+def sound(story: Story) -> None:
+    """Without a fault the story ends well."""
+    check(play(5, story))
+
+
 @pytest.mark.parametrize("name", PLANTED)
 def test_a_planted_fault_turns_a_play_red(name: str) -> None:
     planted = PLANTED[name]
-    check(play(5, planted.story))
+    sound(planted.story)
     said = []
     for seed in (5, 6, 7, 8):
         with planted.plant():

@@ -11,11 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
+import msgspec
+
 from device import clock, state_db
 from device.contact import Contact
 from device.outbox.box import Outbox
 from device.update import states
+from device.update.serving import Serving
 from device.update.states import Event, State
+from device.update.telling import Teller
 from server.ingest import Ingest
 from server.storage.catalog import Session
 from signing.trust_store import NEVER as NEVER_EXPIRED
@@ -130,7 +134,28 @@ def contact_not_kept() -> Iterator[None]:
         yield
 
 
+def workers_do_not_follow() -> contextlib.AbstractContextManager[Any]:
+    """Workers take up a release on trial, and nothing after a start."""
+
+    async def follow(self: Serving, record: Any) -> None:
+        await asyncio.sleep(0)
+
+    return mock.patch.object(Serving, "follow", follow)
+
+
+def end_told_twice() -> contextlib.AbstractContextManager[Any]:
+    real = Teller.of_step
+
+    def of_step(self: Teller, *arguments: Any, **more: Any) -> Any:
+        said = real(self, *arguments, **more)
+        return (*said, *(msgspec.structs.replace(status, id=self._new_id()) for status in said))
+
+    return mock.patch.object(Teller, "of_step", of_step)
+
+
 PLANTED = {
+    "workers do not follow": Planted(workers_do_not_follow, _story(ignition=True), "I8"),
+    "an end told twice": Planted(end_told_twice, _story(_release("good")), "I9"),
     "floor not persisted": Planted(floor_not_persisted, _story(_release("good")), "I4"),
     "no start counter": Planted(no_start_counter, _story(_release("kills-trial")), "I5"),
     "no start counter in the check": Planted(no_start_counter, _story(_release("kills-check")), "I5"),
