@@ -7,7 +7,6 @@ everything and runs no thread. Identical trees with identical promises are looke
 import contextlib
 import json
 import os
-import random
 import shutil
 import signal
 import sys
@@ -16,7 +15,7 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -29,6 +28,7 @@ from tests.simulation.workload import Workload
 
 LIMIT_S: Final = 60  # of one recovery; far more than any takes
 SHOWN: Final = 20
+EVERY_RECOVERY: Final = 10  # of the states, where all are looked at
 
 
 @dataclass
@@ -57,10 +57,10 @@ class Report:
     promises: int = 0
     combinations: int = 0
     left_out: int = 0
-    states: int = 0
+    cuts: int = 0
     checked: int = 0
     recoveries: int = 0
-    second_states: int = 0
+    second_cuts: int = 0
     second_checked: int = 0
     seconds: float = 0.0
     failures: list[Failure] = field(default_factory=list)
@@ -72,14 +72,11 @@ class Report:
 
     def line(self) -> str:
         """For a person."""
-        deeper = (
-            f"; {self.recoveries} recoveries cut: {self.second_checked} of {self.second_states}"
-            if self.recoveries
-            else ""
-        )
+        again = f"; {self.recoveries} recoveries cut: {self.second_checked} states of {self.second_cuts} cuts"
         return (
             f"{self.workload} ({self.model}): {self.effects} effects, {self.syncs} syncs, {self.promises} promises;"
-            f" {self.checked} of {self.states} states{deeper}; {len(self.failures)} broken; {self.seconds:.0f} s"
+            f" {self.checked} states of {self.cuts} cuts{again if self.recoveries else ''};"
+            f" {len(self.failures)} broken; {self.seconds:.0f} s"
         )
 
 
@@ -90,9 +87,9 @@ class Extent:
     Args:
         model: Of the file system.
         most: Combinations of one moment that are all taken; see `Cuts`.
-        states: So many distinct ones, drawn by the seed; None: all.
-        recoveries: In so many of them the recovery is recorded, and cut as well if no other did the same.
-        states_of_recovery: So many distinct ones of each; None: all.
+        states: So many, from all moments alike; None: all. Some may turn out to be the same.
+        recoveries: So many that did what no other did are cut as well.
+        states_of_recovery: So many of each; None: all.
         seed: Of all chance.
         to_first: Only until something is broken.
     """
@@ -121,6 +118,7 @@ class Explorer:
         self._folder = folder
         self._checkout = checkout
         self._fault = fault
+        self._volatile: tuple[str, ...] = getattr(workload, "volatile", ())
         self._home = folder / "home"
         self._log = folder / "calls"
         self._ready = folder / "ready"
@@ -138,7 +136,7 @@ class Explorer:
         self._workload.prepare(self._ready)
         shutil.copytree(self._ready, self._home, symlinks=True)
         state, promises = self._home / "state", self._home / "promises"
-        history = read_folder(state)
+        history = read_folder(state, self._volatile)
         command = [sys.executable, "-m", "tests.simulation.run", "act", self._workload.name, str(self._home)]
         planted = ["--plant", self._fault] if self._fault else []
         trace.record([*command, *planted], self._log, cwd=self._checkout)
@@ -153,9 +151,9 @@ class Explorer:
 
     def _read(self, history: History, state: Path, promises: Path) -> None:
         calls, parents = trace.read(self._log, (state, promises))
-        Reader(history, state, promises, parents, cwd=self._checkout).read(calls)
+        Reader(history, state, promises, parents, cwd=self._checkout, volatile=self._volatile).read(calls)
         self._log.unlink()
-        misread = differences(Cuts(history).whole(), state)
+        misread = differences(Cuts(history).whole(), state, self._volatile)
         if misread:
             raise trace.UnknownCallError(
                 f"replayed whole, the recording gives another folder: {'; '.join(misread[:5])}"
@@ -173,31 +171,33 @@ class Explorer:
         """
         begun = time.monotonic()
         promised = [event.text for event in history.events if isinstance(event, Promise)]
-        cuts = Cuts(history, extent.model, most=extent.most, seed=extent.seed)
-        found = {state.key: state for state in cuts.states()}
         report = Report(
             self._workload.name,
             extent.model,
             effects=len(history.effects),
             syncs=len(history.events) - len(history.effects) - len(promised),
             promises=len(promised),
-            combinations=cuts.combinations,
-            left_out=cuts.left_out,
-            states=len(found),
         )
-        chosen = _some(found.values(), extent.states, extent.seed)
-        every = max(1, len(chosen) // extent.recoveries) if extent.recoveries else 0
-        seen: set[str] = set()
-        for at, state in enumerate(chosen):
+        cuts = Cuts(history, extent.model, most=extent.most, seed=extent.seed)
+        every = extent.states // extent.recoveries if extent.recoveries and extent.states else EVERY_RECOVERY
+        looked: set[tuple[str, int]] = set()
+        shapes: set[str] = set()
+        for state in cuts.states(extent.states):
+            report.cuts += 1
+            if state.key in looked:
+                continue
+            looked.add(state.key)
             told = promised[: state.promised]
-            recovery = self._before_recovery(state.tree) if every and at % every == 0 else None
+            records = report.recoveries < extent.recoveries and report.checked % every == 0
+            recovery = self._before_recovery(state.tree) if records else None
             why = self._judge(state.tree, told, recovery)
             report.checked += 1
             if why:
                 report.failures.append(Failure(why, _told(state), 1))
-            elif recovery is not None and (shape := _shape(recovery)) not in seen:
-                seen.add(shape)
+            elif recovery is not None and (shape := _shape(recovery)) not in shapes:
+                shapes.add(shape)
                 self._explore_recovery(state, told, recovery, report, extent)
+            report.combinations, report.left_out = cuts.combinations, cuts.left_out
             report.seconds = time.monotonic() - begun
             on_progress(report)
             if extent.to_first and report.failures:
@@ -209,10 +209,13 @@ class Explorer:
     ) -> None:
         """Cuts the recovery of a state."""
         cuts = Cuts(recovery, extent.model, most=extent.most, seed=extent.seed)
-        found = {again.tree.digest: again for again in cuts.states()}
         report.recoveries += 1
-        report.second_states += len(found)
-        for again in _some(found.values(), extent.states_of_recovery, report.recoveries):
+        looked: set[str] = set()
+        for again in cuts.states(extent.states_of_recovery):
+            report.second_cuts += 1
+            if again.tree.digest in looked:
+                continue
+            looked.add(again.tree.digest)
             why = self._judge(again.tree, promised)
             report.second_checked += 1
             if why:
@@ -253,12 +256,6 @@ class Explorer:
     def _recover(self, promised: list[str]) -> None:
         with FAULTS[self._fault].plant() if self._fault else contextlib.nullcontext():
             self._workload.recover(self._home, promised)
-
-
-def _some(found: Iterable[State], count: int | None, seed: int) -> list[State]:
-    """So many of them, always the same; all when None."""
-    states = list(found)
-    return states if count is None or count >= len(states) else random.Random(seed).sample(states, count)
 
 
 def _in_fork(do: Callable[[], object], log: Path | None = None) -> str:
@@ -305,9 +302,9 @@ def _child(do: Callable[[], object], writer: int, *, stops: bool) -> None:
         os._exit(0)
 
 
-def differences(tree: Tree, folder: Path) -> list[str]:
+def differences(tree: Tree, folder: Path, volatile: Collection[str] = ()) -> list[str]:
     """In what a folder is not this tree."""
-    history = read_folder(folder)
+    history = read_folder(folder, volatile)
     there = Cuts(history).whole().entries
     found = [f"{path} is missing" for path in tree.entries.keys() - there.keys()]
     found += [f"{path} is there" for path in there.keys() - tree.entries.keys()]

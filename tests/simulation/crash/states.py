@@ -13,7 +13,6 @@ sync takes all of it along; only the bytes of files may lag behind.
 Effects that were still under way at the moment of the cut count as not synced.
 """
 
-import functools
 import hashlib
 import itertools
 import os
@@ -41,6 +40,10 @@ ORDERED: Final = "ordered"
 SECTOR: Final = 512
 PAGE: Final = 4096
 
+UNDER_WAY: Final = 200  # more calls than threads could have begun and not ended
+
+Thing = int | tuple[int, str]
+
 # What becomes of an effect.
 LOST: Final = "lost"
 KEPT: Final = "kept"
@@ -55,18 +58,11 @@ class Tree:
 
     Args:
         entries: By path below the root: the kind, and what it holds (bytes of a file, target of a link).
+        digest: The same for the same names and contents.
     """
 
     entries: dict[str, tuple[str, bytes]]
-
-    @functools.cached_property
-    def digest(self) -> str:
-        """The same for the same names and contents."""
-        digest = hashlib.sha256()
-        for path, (kind, content) in sorted(self.entries.items()):
-            digest.update(f"{path}\0{kind}\0{len(content)}\0".encode())
-            digest.update(content)
-        return digest.hexdigest()
+    digest: str
 
     def build(self, root: Path) -> None:
         """Writes it to an empty place."""
@@ -104,6 +100,10 @@ class State:
         return self.tree.digest, self.promised
 
 
+Fates = tuple[str, ...]
+"""What becomes of each effect that is not synced at a moment, in their order."""
+
+
 class Cuts:
     """Walks a history and gives the states at each cut.
 
@@ -119,35 +119,78 @@ class Cuts:
         self.history = history
         self._model = model
         self._most = most
-        self._random = random.Random(seed)
+        self._seed = seed
+        self._digests: dict[int, tuple[bytes, bytes]] = {}  # of the content of each inode that was last seen
+        self._begin()
+
+    def _begin(self) -> None:
         self._durable: set[int] = set()  # positions in the events
         self._new_name: set[int] = set()  # renames whose new name alone is durable
-        self._contents = {number: inode.content for number, inode in history.inodes.items()}
-        self._names: Names = {folder: dict(names) for folder, names in history.names.items()}
+        self._contents = {number: inode.content for number, inode in self.history.inodes.items()}
+        self._names: Names = {folder: dict(names) for folder, names in self.history.names.items()}
         self._tail: list[int] = []  # positions of effects that are not folded into contents and names yet
         self.combinations = 0
         self.left_out = 0
 
-    def states(self) -> Iterator[State]:
-        """All of them; the same tree may come again."""
+    def states(self, count: int | None = None) -> Iterator[State]:
+        """The states; the same tree may come again.
+
+        Args:
+            count: So many, from all moments alike, always the same; None: all.
+        """
+        if count is None:
+            for position, promised in self._moments():
+                tail, pending = self._open(position)
+                for fates in self._combinations(pending, position):
+                    yield self._state(position, promised, tail, pending, fates)
+            return
+        drawn: dict[int, list[Fates]] = {}
+        for position, fates in itertools.islice(self._in_turn(), count):
+            drawn.setdefault(position, []).append(fates)
+        combinations, left_out = self.combinations, self.left_out
+        for position, promised in self._moments():
+            tail, pending = self._open(position)
+            for fates in drawn.get(position, ()):
+                yield self._state(position, promised, tail, pending, fates)
+        self.combinations, self.left_out = combinations, left_out
+
+    def _moments(self) -> Iterator[tuple[int, int]]:
+        """Each moment with the promises made before it: between two syncs more only becomes possible, so the moment
+        before the second one has it all."""
+        self._begin()
         promised = 0
         for position, event in enumerate(self.history.events):
             if isinstance(event, Promise):
                 promised += 1
             elif isinstance(event, Sync):
-                # Between two syncs more only becomes possible: the moment before the second has it all.
-                yield from self._at(position, promised)
+                yield position, promised
                 self._settle(event, position)
             else:
                 self._tail.append(position)
-        yield from self._at(len(self.history.events), promised)
+        yield len(self.history.events), promised
+
+    def _in_turn(self) -> Iterator[tuple[int, Fates]]:
+        """One cut of each moment, then another of each, until there are no more."""
+        chance = random.Random(self._seed)
+        moments: list[tuple[int, list[Fates]]] = []
+        for position, _ in self._moments():
+            found = list(self._combinations(self._open(position)[1], position))
+            chance.shuffle(found)
+            moments.append((position, found))
+        chance.shuffle(moments)
+        while moments:
+            for position, found in moments:
+                yield position, found.pop()
+            moments = [each for each in moments if each[1]]
 
     def whole(self) -> Tree:
         """What is there when nothing is lost. It must be what is really there: else the recording was misread."""
-        tail = [position for position, event in enumerate(self.history.events) if not isinstance(event, Promise | Sync)]
-        contents = {number: inode.content for number, inode in self.history.inodes.items()}
-        names = {folder: dict(entries) for folder, entries in self.history.names.items()}
-        return self._tree(contents, names, [(position, KEPT) for position in tail])
+        self._begin()
+        effects = (Write, Truncate, Bind, Rename)
+        for position, event in enumerate(self.history.events):
+            if isinstance(event, effects):
+                self._apply(self._contents, self._names, position, KEPT)
+        return self._tree(self._contents, self._names, [])
 
     # What is durable
 
@@ -161,12 +204,11 @@ class Cuts:
             effect = self._effect(position)
             if effect.end < sync.start and position < now:
                 self._harden(effect, position, sync)
-        # What is durable up to the first that is not can no longer change: it is folded in.
-        touched: set[int] = set()
+        # What is durable, and stands behind nothing else that touches the same, can no longer change: it is folded in.
+        touched: set[Thing] = set()
         keep = []
         for position in self._tail:
-            effect = self._effect(position)
-            things = {effect.inode} if isinstance(effect, Write | Truncate) else {-1}
+            things = _things(self._effect(position))
             if position in self._durable and not things & touched:
                 self._apply(self._contents, self._names, position, KEPT)
             else:
@@ -194,25 +236,27 @@ class Cuts:
 
     # What may become of the rest
 
-    def _at(self, now: int, promised: int) -> Iterator[State]:
+    def _open(self, now: int) -> tuple[list[int], list[int]]:
+        """Effects that are not folded in at a moment, and those of them that are not durable."""
         moment = self._moment(now)
         under_way = [
             position
-            for position in range(now + 1, min(now + 200, len(self.history.events)))
+            for position in range(now + 1, min(now + UNDER_WAY, len(self.history.events)))
             if isinstance(event := self.history.events[position], Write | Truncate | Bind | Rename)
             and event.start < moment
         ]
         tail = [*self._tail, *under_way]
-        pending = [position for position in tail if position not in self._durable]
-        for fates in self._combinations(pending):
-            chosen = dict(zip(pending, fates, strict=True))
-            tree = self._tree(
-                dict(self._contents),
-                {folder: dict(names) for folder, names in self._names.items()},
-                [(position, chosen.get(position, KEPT)) for position in tail],
-            )
-            told = tuple((self._effect(position), fate) for position, fate in chosen.items())
-            yield State(tree, promised, moment, told)
+        return tail, [position for position in tail if position not in self._durable]
+
+    def _state(self, now: int, promised: int, tail: list[int], pending: list[int], fates: Fates) -> State:
+        chosen = dict(zip(pending, fates, strict=True))
+        tree = self._tree(
+            dict(self._contents),
+            {folder: dict(names) for folder, names in self._names.items()},
+            [(position, chosen.get(position, KEPT)) for position in tail],
+        )
+        told = tuple((self._effect(position), fate) for position, fate in chosen.items())
+        return State(tree, promised, self._moment(now), told)
 
     def _moment(self, now: int) -> int:
         events = self.history.events
@@ -233,11 +277,11 @@ class Cuts:
                 return (BOTH, KEPT) if position in self._new_name else (LOST, KEPT, BOTH)
         return LOST, KEPT
 
-    def _combinations(self, pending: Sequence[int]) -> Iterator[tuple[str, ...]]:
-        """What may become of the effects; each tuple in their order."""
+    def _combinations(self, pending: Sequence[int], now: int) -> Iterator[Fates]:
+        """What may become of the effects of a moment."""
+        chance = random.Random(self._seed * 1_000_003 + now)
         if self._model == STRICT:
-            options = [self._fates(position) for position in pending]
-            yield from self._some(options)
+            yield from self._some([self._fates(position) for position in pending], chance)
             return
         of_names = [at for at, position in enumerate(pending) if not isinstance(self._effect(position), Write)]
         for count in range(len(of_names) + 1):
@@ -246,9 +290,9 @@ class Cuts:
                 self._fates(position) if isinstance(self._effect(position), Write) else (KEPT if at in kept else LOST,)
                 for at, position in enumerate(pending)
             ]
-            yield from self._some(options)
+            yield from self._some(options, chance)
 
-    def _some(self, options: Sequence[tuple[str, ...]]) -> Iterator[tuple[str, ...]]:
+    def _some(self, options: Sequence[Fates], chance: random.Random) -> Iterator[Fates]:
         total = 1
         for fates in options:
             total *= len(fates)
@@ -256,13 +300,9 @@ class Cuts:
         if total <= self._most:
             yield from itertools.product(*options)
             return
-        taken: set[tuple[str, ...]] = set()
-        for fates in self._telling(options):
-            if fates not in taken:
-                taken.add(fates)
-                yield fates
-        for _ in range(self._most):
-            fates = tuple(self._random.choice(each) for each in options)
+        taken: set[Fates] = set()
+        by_chance = (tuple(chance.choice(each) for each in options) for _ in range(self._most))
+        for fates in itertools.chain(self._telling(options), by_chance):
             if fates not in taken:
                 taken.add(fates)
                 yield fates
@@ -287,6 +327,7 @@ class Cuts:
             if fate != LOST:
                 self._apply(contents, names, position, fate)
         entries: dict[str, tuple[str, bytes]] = {}
+        found: list[tuple[str, bytes]] = []
         stack = [("", ROOT)]
         while stack:
             above, folder = stack.pop()
@@ -294,9 +335,20 @@ class Cuts:
                 path = f"{above}{name}"
                 kind = self.history.inodes[child].kind
                 entries[path] = (kind, contents[child])
+                found.append((f"{path}\0{kind}", self._digest(child, contents[child])))
                 if kind == "dir":
                     stack.append((f"{path}/", child))
-        return Tree(entries)
+        digest = hashlib.sha256()
+        for name, content in sorted(found):
+            digest.update(name.encode(errors="surrogateescape") + b"\0" + content)
+        return Tree(entries, digest.hexdigest())
+
+    def _digest(self, inode: int, content: bytes) -> bytes:
+        """Most files of most states are the same object as before."""
+        known = self._digests.get(inode)
+        if known is None or known[0] is not content:
+            known = self._digests[inode] = (content, hashlib.sha256(content).digest())
+        return known[1]
 
     def _apply(self, contents: dict[int, bytes], names: Names, position: int, fate: str) -> None:
         effect = self._effect(position)
@@ -315,6 +367,17 @@ class Cuts:
                 if fate != BOTH and names[old_folder].get(old_name) == child:
                     del names[old_folder][old_name]
                 names[folder][name] = child
+
+
+def _things(effect: Effect) -> set[Thing]:
+    """What an effect touches: the bytes of an inode, or names of folders."""
+    match effect:
+        case Write(inode=inode) | Truncate(inode=inode):
+            return {inode}
+        case Bind(folder=folder, name=name):
+            return {(folder, name)}
+        case Rename():
+            return {(effect.old_folder, effect.old_name), (effect.folder, effect.name)}
 
 
 def _written(content: bytes, offset: int, data: bytes, fate: str, model: str) -> bytes:
