@@ -55,6 +55,7 @@ class Bench:
         self.last_status: UpdateStatus | None = None
         self.is_dead = False  # for a test that takes the machine down
         self.open_db: Callable[[Path], StateDb] = StateDb
+        self.appliers = in_process(apply_plainly)
         self.db: StateDb
         self.store: Store
         self.updater: Updater
@@ -80,7 +81,7 @@ class Bench:
             TransferSettings(attempts=3),
             count=totals.received,
             notes=PatchBook(self.db, self.machine.inventory.agent),
-            appliers=in_process(apply_plainly),
+            appliers=self.appliers,
             monotonic=lambda: self.elapsed_s,
             sleep=self.sleep,
             random=lambda: 1.0,

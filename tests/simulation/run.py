@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.simulation.faults import FAULTS
 from tests.simulation.workload import Promises
-from tests.simulation.workloads.catalogue import CALIBRATIONS, WORKLOADS
+from tests.simulation.workloads.catalogue import CALIBRATIONS, WHOLE, WORKLOADS
 
 STEPS = ("prepare", "act", "recover", "check")
 
@@ -31,7 +31,7 @@ def run(step: str, name: str, home: Path, fault: str | None = None) -> None:
         home: Its folder; made by `prepare`.
         fault: Planted while it runs.
     """
-    work = (WORKLOADS | CALIBRATIONS)[name]
+    work = (WORKLOADS | WHOLE | CALIBRATIONS)[name]
     with FAULTS[fault].plant() if fault else contextlib.nullcontext():
         match step:
             case "prepare":
@@ -53,7 +53,7 @@ def run(step: str, name: str, home: Path, fault: str | None = None) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="tests.simulation.run", description=__doc__)
     parser.add_argument("step", choices=STEPS)
-    parser.add_argument("workload", choices=sorted(WORKLOADS | CALIBRATIONS))
+    parser.add_argument("workload", choices=sorted(WORKLOADS | WHOLE | CALIBRATIONS))
     parser.add_argument("home", type=Path)
     parser.add_argument("--plant", choices=sorted(FAULTS), metavar="FAULT")
     options = parser.parse_args()

@@ -7,13 +7,13 @@ from pathlib import Path
 from tests.simulation.crash.explore import Explorer, Extent, Report, as_json, fast_folder
 from tests.simulation.crash.states import ORDERED, STRICT
 from tests.simulation.faults import FAULTS
-from tests.simulation.workloads.catalogue import CALIBRATIONS, WORKLOADS
+from tests.simulation.workloads.catalogue import CALIBRATIONS, WHOLE, WORKLOADS
 
 CHECKOUT = Path(__file__).parents[3]
 
 
 def main() -> int:
-    everything = WORKLOADS | CALIBRATIONS
+    everything = WORKLOADS | WHOLE | CALIBRATIONS
     parser = argparse.ArgumentParser(prog="python -m tests.simulation.crash", description=__doc__)
     parser.add_argument("name", choices=sorted(everything), metavar="NAME", help=", ".join(everything))
     parser.add_argument("--model", choices=(STRICT, ORDERED), default=STRICT)

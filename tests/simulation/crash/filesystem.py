@@ -7,7 +7,7 @@ anew at the first start.
 
 import os
 import posixpath
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -130,8 +130,12 @@ class _Description:
     appends: bool = False
 
 
-def read_folder(root: Path) -> History:
+def read_folder(root: Path, volatile: Collection[str] = ()) -> History:
     """A folder as it stands, all of it durable.
+
+    Args:
+        root: The folder.
+        volatile: Names right below it that are left out.
 
     Raises:
         UnknownCallError: There is something else in it than files, folders and links.
@@ -141,7 +145,7 @@ def read_folder(root: Path) -> History:
 
     def add(folder: Path, number: int) -> None:
         for entry in sorted(os.scandir(folder), key=lambda each: each.name):
-            if entry.name.endswith(LEFT_OUT):
+            if entry.name.endswith(LEFT_OUT) or (number == ROOT and entry.name in volatile):
                 continue
             child = known.setdefault(entry.inode(), len(history.inodes))
             history.names[number][entry.name] = child
@@ -171,6 +175,7 @@ class Reader:
         promises: The file whose lines are promises.
         parents: Who made each thread, and whether they share descriptors.
         cwd: Of all processes.
+        volatile: As for `read_folder`.
     """
 
     def __init__(
@@ -181,12 +186,14 @@ class Reader:
         parents: Mapping[int, tuple[int, bool]],
         *,
         cwd: Path,
+        volatile: Collection[str] = (),
     ) -> None:
         self._history = history
         self._root = os.fspath(root)
         self._promises = os.fspath(promises)
         self._parents = parents
         self._cwd = os.fspath(cwd)
+        self._volatile = frozenset(volatile)
         self._names: Names = {folder: dict(names) for folder, names in history.names.items()}
         self._sizes = {number: len(inode.content) for number, inode in history.inodes.items()}
         self._tables: dict[int, dict[int, _Description]] = {}
@@ -259,7 +266,10 @@ class Reader:
         """The path below the root; None outside."""
         if path == self._root:
             return ""
-        return path[len(self._root) + 1 :] if path.startswith(self._root + "/") else None
+        if not path.startswith(self._root + "/"):
+            return None
+        below = path[len(self._root) + 1 :]
+        return None if below.split("/", 1)[0] in self._volatile else below
 
     def _walk(self, below: str, call: Call, depth: int = 0) -> int:
         """The inode of a path below the root, links followed."""
@@ -438,6 +448,8 @@ class Reader:
 
     def _rename(self, call: Call, old: str, new: str) -> None:
         before, after = self._entry(old, call), self._entry(new, call)
+        if before is None and after is None:
+            return  # in a volatile folder
         if before is None or after is None:
             raise UnknownCallError(f"line {call.end}: a rename into or out of the folder: {old} to {new}")
         child = self._names[before[0]].pop(before[1])
@@ -446,6 +458,8 @@ class Reader:
 
     def _link(self, call: Call, old: str, new: str) -> None:
         before, after = self._entry(old, call), self._entry(new, call)
+        if before is None and after is None:
+            return  # in a volatile folder
         if before is None or after is None:
             raise UnknownCallError(f"line {call.end}: a link into or out of the folder: {old} to {new}")
         self._bind(after, self._names[before[0]][before[1]], call)

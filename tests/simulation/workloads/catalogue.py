@@ -20,6 +20,11 @@ class Later:
         found: Iterable[Workload] = import_module(self._module).workloads()
         return next(work for work in found if work.name == self.name)
 
+    @property
+    def volatile(self) -> tuple[str, ...]:
+        """As `Workload` has it."""
+        return getattr(self.load(), "volatile", ())
+
     def prepare(self, home: Path) -> None:
         """As `Workload.prepare`."""
         self.load().prepare(home)
@@ -48,6 +53,9 @@ MODULES = {
 }
 
 WORKLOADS: dict[str, Workload] = {name: Later(name, module) for module, names in MODULES.items() for name in names}
+
+WHOLE: dict[str, Workload] = {"agent": Later("agent", "agent")}
+"""All of a machine at once, with real processes: slower than the others, and nothing else to know."""
 
 CALIBRATIONS: dict[str, Workload] = {work.name: work for work in calibration.workloads()}
 """Work whose truth is known: what the harness is measured by."""
