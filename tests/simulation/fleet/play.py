@@ -22,6 +22,9 @@ from tests.simulation.fleet.world import DAY_S, World, ended
 CALM_S = 12 * DAY_S
 """As long as calm weather may take to bring everybody home: what an attack or a back-off may cost, and no more."""
 
+CHAIN = 310
+"""Roots signed ahead: as many as one rotation brings at most, and what the winter signs besides."""
+
 SHOWN = ("rollouts", "releases", "devices")
 
 
@@ -139,7 +142,7 @@ class _Stage:
             case "roots":
                 repository, count = act.what
                 self.world.fault(f"roots-{count}", "people")
-                await self.house.rotate(repository, count, roots(repository, 300))  # type: ignore[arg-type]
+                await self.house.rotate(repository, count, roots(repository, CHAIN))  # type: ignore[arg-type]
             case "attack":
                 name, attack, seconds = act.what
                 (machine,) = [one for one in self.machines if one.name == name]
