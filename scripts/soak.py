@@ -3,6 +3,10 @@
     scripts/soak --seeds 10000            seeds 1 to 10000, on all cores
     scripts/soak --seeds 1000 --from 5001 others
     scripts/soak --seed 4711              one seed again, with its whole log
+    scripts/soak --crash                  every state that a power cut can leave, of every workload: hours
+    scripts/soak --crash update trust     of these; --states 2000 looks at so many of each
+    scripts/soak --kill 1000              so many SIGKILLs of real machines and their server, in a live fleet
+    scripts/soak --kill-server 1000       of the server alone
 
 Exit codes: 0 all is well; 1 an invariant was broken, and the seeds that did it are named; 2 usage.
 """
