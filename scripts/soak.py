@@ -8,7 +8,7 @@
     scripts/soak --kill 1000              so many SIGKILLs of real machines and their server, in a live fleet
     scripts/soak --kill-server 1000       of the server alone
 
-Exit codes: 0 all is well; 1 an invariant was broken, and the seeds that did it are named; 2 usage.
+Exit codes: 0 all is well; 1 an invariant was broken, and what did it is named; 2 usage.
 """
 
 import argparse
@@ -24,6 +24,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import soak_cuts
+
 if TYPE_CHECKING:
     from tests.simulation.fleet.play import Played
 
@@ -38,12 +40,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--seeds", type=_positive, metavar="N", help="play so many seeds of the whole fleet")
     what.add_argument("--seed", type=int, metavar="S", help="play one seed again and show its log")
+    what.add_argument("--crash", nargs="*", metavar="WORKLOAD", help="look at all crash states, or those of workloads")
+    what.add_argument("--kill", type=_positive, metavar="N", help="kill real machines so often")
+    what.add_argument("--kill-server", type=_positive, metavar="N", help="kill a real server so often")
+    parser.add_argument("--states", type=_positive, metavar="N", help="of each crash workload so many cuts (all)")
+    parser.add_argument("--chance", type=int, metavar="S", help="the seed of the kills (drawn, and printed)")
     parser.add_argument("--from", type=int, default=1, dest="first", metavar="S", help="the first seed (1)")
     parser.add_argument("--processes", type=_positive, default=os.cpu_count() or 1, help="how many at once (all cores)")
     parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was begun is ended, and scratch folders go
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    if options.crash is not None:
+        return soak_cuts.crash(options.crash, options.states, options.processes, as_json=options.json)
+    if options.kill is not None:
+        return soak_cuts.kill_machines(options.kill, options.chance, as_json=options.json)
+    if options.kill_server is not None:
+        return soak_cuts.kill_server(options.kill_server, options.chance, as_json=options.json)
     if options.seed is not None:
         return _replay(options.seed, as_json=options.json)
     return _soak(options.first, options.seeds, options.processes, as_json=options.json)

@@ -179,7 +179,7 @@ class Explorer:
             promises=len(promised),
         )
         cuts = Cuts(history, extent.model, most=extent.most, seed=extent.seed)
-        every = extent.states // extent.recoveries if extent.recoveries and extent.states else EVERY_RECOVERY
+        every = max(1, extent.states // extent.recoveries) if extent.recoveries and extent.states else EVERY_RECOVERY
         looked: set[tuple[str, int]] = set()
         shapes: set[str] = set()
         for state in cuts.states(extent.states):

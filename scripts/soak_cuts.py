@@ -1,0 +1,118 @@
+"""The parts of `scripts/soak` that cut and kill: see soak.py."""
+
+import json
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+MODELS = ("strict", "ordered")
+RECOVERIES = 20
+STATES_OF_RECOVERY = 500
+
+
+def crash(names: Sequence[str], states: int | None, processes: int, *, as_json: bool) -> int:
+    """Looks at the crash states of workloads, each in a process of its own.
+
+    Args:
+        names: Of workloads; none means all.
+        states: So many cuts of each; None: all.
+        processes: At once.
+        as_json: One object at the end instead of a line for each.
+    """
+    from tests.simulation.workloads.catalogue import WHOLE, WORKLOADS
+
+    known = [*WORKLOADS, *WHOLE]
+    unknown = sorted(set(names) - set(known))
+    if unknown:
+        print(f"soak: no such workload: {', '.join(unknown)}; there are {', '.join(known)}", file=sys.stderr)
+        return 2
+    wanted = [(name, model) for name in (names or known) for model in MODELS]
+
+    def explore(name: str, model: str) -> dict[str, Any]:
+        command = [sys.executable, "-m", "tests.simulation.crash", name, "--model", model, "--json"]
+        # The second reading is only reported: its recoveries need no cuts of their own.
+        deeper = ["--recoveries", str(RECOVERIES), "--states-of-recovery", str(STATES_OF_RECOVERY)]
+        some = ["--states", str(states)] if states else []
+        done = subprocess.run(
+            [*command, *some, *(deeper if model == MODELS[0] else [])],
+            cwd=CHECKOUT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if not done.stdout:
+            return {"workload": name, "model": model, "broken": 1, "reasons": [[done.stderr.strip()[-2000:], 1]]}
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
+
+    reports = []
+    with ThreadPoolExecutor(processes) as pool:
+        for report in pool.map(lambda each: explore(*each), wanted):
+            reports.append(report)
+            print(_line(report), file=sys.stderr if as_json else sys.stdout, flush=True)
+    broken = [report for report in reports if report["broken"] and report["model"] == MODELS[0]]
+    if as_json:
+        print(json.dumps({"workloads": reports}))
+    else:
+        checked = sum(report.get("checked", 0) + report.get("second_checked", 0) for report in reports)
+        gate = f"broken: {', '.join(report['workload'] for report in broken)}" if broken else "every promise held"
+        print(f"{checked} states of {len(reports)} recordings; {gate}")
+    return 1 if broken else 0
+
+
+def _line(report: dict[str, Any]) -> str:
+    if "checked" not in report:
+        return f"{report['workload']} ({report['model']}): {report['reasons'][0][0]}"
+    said = (
+        f"{report['workload']} ({report['model']}): {report['checked']} states of {report['cuts']} cuts,"
+        f" {report['left_out']} combinations left out; {report['recoveries']} recoveries cut:"
+        f" {report['second_checked']} states; {report['broken']} broken; {report['seconds']:.0f} s"
+    )
+    return "\n".join([said, *(f"  {count} times: {why}" for why, count in report["reasons"])])
+
+
+def kill_machines(kills: int, seed: int | None, *, as_json: bool) -> int:
+    """Kills real machines and their server in a live fleet."""
+    from tests.simulation.machine_kills import Killing, Report
+
+    def show(report: Report) -> None:
+        if report.killed % 10 == 0:
+            print(report.line(), file=sys.stderr, flush=True)
+
+    seed = seed if seed is not None else random.SystemRandom().randrange(1 << 32)
+    print(f"seed {seed}", file=sys.stderr, flush=True)
+    root = Path(tempfile.mkdtemp(prefix="headland-soak-"))
+    try:
+        report = Killing(root, seed=seed).play(kills, show)
+    except AssertionError as error:
+        print(f"seed {seed}: {error}\nall is left in {root}", file=sys.stderr)
+        return 1
+    shutil.rmtree(root)
+    print(json.dumps(vars(report)) if as_json else f"{report.line()}\nevery machine came home")
+    return 0
+
+
+def kill_server(kills: int, seed: int | None, *, as_json: bool) -> int:
+    """Kills a real server while machines drain and managers push."""
+    import asyncio
+
+    from tests.simulation.server_kills import at_random
+
+    seed = seed if seed is not None else random.SystemRandom().randrange(1 << 32)
+    print(f"seed {seed}", file=sys.stderr, flush=True)
+    root = Path(tempfile.mkdtemp(prefix="headland-soak-"))
+    try:
+        report = asyncio.run(at_random(root, kills=kills, seed=seed))
+    except AssertionError as error:
+        print(f"seed {seed}: {error}\nall is left in {root}", file=sys.stderr)
+        return 1
+    shutil.rmtree(root)
+    print(json.dumps(vars(report), default=str) if as_json else f"{report}\nevery promise held")
+    return 0
