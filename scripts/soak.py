@@ -5,6 +5,7 @@
     scripts/soak --seed 4711              one seed again, with its whole log
     scripts/soak --crash                  every state that a power cut can leave, of every workload: hours
     scripts/soak --crash update trust     of these; --states 2000 looks at so many of each
+    scripts/soak --sweep                  every harm at every fail point
     scripts/soak --kill 1000              so many SIGKILLs of real machines and their server, in a live fleet
     scripts/soak --kill-server 1000       of the server alone
 
@@ -41,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     what.add_argument("--seeds", type=_positive, metavar="N", help="play so many seeds of the whole fleet")
     what.add_argument("--seed", type=int, metavar="S", help="play one seed again and show its log")
     what.add_argument("--crash", nargs="*", metavar="WORKLOAD", help="look at all crash states, or those of workloads")
+    what.add_argument("--sweep", nargs="*", metavar="WORKLOAD", help="every harm at every fail point of these, or all")
     what.add_argument("--kill", type=_positive, metavar="N", help="kill real machines so often")
     what.add_argument("--kill-server", type=_positive, metavar="N", help="kill a real server so often")
     parser.add_argument("--states", type=_positive, metavar="N", help="of each crash workload so many cuts (all)")
@@ -53,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     if options.crash is not None:
         return soak_cuts.crash(options.crash, options.states, options.processes, as_json=options.json)
+    if options.sweep is not None:
+        return soak_cuts.sweep(options.sweep)
     if options.kill is not None:
         return soak_cuts.kill_machines(options.kill, options.chance, as_json=options.json)
     if options.kill_server is not None:

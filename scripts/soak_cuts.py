@@ -38,7 +38,9 @@ def crash(names: Sequence[str], states: int | None, processes: int, *, as_json: 
     def explore(name: str, model: str) -> dict[str, Any]:
         command = [sys.executable, "-m", "tests.simulation.crash", name, "--model", model, "--json"]
         # The second reading is only reported: its recoveries need no cuts of their own.
-        deeper = ["--recoveries", str(RECOVERIES), "--states-of-recovery", str(STATES_OF_RECOVERY)]
+        recoveries = 3 if states else RECOVERIES
+        of_recovery = min(states or STATES_OF_RECOVERY, STATES_OF_RECOVERY)
+        deeper = ["--recoveries", str(recoveries), "--states-of-recovery", str(of_recovery)]
         some = ["--states", str(states)] if states else []
         done = subprocess.run(
             [*command, *some, *(deeper if model == MODELS[0] else [])],
@@ -76,6 +78,15 @@ def _line(report: dict[str, Any]) -> str:
         f" {report['second_checked']} states; {report['broken']} broken; {report['seconds']:.0f} s"
     )
     return "\n".join([said, *(f"  {count} times: {why}" for why, count in report["reasons"])])
+
+
+def sweep(names: Sequence[str]) -> int:
+    """Every harm at every fail point of workloads, all of them when none is named."""
+    from tests.simulation.workloads.catalogue import WORKLOADS
+
+    return subprocess.run(
+        [sys.executable, "-m", "tests.simulation.sweep", *(names or WORKLOADS)], cwd=CHECKOUT, check=False
+    ).returncode
 
 
 def kill_machines(kills: int, seed: int | None, *, as_json: bool) -> int:
