@@ -229,6 +229,25 @@ def test_a_sync_covers_only_what_was_over_before_it_began(tmp_path):
     assert b"\0y" in found, "what was written while the sync ran may be lost for good"
 
 
+def test_a_descriptor_is_free_when_its_close_begins(tmp_path):
+    log, state = tmp_path / "log", tmp_path / "state"
+    state.mkdir()
+    (state / "f").write_bytes(b"")
+    (state / "g").write_bytes(b"")
+    lines = [
+        f'1 openat(AT_FDCWD</>, "{state}/f", O_WRONLY) = 3<{state}/f>',
+        f"1 close(3<{state}/f> <unfinished ...>",
+        f'2 openat(AT_FDCWD</>, "{state}/g", O_WRONLY) = 3<{state}/g>',
+        "1 <... close resumed>) = 0",
+        f'2 write(3<{state}/g>, "x", 1) = 1',
+    ]
+    log.write_text("".join(line + "\n" for line in lines))
+    history = read_folder(state)
+    calls, parents = trace.read(log, (state,))
+    Reader(history, state, tmp_path / "promises", {**parents, 2: (1, True)}, cwd=tmp_path).read(calls)
+    assert Cuts(history).whole().entries["g"] == ("file", b"x")
+
+
 def test_promises_are_marks_at_their_places(tmp_path):
     source = """
         p = os.open(P, os.O_CREAT | os.O_WRONLY | os.O_APPEND)

@@ -121,6 +121,8 @@ class Cuts:
         self._most = most
         self._seed = seed
         self._digests: dict[int, tuple[bytes, bytes]] = {}  # of the content of each inode that was last seen
+        self.combinations = 0
+        self.left_out = 0
         self._begin()
 
     def _begin(self) -> None:
@@ -129,8 +131,6 @@ class Cuts:
         self._contents = {number: inode.content for number, inode in self.history.inodes.items()}
         self._names: Names = {folder: dict(names) for folder, names in self.history.names.items()}
         self._tail: list[int] = []  # positions of effects that are not folded into contents and names yet
-        self.combinations = 0
-        self.left_out = 0
 
     def states(self, count: int | None = None) -> Iterator[State]:
         """The states; the same tree may come again.
@@ -147,12 +147,10 @@ class Cuts:
         drawn: dict[int, list[Fates]] = {}
         for position, fates in itertools.islice(self._in_turn(), count):
             drawn.setdefault(position, []).append(fates)
-        combinations, left_out = self.combinations, self.left_out
         for position, promised in self._moments():
             tail, pending = self._open(position)
             for fates in drawn.get(position, ()):
                 yield self._state(position, promised, tail, pending, fates)
-        self.combinations, self.left_out = combinations, left_out
 
     def _moments(self) -> Iterator[tuple[int, int]]:
         """Each moment with the promises made before it: between two syncs more only becomes possible, so the moment

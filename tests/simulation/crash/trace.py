@@ -170,6 +170,8 @@ def read(log: Path, roots: Sequence[Path]) -> tuple[list[Call], dict[int, tuple[
             continue
         opened_path = _plain(opened) if opened is not None else None
         calls.append(Call(pid, name, tuple(_arguments(inside)), result, opened_path, start, end))
+    # A descriptor is free as soon as its close begins: another thread may get the number before that call has ended.
+    calls.sort(key=lambda call: call.start if call.name.startswith("close") else call.end)
     return calls, parents
 
 
