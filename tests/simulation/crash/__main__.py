@@ -22,6 +22,7 @@ def main() -> int:
     parser.add_argument("--recoveries", type=int, default=0, help="so many are recorded, and cut as well")
     parser.add_argument("--states-of-recovery", type=int, help="so many of each, instead of all")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--to-first", action="store_true", help="only until something is broken")
     parser.add_argument("--plant", choices=sorted(FAULTS), metavar="FAULT", help="broken on purpose")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
@@ -40,6 +41,7 @@ def main() -> int:
             options.recoveries,
             options.states_of_recovery,
             options.seed,
+            options.to_first,
         )
         report = explorer.explore(explorer.record(), extent, show)
     print(as_json(report) if options.json else report.line())

@@ -110,7 +110,7 @@ class Explorer:
         workload: What is cut; the runner knows it by its name.
         folder: On a fast disk; everything is made below it and removed.
         checkout: Where the runner is started.
-        fault: Planted in the work and in its recovery.
+        fault: Planted in the work, its recovery and the look at what came of it.
     """
 
     def __init__(self, workload: Workload, folder: Path, checkout: Path, *, fault: str | None = None) -> None:
@@ -251,10 +251,14 @@ class Explorer:
         return _in_fork(lambda: self._check(promised))
 
     def _check(self, promised: list[str]) -> None:
-        self._workload.check(self._home, promised)
+        with self._planted():
+            self._workload.check(self._home, promised)
+
+    def _planted(self) -> contextlib.AbstractContextManager[None]:
+        return FAULTS[self._fault].plant() if self._fault else contextlib.nullcontext()
 
     def _recover(self, promised: list[str]) -> None:
-        with FAULTS[self._fault].plant() if self._fault else contextlib.nullcontext():
+        with self._planted():
             self._workload.recover(self._home, promised)
 
 
