@@ -137,11 +137,11 @@ def main() -> None:
         lie = arguments.evil / "served" / repository / name
         return lie.read_bytes() if lie.exists() else honest_served(self, repository, name)
 
-    def offer(self: Any, session: Any, device: Any, request: Any, **known: Any) -> Any:
+    def offer(self: Any, session: Any, device: Any, *rest: Any, **known: Any) -> Any:
         lie = arguments.evil / "assignments" / device.id
         if lie.exists():
             return contact._Offer(lie.read_text())
-        return honest_offer(self, session, device, request, **known)
+        return honest_offer(self, session, device, *rest, **known)
 
     Repositories.served = served  # type: ignore[method-assign]  # that is the attack
     contact.Contacts._offer = offer  # type: ignore[method-assign]  # as above
