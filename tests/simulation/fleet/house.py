@@ -504,5 +504,5 @@ def _request(
     written = _Written()
     task = asyncio.current_task()
     assert task is not None
-    request = web.Request(message, payload, protocol, written, task, loop)  # type: ignore[arg-type]
+    request = web.Request(message, payload, protocol, written, task, loop)  # type: ignore[arg-type]  # stand-ins
     return request, written
