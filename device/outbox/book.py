@@ -8,7 +8,7 @@ path inserts rows and nothing else.
 """
 
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Final
@@ -22,9 +22,13 @@ from protocol.results import LANES
 
 KINDS: Final = ("receipted", "gone", "moved", "astray")
 GENERATION: Final = "generation"
+FRAMES_KEPT: Final = 4096  # marks of frames that cannot be removed from their source; beyond, the oldest go
 
 LaneKey = tuple[int, str]
 """Number of the epoch, name of the lane."""
+
+FrameMark = tuple[str, str]
+"""Name of a frame in its source, hash of its content."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,7 @@ class Book:
         lanes: Accounts by epoch and lane.
         pending_losses: How many loss records wait for a receipt, by epoch; epochs without one are absent.
         meta: Words of the outbox's own, such as the server's generation.
+        done_frames: Frames whose rows are durable, and that may lie in their source all the same: contents by name.
     """
 
     current: int
@@ -80,6 +85,7 @@ class Book:
     lanes: Mapping[LaneKey, LaneBook]
     pending_losses: Mapping[int, int] = field(default_factory=dict)
     meta: Mapping[str, str] = field(default_factory=dict)
+    done_frames: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def epoch(self) -> str:
@@ -135,6 +141,7 @@ def load(connection: sqlite3.Connection) -> Book:
         lanes=lanes,
         pending_losses=losses.pending(connection),
         meta=dict(sealed_pairs(connection, "SELECT key, value, seal FROM meta")),
+        done_frames=dict(sealed_pairs(connection, "SELECT name, content, seal FROM frames ORDER BY rowid")),
     )
 
 
@@ -149,6 +156,7 @@ class Draft:
         self._meta = dict(book.meta)
         self._current = book.current
         self._pending_losses = book.pending_losses
+        self._done_frames = book.done_frames
 
     @property
     def current(self) -> int:
@@ -215,6 +223,29 @@ class Draft:
         self.connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?, ?)", (key, value, seal(key, value)))
         self._meta[key] = value
 
+    def mark_done(self, frames: Iterable[FrameMark]) -> None:
+        """Notes that all rows of these frames are in: a frame that is met again is not inferred again."""
+        marks = dict(self._done_frames)
+        for name, content in frames:
+            marks.pop(name, None)  # the newest stand last
+            marks[name] = content
+            self.connection.execute(
+                "INSERT OR REPLACE INTO frames VALUES (?, ?, ?)", (name, content, seal(name, content))
+            )
+        for name in list(marks)[: max(0, len(marks) - FRAMES_KEPT)]:
+            del marks[name]
+            self.connection.execute("DELETE FROM frames WHERE name = ?", (name,))
+        self._done_frames = marks
+
+    def forget_done(self, frames: Iterable[FrameMark]) -> None:
+        """Lets go of marks; one whose name stands for another content by now stays."""
+        marks = dict(self._done_frames)
+        for name, content in frames:
+            if marks.get(name) == content:
+                del marks[name]
+                self.connection.execute("DELETE FROM frames WHERE name = ?", (name,))
+        self._done_frames = marks
+
     def count_pending_losses(self) -> None:
         """Looks again how many loss records wait for a receipt."""
         self._pending_losses = losses.pending(self.connection)
@@ -227,6 +258,7 @@ class Draft:
             lanes=self._lanes,
             pending_losses=self._pending_losses,
             meta=self._meta,
+            done_frames=self._done_frames,
         )
 
 

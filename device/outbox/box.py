@@ -15,12 +15,12 @@ from typing import Final, TypeVar
 
 from device.day import Instant
 from device.outbox import changes, schema, space
-from device.outbox.book import Book, Draft, load
+from device.outbox.book import Book, Draft, FrameMark, load
 from device.outbox.core import Core, Means
 from device.outbox.reading import pick_epoch
 from device.outbox.room import Policies
 from device.outbox.salvage import Salvage
-from device.outbox.writer import STOP_S, Rows, Writer
+from device.outbox.writer import STOP_S, Frames, Rows, Writer
 from protocol import limits
 from protocol.errors import Reason, Refused, StateError
 from protocol.messages import LanePosition
@@ -168,15 +168,34 @@ class Outbox:
         """
         return (await self.enqueue_all(((lane, row),)))[0]
 
-    async def enqueue_all(self, rows: Rows) -> list[int]:
-        """As `enqueue` for several rows: all are durable when this returns, or none is."""
+    async def enqueue_all(self, rows: Rows, *, done_frames: Frames = ()) -> list[int]:
+        """As `enqueue` for several rows: all are durable when this returns, or none is.
+
+        Args:
+            rows: Lane and exact bytes of each.
+            done_frames: Frames that have all their rows with these: marked as such in the same transaction.
+        """
         for lane in {lane for lane, _ in rows}:
             if lane not in LANES:
                 raise ValueError(f"no lane is called {lane!r}")
         longest = max((len(row) for _, row in rows), default=0)
         if longest > limits.ROW_BYTES:
             raise Refused(Reason.LIMIT, f"a row of {longest} bytes: at most {limits.ROW_BYTES} travel")
-        return await self._writer.append(rows)
+        return await self._writer.append(rows, done_frames)
+
+    def is_done(self, frame: FrameMark) -> bool:
+        """Whether all rows of this frame were made durable, now or before a cut."""
+        name, content = frame
+        return self._core.book.done_frames.get(name) == content
+
+    @property
+    def done_frames(self) -> dict[str, str]:
+        """The frames that are marked as done: contents by name."""
+        return dict(self._core.book.done_frames)
+
+    async def forget_frames(self, frames: Frames) -> None:
+        """Lets go of the marks of frames that will never be met again: their removal from the source is durable."""
+        await self._change(lambda draft: draft.forget_done(frames))
 
     # What is there
 

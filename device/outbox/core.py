@@ -22,7 +22,7 @@ from device.outbox.keys import lane_prefix, row_id, row_seal
 from device.outbox.reading import Pick, read_pick
 from device.outbox.room import Policies, make_room, record_loss
 from device.outbox.spans import Spans
-from device.outbox.writer import Rows
+from device.outbox.writer import Frames, Rows
 from protocol import limits
 from protocol.errors import StateError
 from signing import durable
@@ -92,8 +92,9 @@ class Core:
 
     # Changes
 
-    def append(self, rows: Rows) -> list[int]:
-        """Makes rows durable, dropping older ones where the disk is full. Returns the number of each.
+    def append(self, rows: Rows, frames: Frames = ()) -> list[int]:
+        """Makes rows durable, dropping older ones where the disk is full, and in the same transaction marks frames as
+        done. Returns the number of each row.
 
         Raises:
             StateError: The disk did not take them.
@@ -101,14 +102,14 @@ class Core:
         more = dict.fromkeys({lane for lane, _ in rows}, len(rows))  # at most
         self._highwater.reserve(self.book, more, self._told)
         try:
-            return self.transact(lambda draft: changes.insert(draft, rows, self.fresh_epoch))
+            return self.transact(lambda draft: self._insert(draft, rows, frames))
         except sqlite3.Error as error:
             if not schema.is_full(error):
                 raise
         try:
             # The log of the last transactions is room that the disk has given already: it is used again from its start.
             self.connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
-            return self.transact(lambda draft: self._insert_squeezed(draft, rows))
+            return self.transact(lambda draft: self._insert_squeezed(draft, rows, frames))
         except sqlite3.Error as error:
             if not schema.is_full(error):
                 raise
@@ -336,10 +337,15 @@ class Core:
             self._highwater.reached(self.book)
         return result
 
-    def _insert_squeezed(self, draft: Draft, rows: Rows) -> list[int]:
+    def _insert(self, draft: Draft, rows: Rows, frames: Frames) -> list[int]:
+        if frames:
+            draft.mark_done(frames)
+        return changes.insert(draft, rows, self.fresh_epoch)
+
+    def _insert_squeezed(self, draft: Draft, rows: Rows, frames: Frames) -> list[int]:
         budget_bytes = schema.used_bytes(draft.connection) - SQUEEZE_BYTES
         make_room(draft, budget_bytes, self._means.policies, self._means.now_ms())
-        return changes.insert(draft, rows, self.fresh_epoch)
+        return self._insert(draft, rows, frames)
 
     def _age(self, draft: Draft, now: Instant) -> bool:
         ttl.note(draft, self._means.policies, now)

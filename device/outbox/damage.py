@@ -172,6 +172,7 @@ def carry_over(draft: Draft, old: Accounts, now_ms: int) -> None:
             losses.add(draft.connection, LossRow(0, epoch, lane, first, last, "damage", now_ms, exact=False))
     if old.book.generation is not None:
         draft.remember(GENERATION, old.book.generation)
+    draft.mark_done(old.book.done_frames.items())
     draft.count_pending_losses()
 
 

@@ -23,7 +23,7 @@ VERSION: Final = 1
 FORMAT: Final = "format"  # the version once more, sealed: a damaged version is not a newer agent's
 
 PAGE_BYTES: Final = 4096  # salvage counts on it
-ACCOUNTS: Final = ("meta", "epochs", "lanes", "spans", "losses", "moments")
+ACCOUNTS: Final = ("meta", "epochs", "lanes", "spans", "losses", "moments", "frames")
 
 HEADER: Final = b"SQLite format 3\x00" + PAGE_BYTES.to_bytes(2, "big") + b"\x02\x02\x00\x40\x20\x20"
 
@@ -260,5 +260,6 @@ def _create(connection: sqlite3.Connection) -> None:
             pk=("epoch", "lane", "next_seq"),
             strict=True,
         )
+        database.table("frames").create({"name": str, "content": str, "seal": int}, pk="name", strict=True)
         database.execute("INSERT INTO meta VALUES (?, ?, ?)", (FORMAT, str(VERSION), seal(FORMAT, str(VERSION))))
         database.execute(f"PRAGMA user_version={VERSION}")

@@ -25,13 +25,17 @@ STOP_S: Final = 10.0  # a flush on a slow card; after that the process ends with
 Rows = Sequence[tuple[str, bytes]]
 """Lane and exact bytes of each."""
 
+Frames = Sequence[tuple[str, str]]
+"""Name and content's hash of each."""
+
 
 @dataclass(frozen=True)
 class Append:
-    """Rows that wait to be durable together; `future` gets their numbers."""
+    """Rows that wait to be durable together, with the marks of frames; `future` gets the rows' numbers."""
 
     rows: Rows
     future: "asyncio.Future[list[int]]"
+    frames: Frames = ()
 
 
 @dataclass(frozen=True)
@@ -50,10 +54,10 @@ class Writer:
     """Runs appends in groups and jobs one by one, in the order in which they came.
 
     Args:
-        append: Makes rows durable and returns the number of each; runs in the thread.
+        append: Makes rows and marks durable and returns the number of each row; runs in the thread.
     """
 
-    def __init__(self, append: Callable[[Rows], list[int]]) -> None:
+    def __init__(self, append: Callable[[Rows, Frames], list[int]]) -> None:
         self._append = append
         self._queue: queue.SimpleQueue[Append | _Job | _BlockingJob | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name="outbox-writer", daemon=True)
@@ -63,10 +67,10 @@ class Writer:
         """Starts the thread."""
         self._thread.start()
 
-    async def append(self, rows: Rows) -> list[int]:
-        """Returns the rows' numbers once all of them are durable."""
+    async def append(self, rows: Rows, frames: Frames = ()) -> list[int]:
+        """Returns the rows' numbers once all of them are durable, and the marks with them."""
         future: asyncio.Future[list[int]] = asyncio.get_running_loop().create_future()
-        self._put(Append(rows, future))
+        self._put(Append(rows, future, frames))
         return await future
 
     async def run(self, job: Callable[[], T]) -> T:
@@ -130,7 +134,7 @@ class Writer:
             return
         try:
             rows = group[0].rows if len(group) == 1 else [row for work in group for row in work.rows]
-            numbers = iter(self._append(rows))
+            numbers = iter(self._append(rows, [frame for work in group for frame in work.frames]))
         except BaseException as error:
             _settle(group, [error] * len(group))
         else:

@@ -100,13 +100,13 @@ def _promise_before_sync() -> Iterator[None]:
 
     given: dict[tuple[str, str], int] = {}
 
-    async def enqueue_all(box: Outbox, rows) -> list[int]:
+    async def enqueue_all(box: Outbox, rows, *, done_frames=()) -> list[int]:
         numbers = []
         for lane, _ in rows:
             key = (box.epoch, lane)
             numbers.append(max(given.get(key, 0), box.positions()[lane].next_seq))
             given[key] = numbers[-1] + 1
-        box._writer._put(Append(rows, mock.MagicMock()))
+        box._writer._put(Append(rows, mock.MagicMock(), done_frames))
         return numbers
 
     with mock.patch.object(Outbox, "enqueue_all", enqueue_all):

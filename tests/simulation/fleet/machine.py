@@ -478,7 +478,8 @@ class Writer:
     def start(self) -> None:
         """Nothing to start."""
 
-    async def append(self, rows: Any) -> list[int]:
+    async def append(self, rows: Any, frames: Any = ()) -> list[int]:
+        assert not frames, "results come without frames here"
         return await self._put(rows, None)
 
     async def run(self, job: Callable[[], Any]) -> Any:

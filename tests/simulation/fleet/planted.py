@@ -70,10 +70,10 @@ def promise_before_sync() -> contextlib.AbstractContextManager[Any]:
     real = Outbox.enqueue_all
     later: set[asyncio.Task[Any]] = set()
 
-    async def enqueue_all(self: Outbox, rows: Any) -> list[int]:
+    async def enqueue_all(self: Outbox, rows: Any, **more: Any) -> list[int]:
         async def soon() -> None:
             await asyncio.sleep(5)
-            await real(self, rows)
+            await real(self, rows, **more)
 
         task = asyncio.get_running_loop().create_task(soon())
         later.add(task)
