@@ -1,6 +1,6 @@
 """What a check sees and what it says."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -31,6 +31,14 @@ class Place:
     disk: Disk = field(default=DISK)
     free: Callable[[Path], int] = free_bytes
     keep_free_bytes: int = KEEP_FREE_BYTES
+
+    def remove_all(self, paths: Iterable[Path]) -> None:
+        """Removes files, links, and folders with all in them; what is gone already is fine."""
+        for path in paths:
+            if path.is_dir() and not path.is_symlink():
+                self.disk.remove_tree(path)
+            else:
+                self.disk.unlink(path)
 
 
 @dataclass(frozen=True)

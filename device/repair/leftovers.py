@@ -14,11 +14,7 @@ def find(place: Place) -> list[Fault]:
         return []
 
     def mend() -> str:
-        for path in found:
-            if path.is_dir() and not path.is_symlink():
-                place.disk.remove_tree(path)
-            else:
-                place.disk.unlink(path)
+        place.remove_all(found)
         return "removed"
 
     return [Fault(f"{len(found)} unfinished files of a start that was cut off", mend, quiet=True)]

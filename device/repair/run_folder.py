@@ -11,11 +11,7 @@ def find(place: Place) -> list[Fault]:
         return []
 
     def mend() -> str:
-        for path in found:
-            if path.is_dir() and not path.is_symlink():
-                place.disk.remove_tree(path)
-            else:
-                place.disk.unlink(path)
+        place.remove_all(found)
         return "removed"
 
     names = ", ".join(path.name for path in found[:5]) + (" and more" if len(found) > 5 else "")
