@@ -41,8 +41,7 @@ from server.settings import ServerSettings, read_settings
 from server.storage.blobs import blob_folder
 from server.storage.catalog import Catalog
 from signing import durable
-from signing.keyfile import SCRYPT_N, RandomBytes
-from signing.sealed_file import seal
+from signing.sealed_file import SCRYPT_N, RandomBytes, seal
 
 CATALOG_TRIES: Final = 3  # a blob that the server withdrew while it was copied: the catalog is copied again
 CATALOG_PAGES: Final = 4096  # a step of the copy, between two looks at the bar

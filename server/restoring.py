@@ -35,8 +35,8 @@ from server.founding import Layout
 from server.settings import SETTINGS_FILE, read_settings
 from server.storage.blobs import blob_folder
 from server.storage.catalog import Catalog
-from signing import durable
-from signing.sealed_file import SEALED_BYTES, unseal
+from signing import durable, sealed_file
+from signing.sealed_file import SEALED_BYTES
 
 OPEN_FILES: Final = frozenset({SETTINGS_FILE, "online-keys.json", "ca/ca.pem"})
 MARKER_BYTES: Final = 64 * limits.MIB
@@ -195,7 +195,7 @@ def _copy_set(folder: Path, contents: Contents, draft: Path, options: RestoreOpt
 
 
 def _unseal(draft: Path, passphrase: str) -> None:
-    content = unseal((draft / SEALED).read_bytes(), passphrase, SEALED)
+    content = sealed_file.read((draft / SEALED).read_bytes(), SEALED).open(passphrase)
     for name, data in decode(content, dict[str, str], limit=SEALED_BYTES).items():
         target = draft / name
         if not target.resolve().is_relative_to(draft.resolve()):

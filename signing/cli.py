@@ -13,7 +13,7 @@ from signing.commands.keys import keys
 from signing.commands.patch import patch
 from signing.commands.release import release
 from signing.commands.rollout import rollout
-from signing.keyfile import SCRYPT_N
+from signing.sealed_file import SCRYPT_N
 from signing.server_client import ServerClient
 
 

@@ -4,21 +4,12 @@ securesystemslib's own `file2:` opens unencrypted keys only, and PKCS#8 encrypti
 derivation. Here the private key lies inside scrypt and an AEAD, so that who finds the file must guess the passphrase
 at 128 MiB of memory a guess.
 
-The file is two lines of text: a JSON header (`KeyFileHeader`: parameters and the public key), and base64 of
-ChaCha20-Poly1305 over the PKCS#8 DER of the private key. The exact bytes of the header's line are the associated data:
-who changes a parameter or swaps the public key makes a file that does not open.
+The file is a `signing.sealed_file` around the PKCS#8 DER of the private key; its header shows the public key.
 """
 
-import base64
-import binascii
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Any, Final, Literal
 
-import msgspec
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
-from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
@@ -30,33 +21,15 @@ from securesystemslib.signer import SIGNER_FOR_URI_SCHEME, CryptoSigner, Key, Se
 
 from protocol import limits
 from protocol.errors import Reason, Refused, StateError
-from protocol.wire import Message, decode, encode
 from signing import durable
 from signing.online_keys import key_from_dict, key_to_dict
+from signing.sealed_file import SCRYPT_N, Format, RandomBytes, Sealed, read, seal
 
 SCHEME: Final = "headland-key"
-SCRYPT_N: Final = 1 << 17
-SCRYPT_R: Final = 8
-SCRYPT_P: Final = 1
-PASSPHRASE_MIN: Final = 8
+FORMAT: Final[Format] = "headland-key 1"
 KEY_FILE_BYTES: Final = 64 * limits.KIB
 
 Algorithm = Literal["ed25519", "ecdsa", "ml-dsa"]
-RandomBytes = Callable[[int], bytes]
-
-
-class KeyFileHeader(Message):
-    """The first line. `n` is bounded above, for a file must not exhaust memory; the tool itself writes `SCRYPT_N`."""
-
-    format: Literal["headland-key 1"]
-    kdf: Literal["scrypt"]
-    n: Annotated[int, msgspec.Meta(ge=1 << 10, le=1 << 20)]
-    r: Literal[8]
-    p: Literal[1]
-    salt: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
-    cipher: Literal["chacha20-poly1305"]
-    nonce: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{24}\Z")]
-    public: dict[str, Any]  # as `signing.online_keys.key_to_dict`
 
 
 class KeyFileSigner(CryptoSigner):
@@ -109,26 +82,12 @@ def write_key_file(path: Path, signer: CryptoSigner, passphrase: str, random: Ra
     Raises:
         StateError: The file exists, or the passphrase is too short.
     """
-    if len(passphrase) < PASSPHRASE_MIN:
-        raise StateError(f"a passphrase of {len(passphrase)} characters; at least {PASSPHRASE_MIN} are needed")
-    header = KeyFileHeader(
-        format="headland-key 1",
-        kdf="scrypt",
-        n=n,
-        r=SCRYPT_R,
-        p=SCRYPT_P,
-        salt=random(16).hex(),
-        cipher="chacha20-poly1305",
-        nonce=random(12).hex(),
-        public=key_to_dict(signer.public_key),
-    )
-    line = encode(header)
     plain = load_pem_private_key(signer.private_bytes, None).private_bytes(
         Encoding.DER, PrivateFormat.PKCS8, NoEncryption()
     )
-    sealed = _cipher(header, passphrase).encrypt(bytes.fromhex(header.nonce), plain, line)
+    data = seal(plain, passphrase, random, n, form=FORMAT, public=key_to_dict(signer.public_key))
     try:
-        durable.write_new(path, line + b"\n" + base64.b64encode(sealed) + b"\n")
+        durable.write_new(path, data)
     except FileExistsError as error:
         raise StateError(f"{path} exists already; a key is never overwritten") from error
 
@@ -140,16 +99,14 @@ def open_key_file(data: bytes, public_key: Key, passphrase: str, what: str) -> C
         StateError: The passphrase is wrong, or the file was changed: no one can tell which.
         Refused: `METADATA`: not a key file, or another key than `public_key`.
     """
-    header, line, sealed = _split(data, what)
-    if key_to_dict(key_from_dict(header.public)) != key_to_dict(public_key) or not isinstance(public_key, SSlibKey):
+    sealed = _read(data, what)
+    if key_to_dict(key_from_dict(sealed.header.public)) != key_to_dict(public_key) or not isinstance(
+        public_key, SSlibKey
+    ):
         raise Refused(Reason.METADATA, f"{what} holds another key than {public_key.keyid[:12]}")
-    try:
-        plain = _cipher(header, passphrase).decrypt(bytes.fromhex(header.nonce), sealed, line)
-    except InvalidTag as error:
-        raise StateError(
-            f"{what}: the passphrase is wrong, or the file was changed",
-            hint="try once more; a key that is lost is replaced with `headland keys rotate --manager NAME`",
-        ) from error
+    plain = sealed.open(
+        passphrase, hint="try once more; a key that is lost is replaced with `headland keys rotate --manager NAME`"
+    )
     key: Any = load_der_private_key(plain, None)
     return CryptoSigner(key, public_key)
 
@@ -160,8 +117,7 @@ def public_key_of(path: Path) -> Key:
     Raises:
         Refused: `METADATA`: not a key file.
     """
-    header, _, _ = _split(path.read_bytes(), str(path))
-    return key_from_dict(header.public)
+    return key_from_dict(_read(path.read_bytes(), str(path)).header.public)
 
 
 def uri_of(path: Path) -> str:
@@ -174,19 +130,5 @@ def path_of(uri: str) -> Path:
     return Path(uri.removeprefix(f"{SCHEME}:"))
 
 
-def _split(data: bytes, what: str) -> tuple[KeyFileHeader, bytes, bytes]:
-    if len(data) > KEY_FILE_BYTES:
-        raise Refused(Reason.LENGTH, f"{what}: too long for a key file")
-    line, _, rest = data.partition(b"\n")
-    header = decode(line, KeyFileHeader, limit=KEY_FILE_BYTES)
-    if header.n & (header.n - 1):
-        raise Refused(Reason.METADATA, f"{what}: not a key file: scrypt's n is a power of two")
-    try:
-        return header, line, base64.b64decode(rest.strip(), validate=True)
-    except binascii.Error as error:
-        raise Refused(Reason.METADATA, f"{what}: not a key file: {error}") from error
-
-
-def _cipher(header: KeyFileHeader, passphrase: str) -> ChaCha20Poly1305:
-    kdf = Scrypt(salt=bytes.fromhex(header.salt), length=32, n=header.n, r=header.r, p=header.p)
-    return ChaCha20Poly1305(kdf.derive(passphrase.encode("utf-8")))
+def _read(data: bytes, what: str) -> Sealed:
+    return read(data, what, FORMAT, KEY_FILE_BYTES)

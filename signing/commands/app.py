@@ -13,7 +13,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 from protocol.errors import StateError
 from signing.checker import Checker
 from signing.console import progress_console
-from signing.keyfile import RandomBytes
+from signing.sealed_file import RandomBytes
 from signing.server_client import Operator
 from signing.server_client import Progress as Advance
 from signing.workspace import ServerAccess, Workspace

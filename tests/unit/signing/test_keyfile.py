@@ -8,8 +8,9 @@ from securesystemslib.signer import Signer
 
 from protocol.errors import HeadlandError, Refused, StateError
 from signing import keyfile
-from signing.keyfile import SCRYPT_N, generate, open_key_file, public_key_of, uri_of, write_key_file
+from signing.keyfile import generate, open_key_file, public_key_of, uri_of, write_key_file
 from signing.keys import import_public, open_signer, resolve
+from signing.sealed_file import SCRYPT_N, seal
 
 CHEAP = 1 << 10
 PASSPHRASE = "correct horse battery"
@@ -97,6 +98,13 @@ def test_a_header_that_asks_for_endless_memory_is_refused_before_it_is_taken(tmp
     made = write(tmp_path / "a.key")
     data = (tmp_path / "a.key").read_bytes().replace(b'"n":1024', b'"n":1099511627776')
     with pytest.raises(Refused):
+        open_key_file(data, made.public_key, PASSPHRASE, "it")
+
+
+def test_another_sealed_file_does_not_pass_for_a_key_file(tmp_path: Path) -> None:
+    made = write(tmp_path / "a.key")
+    data = seal(b"not a key", PASSPHRASE, os.urandom, CHEAP)
+    with pytest.raises(Refused, match="not a headland-key 1 file"):
         open_key_file(data, made.public_key, PASSPHRASE, "it")
 
 
