@@ -1,27 +1,19 @@
 """Every history of the update machine: cuts at every step, also during recovery, against every fault of a release.
 
-The first half walks the pure table on a simulated disk. The second half runs the real updater on real files and cuts
-the power before each single effect on the disk and around each transaction.
+This walks the pure table on a simulated disk. The real updater goes through the same in `test_fail_points` and
+`test_crash_states`, as the workloads `update`, `rollback` and `dying`.
 """
 
-import asyncio
-import contextlib
-import shutil
 from collections import Counter
 from dataclasses import dataclass, field
 
 import pytest
 
-from device.state_db import StateDb
 from device.update import states
-from device.update.ports import Health
 from device.update.states import Event, Held, Offer, State, UpdateRecord, advance, is_spent, resume
 from device.update.trial import Watched
 from protocol.errors import Reason
 from protocol.release import TrialRules
-from signing.durable import Disk
-from tests.fakes.machines import Bench
-from tests.fakes.updates import BlobSource, Release, noise, terms
 
 
 class PowerCut(BaseException):
@@ -255,119 +247,3 @@ def _always_counted(record):
     return UpdateRecord(
         **{name: getattr(record, name) for name in record.__struct_fields__} | {"starts": record.starts + 1}
     )
-
-
-# The real updater
-
-FIRST = Release("1.0.0", 1, noise(2000, 1))
-SECOND = Release("1.1.0", 2, noise(2000, 2))
-NEVER = 1 << 30
-
-
-class Fuse:
-    """Cuts the power at the n-th effect and leaves it off.
-
-    Args:
-        at: Counted from 0.
-    """
-
-    def __init__(self, at):
-        self.blown = asyncio.Event()
-        self.effects = []
-        self._at = at
-
-    def before(self, effect, path=None):
-        if self.blown.is_set():
-            raise PowerCut
-        self.effects.append(effect)
-        if len(self.effects) > self._at:
-            self.blown.set()
-            raise PowerCut
-
-
-async def play(folder, fault, at):
-    """Installs SECOND over FIRST with a cut at effect `at`, starts again, and waits for the end.
-
-    Returns:
-        What effects there were before the cut, and the bench as it stands.
-    """
-    bench = Bench(folder, BlobSource(FIRST, SECOND))
-    if fault == "crash":
-        bench.workers.shown[SECOND.digest] = Health(digest=SECOND.digest, serving=True, crashes=("SIGSEGV",))
-    fuse = Fuse(at)
-    write = StateDb.write_record
-
-    def write_record(self, record, **more):
-        fuse.before(f"before writing {record.state}")
-        write(self, record, **more)
-        fuse.before(f"after writing {record.state}")
-
-    bench.disk = Disk(fuse.before)
-    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(PowerCut):
-        patch.setattr(StateDb, "write_record", write_record)
-        async with bench.running() as updater:
-            await updater.offer(SECOND.assignment(), SECOND.manifest_bytes, terms(FIRST, SECOND), may_install=True)
-            waiting = {asyncio.create_task(ended(bench)), asyncio.create_task(fuse.blown.wait())}
-            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            for task in waiting:
-                task.cancel()
-            await asyncio.gather(*waiting, return_exceptions=True)
-    bench.disk = Disk()
-    async with bench.running() as updater:
-        await updater.offer(SECOND.assignment(), SECOND.manifest_bytes, terms(FIRST, SECOND), may_install=True)
-        await ended(bench)
-        record = updater.record
-        assert bench.workers.serving == record.active == record.committed.digest == bench.active
-        named = {record.committed.digest, *([record.previous.digest] if record.previous else [])}
-        for release in (FIRST, SECOND):
-            assert release.digest not in named or all(bench.store.is_whole(name) for name in release.artifacts)
-        facts = (
-            record.committed.version,
-            [refusal.release for refusal in bench.db.refusals()],
-            bench.db.floor("update/counter/0"),
-            Counter(bench.outcomes()),
-        )
-    return fuse.effects, facts
-
-
-async def ended(bench):
-    await bench.until(
-        lambda: (
-            bench.updater.record.state is State.IDLE
-            and bench.updater.record.last is not None
-            and bench.updater.record.last.release.digest == SECOND.digest
-        )
-    )
-
-
-@pytest.mark.parametrize(
-    ("fault", "expected"),
-    [
-        ("none", ("1.1.0", [], 2, {("committed", None): 2})),
-        ("crash", ("1.0.0", ["1.1.0"], 1, {("committed", None): 1, ("rolled-back", "trial-crash"): 1})),
-    ],
-)
-async def test_the_real_updater_survives_a_cut_before_every_effect(tmp_path, fault, expected):
-    template = tmp_path / "template"
-    template.mkdir()
-    bench = Bench(template, BlobSource(FIRST, SECOND))
-    async with bench.running():
-        await bench.install(FIRST)
-
-    async def cut(at, fault=fault):
-        folder = tmp_path / f"{fault}-{at}"
-        shutil.copytree(template, folder, symlinks=True)
-        try:
-            return await play(folder, fault, at)
-        finally:
-            shutil.rmtree(folder)
-
-    whole, facts = await cut(NEVER)
-    assert facts == expected
-    start = 0
-    if fault != "none":  # up to the trial both are the same, and the other case has cut there
-        start = whole.index("after writing trial")
-    for at in range(start, len(whole)):
-        effects, facts = await cut(at)
-        assert facts == expected, f"cut {at}: {effects[-1]}"
-    assert len(whole) > 60
