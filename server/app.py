@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -91,10 +90,10 @@ async def serve(state: Path, now_ms: NowMs, secrets: SecretsHandler) -> AsyncIte
     """
     async with contextlib.AsyncExitStack() as stack:
         threads = Threads(REQUEST_THREADS)
-        stack.enter_context(await threads.run(_alone, state))
         stack.push_async_callback(threads.close)
-        stack.callback(os.close, await threads.run(lambda: hold(open_layout(state))))
-        parts = await threads.run(_open, state, now_ms, secrets)
+        layout = await threads.run(open_layout, state)
+        await threads.run(stack.enter_context, hold(layout))
+        parts = await threads.run(open_parts, state, now_ms, secrets)
         stack.push_async_callback(threads.run, parts.catalog.close)
         # Compression takes whole cores for long: a thread of its own, so that requests never wait behind it.
         background, patching = Threads(1), Threads(1)
@@ -102,19 +101,7 @@ async def serve(state: Path, now_ms: NowMs, secrets: SecretsHandler) -> AsyncIte
         stack.push_async_callback(patching.close)
         stack.callback(parts.patchmaker.stop)
 
-        device_door = DeviceDoor(
-            DeviceServices(
-                catalog=parts.catalog,
-                blobs=parts.blobs,
-                authorities=parts.certificates.now,
-                enrolment=parts.enrolment,
-                contacts=parts.contacts,
-                ingest=parts.ingest,
-                publisher=parts.publisher,
-                threads=threads,
-                now_ms=now_ms,
-            )
-        )
+        device_door = DeviceDoor(parts.device_services(threads, now_ms))
         settings = parts.settings
         certificates = parts.certificates
         device_port = await _listen(
@@ -191,7 +178,9 @@ async def run(state: Path, now_ms: NowMs, secrets: SecretsHandler, notifier: Not
 
 
 @dataclass(frozen=True)
-class _Parts:
+class Parts:
+    """What a server is made of, before it listens."""
+
     layout: Layout
     settings: ServerSettings
     catalog: Catalog
@@ -204,30 +193,33 @@ class _Parts:
     compressor: Compressor
     patchmaker: Patchmaker
 
+    def device_services(self, threads: Threads, now_ms: NowMs) -> DeviceServices:
+        """What stands behind the machines' door."""
+        return DeviceServices(
+            catalog=self.catalog,
+            blobs=self.blobs,
+            authorities=self.certificates.now,
+            enrolment=self.enrolment,
+            contacts=self.contacts,
+            ingest=self.ingest,
+            publisher=self.publisher,
+            threads=threads,
+            now_ms=now_ms,
+        )
 
-def _alone(state: Path) -> contextlib.ExitStack:
-    """Holds the folder until closed: a second server on it would sweep away what the first is writing.
+
+def open_parts(state: Path, now_ms: NowMs, secrets: SecretsHandler) -> Parts:
+    """Puts the parts together, and ends what a cut left half done. Blocks; the caller holds the folder.
+
+    Args:
+        state: A folder that `init` made.
+        now_ms: The clock.
+        secrets: Asked for the PIN of an HSM and the like.
 
     Raises:
-        StateError: A server runs on it, or there is no such folder.
+        SettingsError: `server.toml` is wrong.
+        StateError: Not a server's folder.
     """
-    held = contextlib.ExitStack()
-    try:
-        descriptor = os.open(state, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise StateError(
-            f"{state} is not a server's state folder", hint="`headland-server init --state DIR` makes one"
-        ) from error
-    held.callback(os.close, descriptor)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        held.close()
-        raise StateError(f"another server runs on {state}") from error
-    return held
-
-
-def _open(state: Path, now_ms: NowMs, secrets: SecretsHandler) -> _Parts:
     layout = open_layout(state)
     durable.unlink(layout.run)  # of a server that was killed: nobody listens there
     for folder in (layout.state, layout.ca, layout.tls, layout.keys):
@@ -250,7 +242,7 @@ def _open(state: Path, now_ms: NowMs, secrets: SecretsHandler) -> _Parts:
     publisher.settle_keys()  # a cut may have come between a publication and this
     # At each start: a catalog out of a backup must not offer timestamps older than those that machines have seen.
     publisher.resign(force=True)
-    return _Parts(
+    return Parts(
         layout=layout,
         settings=settings,
         catalog=catalog,
@@ -314,7 +306,7 @@ def _wake(catalog: Catalog) -> None:
         session.facts.put("woken_ms", session.facts.number("alive_ms"))
 
 
-def _raise_alarms(parts: "_Parts", now_ms: int) -> bool:
+def _raise_alarms(parts: "Parts", now_ms: int) -> bool:
     """Tells, once each, what has passed half, 80 % or the end of its life."""
     for name in raise_alarms(parts.catalog, parts.certificates.now(), parts.layout.tls, now_ms):
         log.warning("a mark of its life is passed: %s; `headland-server status` says more", name)

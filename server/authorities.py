@@ -14,9 +14,6 @@ decision and what else was considered: `adr/the-ca-is-replaced-by-its-own-word.m
 """
 
 import contextlib
-import fcntl
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -34,6 +31,7 @@ from protocol.messages import TrustMark
 from protocol.wire import Message, decode
 from server.ca import CA_LIFETIME, Authority, key_id
 from signing import anchors, durable
+from signing.locks import one_by_one
 
 RECORD: Final = "authorities.json"
 OVERLAP: Final = timedelta(days=30)
@@ -117,7 +115,7 @@ class Authorities:
 
 def found(folder: Path, now: datetime, lifetime: timedelta = CA_LIFETIME) -> None:
     """Makes the first CA. Not when there is one."""
-    with _alone(folder):
+    with one_by_one(folder):
         if (folder / RECORD).exists():
             _settle(folder)
             return
@@ -150,7 +148,7 @@ def rotate(folder: Path, now: datetime, lifetime: timedelta = CA_LIFETIME) -> Au
         SettingsError: The folder does not hold a CA.
         StateError: So many rotations that machines would not read all links.
     """
-    with _alone(folder):
+    with one_by_one(folder):
         _settle(folder)
         old = load(folder)
         if len(old.record.generations) >= anchors.CERTIFICATES_MAX:
@@ -168,7 +166,7 @@ def rotate(folder: Path, now: datetime, lifetime: timedelta = CA_LIFETIME) -> Au
 
 def end(folder: Path, now: datetime) -> Authorities:
     """Ends every retiring CA. Whether that may be is the caller's matter."""
-    with _alone(folder):
+    with one_by_one(folder):
         record = _read(folder)
         ended = tuple(
             msgspec.structs.replace(each, standing="ended", since_ms=_ms(now)) if each.standing == "retiring" else each
@@ -180,7 +178,7 @@ def end(folder: Path, now: datetime) -> Authorities:
 
 def settle(folder: Path) -> None:
     """Ends what a cut left of a rotation: its new key takes its place, or is destroyed."""
-    with _alone(folder):
+    with one_by_one(folder):
         _settle(folder)
 
 
@@ -246,14 +244,3 @@ def _matches(path: Path, certificate: x509.Certificate) -> bool:
 
 def _ms(now: datetime) -> int:
     return int(now.timestamp() * 1000)
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """A command and the running server may both want to rotate: one after the other."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

@@ -12,12 +12,10 @@
 All of it is a secret (keys, tokens, results): folders are 0700 and files 0600.
 """
 
-import contextlib
-import fcntl
 import hashlib
-import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final, Literal
 
@@ -26,6 +24,7 @@ from protocol.errors import Reason, Refused, StateError
 from protocol.ids import Digest, Length, Millis, digest, is_digest
 from protocol.wire import Message, decode, encode
 from signing import durable
+from signing.locks import held
 
 SET_NAME: Final = re.compile(r"^[0-9]{8}T[0-9]{6}Z(?:-[0-9]+)?\Z")
 PARTIAL: Final = ".partial-"
@@ -139,19 +138,13 @@ def hash_file(path: Path, moved: Moved) -> tuple[Digest, int]:
     return hasher.hexdigest(), length
 
 
-@contextlib.contextmanager
-def alone(backup: Path) -> Iterator[None]:
+def alone(backup: Path) -> AbstractContextManager[None]:
     """Holds a backup folder against another who writes it.
 
     Raises:
         StateError: Somebody does.
     """
-    descriptor = os.open(backup / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise StateError(f"another backup is being written to {backup}", hint="wait until it is done") from error
-        yield
-    finally:
-        os.close(descriptor)
+    return held(
+        backup / "lock",
+        StateError(f"another backup is being written to {backup}", hint="wait until it is done"),
+    )

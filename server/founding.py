@@ -1,10 +1,9 @@
 """`headland-server init`: makes what a server needs once, and only what is missing. Keys are never replaced."""
 
-import fcntl
 import ipaddress
 import json
-import os
 import re
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -24,6 +23,7 @@ from server.storage.catalog import Catalog
 from server.storage.fleet import CHANGES
 from server.tokens import new_secret, secret_sha256
 from signing import durable
+from signing.locks import held
 
 OPERATOR_TOKEN_LIFETIME = timedelta(days=365)
 HOST_NAME: Final = re.compile(
@@ -149,27 +149,21 @@ def open_layout(state: Path) -> Layout:
     return layout
 
 
-def hold(layout: Layout) -> int:
-    """Holds the folder against a second server; the kernel lets go of it when the process ends, however it ends.
+def hold(layout: Layout) -> AbstractContextManager[None]:
+    """Holds the folder against a second server.
 
     Two servers on one catalog would each count starts, empty the other's spools and sign timestamps of their own. Ports
     do not keep them apart: with port 0, or after an edit of `server.toml`, both would listen.
 
-    Returns:
-        The open file; closing it lets go.
-
     Raises:
         StateError: Another server runs on it.
     """
-    descriptor = os.open(layout.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(descriptor)
-        raise StateError(
+    return held(
+        layout.lock,
+        StateError(
             f"another server runs on {layout.state}", hint=f"`headland-server status --state {layout.state}` says where"
-        ) from error
-    return descriptor
+        ),
+    )
 
 
 def _is_address(name: str) -> bool:

@@ -12,9 +12,7 @@ the transaction that publishes it. The old key is overwritten after that.
 """
 
 import contextlib
-import fcntl
-import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -31,6 +29,7 @@ from server.settings import OnlineKey
 from server.storage.catalog import Session
 from signing import durable
 from signing.keys import open_signer
+from signing.locks import one_by_one
 from signing.online_keys import ONLINE_ROLES, key_from_dict, render_online_keys
 
 NAMES: Final = tuple(f"{repository}.{role}" for repository, roles in ONLINE_ROLES.items() for role in roles)
@@ -69,7 +68,7 @@ class Keyring:
 
     def reload(self) -> None:
         """Takes up keys that a command made since."""
-        with _alone(self._folder):
+        with one_by_one(self._folder):
             self._signers = {name: self._load(name) for name in NAMES}
 
     def __getitem__(self, repository: str) -> Mapping[str, Signer]:
@@ -118,7 +117,7 @@ class Keyring:
             Their roles.
         """
         done = tuple(name for name, keyid in self.waiting().items() if named.get(name) == keyid)
-        with _alone(self._folder):
+        with one_by_one(self._folder):
             for name in done:
                 if name not in self._elsewhere:
                     durable.rename(_next(self._folder, name), _present(self._folder, name))
@@ -159,7 +158,7 @@ def make_next(folder: Path, elsewhere: Mapping[str, OnlineKey], names: Sequence[
                 f"the key of {name} is no file here: {elsewhere[name].uri.partition('?')[0]}",
                 hint="make the next one there, and name it as next_uri and next_public in server.toml",
             )
-    with _alone(folder):
+    with one_by_one(folder):
         for name in names:
             if not _next(folder, name).exists():
                 durable.write_new(_next(folder, name), CryptoSigner.generate_ed25519().private_bytes)
@@ -167,7 +166,7 @@ def make_next(folder: Path, elsewhere: Mapping[str, OnlineKey], names: Sequence[
 
 def drop_next(folder: Path, names: Sequence[str]) -> None:
     """Destroys next keys that nobody is to delegate to after all; their absence is fine."""
-    with _alone(folder):
+    with one_by_one(folder):
         for name in names:
             check_name(name, "headland-server keys")
             durable.unlink(_next(folder, name))
@@ -245,14 +244,3 @@ def _present(folder: Path, name: str) -> Path:
 
 def _next(folder: Path, name: str) -> Path:
     return folder / f"{name}.next.pem"
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """A command must not change keys while the server reads them."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

@@ -15,12 +15,9 @@ The folder may travel by any means (a share, a repository, a stick): what counts
 durable before it returns.
 """
 
-import contextlib
-import fcntl
 import hashlib
-import os
 import re
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final, Literal
 
@@ -31,6 +28,7 @@ from protocol.errors import Reason, Refused, StateError
 from protocol.ids import digest, is_digest
 from protocol.wire import Message, decode, encode
 from signing import durable
+from signing.locks import held
 from signing.metadata import parse
 from signing.online_keys import OnlineKeys, parse_online_keys
 from signing.repository import RepositoryKind, RepositorySet
@@ -87,24 +85,16 @@ class Workspace:
         decode(content, WorkspaceFormat, limit=limits.KIB)
         return cls(path)
 
-    @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
+    def alone(self) -> AbstractContextManager[None]:
         """Holds the folder against other commands that build or push here. Signing needs no lock: a file each.
 
         Raises:
             StateError: Another command works on it.
         """
-        descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise StateError(
-                    f"another `headland` builds or pushes in {self.path}", hint="wait until it is done"
-                ) from error
-            yield
-        finally:
-            os.close(descriptor)
+        return held(
+            self.path / "lock",
+            StateError(f"another `headland` builds or pushes in {self.path}", hint="wait until it is done"),
+        )
 
     # The server.
 

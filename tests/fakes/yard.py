@@ -45,10 +45,10 @@ from device.trust.keeper import StateFloors
 from device.trust.port import Verdict
 from protocol.errors import LinkError
 from protocol.messages import Counters, Inventory, SignedFile, SyncAnswer
-from server.app import _open as open_parts
+from server.app import open_parts
 from server.ca import read_client
 from server.founding import FirstAnswers, found
-from server.http.devices import DeviceDoor, DeviceServices
+from server.http.devices import DeviceDoor
 from server.http.tls import Front
 from server.lifetimes import raise_alarms
 from server.operations import read_status
@@ -95,20 +95,8 @@ class Yard:
         (self.state / "server.toml").write_text(settings)
         found(self.state, FirstAnswers("127.0.0.1", 0, ("localhost",), "127.0.0.1", 0), self.now_ms, _no_secret)
         self.parts = open_parts(self.state, self.now_ms, _no_secret)
-        parts = self.parts
-        self.door = DeviceDoor(
-            DeviceServices(
-                catalog=parts.catalog,
-                blobs=parts.blobs,
-                authorities=parts.certificates.now,
-                enrolment=parts.enrolment,
-                contacts=parts.contacts,
-                ingest=parts.ingest,
-                publisher=parts.publisher,
-                threads=InPlace(),  # type: ignore[arg-type]  # the same methods
-                now_ms=self.now_ms,
-            )
-        ).application()
+        services = self.parts.device_services(InPlace(), self.now_ms)  # type: ignore[arg-type]  # the same methods
+        self.door = DeviceDoor(services).application()
         self.door.freeze()
         self.tool = ManagersTool(folder)
         self.tool.now = self.now

@@ -11,9 +11,7 @@ ROOMS = ("protocol", "signing", "server", "device")
 
 ALLOWED = {
     # A file whose only use is to be locked has no content that a cut could tear.
-    "signing/workspace.py": {"os.open"},
-    "server/founding.py": {"os.open"},
-    "server/backup_format.py": {"os.open"},
+    "signing/locks.py": {"os.open"},
     "device/trust/keeper.py": {"os.open"},
     "device/agent.py": {"os.open", "unlink"},  # and the status in `run/`, of an agent that is gone
     "device/status.py": {"os.open", "write_bytes", "replace"},  # the status in `run/`, anew each second

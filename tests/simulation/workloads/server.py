@@ -91,7 +91,7 @@ class Publishing:
             while parts.compressor.work():
                 pass
 
-    def look(self, parts: app._Parts, home: Path, promised: Sequence[str]) -> None:
+    def look(self, parts: app.Parts, home: Path, promised: Sequence[str]) -> None:
         """A machine refreshes."""
         found = refresh(parts, home)
         for line in promised:
@@ -165,16 +165,16 @@ def make_server(state: Path, managers: Managers) -> None:
 
 
 @contextlib.contextmanager
-def opened(home: Path, clock: NowMs = now_ms) -> Iterator[app._Parts]:
+def opened(home: Path, clock: NowMs = now_ms) -> Iterator[app.Parts]:
     """As a start of the server."""
-    parts = app._open(home / "state", clock, no_secret)
+    parts = app.open_parts(home / "state", clock, no_secret)
     try:
         yield parts
     finally:
         parts.catalog.close()
 
 
-def push(parts: app._Parts, folder: Path) -> None:
+def push(parts: app.Parts, folder: Path) -> None:
     """As `headland release push`: blobs, then metadata. Doing it again changes nothing."""
     for path in sorted((folder / "blobs").iterdir()):
         data = path.read_bytes()
@@ -194,7 +194,7 @@ def pushes(home: Path) -> list[Path]:
     return sorted((home / "world").iterdir())
 
 
-def refresh(parts: app._Parts, home: Path) -> dict[str, int]:
+def refresh(parts: app.Parts, home: Path) -> dict[str, int]:
     """What a new machine comes to trust through what is served. It writes nothing."""
     found: dict[str, int] = {}
     for name, roles in (("image", (PRODUCT,)), ("director", ())):
@@ -235,7 +235,7 @@ def receipts(promised: Sequence[str]) -> set[int]:
 class _Served:
     """What a server serves, as a `Source`."""
 
-    def __init__(self, parts: app._Parts, repository: str) -> None:
+    def __init__(self, parts: app.Parts, repository: str) -> None:
         self.parts = parts
         self.repository = repository
 

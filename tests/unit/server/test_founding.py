@@ -195,8 +195,7 @@ def test_the_process_tells_where_it_listens_and_stops_at_sigterm(tmp_path: Path)
 
 def test_a_second_server_on_the_same_folder_is_refused_whatever_its_ports(tmp_path: Path) -> None:
     init(tmp_path)
-    held = hold(open_layout(tmp_path))
-    try:
+    with hold(open_layout(tmp_path)):
         before = content(tmp_path)
         result = subprocess.run(
             [sys.executable, "-m", "server.cli", "run", "--state", str(tmp_path), "--json"],
@@ -209,9 +208,8 @@ def test_a_second_server_on_the_same_folder_is_refused_whatever_its_ports(tmp_pa
         assert "another server runs on" in json.loads(result.stdout)["error"]
         assert "hint:" in result.stderr
         assert content(tmp_path) == before
-    finally:
-        os.close(held)
-    os.close(hold(open_layout(tmp_path)))
+    with hold(open_layout(tmp_path)):
+        pass
 
 
 @pytest.mark.parametrize("name", ["a b", "https://farm.example", "farm.example:8443", ""])
