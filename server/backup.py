@@ -29,10 +29,10 @@ from server.backup_format import (
     Moved,
     alone,
     blob_path,
-    copy_file,
     hash_file,
     read_blob_list,
     sets,
+    take_blob,
     write_contents,
 )
 from server.clock import NowMs
@@ -222,26 +222,11 @@ class _Work:
         moved = self.meter.start(what, sum(length for _, length in missing))
         lacking = []
         for sha256, length in missing:
-            here, there = blob_path(target, sha256), blob_path(source, sha256)
-            durable.make_dir(here.parent)
-            part = here.with_name(f"{durable.TEMPORARY_PREFIX}{sha256}")
-            durable.unlink(part)
-            try:
-                if self.options.link:
-                    durable.link(there, part)
-                    found = hash_file(part, moved)
-                else:
-                    found = copy_file(there, part, moved)
-            except FileNotFoundError:
+            if take_blob(source, target, sha256, length, moved, link=self.options.link):
+                self.copied += 1
+                self.copied_bytes += length
+            else:
                 lacking.append(sha256)
-                continue
-            if found != (sha256, length):
-                durable.unlink(part)
-                lacking.append(sha256)
-                continue
-            durable.rename(part, here)
-            self.copied += 1
-            self.copied_bytes += length
         return lacking
 
     def _is_here(self, target: Path, sha256: Digest, length: int) -> bool:

@@ -114,6 +114,39 @@ def blob_path(folder: Path, sha256: Digest) -> Path:
     return folder / "sha256" / sha256[:2] / sha256
 
 
+def take_blob(source: Path, target: Path, sha256: Digest, length: int, moved: Moved, *, link: bool = False) -> bool:
+    """Brings a blob from one folder of blobs to another; it gets its name when it is whole and durable.
+
+    Args:
+        source: The folder that has it.
+        target: The other.
+        sha256: Which.
+        length: In bytes.
+        moved: Hears of each step.
+        link: It gets a second name instead of a copy.
+
+    Returns:
+        False: the source does not have it whole. Nothing of it stays then.
+    """
+    here, there = blob_path(target, sha256), blob_path(source, sha256)
+    durable.make_dir(here.parent)
+    part = here.with_name(f"{durable.TEMPORARY_PREFIX}{sha256}")
+    try:
+        if link:
+            durable.unlink(part)
+            durable.link(there, part)
+            found = hash_file(part, moved)
+        else:
+            found = copy_file(there, part, moved)
+    except FileNotFoundError:
+        return False
+    if found != (sha256, length):
+        durable.unlink(part)
+        return False
+    durable.rename(part, here)
+    return True
+
+
 def copy_file(source: Path, target: Path, moved: Moved) -> tuple[Digest, int]:
     """Copies a file of any size; durable on return. Returns hash and length of what was copied."""
     durable.unlink(target)

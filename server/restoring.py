@@ -30,6 +30,7 @@ from server.backup_format import (
     read_blob_list,
     read_contents,
     sets,
+    take_blob,
 )
 from server.founding import Layout
 from server.settings import SETTINGS_FILE, read_settings
@@ -222,16 +223,6 @@ def _copy_blobs(backup: Path, named: dict[Digest, int], target: Path, meter: Met
         here = blob_path(target, sha256)
         if here.exists() and hash_file(here, moved) == (sha256, length):
             continue
-        durable.make_dir(here.parent)
-        part = here.with_name(f"{durable.TEMPORARY_PREFIX}{sha256}")
-        try:
-            found = copy_file(blob_path(backup / "blobs", sha256), part, moved)
-        except FileNotFoundError:
+        if not take_blob(backup / "blobs", target, sha256, length, moved):
             lost.append(sha256)
-            continue
-        if found != (sha256, length):
-            durable.unlink(part)
-            lost.append(sha256)
-            continue
-        durable.rename(part, here)
     return len(named) - len(lost), lost
