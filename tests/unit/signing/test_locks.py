@@ -1,0 +1,51 @@
+"""Locks: the second one hears of it at once, or waits."""
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from protocol.errors import StateError
+from server import backup_format
+from signing.locks import held, one_by_one
+from signing.workspace import Workspace
+
+TAKEN = StateError("somebody is at it")
+
+
+def test_the_second_one_hears_at_once_that_another_is_at_it(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with held(path, TAKEN), pytest.raises(StateError, match="somebody is at it"), held(path, TAKEN):
+        pytest.fail("both are inside")
+    with held(tmp_path / "lock", TAKEN):
+        pass
+
+
+def test_who_comes_second_to_a_folder_waits_until_the_first_is_done(tmp_path: Path) -> None:
+    order: list[str] = []
+    inside = threading.Event()
+
+    def second() -> None:
+        inside.wait()
+        with one_by_one(tmp_path):
+            order.append("second")
+
+    thread = threading.Thread(target=second)
+    thread.start()
+    with one_by_one(tmp_path):
+        inside.set()
+        thread.join(0.1)  # it would be through by now; where it is slower than that, the test sees less
+        order.append("first")
+    thread.join(10)
+    assert order == ["first", "second"]
+
+
+def test_two_backups_into_one_folder_and_two_pushes_from_one_workspace_keep_out_of_each_others_way(
+    tmp_path: Path,
+) -> None:
+    alone = backup_format.alone
+    with alone(tmp_path), pytest.raises(StateError, match="another backup is being written"), alone(tmp_path):
+        pytest.fail("both are inside")
+    hold = Workspace(tmp_path).alone
+    with hold(), pytest.raises(StateError, match="another `headland` builds or pushes"), hold():
+        pytest.fail("both are inside")
