@@ -5,8 +5,8 @@ are restarted and killed, their files damaged and deleted; budgets are small and
 """
 
 import asyncio
+import itertools
 import os
-import secrets
 import shutil
 import tempfile
 from collections import Counter
@@ -28,6 +28,7 @@ from hypothesis.stateful import (
 
 from device.day import Instant
 from device.outbox.batch import sign_batch
+from device.outbox.book import load
 from device.outbox.box import MIN_BUDGET_BYTES, Outbox
 from device.outbox.room import LanePolicy
 from protocol import limits
@@ -38,7 +39,7 @@ from server.ingest import Ingest
 from server.storage.catalog import Catalog
 from tests.fakes.catalog_rows import a_device
 
-KEY = ec.generate_private_key(ec.SECP256R1())
+KEY = ec.derive_private_key(4711, ec.SECP256R1())
 PUBLIC = KEY.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 DEVICE = "tractor-1"
 GENERATION = "9" * 32
@@ -93,6 +94,7 @@ class Results(RuleBasedStateMachine):
         self.held_up: list[bytes] = []
         self.receipts: list[ReceiptsBody] = []
         self.number = 0
+        self.tokens = itertools.count(1)
         self.boot = 0
         self.now_ms = 0
         self.was_damaged = False
@@ -187,15 +189,19 @@ class Results(RuleBasedStateMachine):
             settled += self.do(self.box.renumber(batch))
         assert settled, "a batch that nothing comes of would be sent for ever"
 
-    @precondition(lambda self: self.held_up)
+    # No precondition here may ask what is held up: that hangs on where damage fell and on what threads were doing, and
+    # a history whose choices differ when it is played again is thrown away as inconsistent, not told as a failure.
     @rule(which=st.integers(0, 1 << 20))
     def a_request_comes_late_or_twice(self, which):
+        if not self.held_up:
+            return
         self.was_held_up = True
         self.receipts.append(self.take(self.held_up[which % len(self.held_up)])[0])
 
-    @precondition(lambda self: self.receipts)
     @rule(which=st.integers(0, 1 << 20))
     def a_receipt_comes_by_another_way(self, which):
+        if not self.receipts:
+            return
         self.do(self.box.apply_receipt(self.receipts[which % len(self.receipts)]))
 
     # What must hold
@@ -205,6 +211,13 @@ class Results(RuleBasedStateMachine):
         if hasattr(self, "box"):
             for lane in self.box.counts().values():
                 assert lane.produced == lane.queued + lane.receipted + lane.lost + lane.astray
+
+    @invariant()
+    def accounts_in_memory_are_those_on_the_disk(self):
+        if hasattr(self, "box"):
+            core = self.box._core
+            # In the writing thread: salvage may go on beside.
+            assert self.do(self.box._writer.run(lambda: load(core.connection) == core.book))
 
     def teardown(self):
         try:
@@ -256,7 +269,7 @@ class Results(RuleBasedStateMachine):
                 DEVICE,
                 budget_bytes=self.budget,
                 now_ms=lambda: self.now_ms,
-                draw_token=lambda: secrets.token_hex(16),
+                draw_token=lambda: f"{next(self.tokens):032x}",
                 policies=self.policies,
                 boot=str(self.boot),
             )
