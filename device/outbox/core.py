@@ -9,6 +9,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -96,36 +97,43 @@ class Core:
         """Makes rows durable, dropping older ones where the disk is full, and in the same transaction marks frames as
         done. Returns the number of each row.
 
+        A disk that refuses is first asked again for the same rows: in the room that it has given before, then in that
+        of rows which the server has. Only then queued rows go.
+
         Raises:
-            StateError: The disk did not take them.
+            StateError: The disk did not take them. None is kept, and none has a number.
         """
         more = dict.fromkeys({lane for lane, _ in rows}, len(rows))  # at most
         self._highwater.reserve(self.book, more, self._told)
-        try:
-            return self.transact(lambda draft: self._insert(draft, rows, frames))
-        except sqlite3.Error as error:
-            if not schema.is_full(error):
-                raise
-        try:
-            # The log of the last transactions is room that the disk has given already: it is used again from its start.
-            self.connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
-            return self.transact(lambda draft: self._insert_squeezed(draft, rows, frames))
-        except sqlite3.Error as error:
-            if not schema.is_full(error):
-                raise
-            raise StateError(
-                f"the disk is full: {len(rows)} results were not kept",
-                hint="free space on the disk that holds the state folder",
-            ) from error
+        refused: sqlite3.Error | None = None
+        for free in (_nothing, _nothing, self._free_receipted, self._free_queued):
+            try:
+                return self.transact(partial(self._insert, rows, frames, free))
+            except sqlite3.Error as error:
+                if not schema.is_full(error):
+                    raise
+                refused = error
+            with contextlib.suppress(sqlite3.OperationalError):
+                # The log of the last transactions is room that the disk has given already: it is used again from its
+                # start.
+                self.connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
+        raise StateError(
+            f"the disk is full: {len(rows)} results were not kept",
+            hint="free space on the disk that holds the state folder",
+        ) from refused
 
     def transact(self, change: Callable[[Draft], T]) -> T:
-        """Runs `change` in a transaction that is durable on return; in a new file, where this one shows damage."""
+        """Runs `change` in a transaction that is durable on return; in a new file, where this one shows damage.
+
+        Where the disk erred it is run once more over a fresh connection, unless it turns out to be done.
+        """
         try:
             return self._transact(change)
         except sqlite3.DatabaseError as error:
-            if not schema.is_damage(error):
+            if schema.is_damage(error):
+                self.begin_anew(str(error))
+            elif not (schema.is_unsure(error) and self._reconnect()):
                 raise
-            self.begin_anew(str(error))
             return self._transact(change)
 
     def fresh_epoch(self, draft: Draft) -> None:
@@ -324,12 +332,17 @@ class Core:
             draft = Draft(connection, self.book)
             result = change(draft)
             make_room(draft, self._means.budget_bytes, self._means.policies, self._means.now_ms())
-            connection.execute("COMMIT")
         except BaseException:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
+            self._roll_back()
             raise
-        before, self.book = self.book, draft.book()
+        after = draft.book()
+        try:
+            connection.execute("COMMIT")
+        except BaseException as error:
+            self._roll_back()
+            if not (isinstance(error, sqlite3.DatabaseError) and schema.is_unsure(error) and self._is_durable(after)):
+                raise
+        before, self.book = self.book, after
         if self.book.current != before.current:
             self._highwater.forget_reserve()
             self._write_mark()
@@ -337,15 +350,68 @@ class Core:
             self._highwater.reached(self.book)
         return result
 
-    def _insert(self, draft: Draft, rows: Rows, frames: Frames) -> list[int]:
+    def _roll_back(self) -> None:
+        if self.connection.in_transaction:
+            self.connection.execute("ROLLBACK")
+
+    def _is_durable(self, after: Book) -> bool:
+        """Whether a commit that the disk erred in was done all the same.
+
+        Raises:
+            sqlite3.DatabaseError: The accounts are neither those before it nor those after it: `schema.is_damage`.
+        """
+        if not self._settle():
+            return False
+        found = load(self.connection)
+        if found not in (self.book, after):
+            raise schema.damaged("a commit that the disk erred in was done in part")
+        return found == after != self.book
+
+    def _settle(self) -> bool:
+        """Takes the whole log into the database's file and empties it. False: the disk, or a reader, did not let it.
+
+        A transaction whose commit failed may lie in the log whole: who opens it anew finds it committed, although
+        nobody knows whether the disk has it. This connection does not count it, and writes over it with the next one.
+        So the connection is let go only over an empty log, and what is seen then is what there is.
+        """
+        with self._reading:
+            try:
+                (busy, *_) = self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            except sqlite3.OperationalError:
+                return False
+        return not busy
+
+    def _reconnect(self) -> bool:
+        """Goes on over a fresh connection. False: there is none to be had, or the one that is here must stay."""
+        if not self._settle():
+            return False
+        with contextlib.ExitStack() as opened:
+            try:
+                connection = opened.enter_context(contextlib.closing(schema.open_writer(self._means.path)))
+                reader = opened.enter_context(contextlib.closing(schema.open_reader(self._means.path)))
+            except (sqlite3.Error, OSError, StateError):
+                return False
+            opened.pop_all()
+        with self._reading:
+            self._reader.close()
+            self.connection.close()
+            self.connection, self._reader = connection, reader
+        return True
+
+    def _insert(self, rows: Rows, frames: Frames, free: Callable[[Draft], None], draft: Draft) -> list[int]:
+        free(draft)
         if frames:
             draft.mark_done(frames)
         return changes.insert(draft, rows, self.fresh_epoch)
 
-    def _insert_squeezed(self, draft: Draft, rows: Rows, frames: Frames) -> list[int]:
-        budget_bytes = schema.used_bytes(draft.connection) - SQUEEZE_BYTES
-        make_room(draft, budget_bytes, self._means.policies, self._means.now_ms())
-        return self._insert(draft, rows, frames)
+    def _free_receipted(self, draft: Draft) -> None:
+        make_room(draft, self._squeezed_bytes(draft), self._means.policies, self._means.now_ms(), spare_queued=True)
+
+    def _free_queued(self, draft: Draft) -> None:
+        make_room(draft, self._squeezed_bytes(draft), self._means.policies, self._means.now_ms())
+
+    def _squeezed_bytes(self, draft: Draft) -> int:
+        return schema.used_bytes(draft.connection) - SQUEEZE_BYTES
 
     def _age(self, draft: Draft, now: Instant) -> bool:
         ttl.note(draft, self._means.policies, now)
@@ -363,6 +429,10 @@ class Core:
     def _write_mark(self) -> None:
         with contextlib.suppress(OSError):
             self._highwater.write(self.book, self._told())
+
+
+def _nothing(_: Draft) -> None:
+    """Gives nothing up."""
 
 
 def _adopt(draft: Draft, found: Sequence[Found]) -> int:

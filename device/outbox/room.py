@@ -44,10 +44,15 @@ Policies = Mapping[str, LanePolicy]
 """By lane; one that is not named drops its oldest and keeps rows for ever."""
 
 
-def make_room(draft: Draft, budget_bytes: int, policies: Policies, now_ms: int) -> None:
-    """Deletes until the database fits its budget or holds no row. Part of the caller's transaction."""
+def make_room(draft: Draft, budget_bytes: int, policies: Policies, now_ms: int, *, spare_queued: bool = False) -> None:
+    """Deletes until the database fits its budget or holds no row; with `spare_queued` none that is still to be sent.
+
+    Part of the caller's transaction.
+    """
     while used_bytes(draft.connection) > budget_bytes:
-        if not (delete_receipted(draft, CHUNK_ROWS) or _drop_queued(draft, policies, now_ms)):
+        if delete_receipted(draft, CHUNK_ROWS):
+            continue
+        if spare_queued or not _drop_queued(draft, policies, now_ms):
             return
 
 

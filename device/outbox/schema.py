@@ -113,6 +113,11 @@ def is_full(error: sqlite3.Error) -> bool:
     return code is not None and code & 0xFF in FULL_CODES
 
 
+def is_unsure(error: sqlite3.Error) -> bool:
+    """Whether the disk erred while it wrote: what was asked of it may be done, or not."""
+    return not is_damage(error) and getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_IOERR
+
+
 def is_empty(connection: sqlite3.Connection) -> bool:
     """Whether the file has no tables yet: it was made a moment ago, or cut while it was."""
     return bool(connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0)
