@@ -27,7 +27,8 @@ from device.giving_back import SignedFiles
 from device.inference.alarms import make_sinks
 from device.inference.canary_client import SubprocessCanary
 from device.inference.folder_source import FolderSource
-from device.inference.pump import Pump
+from device.inference.frames import Mark
+from device.inference.pump import Pump, Rows
 from device.inference.workers import ProcessWorkers
 from device.layout import Layout
 from device.link import Link
@@ -90,12 +91,12 @@ class WakingSink:
         self._outbox = outbox
         self._news = news
 
-    async def enqueue(self, lane: str, row: bytes) -> int:
+    async def enqueue_all(self, rows: Rows, *, done_frames: Sequence[Mark] = ()) -> list[int]:
         """As `device.inference.pump.Sink`."""
-        number = await self._outbox.enqueue(lane, row)
-        if lane == ALARMS:
+        numbers = await self._outbox.enqueue_all(rows, done_frames=done_frames)
+        if any(lane == ALARMS for lane, _ in rows):
             self._news.results()
-        return number
+        return numbers
 
 
 def draw_token() -> str:
@@ -169,6 +170,7 @@ async def assembled(
             stack.push_async_callback(sink.close)
         source = FolderSource(
             Path(inference.frames) if inference.frames else layout.state / "frames",
+            outbox,
             waiting=inference.waiting_frames,
             keep=inference.keep_frames,
             clock=time.monotonic,

@@ -5,8 +5,9 @@ frame's) and rename, or write in place and close. Names are taken in their order
 there when the machine starts is taken up. At most so many wait: of more, the oldest are deleted and counted, as a
 machine that cannot keep up wants to know what is before it now.
 
-A file leaves the folder only when every result of it is durable. After a power cut between the two it is inferred
-again: a frame may have two rows of one model, never none.
+A file leaves the folder only when every result of it is durable. With the results it is marked as done, in one
+transaction: a file that a power cut left here all the same is only removed then, so that a frame has its rows once. The
+mark goes when the file cannot come back: the folder was synced without it.
 """
 
 import asyncio
@@ -16,7 +17,7 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO, Final, cast
 
@@ -25,11 +26,14 @@ from watchdog.observers import Observer
 from watchdog.observers.api import BaseObserver
 
 from device.inference.cancelling import cancel
-from device.inference.frames import FRAME_BYTES, SUFFIXES, Frame
+from device.inference.frames import FRAME_BYTES, SUFFIXES, DoneFrames, Frame, Mark, mark_of, name_of, plain_of
+from protocol.errors import StateError
+from signing import durable
 
 _log = logging.getLogger(__name__)
 
 DONE: Final = "done"
+_FORGET_AT: Final = 64  # marks of files that are gone: one sync of the folder for so many frames
 _SETTLED_S: Final = 2.0  # a file that nobody closed while we looked, and that has been still for so long, is whole
 _ENDINGS: Final = {".jpg": b"\xff\xd9", ".jpeg": b"\xff\xd9", ".png": b"IEND\xaeB`\x82"}
 
@@ -39,22 +43,30 @@ class FolderSource:
 
     Args:
         folder: Made when it is not there.
+        marks: Of the frames that are done.
         waiting: The most frames that wait.
         keep: Whether frames move to `done/` instead of being deleted.
         clock: Seconds that only ever rise; the arrival of a frame is told by it.
         rescan_s: How often the folder is read as a whole, for what the watch has missed.
+        forget_at: So many marks of files that are gone are let go of together.
     """
 
     def __init__(
         self,
         folder: Path,
+        marks: DoneFrames,
         *,
         waiting: int = 1000,
         keep: bool = False,
         clock: Callable[[], float] = time.monotonic,
         rescan_s: float = 2.0,
+        forget_at: int = _FORGET_AT,
     ) -> None:
         self._folder = folder
+        self._marks = marks
+        self._forget_at = forget_at
+        self._gone: set[Mark] = set()  # done, and their files removed: what comes by these names now is a new frame
+        self._forgetting = asyncio.Lock()
         self._most = waiting
         self._keep = keep
         self._clock = clock
@@ -70,6 +82,8 @@ class FolderSource:
     async def start(self) -> None:
         """Watches the folder, and takes up what lies there."""
         await asyncio.to_thread(self._prepare)
+        self._gone |= await asyncio.to_thread(self._without_file, list(self._marks.done_frames.items()))
+        await self._forget()
         loop = asyncio.get_running_loop()
         observer = Observer()
         observer.schedule(_Watch(loop, self._arrive), str(self._folder), recursive=False)
@@ -115,7 +129,14 @@ class FolderSource:
             except BaseException:
                 self._taken.discard(name)
                 raise
-            return Frame(name, SUFFIXES[_suffix(name)], data, arrived_s)
+            mark = mark_of(name, data)
+            frame = Frame(name, SUFFIXES[_suffix(name)], data, arrived_s, mark)
+            if mark in self._gone:
+                await self._forget()
+            elif self._marks.is_done(mark):
+                await self.finish(frame)
+                continue
+            return frame
 
     async def finish(self, frame: Frame) -> None:
         """As in the port."""
@@ -125,7 +146,9 @@ class FolderSource:
             # It stays listed as taken, so that it is not inferred over and over in this life.
             _log.warning("frame %s cannot be removed: %s", frame.name, error)
             return
-        self._taken.discard(frame.name)
+        self._let_go(frame.name)
+        if len(self._gone) >= self._forget_at:
+            await self._forget()
 
     def give_back(self, frame: Frame) -> None:
         """As in the port."""
@@ -141,6 +164,29 @@ class FolderSource:
         if self._observer is not None:
             observer, self._observer = self._observer, None
             await asyncio.to_thread(_end, observer)
+        await self._forget()
+
+    async def _forget(self) -> None:
+        """Makes durable that files are gone, and lets go of their marks. What fails is tried the next time."""
+        async with self._forgetting:
+            gone = list(self._gone)
+            if not gone:
+                return
+            try:
+                await asyncio.to_thread(self._sync)
+                await self._marks.forget_frames(gone)
+            except (OSError, StateError) as error:
+                _log.warning("marks of frames stay: %s", error)
+                return
+            self._gone.difference_update(gone)
+
+    def _without_file(self, marks: Sequence[Mark]) -> set[Mark]:
+        return {mark for mark in marks if not os.path.lexists(self._folder / name_of(mark))}
+
+    def _sync(self) -> None:
+        if self._keep:
+            durable.sync_dir(self._folder / DONE)
+        durable.sync_dir(self._folder)
 
     def _prepare(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -165,7 +211,14 @@ class FolderSource:
     async def _delete(self, name: str) -> None:
         with contextlib.suppress(OSError):
             await asyncio.to_thread(self._remove, name, keep=False)
-            self._taken.discard(name)
+            self._let_go(name)
+
+    def _let_go(self, name: str) -> None:
+        self._taken.discard(name)
+        plain = plain_of(name)
+        content = self._marks.done_frames.get(plain)
+        if content is not None:
+            self._gone.add((plain, content))
 
     def _remove(self, name: str, *, keep: bool) -> None:
         path = self._folder / name

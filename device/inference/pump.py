@@ -13,11 +13,11 @@ import logging
 import os
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, Protocol
 
 from device.inference.alarms import FIRE_S, AlarmSink
-from device.inference.frames import Frame, FrameSource
+from device.inference.frames import Frame, FrameSource, Mark
 from device.inference.latency import Latencies
 from device.inference.replies import FrameReply, ModelReply
 from protocol.release import Anomaly, Classify, Detect
@@ -35,16 +35,20 @@ _WINDOW: Final = 2  # one frame in the worker, one on its way to it: the worker 
 _BATCH: Final = 64  # frames whose rows may share a transaction of the outbox
 _RETRY_S: Final = (0.05, 0.2, 1.0, 5.0)  # the last one again and again
 
+Rows = Sequence[tuple[str, bytes]]
+"""Lane and bytes of each."""
+
 
 class Sink(Protocol):
     """Where rows become durable: the outbox."""
 
-    async def enqueue(self, lane: str, row: bytes) -> int:
-        """Makes a row durable and returns its number in the lane. Calls may overlap; they number in their order.
+    async def enqueue_all(self, rows: Rows, *, done_frames: Sequence[Mark] = ()) -> list[int]:
+        """Makes rows durable, or none of them, and returns the number of each in its lane. Calls may overlap; they
+        number in their order.
 
         Args:
-            lane: `alarms` or `results`.
-            row: The JSON of a `ResultRow`; kept byte by byte.
+            rows: Lane (`alarms` or `results`) and JSON of a `ResultRow` of each; kept byte by byte.
+            done_frames: What has all its rows with these: marked in the same transaction.
         """
         ...
 
@@ -77,7 +81,7 @@ class PumpNumbers(Message):
 @dataclass(frozen=True)
 class _Inferred:
     frame: Frame
-    rows: tuple[tuple[str, bytes], ...]
+    rows: Rows
     answered: bool  # by every model
 
 
@@ -249,28 +253,24 @@ class Pump:
 
     async def _enqueue(self, batch: Sequence[_Inferred]) -> list[_Inferred]:
         """Makes the rows of these frames durable, and tells which frames still have rows to write."""
-        rows = [row for one in batch for row in one.rows]
-        outcomes = deque(
-            await asyncio.gather(*(self._sink.enqueue(lane, row) for lane, row in rows), return_exceptions=True)
-        )
+        outcomes = await asyncio.gather(*(self._keep(one) for one in batch), return_exceptions=True)
         failed: list[_Inferred] = []
-        for one in batch:
-            left = []
-            for row in one.rows:
-                outcome = outcomes.popleft()
-                if isinstance(outcome, BaseException):
-                    left.append(row)
-                    if "sink" not in self._failing:
-                        _log.error("results cannot be kept: %s", outcome)
-                    self._failing.add("sink")
-                else:
-                    self._count("results_produced")
-                    self._failing.discard("sink")
-            if left:
-                failed.append(_Inferred(one.frame, tuple(left), one.answered))
+        for one, outcome in zip(batch, outcomes, strict=True):
+            if isinstance(outcome, BaseException):
+                failed.append(one)
+                if "sink" not in self._failing:
+                    _log.error("results cannot be kept: %s", outcome)
+                self._failing.add("sink")
             else:
                 await self._finish(one)
         return failed
+
+    async def _keep(self, one: _Inferred) -> None:
+        if one.rows:
+            mark = one.frame.mark
+            await self._sink.enqueue_all(one.rows, done_frames=() if mark is None else (mark,))
+            self._count("results_produced", len(one.rows))
+            self._failing.discard("sink")
 
     async def _finish(self, one: _Inferred) -> None:
         if one.answered:
@@ -284,7 +284,7 @@ class Pump:
 
 def _bare(frame: Frame) -> Frame:
     """Without its bytes: hundreds may wait for a disk."""
-    return Frame(frame.name, frame.media_type, b"", frame.arrived_s)
+    return replace(frame, data=b"")
 
 
 def _readable(name: str) -> str:

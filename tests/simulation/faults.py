@@ -113,6 +113,20 @@ def _promise_before_sync() -> Iterator[None]:
         yield
 
 
+def _frame_marked_later() -> AbstractContextManager[None]:
+    """A frame is marked as done in a transaction of its own, after that of its rows."""
+    from device.outbox.box import Outbox
+
+    enqueue_all = Outbox.enqueue_all
+
+    async def in_two(box: Outbox, rows, *, done_frames=()) -> list[int]:
+        numbers = await enqueue_all(box, rows)
+        await enqueue_all(box, (), done_frames=done_frames)
+        return numbers
+
+    return mock.patch.object(Outbox, "enqueue_all", in_two)
+
+
 def _floor_not_persisted() -> AbstractContextManager[None]:
     """Floors are raised in words only."""
     from device import state_db
@@ -160,6 +174,7 @@ FAULTS = {
     "state skipped": Fault("update", _state_skipped),
     "no start counter": Fault("dying", _no_start_counter),
     "promise before sync": Fault("outbox", _promise_before_sync),
+    "frame marked later": Fault("frames", _frame_marked_later),
     "floor not persisted": Fault("trust", _floor_not_persisted),
     "told before sealed": Fault("sealed", _told_before_sealed),
     "receipt before commit": Fault("ingest", _receipt_before_commit),

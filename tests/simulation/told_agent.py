@@ -37,13 +37,14 @@ def _note_records(promise: Promises) -> None:
 
 
 def _note_rows(promise: Promises) -> None:
-    enqueue, apply_receipt = Outbox.enqueue, Outbox.apply_receipt
+    enqueue_all, apply_receipt = Outbox.enqueue_all, Outbox.apply_receipt
 
-    @functools.wraps(enqueue)
-    async def noted(self, lane, row):
-        number = await enqueue(self, lane, row)
-        promise(f"row {self.epoch} {lane} {number} {digest(row)}")
-        return number
+    @functools.wraps(enqueue_all)
+    async def noted(self, rows, **more):
+        numbers = await enqueue_all(self, rows, **more)
+        for (lane, row), number in zip(rows, numbers, strict=True):
+            promise(f"row {self.epoch} {lane} {number} {digest(row)}")
+        return numbers
 
     @functools.wraps(apply_receipt)
     async def receipted(self, receipt):
@@ -51,7 +52,7 @@ def _note_rows(promise: Promises) -> None:
             promise(f"receipt {receipt.epoch} {rows.lane} {rows.first} {rows.last}")
         return await apply_receipt(self, receipt)
 
-    Outbox.enqueue, Outbox.apply_receipt = noted, receipted
+    Outbox.enqueue_all, Outbox.apply_receipt = noted, receipted
 
 
 def _note_trust(promise: Promises) -> None:

@@ -39,7 +39,7 @@ ALLOWED = {
     # No file: a setting of this process, and the pin of an alarm.
     "device/inference/worker.py": {"write_text"},
     "device/inference/alarms.py": {"os.open"},
-    # The camera's folder: a frame that is inferred twice is two results, a frame lost is none.
+    # The camera's folder: a frame leaves it after its results are durable, and is marked until that is durable too.
     "device/inference/folder_source.py": {"mkdir", "rename", "unlink"},
 }
 """What else touches files, by module, and why it may."""

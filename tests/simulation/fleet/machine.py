@@ -201,7 +201,7 @@ class Machine:
             self.produced += 1
             lane = "alarms" if self._produce.random() < 0.2 else "results"
             row = json.dumps({"row": self.produced, "of": self.name, "by": by}).encode()
-            number = await sink.enqueue(lane, row)
+            (number,) = await sink.enqueue_all([(lane, row)])
             # From here on it is promised.
             self.promised[row.decode()] = lane
             self.world.log(self.name, f"row {self.produced} is {lane}/{number}")

@@ -45,6 +45,7 @@ class Later:
 MODULES = {
     "updates": ("update", "rollback", "dying"),
     "outbox": ("outbox", "outbox-full"),
+    "frames": ("frames",),
     "sealing": ("sealed", "rebuilt", "rebuilt-from-link"),
     "trust": ("trust",),
     "enrolment": ("enrolment",),

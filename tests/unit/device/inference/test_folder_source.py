@@ -7,17 +7,47 @@ import time
 import pytest
 
 from device.inference.folder_source import FolderSource
+from device.inference.frames import Frame
+from protocol.errors import StateError
+from signing import durable
 from tests.fakes.release_sets import grey_png
 
 PNG = grey_png(7)
 
 
+class Marks:
+    """The outbox's, without its disk."""
+
+    def __init__(self) -> None:
+        self.done_frames: dict[str, str] = {}
+        self.full = False
+
+    def done(self, frame: Frame) -> None:
+        assert frame.mark is not None
+        self.done_frames[frame.mark[0]] = frame.mark[1]
+
+    def is_done(self, frame):
+        return self.done_frames.get(frame[0]) == frame[1]
+
+    async def forget_frames(self, frames):
+        if self.full:
+            raise StateError("the disk is full")
+        for name, content in frames:
+            if self.done_frames.get(name) == content:
+                del self.done_frames[name]
+
+
 @pytest.fixture
-async def opened(tmp_path):
+def marks():
+    return Marks()
+
+
+@pytest.fixture
+async def opened(tmp_path, marks):
     made = []
 
     async def make(**options) -> FolderSource:
-        source = FolderSource(tmp_path / "frames", clock=time.monotonic, rescan_s=0.2, **options)
+        source = FolderSource(tmp_path / "frames", marks, clock=time.monotonic, rescan_s=0.2, **options)
         made.append(source)
         await source.start()
         return source
@@ -149,7 +179,7 @@ async def test_what_is_no_plain_file_never_holds_it_up(opened, folder, tmp_path)
 
 
 async def test_the_folder_is_made_and_its_loss_is_survived(tmp_path):
-    source = FolderSource(tmp_path / "later", rescan_s=0.1)
+    source = FolderSource(tmp_path / "later", Marks(), rescan_s=0.1)
     await source.start()
     try:
         (tmp_path / "later").rmdir()
@@ -159,3 +189,56 @@ async def test_the_folder_is_made_and_its_loss_is_survived(tmp_path):
         assert (await take(source)).name == "a.png"
     finally:
         await source.close()
+
+
+async def test_what_was_done_before_a_cut_is_removed_and_not_given_again(opened, folder, marks):
+    first = await opened()
+    film(folder, "a.png")
+    marks.done(await take(first))
+    await first.close()  # and the file lies there still
+    second = await opened(keep=True)
+    film(folder, "b.png")
+    assert (await take(second)).name == "b.png"
+    assert [path.name for path in (folder / "done").iterdir()] == ["a.png"]
+
+
+async def test_a_mark_hides_no_other_frame_of_the_same_name(opened, folder, marks):
+    first = await opened()
+    film(folder, "a.png")
+    marks.done(await take(first))
+    await first.close()
+    film(folder, "a.png", grey_png(8))
+    assert (await take(await opened())).data == grey_png(8)
+
+
+@pytest.mark.parametrize("full", [False, True])
+async def test_the_same_frame_once_more_is_a_new_one_when_its_file_was_gone(opened, folder, marks, full):
+    marks.full = full
+    source = await opened()
+    film(folder, "a.png")
+    marks.done(frame := await take(source))
+    await source.finish(frame)
+    film(folder, "a.png")
+    assert (await take(source)).name == "a.png"
+    assert full or not marks.is_done(frame.mark), "a cut must not take the new one for the old"
+    await source.close()
+    (folder / "a.png").unlink()
+    again = await opened()
+    film(folder, "a.png")
+    assert (await take(again)).name == "a.png"
+
+
+async def test_a_mark_goes_after_the_folder_was_synced_without_its_file(opened, folder, marks, monkeypatch):
+    steps = []
+    monkeypatch.setattr(durable, "sync_dir", lambda path: steps.append((path.name, len(list(folder.glob("*.png"))))))
+    source = await opened(keep=True, forget_at=3)
+    names = [os.fsdecode(b"\xff%d.png" % number) for number in range(4)]
+    for left, name in zip((1, 2, 0, 1), names, strict=True):
+        film(folder, name)
+        marks.done(frame := await take(source))
+        await source.finish(frame)
+        assert len(marks.done_frames) == left
+    assert steps == [("done", 0), ("frames", 0)]
+    await source.close()
+    await opened(keep=True)
+    assert marks.done_frames == {}, "what is gone at the start is let go of"

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from device.inference.finding import Finding
-from device.inference.frames import Frame
+from device.inference.frames import Frame, Mark
 from device.inference.pump import Pump
 from device.inference.replies import FrameReply, ModelReply
 from protocol.release import Classify, ImagePreprocessing, Model
@@ -41,7 +41,7 @@ class Frames:
 
     def put(self, *names: str) -> None:
         for name in names:
-            self.queue.put_nowait(Frame(name, "image/png", b"x", time.monotonic()))
+            self.queue.put_nowait(Frame(name, "image/png", b"x", time.monotonic(), (name, "x")))
 
     async def take(self) -> Frame:
         return await self.queue.get()
@@ -71,16 +71,18 @@ class Rows:
 
     def __init__(self) -> None:
         self.rows: list[tuple[str, ResultRow]] = []
+        self.done: list[Mark] = []
         self.broken = False
         self.gate = asyncio.Event()
         self.gate.set()
 
-    async def enqueue(self, lane: str, row: bytes) -> int:
+    async def enqueue_all(self, rows, *, done_frames=()) -> list[int]:
         await self.gate.wait()
         if self.broken:
             raise OSError(28, "No space left on device")
-        self.rows.append((lane, msgspec.json.decode(row, type=ResultRow)))
-        return len(self.rows)
+        self.rows += [(lane, msgspec.json.decode(row, type=ResultRow)) for lane, row in rows]
+        self.done += done_frames
+        return list(range(len(rows)))
 
     @property
     def names(self) -> list[str]:
@@ -231,6 +233,17 @@ async def test_every_model_has_its_row_and_the_frame_is_finished_once(bench):
     bench.frames.put("1")
     await bench.until(lambda: bench.frames.finished == ["1"])
     assert [lane for lane, _ in bench.rows.rows] == ["results", "alarms"]
+    assert bench.rows.done == [("1", "x")]
+
+
+async def test_a_frame_whose_rows_were_not_taken_is_not_done(bench):
+    bench.rows.broken = True
+    bench.start()
+    bench.frames.put("1")
+    await bench.until(lambda: bench.pump.numbers().frames_inferred == 1)
+    assert bench.rows.done == []
+    bench.rows.broken = False
+    await bench.until(lambda: bench.rows.done == [("1", "x")])
 
 
 async def test_what_is_not_durable_goes_back_to_the_source_when_the_pump_ends(bench):
