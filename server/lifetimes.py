@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from cryptography import x509
+from tuf.api.metadata import Targets
 
 from protocol import limits
 from protocol.lifetimes import STATES
@@ -22,6 +23,7 @@ from server.storage.catalog import Catalog, Session
 from server.storage.records import REPOSITORIES
 from signing import lives
 from signing.lives import Life, Standing
+from signing.metadata import parse
 
 FACT: Final = "alarms"
 PATIENCE_MS: Final = 86_400_000
@@ -115,7 +117,9 @@ def _keys(session: Session) -> list[Life]:
         assert named is not None
         found.append(lives.key_life("online-key", name, keyid, named.since_ms[name], act))
     sets = {kind: published for kind in REPOSITORIES if (published := in_force(session, kind)) is not None}
-    for keyid, since_ms in lives.manager_keys(sets).items():
+    kept = session.repositories.signed("image").get("targets", {})
+    tops = [parse(data, Targets, f"{version}.targets.json") for version, data in sorted(kept.items())]
+    for keyid, since_ms in lives.manager_keys(sets, tops).items():
         act = "headland keys rotate --manager NAME"
         found.append(lives.key_life("manager-key", keyid[:12], keyid, since_ms, act))
     return found

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Final, Literal
 
-from tuf.api.metadata import Root, Targets
+from tuf.api.metadata import Metadata, Root, Targets
 
 from protocol import lifetimes
 from protocol.ids import Millis
@@ -120,29 +120,41 @@ def key_life(kind: Literal["online-key", "manager-key"], what: str, keyid: str, 
     return Life(kind=kind, what=what, this=keyid, begins_ms=since_ms, expires_ms=ends_ms, act=act)
 
 
-def manager_keys(sets: Mapping[RepositoryKind, RepositorySet]) -> dict[str, int]:
+def manager_keys(sets: Mapping[RepositoryKind, RepositorySet], tops: Iterable[Metadata[Targets]]) -> dict[str, int]:
     """The managers' keys that the newest roots and products' delegations name, with the time (ms) since when.
 
-    A key's time is that of the oldest root of an unbroken row that names it, or else of the newest targets.
+    A key's time is that of the oldest file of an unbroken row that names it: of roots, or of the image's targets.
+
+    Args:
+        sets: What is in force.
+        tops: The image repository's `targets.json`, every version that is kept, oldest first.
     """
+    rows = [
+        [_named_by_root(data, f"{version}.root.json") for version, data in sorted(published.roots.items())]
+        for published in sets.values()
+    ]
+    rows.append([_named_by_targets(top.signed) for top in tops])
     found: dict[str, int] = {}
-    for published in sets.values():
+    for row in rows:
         since: dict[str, int] = {}
-        for version, data in sorted(published.roots.items()):
-            root = parse(data, Root, f"{version}.root.json").signed
-            signed_ms = _ms(root.expires - lifetime("root"))
-            named = {keyid for role in ("root", "targets") for keyid in root.roles[role].keyids}
+        for signed_ms, named in row:
             since = {keyid: since.get(keyid, signed_ms) for keyid in named}
         for keyid, at_ms in since.items():
             found[keyid] = min(at_ms, found.get(keyid, at_ms))
-    image = sets.get("image")
-    if image is not None:
-        top = parse(image.targets, Targets, "targets.json").signed
-        signed_ms = _ms(top.expires - lifetime("targets"))
-        for role in (top.delegations.roles or {}).values() if top.delegations is not None else ():
-            for keyid in role.keyids:
-                found.setdefault(keyid, signed_ms)
     return found
+
+
+def _named_by_root(data: bytes, what: str) -> tuple[int, set[str]]:
+    """When a root was signed, and the managers' keys that it names."""
+    root = parse(data, Root, what).signed
+    named = {keyid for role in ("root", "targets") for keyid in root.roles[role].keyids}
+    return _ms(root.expires - lifetime("root")), named
+
+
+def _named_by_targets(top: Targets) -> tuple[int, set[str]]:
+    """The same of targets, which name the keys of products' roles."""
+    roles = (top.delegations.roles or {}) if top.delegations is not None else {}
+    return _ms(top.expires - lifetime("targets")), {keyid for role in roles.values() for keyid in role.keyids}
 
 
 def _ms(moment: datetime) -> int:

@@ -179,7 +179,7 @@ class Workspace:
         return found
 
     def history(self, role: str) -> tuple[Metadata[Targets], ...]:
-        """Every published state of a product's role, oldest first."""
+        """Every published state of the image's `targets` or of a product's role, oldest first."""
         versions = sorted(version for version, name in self._signed("image") if name == role)
         return tuple(
             parse(self._signed_path("image", version, role).read_bytes(), Targets, role) for version in versions

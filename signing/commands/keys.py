@@ -285,7 +285,7 @@ def show_due(app: App, *, as_json: bool) -> None:
     online, remark = _served(app, workspace)
     listed = due(sets, online, app.now())
     own = [lives.standing(role_life(each), app.now()) for each in listed]
-    own += [lives.standing(each, app.now()) for each in _manager_lives(Register(workspace), sets)]
+    own += [lives.standing(each, app.now()) for each in _manager_lives(workspace, Register(workspace), sets)]
     told, machines = _servers_lives(app, workspace)
     order = lives.in_order([*own, *told])
     if remark:
@@ -376,9 +376,11 @@ def _served(app: App, workspace: Workspace) -> tuple[list[tuple[RepositoryKind, 
     return found, ""
 
 
-def _manager_lives(register: Register, sets: Mapping[RepositoryKind, RepositorySet]) -> list[Life]:
+def _manager_lives(
+    workspace: Workspace, register: Register, sets: Mapping[RepositoryKind, RepositorySet]
+) -> list[Life]:
     found = []
-    for keyid, since_ms in lives.manager_keys(sets).items():
+    for keyid, since_ms in lives.manager_keys(sets, workspace.history("targets")).items():
         owner = register.owner(keyid)
         act = f"headland keys rotate --manager {owner or 'NAME'}"
         found.append(lives.key_life("manager-key", owner or keyid[:12], keyid, since_ms, act))
