@@ -354,7 +354,7 @@ def _restored(session: Session) -> dict[str, Any] | None:
         "backup_ms": record.backup_ms,
         "how": record.how,
         "held": record.held,
-        "pushed": record.pushed,
+        "pushed": list(record.roles),
         "why": record.why,
         "called": session.devices.called_since(record.at_ms),
     }

@@ -14,6 +14,7 @@ from tuf.api.metadata import Root, Snapshot, Targets, Timestamp
 
 from protocol import limits
 from protocol.errors import Reason, Refused, StateError
+from protocol.ids import Token
 from protocol.messages import SignedFile
 from protocol.release import ReleaseManifest, parse_manifest
 from protocol.wire import Message, decode, encode
@@ -35,9 +36,17 @@ SNAPSHOTS_KEPT = 16  # a machine in the middle of a slow refresh still finds the
 
 
 class PublishRequest(Message):
-    """All files of one push."""
+    """All files of one push.
+
+    Args:
+        files: In any order.
+        again: It is everything in force that the workspace has: a restored server waits for such pushes.
+        workspace: Drawn by the workspace that pushes, so that it is known whom to wait for.
+    """
 
     files: tuple[SignedFile, ...]
+    again: bool = False
+    workspace: Token | None = None
 
 
 class Published(Message):
@@ -83,11 +92,11 @@ class Publisher:
         self._now_ms = now_ms
         self._resign_after_ms = resign_after // timedelta(milliseconds=1)
 
-    def publish(self, files: Sequence[SignedFile], who: str) -> Published:
+    def publish(self, push: PublishRequest, who: str) -> Published:
         """Takes a push, all or nothing. Blocks.
 
         Args:
-            files: In any order; the same bytes again are fine.
+            push: The same bytes again are fine; of a whole push also older ones, which are let lie.
             who: The operator token's name, for the audit trail.
 
         Raises:
@@ -100,12 +109,18 @@ class Publisher:
         with self._catalog.write() as session:
             session.facts.number("online_version")  # one push at a time, also between processes
             held = restored.is_held(session)
-            delisted = self._take(session, _sorted(files), now_ms, returning=held)
-            why = self._settle(session, now_ms, pushed=True) if held else ""
+            offered = _sorted(push.files)
+            delisted = self._take(session, offered, now_ms, returning=held or push.again)
+            whole = _whole(offered) if push.again else ()
+            if push.workspace is not None:
+                restored.note_workspace(session, push.workspace, now_ms)
+            if held and whole:
+                restored.note_return(session, whole, push.workspace)
+            why = self._settle(session, now_ms) if held else ""
             if not held:
                 self._render(session, now_ms)
             versions = _versions(session)
-            session.events.add(now_ms, "published", what=_names(files), detail=f"pushed by {who}")
+            session.events.add(now_ms, "published", what=_names(push.files), detail=f"pushed by {who}")
         self.settle_keys()
         return Published(versions=versions, delisted=tuple(delisted), held=why)
 
@@ -134,7 +149,7 @@ class Publisher:
             if not gained:
                 raise StateError("nothing of this is missing here")
             if held:
-                self._settle(session, now_ms, pushed=False)
+                self._settle(session, now_ms)
             else:
                 self._render(session, now_ms)
             session.events.add(now_ms, "metadata-returned", device=device, what=", ".join(gained))
@@ -283,29 +298,24 @@ class Publisher:
                 delisted += self._list(session, published, published if returning else current, now_ms)
         return delisted
 
-    def _settle(self, session: Session, now_ms: int, *, pushed: bool) -> str:
+    def _settle(self, session: Session, now_ms: int) -> str:
         """Ends the hold when nothing is missing any more. Returns what still keeps it, or an empty text."""
         session.facts.put("versions", encode(_versions(session)).decode())
         why = self._obstacle(session, now_ms)
-        if not restored.note(session, pushed=pushed, why=why):
-            return why or f"the managers have not pushed since: {restored.PUSH_AGAIN}"
+        if not restored.settle(session, why):
+            return why
         self._render(session, now_ms)
         session.events.add(now_ms, "publishing-resumed", detail="nothing is missing any more")
         return ""
 
     def _obstacle(self, session: Session, now_ms: int) -> str:
         """What keeps a restored server from publishing, in words; empty when nothing does."""
-        lacking = restored.missing(session)
-        if lacking:
-            shown = ", ".join(
-                f"{each.file} (version {each.version} on {', '.join(each.devices[:3])})" for each in lacking[:8]
-            )
-            return f"machines trust what is not here: {shown}"
+        found = restored.obstacles(session)
         try:
             self._rendered(session, now_ms)
         except StateError as error:
-            return f"{error.message}; {error.hint}"
-        return ""
+            found.append(f"{error.message}; {error.hint}")
+        return "; ".join(found)
 
     def _render(self, session: Session, now_ms: int) -> None:
         self._serve(session, self._rendered(session, now_ms), now_ms)
@@ -491,6 +501,21 @@ def _sorted(files: Sequence[SignedFile]) -> dict[RepositoryKind, dict[str, bytes
 
 def _names(files: Sequence[SignedFile]) -> str:
     return ", ".join(f"{file.repository}/{file.name}" for file in files)
+
+
+def _whole(offered: Mapping[RepositoryKind, Mapping[str, bytes]]) -> tuple[str, ...]:
+    """The roles of a push as `REPOSITORY/ROLE`; none when it is not all that a workspace has."""
+    found: list[str] = []
+    for repository in REPOSITORIES:
+        files = offered.get(repository, {})
+        roles = ["targets"]
+        if repository == "image" and "targets.json" in files:
+            top = parse(files["targets.json"], Targets, "targets.json").signed
+            roles += (top.delegations.roles or {}) if top.delegations is not None else {}
+        if "1.root.json" not in files or any(f"{role}.json" not in files for role in roles):
+            return ()
+        found += [f"{repository}/{role}" for role in ("root", *roles)]
+    return tuple(found)
 
 
 def _not_older(current: RepositorySet | None, files: Mapping[str, bytes]) -> dict[str, bytes]:

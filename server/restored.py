@@ -3,19 +3,20 @@
 The catalog of a backup is right about the past and wrong about what came after it. So, in one transaction, before
 anybody is answered (`begin`): a new generation makes machines send results again, rollouts pause, enrolment tokens end,
 and publishing is *held*: what managers signed after the backup is missing here, and a snapshot without it would go
-back. Machines say which versions they trust (`missing`); the managers' tool and machines give files back; the managers'
-push, or a person, ends the hold (`adr/out-of-a-backup.md`).
+back. Machines say which versions they trust (`missing`); the managers' tool and machines give files back. Once every
+workspace has pushed all that it has, or by a person's word, the hold ends (`adr/out-of-a-backup.md`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 import msgspec
 
 from protocol import limits
 from protocol.errors import Refused, StateError
-from protocol.ids import Count, DeviceId, Millis, parse_product
+from protocol.ids import Count, DeviceId, Millis, Token, parse_product
 from protocol.wire import Message, decode, encode
+from server.clock import as_datetime
 from server.storage.catalog import Session
 from server.storage.records import REPOSITORIES
 from server.tokens import new_secret, secret_sha256
@@ -25,6 +26,10 @@ FACT: Final = "restored"
 ONLINE: Final = ("timestamp", "snapshot")
 SLACK_MS: Final = 300_000  # a clock that was set between the backup and an enrolment
 WINDOWS_KEPT: Final = 16
+WORKSPACES_KEPT: Final = 64
+WORKSPACES: Final = "workspaces"
+QUIET_MS: Final = 365 * 86_400_000
+"""A workspace that has not pushed for so long is not waited for: nothing that it signed last is still good."""
 
 
 class Window(Message):
@@ -43,8 +48,9 @@ class Restored(Message):
         backup_ms: How old its knowledge was; 0: nobody knows.
         how: In words.
         held: Snapshot and timestamp are not signed.
-        pushed: The managers have pushed since.
-        why: What keeps the hold after that, in words.
+        roles: That came back in whole pushes, as `REPOSITORY/ROLE`.
+        workspaces: That have pushed all that they have since, by their ids.
+        why: What kept the hold when files came last, in words.
         windows: Of this restore and earlier ones, newest first.
         revoked: Machines that a person revoked again and that the backup does not know.
     """
@@ -54,7 +60,8 @@ class Restored(Message):
     backup_ms: Millis
     how: str
     held: bool = True
-    pushed: bool = False
+    roles: tuple[str, ...] = ()
+    workspaces: tuple[Token, ...] = ()
     why: str = ""
     windows: tuple[Window, ...] = ()
     revoked: tuple[DeviceId, ...] = ()
@@ -126,23 +133,72 @@ def is_held(session: Session) -> bool:
     return record is not None and record.held
 
 
-def note(session: Session, *, pushed: bool, why: str) -> bool:
-    """Notes how publishing stands after files came.
+def note_workspace(session: Session, workspace: Token, now_ms: int) -> None:
+    """Notes who pushed: after a restore, what this workspace published in the lost time is waited for."""
+    known = {**_workspaces(session), workspace: now_ms}
+    newest = sorted(known, key=lambda each: known[each])[-WORKSPACES_KEPT:]
+    session.facts.put(WORKSPACES, encode({each: known[each] for each in newest}).decode())
+
+
+def note_return(session: Session, roles: Collection[str], workspace: Token | None) -> None:
+    """Notes that a workspace has pushed all that it has.
 
     Args:
-        session: A `write`.
-        pushed: The managers sent them.
-        why: What still keeps it from going on, or empty.
+        session: A `write`, while held.
+        roles: That the push covered, as `REPOSITORY/ROLE`.
+        workspace: Whose it was, if it said so.
+    """
+    record = _held(session)
+    workspaces = {*record.workspaces, *((workspace,) if workspace is not None else ())}
+    changed = msgspec.structs.replace(
+        record, roles=tuple(sorted({*record.roles, *roles})), workspaces=tuple(sorted(workspaces))
+    )
+    _put(session, changed)
+
+
+def obstacles(session: Session) -> list[str]:
+    """What is still to come before anything may be published, in words. No machine's word stands for the managers'.
+
+    A delisting that nobody fetched before the accident is known to one workspace only: so each role must have come in
+    a whole push, and each workspace that this catalog has heard of must have made one.
+    """
+    record = _held(session)
+    found = []
+    lacking = missing(session)
+    if lacking:
+        shown = ", ".join(
+            f"{each.file} (version {each.version} on {', '.join(each.devices[:3])})" for each in lacking[:8]
+        )
+        found.append(f"machines trust what is not here: {shown}")
+    here = session.repositories.newest()
+    roles = sorted(set(here) - set(record.roles))
+    if roles == sorted(here):
+        found.append(f"the managers have not pushed all that they have since: {PUSH_AGAIN}")
+    elif roles:
+        found.append(f"no workspace has pushed {', '.join(roles[:8])} again: {PUSH_AGAIN} from where it was signed")
+    quiet = {
+        each: at_ms
+        for each, at_ms in _workspaces(session).items()
+        if each not in record.workspaces and at_ms >= record.at_ms - QUIET_MS
+    }
+    if quiet and roles != sorted(here):
+        shown = ", ".join(f"{each[:8]} (last on {as_datetime(quiet[each]):%Y-%m-%d})" for each in sorted(quiet)[:8])
+        found.append(f"other workspaces have pushed before and not since: {shown}; {PUSH_AGAIN} from each, or unhold")
+    return found
+
+
+def settle(session: Session, why: str) -> bool:
+    """Ends the hold, unless something keeps it.
+
+    Args:
+        session: A `write`, while held.
+        why: What keeps it, or empty.
 
     Returns:
-        Whether the hold ends here.
+        Whether it ends here.
     """
-    record = read(session)
-    assert record is not None, "held by a restore"
-    pushed = pushed or record.pushed
-    ends = pushed and not why
-    _put(session, msgspec.structs.replace(record, held=not ends, pushed=pushed, why=why))
-    return ends
+    _put(session, msgspec.structs.replace(_held(session), held=bool(why), why=why))
+    return not why
 
 
 def resume(session: Session, who: str, now_ms: int) -> None:
@@ -225,6 +281,18 @@ def _is_role(role: str) -> bool:
         return role in ("root", "targets") or bool(parse_product(role))
     except Refused:
         return False
+
+
+def _workspaces(session: Session) -> dict[str, int]:
+    """When each workspace pushed last."""
+    text = session.facts.get(WORKSPACES)
+    return {} if text is None else decode(text, dict[Token, Millis], limit=limits.MIB)
+
+
+def _held(session: Session) -> Restored:
+    record = read(session)
+    assert record is not None, "held by a restore"
+    return record
 
 
 def _put(session: Session, record: Restored) -> None:

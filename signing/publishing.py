@@ -81,7 +81,7 @@ def push_again(workspace: Workspace, server: Operator, meter: Meter) -> PushedAg
                 send_blobs(workspace, release, server, meter)
             except StateError as error:
                 missing.append(f"{product} {release.version}: {error.message}")
-    held = server.publish({kind: published.files() for kind, published in sets.items()})
+    held = server.publish({kind: published.files() for kind, published in sets.items()}, again=True)
     return PushedAgain(held=held, missing=tuple(missing))
 
 

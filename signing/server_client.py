@@ -51,7 +51,7 @@ class Operator(Protocol):
         """Takes a blob."""
         ...
 
-    def publish(self, files: Mapping[RepositoryKind, Mapping[str, bytes]]) -> str:
+    def publish(self, files: Mapping[RepositoryKind, Mapping[str, bytes]], *, again: bool = False) -> str:
         """Takes metadata, all or nothing; the same bytes again are fine. Returns why it is not on offer, or nothing."""
         ...
 
@@ -83,6 +83,7 @@ class ServerClient:
         context = ssl.create_default_context(cadata=access.ca_pem)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         self._base = access.url.rstrip("/")
+        self._workspace = access.workspace
         self._headers = {"Authorization": f"Bearer {access.token}", "Accept-Encoding": "identity"}
         self._pool = urllib3.PoolManager(ssl_context=context, timeout=TIMEOUT, retries=False, maxsize=4)
 
@@ -133,8 +134,12 @@ class ServerClient:
 
         _patiently(send)
 
-    def publish(self, files: Mapping[RepositoryKind, Mapping[str, bytes]]) -> str:
+    def publish(self, files: Mapping[RepositoryKind, Mapping[str, bytes]], *, again: bool = False) -> str:
         """Publishes offline-signed metadata, all or nothing. The same bytes again are fine, so it may be repeated.
+
+        Args:
+            files: By repository and name.
+            again: They are all that this workspace has in force.
 
         Returns:
             Why a server that was restored from a backup keeps it and does not offer it yet; empty when it does.
@@ -148,7 +153,8 @@ class ServerClient:
             for kind, named in files.items()
             for name, data in named.items()
         ]
-        body = msgspec.json.encode({"files": content})
+        push = {"files": content, "again": again, "workspace": self._workspace}
+        body = msgspec.json.encode(push)
         answer = _patiently(lambda: self._json("POST", "/publish", body, dict[str, Any]))
         return str(answer.get("held", ""))
 

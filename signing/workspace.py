@@ -5,7 +5,7 @@
     signers/NAME.json  where the private key of NAME is, for those who sign on this computer
     keys/              encrypted key files made here
     online-keys.json   the public halves of the server's keys
-    server.json        how to reach the server: address, CA, token
+    server.json        how to reach the server: address, CA, token; and this place's own name to it
     events/ID/         open signing events (`signing.events`); closed/ID/ those that ended
     signed/REPOSITORY/ every file that was ever published, kept for ever: N.root.json, N.targets.json, N.PRODUCT.json
     blobs/SHA256       manifests and artifacts, to be pushed
@@ -21,13 +21,15 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final, Literal
 
+import msgspec
 from tuf.api.metadata import Metadata, Targets
 
 from protocol import limits
 from protocol.errors import Reason, Refused, StateError
-from protocol.ids import digest, is_digest
+from protocol.ids import Token, digest, is_digest
 from protocol.wire import Message, decode, encode
 from signing import durable
+from signing.keyfile import RandomBytes
 from signing.locks import held
 from signing.metadata import parse
 from signing.online_keys import OnlineKeys, parse_online_keys
@@ -46,11 +48,19 @@ class WorkspaceFormat(Message):
 
 
 class ServerAccess(Message):
-    """`server.json`: what `headland-server init` wrote as `operator.json`."""
+    """`server.json`: what `headland-server init` wrote as `operator.json`, and our own name for this place.
+
+    Args:
+        url: Of the operators' door.
+        ca_pem: CAs to verify it by.
+        token: The operators'.
+        workspace: Drawn here, and another in each copy: a server that was restored waits for each that has pushed.
+    """
 
     url: str
     ca_pem: str
     token: str
+    workspace: Token | None = None
 
 
 class Workspace:
@@ -117,21 +127,26 @@ class Workspace:
         """Whether `server_access` will answer."""
         return (self.path / "server.json").exists()
 
-    def set_server_access(self, content: bytes) -> None:
+    def set_server_access(self, content: bytes, random: RandomBytes) -> None:
         """Takes the server's `operator.json`; it holds a token, so only its owner may read it.
+
+        Args:
+            content: The file's.
+            random: Draws the name of this place, unless it has one.
 
         Raises:
             Refused: `METADATA`: not such a file.
         """
         access = decode(content, ServerAccess, limit=64 * limits.KIB)
-        durable.write(self.path / "server.json", encode(access) + b"\n")
+        place = self.server_access().workspace if self.knows_server() else None
+        self._set_access(msgspec.structs.replace(access, workspace=place or random(16).hex()))
 
     def set_server_ca(self, ca_pem: str) -> None:
         """Replaces the CAs of `server.json`; address and token stay."""
-        access = self.server_access()
-        durable.write(
-            self.path / "server.json", encode(ServerAccess(url=access.url, ca_pem=ca_pem, token=access.token)) + b"\n"
-        )
+        self._set_access(msgspec.structs.replace(self.server_access(), ca_pem=ca_pem))
+
+    def _set_access(self, access: ServerAccess) -> None:
+        durable.write(self.path / "server.json", encode(access) + b"\n")
 
     def online_keys(self) -> OnlineKeys | None:
         """The server's public keys, if known."""

@@ -150,7 +150,7 @@ class PeopleDoor:
         body = await read_json(request, PublishRequest, PUBLISH_BYTES)
         publisher = self._services.publisher
         try:
-            done = await self._services.threads.run(publisher.publish, body.files, request[WHO])
+            done = await self._services.threads.run(publisher.publish, body, request[WHO])
         except (Refused, StateError) as error:
             await self._services.threads.run(publisher.refuse, error)
             raise

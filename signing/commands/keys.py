@@ -120,7 +120,7 @@ def init(
     workspace = app.workspace()
     register = Register(workspace)
     if server_file is not None:
-        workspace.set_server_access(server_file.read_bytes())
+        workspace.set_server_access(server_file.read_bytes(), app.random)
     chosen = [register.get(name) for name in dict.fromkeys(names)] if names else list(register.all().values())
     if not chosen:
         raise StateError("no manager is registered", hint="`headland keys add NAME` for each of them")
@@ -266,7 +266,7 @@ def show(app: App, *, as_json: bool) -> None:
 def take_server(app: App, server_file: Path, *, as_json: bool) -> None:
     """Take the server's operator.json anew: its address, its CA, the operators' token."""
     workspace = app.workspace()
-    workspace.set_server_access(server_file.read_bytes())
+    workspace.set_server_access(server_file.read_bytes(), app.random)
     access = workspace.server_access()
     emit(as_json, {"server": access.url}, f"this workspace speaks to {access.url}")
 

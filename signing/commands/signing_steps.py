@@ -99,9 +99,12 @@ def push_open(app: App, wanted: str | None, *, again: bool, as_json: bool) -> No
         follow_ca(workspace, server)
         if again:
             done = push_again(workspace, server, meter)
+            place = (workspace.server_access().workspace or "")[:8]
             said = [f"not sent: {line}" for line in done.missing] + _on_hold(done.held)
+            said += [f"this workspace is {place} to the server"] if done.held and place else []
             text = "\n".join(said or ["the server has everything that is in force"])
-            emit(as_json, {"published": [], "again": True, "held": done.held, "missing": done.missing}, text)
+            told = {"published": [], "again": True, "held": done.held, "missing": done.missing, "workspace": place}
+            emit(as_json, told, text)
             return
         events = (find_event(workspace, wanted),) if wanted is not None else open_events(workspace)
         if not events:

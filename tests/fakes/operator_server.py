@@ -38,6 +38,7 @@ class OperatorServer:
         self.answers: dict[str, Any] = {}
         self.posted: list[tuple[str, Any]] = []
         self.published = 0
+        self.again: list[bool] = []
         self.held = ""
 
     def connect(self, access: ServerAccess) -> "OperatorServer":
@@ -68,7 +69,7 @@ class OperatorServer:
         self.blobs[sha256] = data
         progress(len(data))
 
-    def publish(self, files: Mapping[RepositoryKind, Mapping[str, bytes]]) -> str:
+    def publish(self, files: Mapping[RepositoryKind, Mapping[str, bytes]], *, again: bool = False) -> str:
         new = {kind: accept(kind, self.sets.get(kind), named, self.now) for kind, named in files.items()}
         image = new.get("image")
         for product in image.delegated if image is not None else ():
@@ -77,6 +78,7 @@ class OperatorServer:
                 self._check_blobs(release.manifest_sha256)
         self.sets.update(new)
         self.published += 1
+        self.again.append(again)
         return self.held
 
     def metadata(self, kind: RepositoryKind, name: str) -> bytes:

@@ -173,13 +173,20 @@ class House:
         assert 200 <= status < 300, (status, answer)
         return answer
 
-    async def push(self, files: dict[str, dict[str, bytes]]) -> tuple[int, Any]:
+    async def push(self, files: dict[str, dict[str, bytes]], **more: Any) -> tuple[int, Any]:
         listed = [
             {"repository": repository, "name": name, "content": content.decode()}
             for repository, of in files.items()
             for name, content in of.items()
         ]
-        return await self.ask("POST", "/api/v1/publish", {"files": listed})
+        return await self.ask("POST", "/api/v1/publish", {"files": listed, **more})
+
+    async def push_again(self, **more: Any) -> str:
+        """`headland release push --again`: everything that the managers have. Returns why it is held, or nothing."""
+        files = {"image": self.managers.image.files(), "director": self.managers.director.files()}
+        status, answer = await self.push(files, again=True, **more)
+        assert status == 200, answer
+        return str(answer.get("held", ""))
 
     async def publish(self) -> None:
         """Everything that the managers have accepted themselves."""

@@ -52,6 +52,7 @@ from server.http.devices import DeviceDoor
 from server.http.tls import Front
 from server.lifetimes import raise_alarms
 from server.operations import read_status
+from server.publish import PublishRequest
 from server.standing import only_renewal
 from signing import anchors
 from signing.repository import RepositoryKind
@@ -400,15 +401,16 @@ class _Office:
     def put_blob(self, sha256: str, path: Path, progress: Progress) -> None:
         raise AssertionError(sha256)
 
-    def publish(self, files: Mapping[RepositoryKind, Mapping[str, bytes]]) -> None:
-        self.yard.parts.publisher.publish(
-            [
+    def publish(self, files: Mapping[RepositoryKind, Mapping[str, bytes]], *, again: bool = False) -> str:
+        push = PublishRequest(
+            files=tuple(
                 SignedFile(repository=kind, name=name, content=data.decode())
                 for kind, named in files.items()
                 for name, data in named.items()
-            ],
-            "managers",
+            ),
+            again=again,
         )
+        return self.yard.parts.publisher.publish(push, "managers").held
 
     def metadata(self, kind: RepositoryKind, name: str) -> bytes:
         return _Served(self.yard, kind).read(name, 1 << 24)

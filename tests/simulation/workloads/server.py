@@ -20,7 +20,7 @@ from protocol.wire import encode, pack
 from server import app
 from server.clock import NowMs
 from server.founding import FirstAnswers, found
-from server.publish import SignedFile
+from server.publish import PublishRequest, SignedFile
 from server.storage.jobs import COMPRESS
 from server.storage.records import Device
 from signing.trust_store import MemoryFloors, TrustStore
@@ -186,7 +186,7 @@ def push(parts: app.Parts, folder: Path) -> None:
         for repository in ("image", "director")
         for path in sorted((folder / repository).iterdir())
     ]
-    parts.publisher.publish(files, "operator")
+    parts.publisher.publish(PublishRequest(files=tuple(files)), "operator")
 
 
 def pushes(home: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def test_the_status_says_what_ends_and_when(tmp_path: Path) -> None:
 async def test_the_managers_tool_follows_the_ca_and_does_not_go_back(tmp_path: Path) -> None:
     async with published(tmp_path) as house:
         workspace = await asyncio.to_thread(Workspace.create, tmp_path / "workspace")
-        await asyncio.to_thread(workspace.set_server_access, (house.state / "operator.json").read_bytes())
+        await asyncio.to_thread(workspace.set_server_access, (house.state / "operator.json").read_bytes(), os.urandom)
         ca = house.state / "ca"
         backup = {path.name: path.read_bytes() for path in ca.iterdir()}
 

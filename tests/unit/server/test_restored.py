@@ -7,11 +7,13 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-from tuf.api.metadata import Targets
+from tuf.api.metadata import DelegatedRole, Targets
 
 from protocol.messages import GivenBack, LanePosition, RenewRequest, SignedFile
 from protocol.wire import encode
+from server import restored
 from server.restoring import Marker
+from server.storage.catalog import Catalog
 from signing.metadata import parse
 from tests.fakes.server_house import START_MS, House, Machine, body_of, make_csr
 from tests.fakes.trusting_machine import TrustingMachine
@@ -140,10 +142,7 @@ async def test_the_managers_push_again_brings_all_back_and_no_machine_refuses_an
     await keen.visit()
     await asleep.visit()
     seen = max(keen.versions.values())
-    status, answer = await house.push(
-        {"image": house.managers.image.files(), "director": house.managers.director.files()}
-    )
-    assert (status, answer.get("held", "")) == (200, "")
+    assert await house.push_again() == ""
     now = await versions(house)
     for role in ("timestamp", "snapshot"):
         assert now[f"image/{role}"] == now[f"director/{role}"] == house.now_ms // 1000 > seen
@@ -190,7 +189,7 @@ async def test_what_a_machine_and_the_managers_bring_adds_up(house: House) -> No
     assert code == 200
     old = old if isinstance(old, bytes) else json.dumps(old).encode()
     stale = house.managers.image.files() | {"pest-detector.json": old}
-    status, answer = await house.push({"image": stale, "director": house.managers.director.files()})
+    status, answer = await house.push({"image": stale, "director": house.managers.director.files()}, again=True)
     assert (status, answer.get("held", "")) == (200, "")
     assert (await keen.visit())[1].may_install
 
@@ -205,25 +204,96 @@ async def test_a_push_that_lacks_what_machines_trust_is_kept_and_not_published(h
     assert status == 200 and "image/pest-detector.json (version" in answer["held"]
     now = await versions(house)
     assert (now["image/root"], now["image/timestamp"]) == (3, before["image/timestamp"])
-    # The rest comes from the machine: then nothing is missing, and the managers have pushed.
+    # The rest comes from the machine. That is all that machines know of, and not all that managers may have signed.
     keen.gives_back = True
     await keen.visit()
+    status = await house.must("GET", "/api/v1/status")
+    assert (status["missing"], status["restored"]["held"]) == ([], True)
+    assert await house.push_again() == ""
     assert (await keen.visit())[1].may_install
+
+
+async def test_a_push_of_something_else_is_kept_and_ends_no_hold(house: House) -> None:
+    """Its manager knows nothing of the restore, nor of the delisting that was pushed from another workspace."""
+    await house.release("1.0.0", 1, [b"one"])
+    keen = await machine(house, "keen")
+    await keen.visit()
+    backup = await back_up(house)
+    await later(house)
+    house.managers.delist("1.0.0")
+    await house.publish()  # and no machine fetched it
+    await later(house, DAY_MS)
+    await restore(house, backup)
+    before = await versions(house)
+    next_root(house, "director")
+    files = {"2.root.json": house.managers.director.roots[2]}
+    for whole in (False, True):  # what the tool never sends: a part that says that it is everything
+        status, answer = await house.push({"director": files}, again=whole)
+        assert status == 200 and "have not pushed all that they have" in answer["held"]
+    now = await versions(house)
+    assert (now["director/root"], now["image/timestamp"]) == (2, before["image/timestamp"])
+    assert [each["listed"] for each in (await house.must("GET", "/api/v1/releases"))["releases"]] == [True]
+    assert await house.push_again() == ""
+    assert [each["listed"] for each in (await house.must("GET", "/api/v1/releases"))["releases"]] == [False]
+    _, verdict = await keen.visit()
+    assert (verdict.complaints, keen.versions["director/root"]) == ((), 2)
+
+
+async def test_the_first_workspace_does_not_end_the_wait_for_the_second(house: House) -> None:
+    north, south, gone = "1" * 32, "2" * 32, "3" * 32
+
+    def long_ago() -> None:
+        with closing(Catalog(f"sqlite:///{house.state / 'catalog.db'}")) as catalog, catalog.write() as session:
+            restored.note_workspace(session, gone, house.now_ms - 366 * DAY_MS)
+
+    await asyncio.to_thread(long_ago)
+    await house.release("1.0.0", 1, [b"one"])
+    for each in (north, south):
+        assert await house.push_again(workspace=each) == ""
+    backup = await back_up(house)
+    old = {"image": house.managers.image.files(), "director": house.managers.director.files()}
+    await later(house)
+    house.managers.delist("1.0.0")
+    assert await house.push_again(workspace=south) == ""
+    await restore(house, backup)
+    _, answer = await house.push(old, again=True, workspace=north)
+    assert "22222222 (last on " in answer["held"] and "1111" not in answer["held"] and "3333" not in answer["held"]
+    assert await house.push_again(workspace=south) == ""
+    assert [each["listed"] for each in (await house.must("GET", "/api/v1/releases"))["releases"]] == [False]
+    # Whose push comes late brings what is older: let lie.
+    assert (await house.push(old, again=True, workspace=north))[0] == 200
+    assert [each["listed"] for each in (await house.must("GET", "/api/v1/releases"))["releases"]] == [False]
+
+
+async def test_a_role_that_only_a_machine_brought_back_waits_for_the_workspace_that_signed_it(house: House) -> None:
+    keen, _ = await a_lost_week(house)
+    whole = {"image": house.managers.image.files(), "director": house.managers.director.files()}
+    await keen.visit()
+    managers = house.managers
+    top = parse(managers.image.targets, Targets, "targets.json").signed
+    assert top.delegations is not None and top.delegations.roles is not None
+    role = top.delegations.roles["pest-detector"].to_dict()
+    role |= {"name": "weed-finder", "paths": ["weed-finder/*", "weed-finder/*/*"]}
+    top.delegations.roles["weed-finder"] = DelegatedRole.from_dict(role)
+    top.version += 1
+    from_elsewhere = {
+        "targets.json": managers.sign(top),
+        "weed-finder.json": managers.sign(managers.make_product(1, product="weed-finder")),
+    }
+    managers._accept("image", from_elsewhere)
+    assert (await house.push({"image": from_elsewhere}))[1]["held"]
+    status, answer = await house.push(whole, again=True)
+    assert status == 200 and "no workspace has pushed image/weed-finder again" in answer["held"]
+    assert await house.push_again() == ""
 
 
 async def test_a_machine_that_lies_about_what_it_trusts_holds_nothing_up_for_good(house: House) -> None:
     await a_lost_week(house)
     liar = await machine(house, "liar")
     await liar.sync(versions={"image/pest-detector": 1000, "image/root": 1 << 40, "image/../x": 7, "nonsense": 1})
-    status, answer = await house.push(
-        {"image": house.managers.image.files(), "director": house.managers.director.files()}
-    )
-    assert status == 200 and "version 1000 on liar" in answer["held"]
+    assert "version 1000 on liar" in await house.push_again()
     await house.must("POST", "/api/v1/devices/liar/revoke", {})
-    status, answer = await house.push(
-        {"image": house.managers.image.files(), "director": house.managers.director.files()}
-    )
-    assert (status, answer.get("held", "")) == (200, "")
+    assert await house.push_again() == ""
 
 
 async def test_what_a_machine_brings_is_judged_like_a_push(house: House) -> None:
@@ -262,10 +332,7 @@ async def test_a_role_that_expired_since_comes_back_so_that_managers_can_sign_on
     await later(house, 200 * 86_400_000)
     await house.stop()
     await house.start()
-    status, answer = await house.push(
-        {"image": house.managers.image.files(), "director": house.managers.director.files()}
-    )
-    assert status == 200, answer
+    assert await house.push_again() == ""
     house.managers.delist("1.0.0")
     await house.publish()
     _, verdict = await keen.visit()
@@ -283,7 +350,7 @@ async def test_nothing_is_assigned_before_a_person_looked_at_the_rollouts(house:
     house.now_ms += 60_000
     await restore(house, backup)
     assert (await tractor.visit())[0].assignment is None
-    await house.publish()
+    assert await house.push_again() == ""
     assert (await tractor.visit())[0].assignment is None
     rollout = await house.must("GET", "/api/v1/rollouts/first")
     assert (rollout["state"], "restored" in rollout["why"]) == ("paused", True)
@@ -306,7 +373,7 @@ async def test_a_machine_that_enrolled_after_the_backup_is_taken_back_and_shown(
     answer, verdict = await tractor.visit()
     assert (verdict.time_ms, answer.set_apart, verdict.complaints) == (house.now_ms, False, ())
     assert (await tractor.send(tractor.batch("results", [b"one", b"two"], first=0)))[0] == 200
-    await house.publish()
+    assert await house.push_again() == ""
     await house.rollout("first", "1.0.0")
     await house.must("POST", "/api/v1/devices/newcomer/groups", {"groups": ["all"]})
     assert (await tractor.visit())[0].assignment is None
@@ -430,7 +497,7 @@ async def test_a_folder_that_was_put_back_behind_our_back_is_noticed_by_the_firs
     assert known["held"]
     assert known["backup_ms"] == START_MS  # until when the catalog says that it was alive: what came after is not known
     assert len(await house.events("server-restored")) == 1
-    await house.publish()
+    assert await house.push_again() == ""
     for tractor in fleet:
         _, verdict = await tractor.visit()
         assert (verdict.complaints, verdict.may_install) == ((), True)
@@ -445,10 +512,7 @@ async def test_online_keys_that_the_backup_does_not_have_keep_what_was_pushed_an
     backup = await back_up(house)
     house.now_ms += 60_000
     await restore(house, backup)
-    status, answer = await house.push(
-        {"image": house.managers.image.files(), "director": house.managers.director.files()}
-    )
-    assert status == 200 and "headland keys rotate --online" in answer["held"]
+    assert "headland keys rotate --online" in await house.push_again()
     assert (await versions(house))["image/timestamp"] == before["image/timestamp"]
     house.managers.online = old
     next_root(house, "image")
@@ -465,7 +529,7 @@ async def test_a_first_start_that_was_cut_takes_its_steps_once(house: House) -> 
     generation = (await house.must("GET", "/api/v1/status"))["generation"]
     (event,) = await house.events("server-restored")
     assert not (house.state / "restored.json").exists() and event["detail"] == "out of a backup"
-    await house.publish()
+    assert await house.push_again() == ""
     await house.stop()
     marker = Marker(id="f" * 32, backup_ms=backup[1], how="out of a backup")
     for _ in range(2):  # the second time as after a cut between the commit and the removal
@@ -473,7 +537,7 @@ async def test_a_first_start_that_was_cut_takes_its_steps_once(house: House) -> 
         await house.start()
         assert (await house.must("GET", "/api/v1/status"))["generation"] != generation
         assert len(await house.events("server-restored")) == 2
-        await house.publish()
+        assert await house.push_again() == ""
         await house.stop()
     await house.start()
 

@@ -320,7 +320,9 @@ def test_push_again_sends_what_was_signed_also_where_blobs_are_elsewhere_and_say
     assert said["held"] == begun.server.held
     assert [line.split(":")[0] for line in said["missing"]] == ["pest-detector 1.0.0"]
     assert set(begun.server.sets) == {"image", "director"}
-    assert "restored from a backup" in begun.invoke("release", "push", "--again").stdout
+    told = begun.invoke("release", "push", "--again").stdout
+    assert "restored from a backup" in told and f"this workspace is {said['workspace']} to the server" in told
+    assert begun.server.again == [False, False, True, True]
 
 
 def test_the_list_of_machines_says_which_ones_wait_for_a_person(begun: ManagersTool) -> None:
@@ -376,7 +378,10 @@ def test_a_new_operator_file_is_taken_in(begun: ManagersTool, tmp_path: Path) ->
     other = tmp_path / "operator-2.json"
     other.write_bytes(begun.server.operator_json().replace(b"t0ken", b"t0ken-2"))
     assert begun.run("keys", "server", other)["server"] == "https://fake:1"
-    assert begun.workspace.server_access().token == "t0ken-2"
+    before = begun.workspace.server_access()
+    assert before.token == "t0ken-2"
+    begun.run("keys", "server", other)  # the place keeps its name
+    assert before.workspace is not None and before.workspace == begun.workspace.server_access().workspace
 
 
 def test_the_servers_next_keys_are_asked_of_the_server(begun: ManagersTool, tmp_path: Path) -> None:

@@ -195,9 +195,11 @@ def test_a_blob_is_sent_in_pieces_with_its_length(server: Server, client: Server
 
 def test_metadata_goes_as_its_exact_text(server: Server, client: ServerClient) -> None:
     server.answers = [said(200, {})]
-    client.publish({"image": {"targets.json": b'{"signed": "\xc3\xa9"}'}})
+    client.publish({"image": {"targets.json": b'{"signed": "\xc3\xa9"}'}}, again=True)
     assert json.loads(server.requests[0][3]) == {
-        "files": [{"repository": "image", "name": "targets.json", "content": '{"signed": "é"}'}]
+        "files": [{"repository": "image", "name": "targets.json", "content": '{"signed": "é"}'}],
+        "again": True,
+        "workspace": None,
     }
 
 
