@@ -29,11 +29,11 @@ from protocol.errors import Reason, Refused, StateError
 from protocol.ids import Token, digest, is_digest
 from protocol.wire import Message, decode, encode
 from signing import durable
-from signing.keyfile import RandomBytes
 from signing.locks import held
 from signing.metadata import parse
 from signing.online_keys import OnlineKeys, parse_online_keys
 from signing.repository import RepositoryKind, RepositorySet
+from signing.sealed_file import RandomBytes
 
 CHUNK_BYTES: Final = limits.MIB
 PRIVATE: Final = b"/keys/\n/signers/\n/server.json\n/lock\n.tmp-*\n"
