@@ -13,10 +13,12 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Protocol
 
 from device.retry import persist
 from device.store import Store
+from device.threads import to_its_end
 from device.transfer import patching
 from device.transfer.applier import ApplierEndedError, Appliers, in_process
 from device.transfer.finished import adopt_finished
@@ -174,17 +176,18 @@ class Transfer:
         """
         steps = {step.artifact: step for step in plan.steps}
         purse = purse or self._unlimited
-        await asyncio.to_thread(adopt_finished, self._store, artifacts, purse)
+        await to_its_end(adopt_finished, self._store, artifacts, purse)
         missing = await asyncio.to_thread(self._missing, artifacts)
         chosen = [(artifact, _fitting(artifact, steps.get(artifact.sha256))) for artifact in missing]
         prices = await asyncio.to_thread(self._prepare, [step for _, step in chosen], purse)
-        reserved = await asyncio.to_thread(reserve, self._store, [step for _, step in chosen])
+        reserved: list[Path] = []
         try:
+            await to_its_end(lambda: reserved.extend(reserve(self._store, [step for _, step in chosen])))
             for number, (artifact, step) in enumerate(chosen):
                 toll = _Toll(purse, "delta" if step.method == "delta" else "full", sum(prices[number + 1 :]))
                 await self._fetch_one(artifact, step, progress, toll)
         finally:
-            await _to_its_end(release, self._store, reserved)
+            await to_its_end(release, self._store, reserved)
 
     def _missing(self, artifacts: Iterable[Artifact]) -> list[Artifact]:
         return [a for a in artifacts if not self._store.has(a.sha256, a.length_bytes)]
@@ -218,19 +221,17 @@ class Transfer:
         if step.index is None:
             whole = WholeSpool(payload, limits.UNINDEXED_PAYLOAD_BYTES)
             await self._receive(payload, whole, progress, toll)
-            part = await asyncio.to_thread(
-                unpack_whole, whole.content(), self._store, artifact.sha256, artifact.length_bytes
-            )
+            part = await to_its_end(unpack_whole, whole.content(), self._store, artifact.sha256, artifact.length_bytes)
         else:
             data = await self._index(step, progress, toll)
             index = await asyncio.to_thread(parse_index, data, artifact.length_bytes, payload.length_bytes)
-            spool = await asyncio.to_thread(SegmentSpool, index, payload, self._store, artifact.sha256)
+            spool = await to_its_end(SegmentSpool, index, payload, self._store, artifact.sha256)
             try:
                 await self._receive(payload, spool, progress, toll)
             finally:
                 await asyncio.to_thread(spool.close)
             part = spool.path
-        await asyncio.to_thread(self._store.adopt, part, artifact.sha256, artifact.length_bytes)
+        await to_its_end(self._store.adopt, part, artifact.sha256, artifact.length_bytes)
         if step.index is not None:
             await asyncio.to_thread(self._store.disk.unlink, index_path(self._store, step.index))
             await asyncio.to_thread(self._store.disk.unlink, rest_path(self._store, payload))
@@ -240,7 +241,7 @@ class Transfer:
         try:
             await self._apply(patch, step, progress, toll)
         except PatchFailedError as failed:
-            await _to_its_end(self._judge_failure, failed)
+            await to_its_end(self._judge_failure, failed)
             raise
         except ApplierEndedError:
             self._notes.note_end()
@@ -263,7 +264,7 @@ class Transfer:
             await asyncio.to_thread(spool.finish)
         finally:
             await asyncio.to_thread(spool.close)
-        await _to_its_end(self._adopt_result, patch, spool, toll.purse)
+        await to_its_end(self._adopt_result, patch, spool, toll.purse)
         await asyncio.to_thread(self._notes.note_speed, spent.output_bytes, spent.took_s)
 
     def _adopt_result(self, patch: Patch, spool: PatchSpool, purse: Purse) -> None:
@@ -316,7 +317,7 @@ class Transfer:
             held = await asyncio.to_thread(payload_held, self._store, step)
             later = toll.later_bytes + payload.length_bytes - held
             await self._receive(signed, spool, progress, _Toll(toll.purse, toll.way, later))
-            await asyncio.to_thread(self._store.disk.write, path, spool.content())
+            await to_its_end(self._store.disk.write, path, spool.content())
         return spool.content()
 
     async def _receive(self, payload: Payload, spool: Spool, progress: Callable[[int], None], toll: _Toll) -> None:
@@ -453,18 +454,6 @@ def _patch_index(patch: Patch, data: bytes) -> PatchIndex:
 
 def _failed(patch: Patch, refused: Refused) -> PatchFailedError:
     return PatchFailedError(patch, refused.reason, f"patch {patch.payload.sha256[:12]}: {refused.message}")
-
-
-async def _to_its_end(step: Callable[..., None], *arguments: object) -> None:
-    """Runs a step in a thread. Who cancels it waits for its end: the next plan must not meet it half done."""
-    running = asyncio.ensure_future(asyncio.to_thread(step, *arguments))
-    try:
-        await asyncio.shield(running)
-    except asyncio.CancelledError:
-        await asyncio.wait({running})
-        if not running.cancelled():
-            running.exception()  # whatever it was, it comes again when the same is tried again
-        raise
 
 
 async def _next(chunks: AsyncGenerator[bytes, None], patience_s: float) -> bytes | None:

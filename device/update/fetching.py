@@ -7,6 +7,7 @@ from dataclasses import replace
 from enum import Enum, auto
 
 from device.store import NoSpaceError, Store
+from device.threads import to_its_end
 from device.transfer import (
     ApplierEndedError,
     OverBudgetError,
@@ -112,8 +113,8 @@ class Fetching:
     async def _bring(self, record: UpdateRecord, show: Callable[[Progress], None]) -> None:
         assignment = await asyncio.to_thread(self._memory.assignment)
         purse = self._treasury.purse(assignment.manifest.sha256, assignment.budget)
-        await asyncio.to_thread(self._take_in_finished, assignment, purse)
-        await asyncio.to_thread(collect, record, self._memory, self._library, self._sets)
+        await to_its_end(self._take_in_finished, assignment, purse)
+        await to_its_end(collect, record, self._memory, self._library, self._sets)
         needed = self._library.needed(await self._manifest(assignment.manifest))
         # Files may have their length and not their bytes: looked at once, not again after each pause.
         find = self._library.missing if record.failures else self._library.drop_damaged
@@ -143,7 +144,7 @@ class Fetching:
         with contextlib.suppress(StateError, Refused):
             return await asyncio.to_thread(self._library.manifest, signed.sha256)
         data = await self._fetcher.small(signed, limits.MANIFEST_BYTES)
-        await asyncio.to_thread(self._store.put, data)
+        await to_its_end(self._store.put, data)
         return parse_manifest(data)
 
     def _hindered(self, error: Refused | PatchFailedError | LinkError | StateError | OSError) -> Step:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from device.trust.port import Terms
-from device.update.states import Held, Offer, UpdateRecord
+from device.update.states import Held, Offer, UpdateRecord, is_worn_out
 from protocol.errors import Reason, Refused
 from protocol.ids import DeviceId, Digest, ProductName, Version, digest
 from protocol.messages import Inventory
@@ -109,9 +109,8 @@ def judge_offer(
     if _version_key(manifest.min_agent) > _version_key(machine.agent):
         return Later(f"agent: release {manifest.version} needs {manifest.min_agent}, this is {machine.agent}")
     offer = Offer(release=release, rollout=assignment.rollout, conditions=assignment.conditions, trial=manifest.trial)
-    worn = record.exhausted
-    if worn is not None and (worn.release.digest, worn.rollout) == (name, assignment.rollout):
-        return Later(f"release {manifest.version} used up its retries: it waits for a new offer")
+    if is_worn_out(record, offer):
+        return Later(f"release {manifest.version} used up its retries in this rollout: it waits for another one")
     return Accepted(offer, manifest, variants, needed_artifacts(manifest, variants))
 
 

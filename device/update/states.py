@@ -5,7 +5,8 @@ state's work is safe to repeat, so a power cut costs at most a repetition.
 
 An update ends in one of three ways besides commit. *Refused*: there is evidence against the release; it is remembered
 by the manifest's digest until a person lifts it. *Unfinished*: starts were used up without a verdict; it is tried
-again a number of times, with back-off. *Paused* is no end at all: a lost link, a full disk, a bad source; no rollback
+again a number of times, with back-off, and then waits for a new offer: the same release in another rollout. Other
+offers in between change nothing of that. *Paused* is no end at all: a lost link, a full disk, a bad source; no rollback
 and no count, it goes on when it can.
 """
 
@@ -21,6 +22,8 @@ from protocol.messages import Outcome
 from protocol.objects import Conditions
 from protocol.release import TrialRules
 from protocol.wire import Message
+
+TRIED_KEPT: Final = 32  # offers; a machine meets a few in a season, and the record is written at each step
 
 
 @unique
@@ -91,6 +94,14 @@ class Ended(Message):
     detail: str = ""
 
 
+class Tried(Message):
+    """How often an offer ended unfinished. Another rollout of the same release is another offer."""
+
+    release: Digest
+    rollout: Name
+    count: Count
+
+
 class UpdateRecord(Message):
     """The one pointer, and all that must survive a power cut.
 
@@ -102,11 +113,10 @@ class UpdateRecord(Message):
         inferences: Of this trial, over all boots; `errors` likewise.
         starts: Consecutive starts in this state that never became settled.
         settled: This start has reached the trial's `min_healthy_s`.
-        retries: How often this offer ended unfinished.
         failures: Pauses in a row, for the back-off.
         paused: Why the last pause was, for people; empty when it goes on.
         last: How the last update ended.
-        exhausted: The offer that is tried no more; a new offer differs from it.
+        tried: Offers that ended unfinished, also those of before; the one that did so last stands last.
     """
 
     state: State = State.IDLE
@@ -119,24 +129,32 @@ class UpdateRecord(Message):
     errors: Count = 0
     starts: Count = 0
     settled: bool = False
-    retries: Count = 0
     failures: Count = 0
     paused: str = ""
     last: Ended | None = None
-    exhausted: Offer | None = None
+    tried: tuple[Tried, ...] = ()
+
+    @property
+    def retries(self) -> int:
+        """How often the present offer ended unfinished."""
+        return 0 if self.offer is None else self.tries_of(self.offer.release.digest, self.offer.rollout)
+
+    def tries_of(self, release: Digest, rollout: Name) -> int:
+        """How often this offer ended unfinished, as far as is remembered."""
+        return next((one.count for one in self.tried if (one.release, one.rollout) == (release, rollout)), 0)
 
 
 # fmt: off
 NEXT: Final[dict[tuple[State, Event], State]] = {
     (State.IDLE,     Event.OFFERED):    State.FETCH,
     (State.IDLE,     Event.AGAIN):      State.FETCH,
-    (State.IDLE,     Event.WITHDRAWN):  State.IDLE,
+    (State.IDLE,     Event.WITHDRAWN):  State.CLEANUP,
 
     (State.FETCH,    Event.FETCHED):    State.CHECK,
     (State.FETCH,    Event.PAUSED):     State.FETCH,
     (State.FETCH,    Event.FORBIDDEN):  State.CLEANUP,
     (State.FETCH,    Event.OFFERED):    State.FETCH,
-    (State.FETCH,    Event.WITHDRAWN):  State.IDLE,
+    (State.FETCH,    Event.WITHDRAWN):  State.CLEANUP,
 
     (State.CHECK,    Event.CHECKED):    State.WAIT,
     (State.CHECK,    Event.REFUSED):    State.CLEANUP,
@@ -144,13 +162,13 @@ NEXT: Final[dict[tuple[State, Event], State]] = {
     (State.CHECK,    Event.FORBIDDEN):  State.CLEANUP,
     (State.CHECK,    Event.DAMAGED):    State.FETCH,
     (State.CHECK,    Event.OFFERED):    State.FETCH,
-    (State.CHECK,    Event.WITHDRAWN):  State.IDLE,
+    (State.CHECK,    Event.WITHDRAWN):  State.CLEANUP,
 
     (State.WAIT,     Event.READY):      State.ACTIVATE,
     (State.WAIT,     Event.FORBIDDEN):  State.CLEANUP,
     (State.WAIT,     Event.DAMAGED):    State.FETCH,
     (State.WAIT,     Event.OFFERED):    State.FETCH,
-    (State.WAIT,     Event.WITHDRAWN):  State.IDLE,
+    (State.WAIT,     Event.WITHDRAWN):  State.CLEANUP,
 
     (State.ACTIVATE, Event.ACTIVATED):  State.TRIAL,
     (State.ACTIVATE, Event.NOT_NOW):    State.WAIT,
@@ -190,12 +208,11 @@ def advance(
     match event:
         case Event.OFFERED:
             assert offer is not None
-            kept = record.retries if record.offer and record.offer.release.digest == offer.release.digest else 0
-            new = _change(_fresh(new), offer=offer, retries=kept, exhausted=None)
+            new = _change(_fresh(new), offer=offer)
         case Event.AGAIN:
             new = _fresh(new)
         case Event.WITHDRAWN:
-            new = _change(_fresh(new), offer=None, retries=0)
+            new = _change(_fresh(new), offer=None)
         case Event.PAUSED:
             new = _change(new, failures=record.failures + 1, paused=detail or str(reason))
         case Event.FETCHED | Event.CHECKED | Event.READY | Event.NOT_NOW:
@@ -211,15 +228,14 @@ def advance(
         case Event.DAMAGED if new.state is State.FETCH:
             new = _change(_fresh(new), paused=detail)
         case Event.SPENT | Event.DAMAGED:
-            new = _unfinished(new, reason, detail, retries=record.retries + 1)
+            new = _tried_once_more(_unfinished(new, reason, detail))
         case Event.SUPERSEDED:
-            # Not tried again: the newer offer is what it gave way to.
-            new = _unfinished(new, reason, detail, retries=_offer(record).trial.max_retries + 1)
+            # Not counted: nothing was wrong with it, and the newer offer, which takes its place, may fail.
+            new = _unfinished(new, reason, detail)
         case Event.COMMITTED | Event.RESTORED:
             new = _change(new, failures=0, paused="")
         case Event.CLEAN if not will_retry(record):
-            worn = record.offer if record.last is not None and record.last.outcome == "unfinished" else None
-            new = _change(_fresh(new), offer=None, retries=0, exhausted=worn)
+            new = _change(_fresh(new), offer=None)
         case Event.CLEAN:
             pass  # the offer stays, for the next try
         case _:
@@ -234,8 +250,13 @@ def will_retry(record: UpdateRecord) -> bool:
         and record.last is not None
         and record.last.outcome == "unfinished"
         and record.last.release.digest == record.offer.release.digest
-        and record.retries <= record.offer.trial.max_retries
+        and not is_worn_out(record, record.offer)
     )
+
+
+def is_worn_out(record: UpdateRecord, offer: Offer) -> bool:
+    """Whether the offer ended unfinished more often than its release's rules have it tried again."""
+    return record.tries_of(offer.release.digest, offer.rollout) > offer.trial.max_retries
 
 
 def resume(record: UpdateRecord) -> UpdateRecord:
@@ -325,12 +346,19 @@ def _kept(new: UpdateRecord, before: UpdateRecord) -> UpdateRecord:
     """Commits the offer; a repair of the committed release leaves the previous one as it was."""
     release = _offer(before).release
     repair = before.committed is not None and before.committed.digest == release.digest
-    return _change(new, committed=release, previous=before.previous if repair else before.committed)
+    tried = tuple(one for one in new.tried if one.release != release.digest)
+    return _change(new, committed=release, previous=before.previous if repair else before.committed, tried=tried)
 
 
-def _unfinished(new: UpdateRecord, reason: Reason | None, detail: str, *, retries: int) -> UpdateRecord:
-    ended = _end(new, "unfinished", reason or Reason.TRIAL_UNFINISHED, detail)
-    return _change(ended, active=_committed_digest(new), retries=retries)
+def _unfinished(new: UpdateRecord, reason: Reason | None, detail: str) -> UpdateRecord:
+    return _change(_end(new, "unfinished", reason or Reason.TRIAL_UNFINISHED, detail), active=_committed_digest(new))
+
+
+def _tried_once_more(new: UpdateRecord) -> UpdateRecord:
+    offer = _offer(new)
+    this = Tried(release=offer.release.digest, rollout=offer.rollout, count=new.retries + 1)
+    others = [one for one in new.tried if (one.release, one.rollout) != (this.release, this.rollout)]
+    return _change(new, tried=(*others, this)[-TRIED_KEPT:])
 
 
 def _committed_digest(record: UpdateRecord) -> Digest | None:

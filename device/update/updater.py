@@ -226,7 +226,8 @@ class Updater:
 
         A trial goes on: its release is active, and it is local evidence that decides.
         """
-        if self._record.state in INTERRUPTIBLE and self._record.offer is not None:
+        waits, self._pending = self._pending is not None, None
+        if self._record.state in INTERRUPTIBLE and (waits or self._record.offer is not None):
             self._withdrawn = True
             self._woken.set()
 

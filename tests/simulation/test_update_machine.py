@@ -201,7 +201,7 @@ def check_end(world, fault):
         assert world.refused == {NEW.digest}
     if fault.startswith("kills"):
         assert world.refused == set()
-        assert world.record.exhausted == OFFER
+        assert states.is_worn_out(world.record, OFFER)
 
 
 @pytest.mark.parametrize("fault", ["none", "golden", "crash", "kills in check", "kills in trial"])

@@ -74,7 +74,6 @@ class Known:
     kills: Counter[tuple[int, int]] = field(default_factory=Counter)
     offers: int = 0
     evidence: set[str] = field(default_factory=set)
-    withdrawn: str = ""
 
 
 class Checker:
@@ -153,13 +152,8 @@ class Checker:
                 rules = record.offer.trial
                 most = (rules.max_retries + 1) * len(machine.air.house.released) * 4
                 self._demand(known.tries[name] <= most, machine, f"I6: it flaps: {known.tries[name]} trials")
-        if record.state is State.FETCH and record.retries == 0 and before.offer != record.offer:
+        if record.state is State.FETCH and before.offer != record.offer:
             known.offers += 1
-        if record.state is State.IDLE and record.offer is None and before.offer is not None:
-            # What came of a withdrawn offer stays until the next one, for it may be offered again.
-            known.withdrawn = before.offer.release.digest if step[0] is not State.CLEANUP else ""
-        if record.state is State.CLEANUP:
-            known.withdrawn = ""
 
     def killed(self, machine: "Machine") -> None:
         """A release took it down."""
@@ -341,12 +335,9 @@ class Checker:
     def _tidy(self, machine: "Machine", record: UpdateRecord) -> None:
         """Nothing is left behind by updates and cuts."""
         state = machine.layout.state
-        withdrawn = self._known[machine.name].withdrawn
         parts = list((state / "store" / "parts").iterdir())
-        self._demand(withdrawn or not parts, machine, "I7: parts of a download stay")
+        self._demand(not parts, machine, "I7: parts of a download stay")
         kept = {held.digest for held in (record.committed, record.previous) if held is not None}
-        if withdrawn and (state / "store" / "sha256" / withdrawn).exists():
-            kept.add(withdrawn)
         manifests = [parse_manifest((state / "store" / "sha256" / name).read_bytes()) for name in sorted(kept)]
         wanted = kept | {artifact.sha256 for manifest in manifests for artifact in manifest.artifacts()}
         here = {path.name for path in (state / "store" / "sha256").iterdir()}

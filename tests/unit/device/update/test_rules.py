@@ -5,7 +5,7 @@ import pytest
 
 from device.trust.port import Terms
 from device.update.rules import Accepted, Floor, Later, Machine, judge_offer, look_again
-from device.update.states import Held, Offer, UpdateRecord
+from device.update.states import Held, Offer, Tried, UpdateRecord
 from protocol.errors import Reason, Refused
 from protocol.objects import Conditions
 from tests.fakes.updates import DEVICE, INVENTORY, MACHINE, PRODUCT, Release, terms
@@ -131,7 +131,9 @@ def test_a_release_for_a_newer_agent_is_put_off_and_not_refused(needs, fits):
 
 
 def test_an_offer_that_used_up_its_retries_waits_for_a_new_one():
-    record = UpdateRecord(exhausted=OFFER)
+    tried = Tried(release=NEW.digest, rollout=OFFER.rollout, count=NEW.trial.max_retries)
+    assert isinstance(judge(record=UpdateRecord(tried=(tried,))), Accepted)
+    record = UpdateRecord(tried=(msgspec.structs.replace(tried, count=tried.count + 1),))
     assert isinstance(judge(record=record), Later)
     assert isinstance(judge(record=record, assignment=NEW.assignment("summer")), Accepted)
 

@@ -4,19 +4,23 @@ import itertools
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from device.update.diagram import draw, fill
 from device.update.states import (
     NEXT,
     RESUME,
+    TRIED_KEPT,
     Ended,
     Event,
     Held,
     Offer,
     State,
+    Tried,
     UpdateRecord,
     advance,
     is_spent,
+    is_worn_out,
     observed,
     resume,
     settles_at_s,
@@ -181,9 +185,9 @@ def test_only_an_unfinished_update_is_tried_again_and_not_for_ever():
     record = go(go(record, Event.SPENT), Event.RESTORED)
     assert not will_retry(record)
     record = go(record, Event.CLEAN)
-    assert (record.offer, record.exhausted) == (None, OFFER)
-    assert go(record, Event.OFFERED).exhausted is None
-    for event, state in ((Event.REFUSED, State.CHECK), (Event.FORBIDDEN, State.WAIT), (Event.SUPERSEDED, State.TRIAL)):
+    assert record.offer is None
+    assert is_worn_out(record, OFFER)
+    for event, state in ((Event.REFUSED, State.CHECK), (Event.FORBIDDEN, State.WAIT)):
         ended = go(record_in(state), event)
         assert not will_retry(ended)
 
@@ -195,9 +199,54 @@ def test_a_repair_of_the_committed_release_keeps_the_one_before_it():
 
 
 def test_an_offer_of_the_same_release_keeps_its_retries():
-    record = record_in(State.FETCH, retries=2)
+    record = record_in(State.FETCH, tried=(Tried(release=NEW.digest, rollout="spring", count=2),))
     assert go(record, Event.OFFERED, offer=Offer(release=NEW, rollout="spring")).retries == 2
     assert go(record, Event.OFFERED).retries == 0
+
+
+def worn_out(record):
+    """The offer, tried as often as its rules have it."""
+    record = go(record, Event.OFFERED, offer=OFFER)
+    for _ in range(RULES.max_retries + 1):
+        record = replace(record, state=State.TRIAL, active=NEW.digest)
+        record = go(go(record, Event.SPENT), Event.RESTORED)
+    return go(record, Event.CLEAN)
+
+
+def test_a_worn_out_offer_stays_so_whatever_was_offered_or_withdrawn_in_between():
+    record = worn_out(record_in(State.IDLE))
+    record = go(go(go(record, Event.OFFERED), Event.WITHDRAWN), Event.CLEAN)
+    other = go(record, Event.OFFERED)
+    for event in (Event.FETCHED, Event.REFUSED, Event.CLEAN):
+        other = go(other, event)
+    assert is_worn_out(other, OFFER)
+    assert not is_worn_out(other, Offer(release=NEW, rollout="summer", trial=RULES)), "another rollout is a new offer"
+    committed = replace(go(other, Event.OFFERED, offer=OFFER), state=State.TRIAL, active=NEW.digest)
+    assert go(committed, Event.HEALTHY).tried == ()
+
+
+def test_what_gave_way_to_another_offer_has_used_up_nothing():
+    record = go(go(record_in(State.TRIAL), Event.SUPERSEDED), Event.RESTORED)
+    assert record.last.outcome == "unfinished"
+    assert (record.tried, will_retry(record)) == ((), True)
+
+
+def test_the_memory_of_tries_is_bounded_and_the_oldest_go():
+    record = record_in(State.IDLE)
+    for number in range(TRIED_KEPT + 1):
+        offer = Offer(release=NEW, rollout=f"rollout-{number}", trial=RULES)
+        record = replace(go(record, Event.OFFERED, offer=offer), state=State.TRIAL, active=NEW.digest)
+        record = go(go(go(record, Event.SPENT), Event.RESTORED), Event.CLEAN)
+    assert len(record.tried) == TRIED_KEPT
+    assert record.tries_of(NEW.digest, "rollout-0") == 0
+    assert record.tries_of(NEW.digest, "rollout-1") == 1
+
+
+@pytest.mark.parametrize("state", [State.IDLE, State.FETCH, State.CHECK, State.WAIT])
+def test_a_withdrawn_offer_is_cleaned_up_after(state):
+    record = go(record_in(state, offer=OFFER, failures=3), Event.WITHDRAWN)
+    assert (record.state, record.offer, record.failures) == (State.CLEANUP, None, 0)
+    assert go(record, Event.CLEAN).state is State.IDLE
 
 
 def test_counts_of_one_attempt_do_not_leak_into_the_next():
