@@ -16,9 +16,9 @@ from typing import Any, Final
 from device.outbox import losses
 from device.outbox.keys import EPOCH_LIMIT, SEQ_LIMIT, row_id, seal, seq_of
 from device.outbox.schema import sealed
-from device.outbox.spans import EMPTY, Span, Spans
 from protocol.errors import StateError
 from protocol.results import LANES
+from protocol.spans import EMPTY, Span, Spans
 
 KINDS: Final = ("receipted", "gone", "moved", "astray")
 GENERATION: Final = "generation"

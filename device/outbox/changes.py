@@ -15,9 +15,9 @@ from device.outbox.book import GENERATION, Draft
 from device.outbox.keys import SEQ_LIMIT, lane_prefix, row_id, row_seal, seq_of
 from device.outbox.reading import Pick
 from device.outbox.room import record_loss
-from device.outbox.spans import EMPTY, Spans
 from protocol.objects import ReceiptsBody, RowRange
 from protocol.results import LANES, BatchBody
+from protocol.spans import EMPTY, Spans
 
 INSERT_ROW: Final = "INSERT INTO rows(id, seal, body) VALUES (?, ?, ?)"
 

@@ -22,10 +22,10 @@ from device.outbox.highwater import Expected, Highwater
 from device.outbox.keys import lane_prefix, row_id, row_seal
 from device.outbox.reading import Pick, read_pick
 from device.outbox.room import Policies, make_room, record_loss
-from device.outbox.spans import Spans
 from device.outbox.writer import Frames, Rows
 from protocol import limits
 from protocol.errors import StateError
+from protocol.spans import Spans
 from signing import durable
 
 T = TypeVar("T")

@@ -13,7 +13,7 @@ from device.outbox import losses, schema
 from device.outbox.book import GENERATION, Book, Draft, LaneBook, load
 from device.outbox.highwater import Expected
 from device.outbox.losses import LossRow
-from device.outbox.spans import EMPTY, Spans
+from protocol.spans import EMPTY, Spans
 from signing import durable
 
 KEPT_FILES: Final = 3  # to be salvaged; older ones go, as a disk that keeps damaging files must not be filled by it

@@ -11,10 +11,10 @@ from typing import Final, Literal
 
 from device.outbox.keys import seal
 from device.outbox.schema import sealed
-from device.outbox.spans import Span
 from protocol.ids import Millis
 from protocol.objects import RowRange
 from protocol.results import Loss
+from protocol.spans import Span
 from protocol.wire import encode
 
 LossReason = Literal["budget", "ttl", "damage"]

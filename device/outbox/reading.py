@@ -9,9 +9,9 @@ from device.outbox import losses
 from device.outbox.book import Book, LaneBook, LaneKey
 from device.outbox.keys import lane_prefix, row_id, row_seal, seq_of
 from device.outbox.losses import LossRow
-from device.outbox.spans import EMPTY, Span, Spans
 from protocol import limits
 from protocol.results import LANES, LaneRows
+from protocol.spans import EMPTY, Span, Spans
 
 LOSSES_A_BATCH: Final = 1000  # 100 bytes each; more come with the next batch
 RUNS_A_BATCH: Final = 1000  # each is a range of the receipt, which may hold no more than limits.RECEIPT_RANGES

@@ -14,8 +14,8 @@ from device.outbox.book import Draft, LaneBook, LaneKey
 from device.outbox.keys import row_id
 from device.outbox.losses import LossReason, LossRow
 from device.outbox.schema import used_bytes
-from device.outbox.spans import EMPTY, Span, Spans
 from protocol.results import LANES
+from protocol.spans import EMPTY, Span, Spans
 
 CHUNK_ROWS: Final = 64  # what goes at once: the next rows then find room without a look
 NEWEST_CHUNK_ROWS: Final = 8  # of the newest no more than must: they would have found room

@@ -13,7 +13,7 @@ from device.outbox.book import Draft
 from device.outbox.keys import seal
 from device.outbox.room import Policies, record_loss
 from device.outbox.schema import sealed
-from device.outbox.spans import Spans
+from protocol.spans import Spans
 
 NOTES_A_LIFE: Final = 16  # a row goes by a sixteenth of its life late
 NOTES_KEPT: Final = 64  # of a lane; with more, each second one is forgotten

@@ -1,13 +1,13 @@
 """Ingested rows: each (device, epoch, lane, seq) once, its exact bytes; losses, counted; conflicts, apart."""
 
 import hashlib
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import BigInteger, Connection, and_, column, func, insert, select, update, values
 
 from protocol.results import Loss
+from protocol.spans import Spans
 from server.storage.codec import pairs
 from server.storage.records import Totals
 from server.storage.schema import conflicts, lane_totals, losses, results
@@ -70,7 +70,7 @@ class Results:
             epoch,
             lane,
             ingested=len(fresh),
-            lost=-sum(_holds(given_up, seq) for seq in found),
+            lost=-sum(seq in given_up for seq in found),
             next_seq=rows[-1][0] + 1,
         )
         for row in clashing:
@@ -96,8 +96,9 @@ class Results:
         fresh = {sha256: one for sha256, one in by_hash.items() if sha256 not in known}
         if not fresh:
             return
-        ranges = _merge(sorted((loss.first, loss.last) for loss, _ in fresh.values()))
-        news = _minus(ranges, self._told(device, epoch, lane, ranges[0][0], ranges[-1][1]))
+        named = Spans.of((loss.first, loss.last) for loss, _ in fresh.values())
+        first, last = named.spans[0][0], named.spans[-1][1]
+        news = named.minus(self._told(device, epoch, lane, first, last))
         self._connection.execute(
             insert(losses),
             [
@@ -114,9 +115,8 @@ class Results:
                 for sha256, (loss, body) in fresh.items()
             ],
         )
-        size = sum(last - first + 1 for first, last in news)
         arrived = self._count_arrived(device, epoch, lane, news)
-        self._count(device, epoch, lane, ingested=0, lost=size - arrived, next_seq=ranges[-1][1] + 1)
+        self._count(device, epoch, lane, ingested=0, lost=len(news) - arrived, next_seq=last + 1)
 
     def next_seqs(self, device: str, epoch: str) -> dict[str, int]:
         """One above the highest number seen of each lane of an epoch."""
@@ -182,27 +182,25 @@ class Results:
             )
         return known
 
-    def _told(self, device: str, epoch: str, lane: str, first: int, last: int) -> list[tuple[int, int]]:
-        """The ranges of loss records that reach into these numbers, as few as possible."""
+    def _told(self, device: str, epoch: str, lane: str, first: int, last: int) -> Spans:
+        """What the loss records name that reach into these numbers."""
         rows = self._connection.execute(
-            select(losses.c.first, losses.c.last)
-            .where(
+            select(losses.c.first, losses.c.last).where(
                 losses.c.device == device,
                 losses.c.epoch == epoch,
                 losses.c.lane == lane,
                 losses.c.first <= last,
                 losses.c.last >= first,
             )
-            .order_by(losses.c.first, losses.c.last)
         )
-        return _merge([(begin, end) for begin, end in rows])
+        return Spans.of((begin, end) for begin, end in rows)
 
-    def _count_arrived(self, device: str, epoch: str, lane: str, ranges: Sequence[tuple[int, int]]) -> int:
-        """How many rows with numbers in these ranges are here."""
+    def _count_arrived(self, device: str, epoch: str, lane: str, asked_for: Spans) -> int:
+        """How many rows with these numbers are here."""
         found = 0
-        for begin in range(0, len(ranges), ASKED_TOGETHER):
+        for begin in range(0, len(asked_for.spans), ASKED_TOGETHER):
             some = values(column("first", BigInteger), column("last", BigInteger))
-            asked = some.data(list(ranges[begin : begin + ASKED_TOGETHER])).cte("asked")
+            asked = some.data(list(asked_for.spans[begin : begin + ASKED_TOGETHER])).cte("asked")
             here = and_(
                 results.c.device == device,
                 results.c.epoch == epoch,
@@ -247,39 +245,3 @@ class Results:
                 device=device, epoch=epoch, lane=lane, seq=seq, sha256=sha256, body=body, received_ms=at_ms
             )
         )
-
-
-def _merge(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The union of ranges that come in order of their beginning, as few ranges as possible."""
-    merged: list[tuple[int, int]] = []
-    for first, last in ranges:
-        if merged and first <= merged[-1][1] + 1:
-            merged[-1] = (merged[-1][0], max(merged[-1][1], last))
-        else:
-            merged.append((first, last))
-    return merged
-
-
-def _minus(ranges: Sequence[tuple[int, int]], holes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """What of sorted, disjoint ranges lies outside of others."""
-    kept: list[tuple[int, int]] = []
-    index = 0
-    for first, last in ranges:
-        start = first
-        while index < len(holes) and holes[index][1] < start:
-            index += 1
-        look = index
-        while look < len(holes) and holes[look][0] <= last:
-            if holes[look][0] > start:
-                kept.append((start, holes[look][0] - 1))
-            start = holes[look][1] + 1
-            look += 1
-        if start <= last:
-            kept.append((start, last))
-    return kept
-
-
-def _holds(ranges: Sequence[tuple[int, int]], number: int) -> bool:
-    """Whether sorted, disjoint ranges hold a number."""
-    place = bisect_right(ranges, (number, 1 << 62)) - 1
-    return place >= 0 and ranges[place][1] >= number

@@ -16,12 +16,12 @@ from blockbuster import blockbuster_ctx
 from device.outbox.box import MIN_BUDGET_BYTES, LaneCounts, Outbox, read_counts
 from device.outbox.core import Core
 from device.outbox.room import record_loss
-from device.outbox.spans import Spans
 from protocol import limits
 from protocol.errors import Refused, StateError
 from protocol.ids import digest
 from protocol.objects import ReceiptsBody, RowRange
 from protocol.results import BatchBody, Loss, rows_sha256
+from protocol.spans import Spans
 from protocol.wire import decode
 
 GENERATION = "9" * 32

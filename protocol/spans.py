@@ -1,5 +1,6 @@
-"""Sets of sequence numbers as sorted, disjoint spans: what a lane has sent, lost, and been receipted. Pure."""
+"""Sets of sequence numbers as sorted, disjoint spans: what a lane has sent, lost, and been receipted."""
 
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -87,6 +88,10 @@ class Spans:
     def covers(self, other: "Spans") -> bool:
         """Whether every number of the other is in this."""
         return not other.minus(self)
+
+    def __contains__(self, number: int) -> bool:
+        place = bisect_right(self.spans, number, key=lambda span: span[0]) - 1
+        return place >= 0 and self.spans[place][1] >= number
 
     def __len__(self) -> int:
         return sum(last - first + 1 for first, last in self.spans)
