@@ -4,7 +4,7 @@ Per epoch and lane the numbers from 0 to `next_seq` are each one of: queued, rec
 and deleted), lost (with a loss record), moved (numbered anew in a later epoch), or astray (looked for in a damaged
 file). So `produced = queued + receipted + gone + lost + astray` can be told without reading a row. `next_seq` is
 written only where rows are deleted, for as long as a lane's newest row is there it tells the number itself: the hot
-path inserts rows and nothing else.
+path inserts rows and nothing else. Of the lowest numbers no more than a count may be kept (`folding.py`).
 """
 
 import sqlite3
@@ -24,11 +24,33 @@ KINDS: Final = ("receipted", "gone", "moved", "astray")
 GENERATION: Final = "generation"
 FRAMES_KEPT: Final = 4096  # marks of frames that cannot be removed from their source; beyond, the oldest go
 
+PAST: Final = 0  # stands for all epochs that were folded; the first real one is 1
+
 LaneKey = tuple[int, str]
 """Number of the epoch, name of the lane."""
 
 FrameMark = tuple[str, str]
 """Name of a frame in its source, hash of its content."""
+
+
+@dataclass(frozen=True)
+class Folded:
+    """How many of a lane's lowest numbers are gone, moved and lost, where no more than that is known."""
+
+    gone: int = 0
+    moved: int = 0
+    lost: int = 0
+
+    @property
+    def end(self) -> int:
+        """The first number that more is known of."""
+        return self.gone + self.moved + self.lost
+
+    def __add__(self, other: "Folded") -> "Folded":
+        return Folded(self.gone + other.gone, self.moved + other.moved, self.lost + other.lost)
+
+
+NOTHING: Final = Folded()
 
 
 @dataclass(frozen=True)
@@ -43,6 +65,7 @@ class LaneBook:
         moved: Numbered anew in a later epoch.
         lost: Dropped, each with a loss record.
         astray: Looked for in a damaged file: to be queued, or lost.
+        folded: What the numbers below all of these were.
     """
 
     next_seq: int = 0
@@ -52,19 +75,28 @@ class LaneBook:
     moved: Spans = EMPTY
     lost: Spans = EMPTY
     astray: Spans = EMPTY
+    folded: Folded = NOTHING
 
     @cached_property
     def queued(self) -> Spans:
         """Held and not receipted: what still has to be sent."""
-        if not self.next_seq:
-            return EMPTY
         settled = self.receipted.union(self.gone, self.moved, self.lost, self.astray)
-        return Spans(((0, self.next_seq - 1),)).minus(settled)
+        return Spans.of([(self.folded.end, self.next_seq - 1)]).minus(settled)
 
     @property
     def produced(self) -> int:
         """Rows that were first enqueued here; a moved row is counted where it went."""
-        return self.next_seq - len(self.moved)
+        return self.next_seq - len(self.moved) - self.folded.moved
+
+    @property
+    def sent(self) -> int:
+        """Rows that the server has receipted, whether they are held here or not."""
+        return len(self.receipted) + len(self.gone) + self.folded.gone
+
+    @property
+    def dropped(self) -> int:
+        """Rows that were lost."""
+        return len(self.lost) + self.folded.lost
 
 
 @dataclass(frozen=True)
@@ -74,7 +106,7 @@ class Book:
     Args:
         current: Number of the epoch that new rows get.
         epochs: Tokens by number.
-        lanes: Accounts by epoch and lane.
+        lanes: Accounts by epoch and lane; under `PAST` what is left of epochs that are no more.
         pending_losses: How many loss records wait for a receipt, by epoch; epochs without one are absent.
         meta: Words of the outbox's own, such as the server's generation.
         done_frames: Frames whose rows are durable, and that may lie in their source all the same: contents by name.
@@ -111,9 +143,10 @@ def load(connection: sqlite3.Connection) -> Book:
     """Reads the accounts. A book without epochs has `current` 0: the caller makes the first."""
     epochs = dict(sealed_pairs(connection, "SELECT no, token, made_ms, seal FROM epochs ORDER BY no"))
     lanes: dict[LaneKey, LaneBook] = {
-        (epoch, lane): LaneBook(next_seq=next_seq, sent_before=sent_before)
-        for epoch, lane, next_seq, sent_before in sealed(
-            connection, "SELECT epoch, lane, next_seq, sent_before, seal FROM lanes"
+        (epoch, lane): LaneBook(next_seq=next_seq, sent_before=sent_before, folded=Folded(*folded))
+        for epoch, lane, next_seq, sent_before, *folded in sealed(
+            connection,
+            "SELECT epoch, lane, next_seq, sent_before, folded_gone, folded_moved, folded_lost, seal FROM lanes",
         )
     }
     # One look-up a lane: SQLite answers max() of a key within bounds from the tree's edge.
@@ -177,6 +210,15 @@ class Draft:
         """The number of the epoch with this token."""
         return next((no for no, known in self._epochs.items() if known == token), None)
 
+    @property
+    def pending_losses(self) -> Mapping[int, int]:
+        """How many loss records wait for a receipt, by epoch; epochs without one are absent."""
+        return self._pending_losses
+
+    def lane_keys(self) -> list[LaneKey]:
+        """The lanes that there are accounts of."""
+        return list(self._lanes)
+
     def lane(self, epoch: int, lane: str) -> LaneBook:
         """As it stands now in this transaction."""
         return self._lanes.get((epoch, lane), LaneBook())
@@ -192,9 +234,12 @@ class Draft:
     def write(self, epoch: int, lane: str, book: LaneBook) -> None:
         """Puts the whole accounts of a lane into the database."""
         old = self.lane(epoch, lane)
+        folded = (book.folded.gone, book.folded.moved, book.folded.lost)
         self.connection.execute(
-            "INSERT OR REPLACE INTO lanes(epoch, lane, next_seq, sent_before, seal) VALUES (?, ?, ?, ?, ?)",
-            (*(row := (epoch, lane, book.next_seq, book.sent_before)), seal(*row)),
+            "INSERT OR REPLACE INTO "
+            "lanes(epoch, lane, next_seq, sent_before, folded_gone, folded_moved, folded_lost, seal) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (*(row := (epoch, lane, book.next_seq, book.sent_before, *folded)), seal(*row)),
         )
         for kind in KINDS:
             spans: Spans = getattr(book, kind)
@@ -217,6 +262,15 @@ class Draft:
         self._epochs[number] = token
         row = (number, token, now_ms)
         self.connection.execute("INSERT INTO epochs(no, token, made_ms, seal) VALUES (?, ?, ?, ?)", (*row, seal(*row)))
+
+    def end_epoch(self, number: int) -> None:
+        """Lets go of all that is known of an epoch."""
+        for table in ("lanes", "spans", "losses", "moments"):
+            self.connection.execute(f"DELETE FROM {table} WHERE epoch = ?", (number,))  # noqa: S608  (fixed)
+        self.connection.execute("DELETE FROM epochs WHERE no = ?", (number,))
+        del self._epochs[number]
+        for key in [key for key in self._lanes if key[0] == number]:
+            del self._lanes[key]
 
     def remember(self, key: str, value: str) -> None:
         """Keeps a word of the outbox's own, such as the server's generation."""

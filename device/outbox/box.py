@@ -214,7 +214,7 @@ class Outbox:
         book = self._core.book
         found = {lane: book.lane(book.current, lane) for lane in LANES}
         return {
-            lane: LanePosition(next_seq=facts.next_seq, queued=len(facts.queued), lost=len(facts.lost))
+            lane: LanePosition(next_seq=facts.next_seq, queued=len(facts.queued), lost=facts.dropped)
             for lane, facts in found.items()
         }
 
@@ -405,8 +405,8 @@ def count(book: Book) -> dict[str, LaneCounts]:
         found[lane] = LaneCounts(
             produced=total.produced + facts.produced,
             queued=total.queued + len(facts.queued),
-            receipted=total.receipted + len(facts.receipted) + len(facts.gone),
-            lost=total.lost + len(facts.lost),
+            receipted=total.receipted + facts.sent,
+            lost=total.lost + facts.dropped,
             astray=total.astray + len(facts.astray),
         )
     return found

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from device.day import Instant
-from device.outbox import changes, damage, highwater, losses, schema, ttl
+from device.outbox import changes, damage, folding, highwater, losses, schema, ttl
 from device.outbox.book import Book, Draft, load
 from device.outbox.carving import Found
 from device.outbox.damage import Accounts
@@ -190,6 +190,8 @@ class Core:
             more = self.transact(lambda draft: self._age(draft, now))
         if self._highwater.is_stale(self.book, self._told()):
             self._write_mark()
+        if folding.is_due(self.connection, self.book):
+            more = self.transact(self._fold) or more
         return more
 
     # Salvage
@@ -416,6 +418,11 @@ class Core:
     def _age(self, draft: Draft, now: Instant) -> bool:
         ttl.note(draft, self._means.policies, now)
         return ttl.expire(draft, self._means.policies, now, self._means.now_ms())
+
+    def _fold(self, draft: Draft) -> bool:
+        folding.fold_lanes(draft)
+        # The file beside this one must not name an epoch that is no more: it would be missed.
+        return not self._highwater.is_stale(self.book, self._told()) and folding.fold_epochs(draft)
 
     def _give_up(self, draft: Draft) -> None:
         for epoch, lane in list(self.book.lanes):

@@ -72,6 +72,22 @@ def oldest_waiting(connection: sqlite3.Connection) -> dict[tuple[int, str], int]
     return {(epoch, lane): first for epoch, lane, first in connection.execute(query)}
 
 
+def counts(connection: sqlite3.Connection) -> dict[tuple[int, str], int]:
+    """How many records there are, by epoch and lane."""
+    found = connection.execute("SELECT epoch, lane, count(*) FROM losses GROUP BY epoch, lane")
+    return {(epoch, lane): count for epoch, lane, count in found}
+
+
+def spans_of(connection: sqlite3.Connection, key: tuple[int, str]) -> list[Span]:
+    """The numbers that the records of a lane name."""
+    return [span(loss) for loss in _select(connection, "WHERE epoch = ? AND lane = ?", key)]
+
+
+def forget(connection: sqlite3.Connection, key: tuple[int, str], end: int) -> None:
+    """Lets go of a lane's records below a number."""
+    connection.execute('DELETE FROM losses WHERE epoch = ? AND lane = ? AND "last" < ?', (*key, end))
+
+
 def add(connection: sqlite3.Connection, new: LossRow) -> None:
     """Keeps a record; it becomes one with its neighbours where those were never sent."""
     if new.exact:

@@ -82,18 +82,21 @@ def delete_receipted(draft: Draft, most: int) -> int:
     """Deletes the oldest receipted rows of one lane, at most so many. Returns how many those were."""
     for lane in reversed(LANES):
         for epoch in sorted(draft.epochs):
-            book = draft.lane(epoch, lane)
-            oldest = book.receipted.head(most)
-            if oldest:
-                for span in oldest:
-                    _delete(draft, epoch, lane, span)
-                draft.write(
-                    epoch,
-                    lane,
-                    replace(book, receipted=book.receipted.minus(oldest), gone=book.gone.union(oldest)),
-                )
-                return len(oldest)
+            deleted = delete_receipted_of(draft, (epoch, lane), most)
+            if deleted:
+                return deleted
     return 0
+
+
+def delete_receipted_of(draft: Draft, key: LaneKey, most: int) -> int:
+    """As `delete_receipted` for this lane of this epoch."""
+    book = draft.lane(*key)
+    oldest = book.receipted.head(most)
+    for span in oldest:
+        _delete(draft, *key, span)
+    if oldest:
+        draft.write(*key, replace(book, receipted=book.receipted.minus(oldest), gone=book.gone.union(oldest)))
+    return len(oldest)
 
 
 def _drop_queued(draft: Draft, policies: Policies, now_ms: int) -> bool:

@@ -226,7 +226,16 @@ def _create(connection: sqlite3.Connection) -> None:
             strict=True,
         )
         database.table("lanes").create(
-            {"epoch": int, "lane": str, "next_seq": int, "sent_before": int, "seal": int},
+            {
+                "epoch": int,
+                "lane": str,
+                "next_seq": int,
+                "sent_before": int,
+                "folded_gone": int,
+                "folded_moved": int,
+                "folded_lost": int,
+                "seal": int,
+            },
             pk=("epoch", "lane"),
             strict=True,
         )

@@ -27,6 +27,7 @@ from hypothesis.stateful import (
 )
 
 from device.day import Instant
+from device.outbox import folding
 from device.outbox.batch import sign_batch
 from device.outbox.book import load
 from device.outbox.box import MIN_BUDGET_BYTES, Outbox
@@ -294,7 +295,9 @@ class Results(RuleBasedStateMachine):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("damaging", [False, True])
-def test_in_any_history_each_row_is_ingested_once_or_counted_as_lost(empty_catalog, damaging):
+def test_in_any_history_each_row_is_ingested_once_or_counted_as_lost(empty_catalog, damaging, monkeypatch):
+    monkeypatch.setattr(folding, "PIECES_KEPT", 3)
+    monkeypatch.setattr(folding, "EPOCHS_KEPT", 2)
     case = type("Case", (Results,), {"empty_catalog": empty_catalog, "damaging": damaging})
     run_state_machine_as_test(
         case,
