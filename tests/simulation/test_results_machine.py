@@ -225,6 +225,11 @@ class Results(RuleBasedStateMachine):
             if hasattr(self, "box"):
                 self.drain()
                 self.check()
+                before = self.box.counts()
+                self.the_disk_is_low()
+                self.do(self.box.tend(self.instant()))
+                assert self.box.counts() == before, "folding changes no count"
+                self.accounts_in_memory_are_those_on_the_disk()
         finally:
             if hasattr(self, "box"):
                 self.do(self.box.close())
@@ -296,8 +301,8 @@ class Results(RuleBasedStateMachine):
 @pytest.mark.slow
 @pytest.mark.parametrize("damaging", [False, True])
 def test_in_any_history_each_row_is_ingested_once_or_counted_as_lost(empty_catalog, damaging, monkeypatch):
-    monkeypatch.setattr(folding, "PIECES_KEPT", 3)
-    monkeypatch.setattr(folding, "EPOCHS_KEPT", 2)
+    monkeypatch.setattr(folding, "PIECES_KEPT", 1)
+    monkeypatch.setattr(folding, "EPOCHS_KEPT", 1)
     case = type("Case", (Results,), {"empty_catalog": empty_catalog, "damaging": damaging})
     run_state_machine_as_test(
         case,
