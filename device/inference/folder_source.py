@@ -27,6 +27,7 @@ from watchdog.observers.api import BaseObserver
 
 from device.inference.cancelling import cancel
 from device.inference.frames import FRAME_BYTES, SUFFIXES, DoneFrames, Frame, Mark, mark_of, name_of, plain_of
+from device.supervision import keep_up
 from protocol.errors import StateError
 from signing import durable
 
@@ -94,7 +95,15 @@ class FolderSource:
             # The system has no watch left to give: reading the folder finds the frames too, only later.
             _log.warning("the frame folder cannot be watched, it is read every %g s: %s", self._rescan_s, error)
         await self._rescan()
-        self._rescanner = loop.create_task(self._keep_rescanning())
+        self._rescanner = loop.create_task(
+            keep_up(
+                "reading the frame folder",
+                self._keep_rescanning,
+                monotonic=self._clock,
+                sleep=asyncio.sleep,
+                random=lambda: 1.0,  # no other machine waits for the same
+            )
+        )
 
     @property
     def dropped(self) -> int:

@@ -11,6 +11,7 @@ from device.inference.dialogue import Answer, Order, Ready
 from device.inference.evidence import Evidence
 from device.inference.frames import Frame
 from device.inference.worker_process import WorkerDied, WorkerProcess
+from device.supervision import keep_up
 from protocol.errors import Refused
 
 _log = logging.getLogger(__name__)
@@ -88,6 +89,7 @@ class Keeper:
         self._clock = clock
         self._sleep = sleep
         self._process: WorkerProcess | None = None
+        self._last: WorkerProcess | None = None  # the one whose end is waited for, or was met
         self._changed = asyncio.Event()
         self._gone = False
         self._task: asyncio.Task[None] | None = None
@@ -103,12 +105,21 @@ class Keeper:
 
         Raises:
             Refused: It does not come up; nothing is left running.
+            OSError: The machine has no memory, process or descriptor left for it; nothing is left running.
         """
         assert self._task is None
         self._gone = False
-        process = await self._start(self.order)
-        self._serve_with(process)
-        self._task = asyncio.get_running_loop().create_task(self._keep(process))
+        self._serve_with(await self._start(self.order))
+        self._task = asyncio.get_running_loop().create_task(
+            # Whatever a bug raises, frames must not wait for ever for a worker that nobody starts.
+            keep_up(
+                f"keeping the worker of model {self.order.model.name}",
+                self._keep,
+                monotonic=self._clock,
+                sleep=self._sleep,
+                random=lambda: 1.0,  # no other machine waits for the same
+            )
+        )
 
     async def infer(self, ticket: Ticket) -> tuple[Answer, Ready]:
         """One frame's answer, through as many workers as it takes, and what the one that gave it had loaded.
@@ -151,9 +162,11 @@ class Keeper:
             self._changed.clear()
             await self._changed.wait()
 
-    async def _keep(self, process: WorkerProcess) -> None:
+    async def _keep(self) -> None:
         early = 0
         while True:
+            process = self._last
+            assert process is not None, "a worker served before it is kept"
             born = self._clock()
             ending = await asyncio.shield(process.ended)
             lived_s = self._clock() - born
@@ -170,8 +183,11 @@ class Keeper:
                     self._evidence.crashed(refused.reason)
                     lived_s = 0.0
                     _log.warning("the worker of model %s does not come up again: %s", self.order.model.name, refused)
-            process = started
-            self._serve_with(process)
+                except OSError as error:
+                    # No memory, process or descriptor was left: that says nothing of the model.
+                    lived_s = 0.0
+                    _log.warning("the worker of model %s cannot be started: %s", self.order.model.name, error)
+            self._serve_with(started)
             self.restarts += 1
 
     def _serve_with(self, process: WorkerProcess) -> None:
@@ -183,6 +199,7 @@ class Keeper:
                 self._set(None)
 
         process.ended.add_done_callback(ended)
+        self._last = process
         self._set(process)
 
     def _set(self, process: WorkerProcess | None) -> None:

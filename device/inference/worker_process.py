@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import os
 import socket
 from collections import deque
@@ -15,6 +16,8 @@ from device.inference.frames import Frame
 from device.inference.spawning import end_process, python_command
 from protocol.errors import Reason, Refused
 from protocol.wire import pack, unpack
+
+_log = logging.getLogger(__name__)
 
 _SOCKET_BYTES: Final = 1 << 20  # a camera's JPEG goes over in one write
 _TAIL_BYTES: Final = 400
@@ -85,6 +88,7 @@ class WorkerProcess:
         Raises:
             Refused: What the worker said; `MODEL_CRASH` or `BOUNDS` by the way it ended; `MODEL_LOAD` when it did not
                 come up within `load_limit_s`.
+            OSError: The machine has no memory, process or descriptor left.
         """
         ours, theirs = socket.socketpair()
         for end in (ours, theirs):
@@ -177,15 +181,13 @@ class WorkerProcess:
         return await self._tail.text()
 
     async def _listen(self) -> None:
-        with contextlib.suppress(EOFError, ConnectionError, Refused):
-            while True:
-                message = await _receive(self._reader)
-                if not isinstance(message, Answer) or not self._waiting:
-                    break  # a worker that speaks out of turn is broken: it is ended below
-                entry = self._waiting.popleft()
-                self._watch_head()
-                if not entry.answer.done():
-                    entry.answer.set_result(message)
+        try:
+            await self._take_answers()
+        except (EOFError, ConnectionError, Refused):
+            pass
+        except Exception:
+            # Here and nowhere else: without this, whatever a bug raised would leave the frames waiting for ever.
+            _log.exception("a worker is ended, as nobody can listen to it")
         if self._timer is not None:
             self._timer.cancel()
         if not (self._stopping and self._waiting):
@@ -200,6 +202,17 @@ class WorkerProcess:
             if not entry.answer.done():
                 entry.answer.set_exception(WorkerDied(suspect=place == 0 and not self._stopping))
         self._waiting.clear()
+
+    async def _take_answers(self) -> None:
+        """Until the worker speaks out of turn: it is broken then, and is ended."""
+        while True:
+            message = await _receive(self._reader)
+            if not isinstance(message, Answer) or not self._waiting:
+                return
+            entry = self._waiting.popleft()
+            self._watch_head()
+            if not entry.answer.done():
+                entry.answer.set_result(message)
 
     def _watch_head(self) -> None:
         """The time limit is of the frame being inferred; those behind it have not begun."""
@@ -236,8 +249,9 @@ class _Tail:
         await cancel(self._task)
 
     async def _read(self) -> None:
-        while data := await self._stream.read(4096):
-            self._kept = (self._kept + data)[-_TAIL_BYTES:]
+        with contextlib.suppress(OSError):
+            while data := await self._stream.read(4096):
+                self._kept = (self._kept + data)[-_TAIL_BYTES:]
 
 
 async def _first(reader: asyncio.StreamReader) -> Ready:

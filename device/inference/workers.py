@@ -6,6 +6,7 @@ they wait in the frame source, which is bounded, and the gap is measured.
 """
 
 import asyncio
+import logging
 import os
 from collections.abc import Callable, Mapping
 
@@ -22,6 +23,8 @@ from device.update.ports import Health, ReleaseSet
 from protocol.errors import Reason, Refused
 from protocol.ids import Digest
 from protocol.wire import Message
+
+_log = logging.getLogger(__name__)
 
 
 class ModelStatus(Message):
@@ -213,8 +216,15 @@ class ProcessWorkers:
             await new.start(name for name in new.keepers if name in clash)
         except BaseException:
             await new.stop()
-            await old.start(name for name in old.keepers if old.keepers[name].process is None)
-            self._open.set()
+            try:
+                await old.start(name for name in old.keepers if old.keepers[name].process is None)
+            except (Refused, OSError) as error:
+                # Nobody would start it again: without it, the next convergence brings up whatever it is asked for.
+                _log.warning("release %s does not come up again: %s", old.release.manifest.version, error)
+                self._crew = None
+                await old.stop()
+            else:
+                self._open.set()
             raise
         return (self._clock() - began) * 1000.0
 

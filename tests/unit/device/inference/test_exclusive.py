@@ -128,3 +128,18 @@ async def test_from_the_cpu_to_the_accelerator_there_is_no_gap(bench, tmp_path):
     await workers.converge(release(tmp_path, "old", "cpu"))
     await workers.converge(release(tmp_path, "newer", "edgetpu"))
     assert workers.status().swap.gap_ms == 0.0
+
+
+async def test_an_accelerator_that_nobody_gets_back_is_asked_for_anew_and_no_frame_is_lost(bench, tmp_path):
+    """The new release does not come up, nor does the old one: the machine has no process left for a moment."""
+    tpu, workers = bench
+    old, new = release(tmp_path, "old", "edgetpu"), release(tmp_path, "newer", "edgetpu")
+    await workers.converge(old)
+    tpu.broken |= {one.variants["m0"].artifact.sha256 for one in (old, new)}
+    with pytest.raises(Refused):
+        await workers.converge(new)
+    waiting = asyncio.create_task(workers.infer(Frame("f", "image/png", b"", 0.0)))
+    await asyncio.sleep(0)
+    tpu.broken.clear()
+    await asyncio.wait_for(workers.converge(old), 10)
+    assert (await asyncio.wait_for(waiting, 10)).manifest == old.digest
