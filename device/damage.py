@@ -5,6 +5,7 @@ A damaged file is never deleted to make a new one: it is renamed, for whoever wa
 
 import contextlib
 import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -12,8 +13,8 @@ from protocol.errors import StateError
 from signing.durable import DISK, Disk
 
 KEPT_FILES: Final = 3  # of one database; a disk that keeps damaging it must not be filled by that
-LOGS: Final = ("-wal", "-shm")
-_MARK: Final = ".damaged-"
+LOGS: Final = ("-wal", "-shm", "-journal")
+DAMAGED: Final = ".damaged-"
 
 # Primary codes (https://www.sqlite.org/rescode.html): SQLITE_CORRUPT, _CONSTRAINT, _MISMATCH, _NOTADB.
 # Our statements break no constraint of a whole database.
@@ -37,11 +38,15 @@ class StateDamagedError(StateError):
         self.why = why or message
 
 
-def check_header(path: Path) -> str:
+def check_header(path: Path, page_bytes: int | None = None) -> str:
     """What is wrong with the beginning of a WAL database that lost nothing; empty when nothing is.
 
     SQLite takes a changed version there for a file of another program or one that is read-only
     (https://www.sqlite.org/fileformat.html#the_database_header).
+
+    Args:
+        path: Of the database.
+        page_bytes: The size of its pages where that is fixed.
     """
     with path.open("rb") as file:
         head = file.read(_HEADER_BYTES)
@@ -49,6 +54,8 @@ def check_header(path: Path) -> str:
         return "it does not begin as a database does"
     if head[18:24] != _VERSIONS or head[44:48] not in _SCHEMA_FORMATS or head[56:60] not in _ENCODINGS:
         return "its header was changed"
+    if page_bytes is not None and head[16:18] != page_bytes.to_bytes(2, "big"):
+        return "its header names another size of page"
     return ""
 
 
@@ -66,8 +73,9 @@ def is_damage(error: BaseException) -> bool:
 def set_aside(path: Path, disk: Disk = DISK) -> Path | None:
     """Renames a database and its logs, so that another one can take the place; older kept ones go.
 
-    Safe to repeat after a cut: logs that were left behind are renamed alone. A new database put here never finds an
-    old one's log.
+    The kept ones are numbered in their order, not by a clock, which may be years ahead and right again the next time.
+    Safe to repeat after a cut: logs that were left behind follow their database. A new database put here never finds
+    an old one's log.
 
     Returns:
         The damaged database's new path; None when nothing was there.
@@ -76,23 +84,57 @@ def set_aside(path: Path, disk: Disk = DISK) -> Path | None:
     here = [part for part in parts if part.exists()]
     if not here:
         return None
-    numbers = [int(found.stem.rpartition("-")[2]) for found in kept(path)]
-    target = path.with_name(f"{path.stem}{_MARK}{max(numbers, default=0) + 1}{path.suffix}")
+    before = kept(path)
+    target = before[-1] if before and parts[0] not in here else _next(path, before)
+    if any(_beside(target, path, part).exists() for part in here):
+        target = _next(path, before)
     for part in here:
-        disk.rename(part, target.with_name(target.name + part.name.removeprefix(path.name)))
+        disk.rename(part, _beside(target, path, part))
     for old in kept(path)[:-KEPT_FILES]:
-        for suffix in (*LOGS, ""):
-            disk.unlink(old.with_name(old.name + suffix))
+        remove(old, disk)
     return target
 
 
-def kept(path: Path) -> list[Path]:
-    """The damaged files kept beside a database, oldest first."""
+def kept(path: Path, mark: str = DAMAGED) -> list[Path]:
+    """The damaged files kept beside a database, oldest first; of one, there may be only a log.
+
+    Args:
+        path: Of the database.
+        mark: What stands in their names before the number.
+    """
     found: dict[int, Path] = {}
-    for each in path.parent.glob(f"{path.stem}{_MARK}*{path.suffix}*"):
+    for each in path.parent.glob(f"{path.stem}{mark}*{path.suffix}*"):
         name = each.name
         for suffix in LOGS:
             name = name.removesuffix(suffix)
         with contextlib.suppress(ValueError):
-            found[int(Path(name).stem.rpartition("-")[2])] = path.with_name(name)
+            found[_number(Path(name))] = path.with_name(name)
     return [found[number] for number in sorted(found)]
+
+
+def mark_as(file: Path, mark: str, disk: Disk = DISK) -> None:
+    """Gives a kept database and its logs another mark; safe to repeat after a cut."""
+    target = file.with_name(file.name.replace(DAMAGED, mark, 1))
+    for suffix in (*LOGS, ""):
+        part = file.with_name(file.name + suffix)
+        if part.exists():
+            disk.rename(part, target.with_name(target.name + suffix))
+
+
+def remove(file: Path, disk: Disk = DISK) -> None:
+    """Deletes a kept database and its logs."""
+    for suffix in (*LOGS, ""):
+        disk.unlink(file.with_name(file.name + suffix))
+
+
+def _next(path: Path, before: Sequence[Path]) -> Path:
+    number = 1 + max((_number(file) for file in before), default=0)
+    return path.with_name(f"{path.stem}{DAMAGED}{number}{path.suffix}")
+
+
+def _number(file: Path) -> int:
+    return int(file.stem.rpartition("-")[2])
+
+
+def _beside(target: Path, path: Path, part: Path) -> Path:
+    return target.with_name(target.name + part.name.removeprefix(path.name))

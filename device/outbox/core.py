@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
+from device.damage import set_aside
 from device.day import Instant
 from device.outbox import changes, damage, folding, highwater, losses, schema, ttl
 from device.outbox.book import Book, Draft, load
@@ -146,8 +147,8 @@ class Core:
         with self._reading:
             self.connection.close()
             self._reader.close()
-            target = damage.set_aside(self._means.path, self._means.now_ms())
-            read = damage.read_accounts(target)
+            target = set_aside(self._means.path)
+            read = None if target is None else damage.read_accounts(target)
             if read is not None:
                 known = replace(known, losses=read.losses)
             self.connection, self._reader, self.book = self._new(known, why, target)
@@ -249,7 +250,7 @@ class Core:
         known: Accounts | None = None
         why = DELETED
         if has_log and not damage.has_pages(path):
-            target = damage.set_aside(path, self._means.now_ms())
+            target = set_aside(path)
         elif path.exists():
             try:
                 book = self._look(expected, has_log=has_log)
@@ -260,7 +261,7 @@ class Core:
                     raise
                 why = str(error)
                 known = damage.read_accounts(path)
-                target = damage.set_aside(path, self._means.now_ms())
+                target = set_aside(path)
         if known is None:
             # A cut between setting aside and beginning anew left the accounts in the damaged file.
             known = next(filter(None, map(damage.read_accounts, reversed(damage.quarantined(path)))), None)

@@ -9,17 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from device.damage import kept, mark_as, remove
 from device.outbox import losses, schema
 from device.outbox.book import GENERATION, Book, Draft, LaneBook, load
 from device.outbox.highwater import Expected
 from device.outbox.losses import LossRow
 from protocol.spans import EMPTY, Spans
-from signing import durable
 
-KEPT_FILES: Final = 3  # to be salvaged; older ones go, as a disk that keeps damaging files must not be filled by it
-_MARK: Final = ".damaged-"
 _DONE: Final = ".salvaged-"
-_SUFFIXES: Final = ("-wal", "-shm", "-journal", "")  # the log first: the new database must never find the old one's
 
 
 @dataclass(frozen=True)
@@ -35,44 +32,24 @@ class Accounts:
     losses: tuple[LossRow, ...] = ()
 
 
-def set_aside(path: Path, now_ms: int) -> Path:
-    """Renames database and log, so that a new database can begin. Returns the damaged file's new path."""
-    target = path.with_name(f"{path.stem}{_MARK}{now_ms:015d}{path.suffix}")
-    number = 0
-    while target in quarantined(path):
-        number += 1
-        target = path.with_name(f"{path.stem}{_MARK}{now_ms:015d}-{number}{path.suffix}")
-    for suffix in _SUFFIXES:
-        part = path.with_name(path.name + suffix)
-        if part.exists():
-            durable.rename(part, target.with_name(target.name + suffix))
-    for old in quarantined(path)[:-KEPT_FILES]:
-        _remove(old)
-    return target
-
-
 def quarantined(path: Path) -> list[Path]:
     """The damaged files that were not looked through yet, oldest first."""
-    return _files(path, _MARK)
+    return kept(path)
 
 
 def salvaged(path: Path) -> list[Path]:
     """The damaged files that were looked through and lacked rows, oldest first: kept for a person."""
-    return _files(path, _DONE)
+    return kept(path, _DONE)
 
 
 def finish(path: Path, file: Path, *, keep: bool) -> None:
     """Notes that a damaged file was looked through: it goes, or is the one that is kept for a person."""
-    for old in salvaged(path) if keep else ():
-        _remove(old)
-    if keep:
-        target = file.with_name(file.name.replace(_MARK, _DONE, 1))
-        for suffix in _SUFFIXES:
-            part = file.with_name(file.name + suffix)
-            if part.exists():
-                durable.rename(part, target.with_name(target.name + suffix))
-    else:
-        _remove(file)
+    if not keep:
+        remove(file)
+        return
+    for old in salvaged(path):
+        remove(old)
+    mark_as(file, _DONE)
 
 
 def read_accounts(path: Path) -> Accounts | None:
@@ -174,14 +151,3 @@ def carry_over(draft: Draft, old: Accounts, now_ms: int) -> None:
         draft.remember(GENERATION, old.book.generation)
     draft.mark_done(old.book.done_frames.items())
     draft.count_pending_losses()
-
-
-def _files(path: Path, mark: str) -> list[Path]:
-    """By their names; of one whose database was deleted only the log is there."""
-    found = [*path.parent.glob(f"{path.stem}{mark}*{path.suffix}"), *path.parent.glob(f"{path.stem}{mark}*-wal")]
-    return sorted({file.with_name(file.name.removesuffix("-wal")) for file in found})
-
-
-def _remove(file: Path) -> None:
-    for suffix in _SUFFIXES:
-        durable.unlink(file.with_name(file.name + suffix))

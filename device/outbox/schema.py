@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from device import damage
 from device.outbox.keys import seal
 from protocol.errors import StateError
 from signing import durable
@@ -25,21 +26,6 @@ FORMAT: Final = "format"  # the version once more, sealed: a damaged version is 
 PAGE_BYTES: Final = 4096  # salvage counts on it
 ACCOUNTS: Final = ("meta", "epochs", "lanes", "spans", "losses", "moments", "frames")
 
-HEADER: Final = b"SQLite format 3\x00" + PAGE_BYTES.to_bytes(2, "big") + b"\x02\x02\x00\x40\x20\x20"
-
-# Queries are fixed and fit the schema: one that fails as such, or breaks a constraint, met accounts that are not ours.
-CORRUPT_CODES: Final = frozenset(
-    {
-        sqlite3.SQLITE_CORRUPT,
-        sqlite3.SQLITE_NOTADB,
-        sqlite3.SQLITE_ERROR,
-        sqlite3.SQLITE_MISMATCH,
-        sqlite3.SQLITE_CONSTRAINT,
-    }
-)
-UNREADABLE_CODES: Final = frozenset(
-    {sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_SHORT_READ, sqlite3.SQLITE_IOERR_CORRUPTFS}
-)
 FULL_CODES: Final = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR})
 
 
@@ -70,9 +56,12 @@ def open_reader(path: Path) -> sqlite3.Connection:
 
 
 def is_damage(error: sqlite3.Error) -> bool:
-    """Whether the file's content is at fault, as opposed to the disk being full or the file being busy."""
-    code = getattr(error, "sqlite_errorcode", None)
-    return code is not None and (code & 0xFF in CORRUPT_CODES or code in UNREADABLE_CODES)
+    """Whether the file's content is at fault, as opposed to the disk being full or the file being busy.
+
+    Queries are fixed and fit the schema: one that fails as such met accounts that are not ours.
+    """
+    code = getattr(error, "sqlite_errorcode", 0)
+    return code & 0xFF == sqlite3.SQLITE_ERROR or damage.is_damage(error)
 
 
 def damaged(why: str) -> sqlite3.DatabaseError:
@@ -155,10 +144,8 @@ def check_header(path: Path) -> None:
     """
     if path.with_name(f"{path.name}-journal").exists():  # cut while it was made: SQLite puts the header right
         return
-    with path.open("rb") as file:
-        found = file.read(len(HEADER))
-    if found and found != HEADER:
-        raise damaged("the file's header is not ours")
+    if path.stat().st_size and (why := damage.check_header(path, PAGE_BYTES)):
+        raise damaged(why)
 
 
 def free_pages(connection: sqlite3.Connection) -> int:

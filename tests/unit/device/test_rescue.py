@@ -3,9 +3,11 @@
 import errno
 import hashlib
 import itertools
+import os
 import random
 import shutil
 import sqlite3
+from pathlib import Path
 
 import pytest
 
@@ -459,6 +461,37 @@ def test_a_few_damaged_files_are_kept_with_their_logs_and_older_ones_go(tmp_path
     assert [file.read_bytes() for file in kept(path)] == [b"3", b"4", b"5"]
     assert len(list(tmp_path.iterdir())) == 2 * KEPT_FILES
     assert set_aside(path) is None
+
+
+def test_what_is_set_aside_is_told_older_from_newer_by_its_number_whatever_the_clock(tmp_path, monkeypatch):
+    """Ten years ahead for three of them, and right again: the one with the newest rows must not be the first to go."""
+    path = tmp_path / "outbox.db"
+    for number in range(KEPT_FILES + 1):
+        year_s = 2_100_000_000 if number < KEPT_FILES else 1_790_000_000
+        monkeypatch.setattr("time.time", lambda year_s=year_s: year_s)
+        path.write_bytes(b"%d" % number)
+        os.utime(path, (year_s, year_s))
+        newest = set_aside(path)
+    assert newest.read_bytes() == b"3"
+    assert [file.read_bytes() for file in kept(path)] == [b"1", b"2", b"3"]
+
+
+def test_logs_that_a_cut_left_behind_follow_their_database(tmp_path):
+    """Rows that go on from a page of the file to one of the log are found by the two together."""
+    path = tmp_path / "outbox.db"
+
+    def cut(effect: str, at: Path) -> None:
+        if effect == "rename" and at.name.endswith("-wal"):
+            raise PowerCut
+
+    for number in range(2):
+        path.write_bytes(b"%d" % number)
+        path.with_name("outbox.db-wal").write_bytes(b"log %d" % number)
+        with pytest.raises(PowerCut):
+            set_aside(path, Disk(cut))
+        set_aside(path)
+    assert [file.read_bytes() for file in kept(path)] == [b"0", b"1"]
+    assert [file.with_name(f"{file.name}-wal").read_bytes() for file in kept(path)] == [b"log 0", b"log 1"]
 
 
 def test_damage_that_shows_itself_later_is_told_to_who_can_mend_it(layout):
