@@ -6,6 +6,7 @@ No process is made here: what starts them and what they are is replaced, the kee
 import asyncio
 import errno
 import logging
+from collections.abc import Mapping, Sequence
 
 import pytest
 
@@ -13,7 +14,7 @@ from device.inference import folder_source, worker_process
 from device.inference.dialogue import Order
 from device.inference.evidence import Evidence
 from device.inference.folder_source import FolderSource
-from device.inference.frames import Frame
+from device.inference.frames import Frame, Mark
 from device.inference.keeper import Backoff, Keeper
 from device.inference.workers import ProcessWorkers
 from tests.fakes import tiny_models as tiny
@@ -55,6 +56,18 @@ class Machine:
     async def sleep(self, seconds: float) -> None:
         self.slept.append(seconds)
         await asyncio.sleep(0)
+
+
+class NoMarks:
+    """No frame was done before."""
+
+    done_frames: Mapping[str, str] = {}
+
+    def is_done(self, frame: Mark) -> bool:
+        return False
+
+    async def forget_frames(self, frames: Sequence[Mark]) -> None:
+        pass
 
 
 @pytest.fixture
@@ -140,7 +153,7 @@ async def test_the_frame_folder_is_read_on_after_a_bug(tmp_path, monkeypatch, ca
     def no_watch():
         raise OSError(errno.ENOSPC, "no watch left")
 
-    source = FolderSource(tmp_path, clock=asyncio.get_running_loop().time, rescan_s=0.01)
+    source = FolderSource(tmp_path, NoMarks(), clock=asyncio.get_running_loop().time, rescan_s=0.01)
     monkeypatch.setattr(folder_source.Observer, "start", lambda self: no_watch())
     await source.start()
     read = folder_source._whole_files
