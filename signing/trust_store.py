@@ -2,7 +2,7 @@
 
 - `TrustStore`: one TUF repository, durable and floored; `ImageStore` and `DirectorStore` are the two that a device
   keeps, with what Headland asks of them beyond TUF.
-- `DirectorView.verify_object`: the one place that verifies assignments, time statements and receipts.
+- `DirectorView.verify_object`, `.verify_receipts`, `.verify_time`: the one place that verifies the director's objects.
 - `Floors`, `Source`: the ports. `HttpSource` and `Offered` are sources.
 """
 

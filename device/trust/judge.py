@@ -85,7 +85,7 @@ class Judge:
         found = []
         for text in texts:
             try:
-                found.append(director.verify_object(text, ReceiptsBody, self._device, self.now()))
+                found.append(director.verify_receipts(text, self._device))
             except Refused:
                 continue
         return tuple(found)
@@ -137,7 +137,7 @@ class _Contact:
             image = self._refresh("image", lambda: judge._image.refresh(image_source, now), reading)
         assignment = self._assignment(director, now)
         reported = self._reported(director, now)
-        receipts = self._receipts(director or keys, now)
+        receipts = self._receipts(director or keys)
         if self._link is not None:
             raise self._link
         newest = image if image is not None else self._stored_image()
@@ -240,12 +240,12 @@ class _Contact:
             return None
         return body
 
-    def _receipts(self, director: DirectorView | None, now: datetime) -> tuple[ReceiptsBody, ...]:
+    def _receipts(self, director: DirectorView | None) -> tuple[ReceiptsBody, ...]:
         found = []
         for text in self._answer.receipts if director is not None else ():
             assert director is not None
             try:
-                found.append(director.verify_object(text, ReceiptsBody, self._judge._device, now))
+                found.append(director.verify_receipts(text, self._judge._device))
             except Refused as error:
                 self._complain("receipts", error.reason, error.message)
         return tuple(found)

@@ -19,6 +19,7 @@ from signing.trust.source import Source
 from signing.trust.store import Trusted, TrustStore
 
 B = TypeVar("B", AssignmentBody, ClockBody, ReceiptsBody, ReportedBody)
+N = TypeVar("N", AssignmentBody, ReportedBody)  # the newest one counts
 
 _KINDS: Mapping[type, str] = {
     AssignmentBody: "assignment",
@@ -43,13 +44,13 @@ class DirectorView:
         self._targets = targets
         self._floors = floors
 
-    def verify_object(self, text: str, kind: type[B], device: str, now: datetime) -> B:
+    def verify_object(self, text: str, kind: type[N], device: str, now: datetime) -> N:
         """Verifies one signed object. Checked in this order, each with a reason of its own: length, signature by the
         role of the kind, kind, device, version (never lower than one verified before), expiry.
 
         Args:
             text: As it came.
-            kind: `AssignmentBody`, `ReceiptsBody` or `ReportedBody`, whose nonce is the caller's to compare.
+            kind: `AssignmentBody` or `ReportedBody`, whose nonce is the caller's to compare.
             device: The id that must stand inside the signed bytes.
             now: Expiry is judged by it.
 
@@ -60,10 +61,38 @@ class DirectorView:
             Refused: `LENGTH`; `METADATA` (malformed, or another kind); `SIGNATURE`; `WRONG_DEVICE`; `ROLLBACK`;
                 `EXPIRED`.
         """
-        body, expires, version, floor = self._open(text, kind, device)
+        body, expires, version = self._open(text, kind, device)
+        floor = self._floor(kind, device)
+        _check_version(kind, version, floor)
         _check_expiry(kind, expires, now)
         floor.rise(version)
         return body
+
+    def verify_receipts(self, text: str, device: str) -> ReceiptsBody:
+        """Verifies one receipt, whenever and in whatever order receipts come: as `verify_object`, without version and
+        expiry.
+
+        A receipt says that these very rows are durable in this life of the server's catalog, and that does not become
+        untrue with time or with later receipts: a replay (ATTACKS.md O26) says once more what is so. What it cannot
+        do stands in its signed body, and the outbox holds it to that: another machine's names another device (O25);
+        rows with other bytes have another hash; another life of this outbox has another epoch; and a server that was
+        set back, to which the rows may be missing again, has begun another generation, after which no older receipt
+        counts and what older ones had covered is queued again. Receipts of a key that was stolen end with the key, by
+        the director's targets, not with a date.
+
+        A floor or an expiry would take nothing from an attacker, who can as well send genuine receipts in their
+        order. It would take delivered results from the machine: those whose receipt came by stick after a newer one
+        by the network, or while its wall clock, not sure, was years ahead. And a thief of the key could raise the
+        floor above all genuine receipts.
+
+        Args:
+            text: As it came.
+            device: The id that must stand inside the signed bytes.
+
+        Raises:
+            Refused: `LENGTH`; `METADATA` (malformed, or another kind); `SIGNATURE`; `WRONG_DEVICE`.
+        """
+        return self._open(text, ReceiptsBody, device)[0]
 
     def verify_time(self, text: str, device: str, nonce: str) -> ClockBody:
         """Verifies a time statement; its own expiry is judged by the time that it states.
@@ -79,7 +108,8 @@ class DirectorView:
         Raises:
             Refused: As `verify_object`, or `TIME` for another nonce.
         """
-        body, expires, _, _ = self._open(text, ClockBody, device)
+        body, expires, version = self._open(text, ClockBody, device)
+        _check_version(ClockBody, version, self._floor(ClockBody, device))
         _check_expiry(ClockBody, expires, datetime.fromtimestamp(0, UTC) + timedelta(milliseconds=body.time_ms))
         if body.nonce != nonce:
             raise Refused(Reason.TIME, "a time statement for another request")
@@ -87,7 +117,9 @@ class DirectorView:
 
     def keep_time_version(self, text: str, device: str) -> None:
         """Makes the version of a time statement that was verified a floor."""
-        _, _, version, floor = self._open(text, ClockBody, device)
+        _, _, version = self._open(text, ClockBody, device)
+        floor = self._floor(ClockBody, device)
+        _check_version(ClockBody, version, floor)
         floor.rise(version)
 
     def keys(self, kind: str) -> tuple[tuple[str, ...], int]:
@@ -98,7 +130,7 @@ class DirectorView:
             raise Refused(Reason.METADATA, f"director: no role for {kind}: {error}") from error
         return tuple(sorted(role.keyids)), role.threshold
 
-    def _open(self, text: str, kind: type[B], device: str) -> tuple[B, datetime, int, KeyedFloor]:
+    def _open(self, text: str, kind: type[B], device: str) -> tuple[B, datetime, int]:
         name = _KINDS[kind]
         data = text.encode(errors="surrogatepass")
         if len(data) > limits.OBJECT_BYTES:
@@ -116,11 +148,11 @@ class DirectorView:
             raise Refused(Reason.METADATA, f"{name}: the signed bytes are of kind {_KINDS[type(body)]}")
         if body.device != device:
             raise Refused(Reason.WRONG_DEVICE, f"{name} for {body.device}; this is {device}")
-        keyids, threshold = self.keys(name)
-        floor = KeyedFloor(self._floors, f"director/{ROLES[name]}/{device}", keyids, threshold)
-        if signed.version < floor.value():
-            raise Refused(Reason.ROLLBACK, f"{name} {signed.version}, and {floor.value()} was seen before")
-        return body, signed.expires, signed.version, floor
+        return body, signed.expires, signed.version
+
+    def _floor(self, kind: type, device: str) -> KeyedFloor:
+        name = _KINDS[kind]
+        return KeyedFloor(self._floors, f"director/{ROLES[name]}/{device}", *self.keys(name))
 
 
 class DirectorStore:
@@ -168,6 +200,11 @@ def _inspect(role: str, signed: Root | Targets) -> None:
     check_keys("director", signed)
     if isinstance(signed, Targets) and role == "targets":
         terms(signed, DirectorTerms, "director/targets.json")
+
+
+def _check_version(kind: type, version: int, floor: KeyedFloor) -> None:
+    if version < floor.value():
+        raise Refused(Reason.ROLLBACK, f"{_KINDS[kind]} {version}, and {floor.value()} was seen before")
 
 
 def _check_expiry(kind: type, expires: datetime, now: datetime) -> None:

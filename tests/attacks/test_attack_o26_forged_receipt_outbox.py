@@ -56,6 +56,26 @@ async def test_attack_o26_a_forged_receipt_deletes_nothing(tmp_path, name):
         assert await box.apply_receipt(receipt) == 10, "the genuine one still counts"
 
 
+async def test_attack_o26_a_receipt_that_is_replayed_covers_what_it_covered_and_nothing_of_a_new_life(tmp_path):
+    """Trust takes receipts in any order, old ones too: it is the rows' hash, epoch and generation that hold them."""
+    async with opened(tmp_path) as machine:
+        await machine.meets()
+        box = machine.outbox
+        await box.enqueue_all([("results", row) for row in ROWS])
+        old = genuine(box.epoch, machine.server.generation)
+        assert await box.apply_receipt(old) == 10
+        await box.enqueue_all([("results", row) for row in ROWS])
+        assert await box.apply_receipt(old) == 0, "the same bytes under other numbers"
+        await box.begin_epoch()
+        await box.enqueue_all([("results", row) for row in ROWS])
+        assert await box.apply_receipt(old) == 0, "the same bytes under the same numbers of another epoch"
+        machine.server.generation = "b" * 32
+        await machine.meets()
+        assert box.counts()["results"].queued == 30, "a server that was set back may have lost what it had receipted"
+        assert await box.apply_receipt(old) == 0
+        assert box.counts()["results"].queued == 30
+
+
 async def test_attack_o26_receipted_rows_are_deleted_only_when_space_is_needed_and_others_stay(tmp_path):
     async with opened(tmp_path, budget_bytes=MIN_BUDGET_BYTES) as machine:
         await machine.meets()

@@ -175,6 +175,26 @@ def test_receipts_that_come_alone_are_held_against_what_is_stored(field: Field) 
     assert [body.device for body in field.judge().receipts((good, other, foreign, field.time()))] == [DEVICE]
 
 
+def test_a_receipt_from_a_stick_counts_after_a_newer_one_from_the_network(field: Field) -> None:
+    field.contact()
+    stick = field.receipts(epoch="5" * 32)
+    field.now += timedelta(days=1)
+    network = field.receipts()
+    assert [body.epoch for body in field.judge().receipts((network, stick, network))] == ["4" * 32, "5" * 32, "4" * 32]
+    assert [body.epoch for body in field.contact(receipts=(stick, network)).receipts] == ["5" * 32, "4" * 32]
+
+
+def test_a_wall_clock_years_ahead_that_is_not_sure_keeps_no_receipt_out(field: Field) -> None:
+    field.contact()
+    field.reboots()
+    field.wall_off = timedelta(days=3650)
+    field.boot_ms += 100_000
+    verdict = field.contact(asked_ago_s=70, receipts=(field.receipts(),))  # so long ago that its time is not believed
+    assert ("clock", "time") in reasons(verdict)
+    assert len(verdict.receipts) == 1
+    assert len(field.judge().receipts((field.receipts(),))) == 1
+
+
 def test_what_this_machine_reported_is_believed_for_this_very_request(field: Field) -> None:
     field.contact()
     verdict = field.contact(reported=field.reported(release_counter=7))
