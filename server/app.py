@@ -231,6 +231,8 @@ def open_parts(state: Path, now_ms: NowMs, secrets: SecretsHandler) -> Parts:
     blobs = open_blobs(settings.storage.blobs, state)
     catalog = Catalog(catalog_url(settings, state))
     prepare_catalog(catalog)
+    if not settings.storage.catalog:
+        _free_jobs(catalog)
     _wake(catalog)
     take_marker(layout, catalog, now_ms())
     _count(layout, catalog, now_ms())
@@ -298,6 +300,12 @@ def _count(layout: Layout, catalog: Catalog, now_ms: int) -> bool:
         session.facts.put("alive_ms", now_ms)
     durable.write(layout.starts, str(count).encode())
     return False
+
+
+def _free_jobs(catalog: Catalog) -> None:
+    """Takes up at once what a killed server was at. Its catalog is a file here, and who holds the folder is alone."""
+    with catalog.write() as session:
+        session.jobs.free()
 
 
 def _wake(catalog: Catalog) -> None:

@@ -18,7 +18,7 @@ from server.storage.catalog import Catalog
 from server.storage.jobs import COMPRESS, Claim
 from server.storage.records import Compressed
 
-LEASE_MS = 60_000  # after a crash this is the wait; who works renews it
+LEASE_MS = 60_000  # after a crash this is the wait of other servers; who works renews it
 RENEW_MS = LEASE_MS // 4
 
 

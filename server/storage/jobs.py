@@ -11,6 +11,8 @@ from server.storage.schema import jobs
 COMPRESS: Final = "compress"
 PATCH: Final = "patch"
 LONGEST_WAIT_S: Final = 3600  # after many failures a job is tried once an hour
+FREED_TRIES: Final = 2
+"""A job that was begun more often than this and never ended may be what ends the server: it waits out its lease."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,14 @@ class Jobs:
             .values(claimed_until_ms=now_ms + lease_ms, tries=row.tries + 1)
         )
         return Claim(kind, str(row.subject), row.tries + 1)
+
+    def free(self) -> int:
+        """Ends all waits of jobs that were tried no more than `FREED_TRIES` times. Returns how many there were.
+
+        For who knows that nobody else works on this catalog: whoever held them is dead.
+        """
+        waiting = update(jobs).where(jobs.c.claimed_until_ms > 0, jobs.c.tries <= FREED_TRIES)
+        return self._connection.execute(waiting.values(claimed_until_ms=0)).rowcount
 
     def renew(self, claim: Claim, now_ms: int, lease_ms: int) -> bool:
         """Holds a job for `lease_ms` from now on. False: somebody else took it, or nobody wants it any more."""

@@ -17,7 +17,10 @@ from protocol.results import Loss, rows_sha256
 from protocol.transfer import decompress, open_segment, parse_index
 from protocol.wire import decode, encode
 from server.app import serve
+from server.compress import LEASE_MS
 from server.storage.blobs import FolderBlobs
+from server.storage.catalog import Catalog
+from server.storage.jobs import COMPRESS, FREED_TRIES, Claim
 from tests.fakes.server_house import House, body_of, make_manifest, no_secret, signed_by, status
 
 
@@ -309,6 +312,38 @@ async def test_a_second_server_on_the_same_folder_does_not_start_and_disturbs_no
         async with serve(house.state, lambda: house.now_ms, no_secret):
             pass
     assert incoming.exists()
+
+
+async def test_what_a_killed_server_was_at_is_taken_up_at_the_next_start(house: House) -> None:
+    await house.stop()
+    data = b"a model that was half compressed"
+
+    def leave_behind() -> None:
+        """As a server that was killed: one job begun, and one that it was killed at again and again."""
+        FolderBlobs(house.state / "blobs").put_now(digest(data), [data])
+        catalog = Catalog(f"sqlite:///{house.state / 'catalog.db'}")
+        with catalog.write() as session:
+            session.payloads.add_blob(digest(data), len(data), house.now_ms)
+            session.payloads.want([digest(data)], house.now_ms)
+            assert session.jobs.claim(COMPRESS, house.now_ms, LEASE_MS) is not None
+            session.jobs.want("deadly", {"a": 1}, house.now_ms)
+            for _ in range(FREED_TRIES + 1):
+                assert session.jobs.claim("deadly", house.now_ms, 0) is not None
+            assert session.jobs.renew(Claim("deadly", "a", FREED_TRIES + 1), house.now_ms, LEASE_MS)
+        catalog.close()
+
+    await asyncio.to_thread(leave_behind)
+    await house.start()
+    await house.payloads()  # the clock stands still: no lease ends by itself
+
+    def is_deadly_free() -> bool:
+        catalog = Catalog(f"sqlite:///{house.state / 'catalog.db'}")
+        with catalog.write() as session:
+            claim = session.jobs.claim("deadly", house.now_ms, LEASE_MS)
+        catalog.close()
+        return claim is not None
+
+    assert not await asyncio.to_thread(is_deadly_free)
 
 
 async def test_where_a_killed_server_listened_is_not_told_as_where_the_next_one_does(house: House) -> None:
