@@ -176,6 +176,12 @@ def end(folder: Path, now: datetime) -> Authorities:
         return load(folder)
 
 
+def newest_mark(record: bytes) -> TrustMark:
+    """The mark of the newest CA in the content of an `authorities.json` of ours."""
+    generations = decode(record, Record, limit=limits.MIB).generations
+    return anchors.marks([_certificate(generations[0])])[0]
+
+
 def settle(folder: Path) -> None:
     """Ends what a cut left of a rotation: its new key takes its place, or is destroyed."""
     with one_by_one(folder):

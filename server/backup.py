@@ -18,6 +18,8 @@ from typing import Final, Protocol
 
 from protocol.errors import StateError
 from protocol.ids import Digest, is_digest
+from protocol.messages import TrustMark
+from server.authorities import RECORD, newest_mark
 from server.backup_format import (
     BLOB_LIST,
     CATALOG,
@@ -35,12 +37,14 @@ from server.backup_format import (
     take_blob,
     write_contents,
 )
+from server.certificates import BACKED_UP
 from server.clock import NowMs
 from server.founding import Layout, catalog_url, open_layout
 from server.settings import ServerSettings, read_settings
 from server.storage.blobs import blob_folder
 from server.storage.catalog import Catalog
 from signing import durable
+from signing.locks import one_by_one
 from signing.sealed_file import SCRYPT_N, RandomBytes, seal
 
 CATALOG_TRIES: Final = 3  # a blob that the server withdrew while it was copied: the catalog is copied again
@@ -152,7 +156,7 @@ class _Work:
         durable.write(
             folder / BLOB_LIST, "".join(f"{sha256} {length}\n" for sha256, length in sorted(named.items())).encode()
         )
-        self._copy_state(folder, blobs, random)
+        ca = self._copy_state(folder, blobs, random)
         contents = Contents(
             format=1,
             created_ms=created_ms,
@@ -166,7 +170,7 @@ class _Work:
         name = self._name(created_ms)
         durable.rename(folder, self.backup / "sets" / name)
         removed = self._forget(sets(self.backup)[: -self.options.keep or None] if self.options.keep else [])
-        self._tell(created_ms, now_ms())
+        self._tell(created_ms, ca, now_ms())
         return Backup(
             name=name,
             contents=contents,
@@ -242,16 +246,19 @@ class _Work:
             return False
         return True
 
-    def _copy_state(self, folder: Path, blobs: Path | None, random: RandomBytes) -> None:
+    def _copy_state(self, folder: Path, blobs: Path | None, random: RandomBytes) -> TrustMark:
+        """Returns the mark of the newest CA that was copied."""
         files = self._state_files(blobs)
+        ca = newest_mark(files[f"ca/{RECORD}"])
         if self.options.passphrase is not None:
             content = json.dumps({name: data.hex() for name, data in files.items()}).encode()
             durable.write(folder / SEALED, seal(content, self.options.passphrase, random, self.options.key_cost))
-            return
+            return ca
         for name, data in files.items():
             path = folder / PLAIN / name
             durable.make_dir(path.parent)
             durable.write(path, data)
+        return ca
 
     def _state_files(self, blobs: Path | None) -> dict[str, bytes]:
         """Everything in the state folder that is not made anew: what is added there one day is not forgotten here."""
@@ -259,13 +266,15 @@ class _Work:
         # A catalog elsewhere comes back by other hands: `starts` beside it shows whether it is older than this.
         leave = NOT_STATE - ({"starts"} if self.settings.storage.catalog else set())
         found = {}
-        for path in sorted(state.rglob("*")):
-            inside = path.relative_to(state)
-            if inside.parts[0] in leave or path.name.startswith(durable.TEMPORARY_PREFIX) or not path.is_file():
-                continue
-            if blobs is not None and path.is_relative_to(blobs):
-                continue
-            found[str(inside)] = path.read_bytes()
+        # A rotation in between would leave one CA's record beside another one's key: nobody could start from that.
+        with one_by_one(self.layout.ca), one_by_one(self.layout.keys):
+            for path in sorted(state.rglob("*")):
+                inside = path.relative_to(state)
+                if inside.parts[0] in leave or path.name.startswith(durable.TEMPORARY_PREFIX) or not path.is_file():
+                    continue
+                if blobs is not None and path.is_relative_to(blobs):
+                    continue
+                found[str(inside)] = path.read_bytes()
         return found
 
     def _files(self, folder: Path) -> Iterator[BackupFile]:
@@ -297,11 +306,12 @@ class _Work:
                 durable.unlink(blob_path(self.backup / "blobs", sha256))
         return list(names)
 
-    def _tell(self, created_ms: int, now_ms: int) -> None:
+    def _tell(self, created_ms: int, ca: TrustMark, now_ms: int) -> None:
         catalog = Catalog(catalog_url(self.settings, self.layout.state))
         try:
             with catalog.write() as session:
                 session.facts.put("backup_ms", created_ms)
+                session.facts.put(BACKED_UP, ca)
                 session.events.add(now_ms, "backed-up", what=str(self.backup))
         finally:
             catalog.close()

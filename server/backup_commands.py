@@ -110,6 +110,13 @@ def restore(
         "Machines that enrolled since are taken back by their certificate; nothing is assigned to them before "
         "`headland device readmit NAME`.",
     ]
+    if done.unread:
+        unread = "; ".join(done.unread)
+        warnings.append(f"Newer sets could not be read, and a newer CA in them is missing: {unread}.")
+    warnings.append(
+        "If the CA was replaced after the backup, and ca/ as it was last is anywhere, put it in the place of this one "
+        "now: machines that enrolled since then trust nothing else, and must be enrolled anew without it."
+    )
     if done.lost:
         warnings.append(
             f"{len(done.lost)} blobs did not come back, such as {done.lost[0]}: the same push brings them again."
@@ -119,6 +126,7 @@ def restore(
     said = {
         "state": str(state),
         "set": done.name,
+        "keys_from": done.keys_from,
         "backup_ms": contents.created_ms,
         "blobs": done.blobs,
         "lost": done.lost,
@@ -131,6 +139,8 @@ def restore(
     table = Table("what", "value", show_header=False, box=None)
     table.add_row("restored", f"{done.name}, a moment of {when:%Y-%m-%d %H:%M:%S} UTC, to {escape(str(state))}")
     table.add_row("blobs", str(done.blobs))
+    if done.keys_from != done.name:
+        table.add_row("CA and online keys", f"of the newer set {done.keys_from}")
     for text in contents.left_out:
         table.add_row("[bold]not in it[/]", escape(text))
     for text in warnings:

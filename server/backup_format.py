@@ -16,7 +16,7 @@ import hashlib
 import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Final, Literal
 
 from protocol import limits
@@ -79,13 +79,27 @@ def read_contents(folder: Path) -> Contents:
     """What a set says is in it.
 
     Raises:
-        Refused: `HASH`: it was changed.
+        Refused: `HASH`: it was changed; `METADATA`: it names a file outside.
     """
     data = (folder / CONTENTS).read_bytes()
     line, _, said = data.partition(b"\n")
     if said.strip() != digest(line).encode():
         raise Refused(Reason.HASH, f"{folder / CONTENTS} is damaged", hint="take another set: --set NAME")
-    return decode(line, Contents, limit=CONTENTS_BYTES)
+    contents = decode(line, Contents, limit=CONTENTS_BYTES)
+    for file in contents.files:
+        check_inside(file.path, folder.name)
+    return contents
+
+
+def check_inside(path: str, what: str) -> None:
+    """Refuses a path that leads out of the folder that it is relative to.
+
+    Raises:
+        Refused: `METADATA`.
+    """
+    parts = PurePosixPath(path).parts
+    if not parts or parts[0] == "/" or ".." in parts:
+        raise Refused(Reason.METADATA, f"{what}: {path!r} leads outside")
 
 
 def write_contents(folder: Path, contents: Contents) -> None:

@@ -22,6 +22,9 @@ from signing import anchors
 ROTATE_AT: Final = 0.8
 """Of a CA's life. At half of it a person is asked to do it; at this point nobody is waited for."""
 
+BACKED_UP: Final = "backed_up_ca"
+"""The fact that names the newest CA of the last backup."""
+
 ASK_EVERY: Final = timedelta(hours=1)
 
 log = logging.getLogger("headland.server")
@@ -120,7 +123,12 @@ def dependent(session: Session, held: Authorities) -> list[str]:
 
 
 def told_ca(session: Session, held: Authorities) -> dict[str, Any]:
-    """The CA for the status: its generations, and the machines that an old one waits for."""
+    """The CA for the status.
+
+    Its generations; the machines that an old one waits for; machines that trust a CA which is not known here, for this
+    server is older than the rotation that made it; and whether a backup was made since the newest one.
+    """
+    known = set(anchors.marks(held.certificates))
     retiring = any(each.standing == "retiring" for each in held.record.generations)
     return {
         "generations": [
@@ -128,6 +136,8 @@ def told_ca(session: Session, held: Authorities) -> dict[str, Any]:
             for mark, each in zip(anchors.marks(held.certificates), held.record.generations, strict=True)
         ],
         "waits_for": dependent(session, held) if retiring else [],
+        "lacks": [each.id for each in session.devices.certificates() if not set(each.trusts) <= known],
+        "backed_up": session.facts.get(BACKED_UP) == held.marks[0],
     }
 
 

@@ -158,6 +158,12 @@ def _status_table(found: dict[str, Any]) -> Table:
         table.add_row("machines' certificates", ", ".join(f"{count} {state}" for state, count in old.items()))
     if found["ca"]["waits_for"]:
         table.add_row("the old CA waits for", f"{len(found['ca']['waits_for'])} machines: headland-server ca show")
+    if found["ca"]["lacks"]:
+        machines = f"{len(found['ca']['lacks'])} machines, such as {found['ca']['lacks'][0]}"
+        text = f"{machines}, trust a newer one: put its ca/ back; without it, who enrolled since it cannot come"
+        table.add_row("[bold red]an older CA[/]", escape(text))
+    if not found["ca"]["backed_up"]:
+        table.add_row("[bold red]not backed up[/]", "the CA: headland-server backup FOLDER")
     return table
 
 

@@ -2,7 +2,8 @@
 
 Everything is copied beside the new folder, verified, made durable, and gets its name at last: a restore that was cut
 leaves nothing that looks like a server. What cannot do harm when it is missing does not stop it: a blob that is damaged
-is left behind and named, for the managers' tool has it. The catalog, the keys and the CA must be whole.
+is left behind and named, for the managers' tool has it. The catalog, the keys and the CA must be whole. Of those the
+newest is taken that any set has (`server.newest_keys`).
 """
 
 import sqlite3
@@ -13,8 +14,8 @@ from pathlib import Path
 from typing import Final
 
 from protocol import limits
-from protocol.errors import Reason, Refused, StateError
-from protocol.ids import DeviceId, Digest, Millis, parse_name
+from protocol.errors import HeadlandError, Reason, Refused, StateError
+from protocol.ids import DeviceId, Digest, Millis, digest, parse_name
 from protocol.wire import Message, decode, encode
 from server import restored
 from server.backup import Meter
@@ -25,6 +26,7 @@ from server.backup_format import (
     SEALED,
     Contents,
     blob_path,
+    check_inside,
     copy_file,
     hash_file,
     read_blob_list,
@@ -33,6 +35,7 @@ from server.backup_format import (
     take_blob,
 )
 from server.founding import Layout
+from server.newest_keys import goes_on, with_newest
 from server.settings import SETTINGS_FILE, read_settings
 from server.storage.blobs import blob_folder
 from server.storage.catalog import Catalog
@@ -86,6 +89,8 @@ class Restore:
         blobs: How many came back.
         lost: Blobs that did not.
         unknown: Names of `revoke` that the backup does not know: kept out all the same.
+        keys_from: The set that the CA and the online keys are from: a newer one, where there was one.
+        unread: Newer sets that could not be read, with why: their keys may be newer.
     """
 
     name: str
@@ -93,6 +98,8 @@ class Restore:
     blobs: int
     lost: tuple[Digest, ...]
     unknown: tuple[DeviceId, ...]
+    keys_from: str
+    unread: tuple[str, ...]
 
 
 def restore(backup: Path, state: Path, options: RestoreOptions, meter: Meter, draw: Callable[[], str]) -> Restore:
@@ -124,7 +131,19 @@ def restore(backup: Path, state: Path, options: RestoreOptions, meter: Meter, dr
     draft = state.absolute().with_name(f"{durable.TEMPORARY_PREFIX}restore-{state.name}")
     durable.remove_tree(draft)
     durable.make_dir(draft / "tls")  # for the listeners' certificate, which the first start makes
-    _copy_set(folder, contents, draft, options, meter)
+    _copy_set(folder, contents, draft, meter)
+    state_files = _state_of(folder, contents, options)
+    keys_from, unread = name, []
+    for newer in reversed(known[known.index(name) + 1 :]):
+        try:
+            other = _state_of(backup / "sets" / newer, read_contents(backup / "sets" / newer), options)
+        except (HeadlandError, OSError) as error:
+            unread.append(f"{newer}: {error}")
+            continue
+        if goes_on(state_files, other):
+            keys_from, state_files = newer, with_newest(state_files, other)
+            break
+    _write_state(state_files, draft)
     settings = read_settings(draft)
     embedded = not settings.storage.catalog
     if options.revoke and not embedded:
@@ -148,7 +167,15 @@ def restore(backup: Path, state: Path, options: RestoreOptions, meter: Meter, dr
     if state.exists():
         state.rmdir()
     durable.rename(draft, state.absolute())
-    return Restore(name=name, contents=contents, blobs=blobs, lost=tuple(lost), unknown=unknown)
+    return Restore(
+        name=name,
+        contents=contents,
+        blobs=blobs,
+        lost=tuple(lost),
+        unknown=unknown,
+        keys_from=keys_from,
+        unread=tuple(unread),
+    )
 
 
 def take_marker(layout: Layout, catalog: Catalog, now_ms: int) -> bool:
@@ -170,40 +197,58 @@ def take_marker(layout: Layout, catalog: Catalog, now_ms: int) -> bool:
     return True
 
 
-def _copy_set(folder: Path, contents: Contents, draft: Path, options: RestoreOptions, meter: Meter) -> None:
-    moved = meter.start("catalog and keys", sum(file.length_bytes for file in contents.files))
+def _copy_set(folder: Path, contents: Contents, draft: Path, meter: Meter) -> None:
+    """Brings the catalog, and looks at the list of blobs; the state is `_state_of`."""
+    moved = meter.start("catalog", sum(file.length_bytes for file in contents.files if not _is_state(file.path)))
     for file in contents.files:
-        source = folder / file.path
-        target = draft / (file.path.removeprefix(f"{PLAIN}/"))
-        if not target.resolve().is_relative_to(draft.resolve()):
-            raise Refused(Reason.METADATA, f"{folder.name}: {file.path!r} leads outside")
-        durable.make_dir(target.parent)
+        if _is_state(file.path):
+            continue
+        source, target = folder / file.path, draft / file.path
         try:
             found = hash_file(source, moved) if file.path == BLOB_LIST else copy_file(source, target, moved)
         except FileNotFoundError:
             found = ("", 0)
         if found != (file.sha256, file.length_bytes):
-            raise Refused(
-                Reason.HASH, f"{source} is missing or damaged", hint="take another set: --set NAME, or another copy"
-            )
-    if (draft / SEALED).exists():
-        if options.passphrase is None:
-            raise StateError(f"{folder.name} is sealed", hint="give its passphrase: --passphrase-file")
-        _unseal(draft, options.passphrase())
-    for path in draft.rglob("*"):
-        if path.is_file():
-            path.chmod(0o644 if str(path.relative_to(draft)) in OPEN_FILES else 0o600)
+            raise _damaged(source)
 
 
-def _unseal(draft: Path, passphrase: str) -> None:
-    content = sealed_file.read((draft / SEALED).read_bytes(), SEALED).open(passphrase)
-    for name, data in decode(content, dict[str, str], limit=SEALED_BYTES).items():
+def _is_state(path: str) -> bool:
+    return path == SEALED or path.startswith(f"{PLAIN}/")
+
+
+def _state_of(folder: Path, contents: Contents, options: RestoreOptions) -> dict[str, bytes]:
+    """The files of the state folder that a set holds, by path: settings, keys, CA. Verified, and opened if sealed."""
+    found = {}
+    for file in contents.files:
+        if not _is_state(file.path):
+            continue
+        try:
+            data = (folder / file.path).read_bytes()
+        except FileNotFoundError:
+            data = b""
+        if (digest(data), len(data)) != (file.sha256, file.length_bytes):
+            raise _damaged(folder / file.path)
+        found[file.path.removeprefix(f"{PLAIN}/")] = data
+    if SEALED not in found:
+        return found
+    if options.passphrase is None:
+        raise StateError(f"{folder.name} is sealed", hint="give its passphrase: --passphrase-file")
+    content = sealed_file.read(found[SEALED], SEALED).open(options.passphrase())
+    sealed = decode(content, dict[str, str], limit=SEALED_BYTES)
+    for name in sealed:
+        check_inside(name, SEALED)
+    return {name: bytes.fromhex(data) for name, data in sealed.items()}
+
+
+def _write_state(files: dict[str, bytes], draft: Path) -> None:
+    for name, data in files.items():
         target = draft / name
-        if not target.resolve().is_relative_to(draft.resolve()):
-            raise Refused(Reason.METADATA, f"{SEALED}: {name!r} leads outside")
         durable.make_dir(target.parent)
-        durable.write(target, bytes.fromhex(data))
-    durable.unlink(draft / SEALED)
+        durable.write(target, data, mode=0o644 if name in OPEN_FILES else 0o600)
+
+
+def _damaged(path: Path) -> Refused:
+    return Refused(Reason.HASH, f"{path} is missing or damaged", hint="take another set: --set NAME, or another copy")
 
 
 def _check_catalog(path: Path, revoke: Sequence[DeviceId]) -> tuple[DeviceId, ...]:

@@ -232,10 +232,12 @@ async def test_a_server_restored_from_before_the_rotation_is_still_spoken_to(
         await place.rotate()
         await machine.visit()
         trusted = machine.trusts()
+        assert (await place.house.must("GET", "/api/v1/status"))["ca"]["lacks"] == []
         for name, data in backup.items():
             (ca / name).write_bytes(data)
         await place.seen()
         answer = await machine.visit()
+        assert (await place.house.must("GET", "/api/v1/status"))["ca"]["lacks"] == ["tractor-1"]
         assert answer.renew  # it holds a certificate of a CA that this server does not know
         assert machine.trusts() == trusted  # and does not go back
         (alert,) = machine.state.pending_alerts(9)

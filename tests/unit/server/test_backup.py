@@ -8,22 +8,30 @@ import stat
 import threading
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from protocol.errors import HeadlandError, Refused, StateError
 from protocol.ids import digest
 from protocol.wire import encode
+from server import authorities
 from server.backup import Backup, BackupOptions, back_up
 from server.backup_format import Contents, read_contents, sets, write_contents
+from server.clock import as_datetime
+from server.keyring import make_next
+from server.newest_keys import goes_on
 from server.restoring import Restore, RestoreOptions, restore
 from signing import durable
+from signing.sealed_file import seal
 from tests.fakes.server_house import House, make_manifest
 
 CHEAP = 1 << 10
 PASSPHRASE = "correct horse battery"
+NOW = datetime(2026, 11, 1, tzinfo=UTC)
 
 
 class Silent:
@@ -405,8 +413,9 @@ async def test_a_set_that_names_a_file_outside_is_refused(house: House) -> None:
     name = (await asyncio.to_thread(backed_up, house)).name
     folder = house.state.parent / "backup" / "sets" / name
 
+    honest = await asyncio.to_thread(read_contents, folder)
+
     def look() -> None:
-        honest = read_contents(folder)
         for path in ("../../../escaped", "state/../../escaped", "/tmp/escaped"):
             evil = honest.files[0]
             changed = Contents(
@@ -419,6 +428,87 @@ async def test_a_set_that_names_a_file_outside_is_refused(house: House) -> None:
             write_contents(folder, changed)
             with pytest.raises(Refused, match="leads outside"):
                 brought_back(house)
+        data = seal(b'{"ca/../../../escaped": "00"}', PASSPHRASE, os.urandom, CHEAP)
+        (folder / "state.sealed").write_bytes(data)
+        sealed = type(evil)(path="state.sealed", sha256=digest(data), length_bytes=len(data))
+        write_contents(folder, msgspec.structs.replace(honest, files=(*honest.files, sealed)))
+        with pytest.raises(Refused, match="leads outside"):
+            brought_back(house, passphrase=lambda: PASSPHRASE)
 
     await asyncio.to_thread(look)
     assert not (house.state.parent / "escaped").exists()
+
+
+async def test_a_rotation_meanwhile_is_in_the_backup_wholly_or_not(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = Path.read_bytes
+    rotation = threading.Thread(target=lambda: authorities.rotate(house.state / "ca", as_datetime(house.now_ms)))
+
+    def read_bytes(path: Path) -> bytes:
+        data = read(path)
+        if path == house.state / "ca" / "authorities.json" and not rotation.ident:
+            rotation.start()
+            rotation.join(0.3)  # it must not come to its end; where it is slower than that, the test sees less
+        return data
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", read_bytes)
+        await asyncio.to_thread(backed_up, house)
+        await asyncio.to_thread(rotation.join)
+    await asyncio.to_thread(brought_back, house)
+    held = await asyncio.to_thread(authorities.load, house.state.parent / "restored" / "ca")
+    assert len(held.record.generations) == 1
+
+
+async def test_an_older_moment_comes_back_with_the_newest_ca_and_online_keys(house: House) -> None:
+    """Machines that enrolled after a rotation know no other CA; the managers' metadata knows no older key."""
+    await house.release("1.0.0", 1, [b"one"])
+    older = await asyncio.to_thread(backed_up, house, passphrase=PASSPHRASE)
+    await house.stop()
+    before = files(house.state / "keys")
+
+    def rotate() -> None:
+        make_next(house.state / "keys", {}, ["director.clock"])
+        keys = house.state / "keys"
+        (keys / "director.clock.next.pem").rename(keys / "director.clock.pem")  # as the managers' next push does it
+        authorities.rotate(house.state / "ca", as_datetime(house.now_ms))
+
+    await asyncio.to_thread(rotate)
+    house.now_ms += 60_000
+    newest = await asyncio.to_thread(backed_up, house, passphrase=PASSPHRASE)
+    tables = house.state.parent / "backup" / "sets" / newest.name / "catalog.db"
+    await asyncio.to_thread(tables.write_bytes, b"damaged")
+
+    def back(to: str, passphrase: str) -> Restore:
+        return brought_back(house, to=to, name=older.name, passphrase=lambda: passphrase)
+
+    done = await asyncio.to_thread(back, "restored", PASSPHRASE)
+    assert (done.name, done.keys_from, done.unread) == (older.name, newest.name, ())
+    restored = house.state.parent / "restored"
+    assert files(restored / "ca") == files(house.state / "ca")
+    assert files(restored / "keys") == {
+        **before,
+        "director.clock.next.pem": files(house.state / "keys")["director.clock.pem"],
+    }
+    # Where the newer one cannot be read, that is said; what can be had is made.
+    sealed = house.state.parent / "backup" / "sets" / newest.name / "state.sealed"
+    await asyncio.to_thread(sealed.write_bytes, b"damaged")
+    done = await asyncio.to_thread(back, "second", PASSPHRASE)
+    assert done.keys_from == older.name
+    assert len(done.unread) == 1 and newest.name in done.unread[0]
+    await moved_to(house)
+
+
+def test_the_ca_of_another_server_does_not_take_the_place_of_this_ones(tmp_path: Path) -> None:
+    def ca(name: str) -> dict[str, bytes]:
+        return {"ca/authorities.json": (tmp_path / name / "authorities.json").read_bytes()}
+
+    for name in ("mine", "other"):
+        (tmp_path / name).mkdir()
+        authorities.found(tmp_path / name, NOW)
+    mine, other = ca("mine"), ca("other")
+    authorities.rotate(tmp_path / "mine", NOW)
+    assert goes_on(mine, mine) and goes_on(mine, ca("mine"))
+    assert not goes_on(ca("mine"), mine), "it would go back"
+    assert not goes_on(mine, other) and not goes_on(mine, {}) and not goes_on({}, mine)

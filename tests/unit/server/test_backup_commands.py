@@ -56,6 +56,19 @@ def test_a_program_gets_the_facts_and_a_person_what_to_mind(state: Path, tmp_pat
     assert "last backup" in run("status", "--state", state).stdout
 
 
+def test_a_ca_that_no_backup_has_yet_is_shown(state: Path, tmp_path: Path) -> None:
+    def is_backed_up() -> bool:
+        shown = "not backed up" not in run("status", "--state", state).stdout
+        assert shown == told("status", "--state", state)["ca"]["backed_up"]
+        return shown
+
+    assert not is_backed_up()
+    run("backup", tmp_path / "backup", "--state", state)
+    assert is_backed_up()
+    run("ca", "rotate", "--state", state)
+    assert not is_backed_up()
+
+
 def test_what_goes_wrong_has_an_exit_code_and_a_hint(state: Path, tmp_path: Path) -> None:
     assert "no backup that is whole" in told("restore", tmp_path, "--state", tmp_path / "again", code=6)["error"]
     run("backup", tmp_path / "backup", "--state", state)
