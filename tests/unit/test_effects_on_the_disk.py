@@ -21,8 +21,7 @@ ALLOWED = {
     "device/rescue.py": {"tempfile.TemporaryFile"},  # without a name
     "server/storage/catalog.py": {"chmod"},
     "server/backup.py": {"chmod"},  # of a copy that SQLite made; it is synced next
-    # The draft of a state folder, before it has its name; and an empty folder that it takes the place of.
-    "server/restoring.py": {"chmod", "rmdir"},
+    "server/restoring.py": {"rmdir"},  # an empty folder that the draft takes the place of
     "device/repair/who_may_read.py": {"chmod"},  # no content; it is looked at again at each start
     # Scratch that no later start reads, emptied at start or without a name.
     "signing/checker.py": {"tempfile.TemporaryDirectory", "write_bytes", "write_text"},
