@@ -8,6 +8,7 @@ the best release that it may have, each end told once (I5, I9), each row at the 
 
 import hashlib
 import json
+import os
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator
@@ -31,7 +32,7 @@ from protocol.selection import needed_artifacts, select_variants
 from protocol.wire import decode
 from server.rollouts import NO_EVIDENCE
 from signing.trust_store import DirectorStore, ImageStore, MemoryFloors
-from tests.simulation.fleet.power import _REAL_CONNECT
+from tests.simulation.fleet.power import _REAL_CONNECT, Plug
 from tests.simulation.fleet.releases import GOOD, PRODUCT
 from tests.simulation.fleet.world import World
 
@@ -53,6 +54,12 @@ EVIDENCE = frozenset(
         Reason.MODEL_LOAD,
     }
 )
+WATCHED = (
+    "SELECT name, value FROM floors",
+    "SELECT manifest FROM refusals",
+    f"SELECT key, value FROM facts WHERE key IN ('update/record', '{CLOCK_KEY}')",
+)
+"""What is looked at in `state.db` after each transaction."""
 FINAL = ("committed", "refused", "rolled-back")
 
 
@@ -64,11 +71,12 @@ class BrokenError(AssertionError):
 class Known:
     """What was seen of one machine so far."""
 
+    rows: tuple[tuple[Any, ...], ...] = ()
     floors: dict[str, int] = field(default_factory=dict)
     clock: ClockRecord = field(default_factory=ClockRecord)
     record: UpdateRecord = field(default_factory=UpdateRecord)
     refused: set[str] = field(default_factory=set)
-    whole: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+    digests: dict[tuple[int, int, int], str] = field(default_factory=dict)
     versions: dict[str, int] = field(default_factory=dict)
     tries: Counter[str] = field(default_factory=Counter)
     kills: Counter[tuple[int, int]] = field(default_factory=Counter)
@@ -88,6 +96,7 @@ class Checker:
         self._known: dict[str, Known] = {}
         self._at_server: dict[str, list[str]] = {}
         self._last_row = 0
+        self._held: dict[str, tuple[Plug, int, sqlite3.Connection]] = {}
         self.steps = 0
 
     # After each transaction
@@ -99,15 +108,14 @@ class Checker:
 
     def _state(self, machine: "Machine") -> None:
         known = self._known.setdefault(machine.name, Known())
-        with _reading(machine.layout.state_db) as db:
-            floors = {str(name): int(value) for name, value in db.execute("SELECT name, value FROM floors")}
-            refused = {str(name) for (name,) in db.execute("SELECT manifest FROM refusals")}
-            facts = {
-                str(key): bytes(value)
-                for key, value in db.execute(
-                    "SELECT key, value FROM facts WHERE key IN ('update/record', ?)", (CLOCK_KEY,)
-                )
-            }
+        with self._state_db(machine) as db:
+            rows = tuple(tuple(db.execute(query)) for query in WATCHED)
+        if rows == known.rows:
+            return
+        known.rows = rows
+        floors = {str(name): int(value) for name, value in rows[0]}
+        refused = {str(name) for (name,) in rows[1]}
+        facts = {str(key): bytes(value) for key, value in rows[2]}
         for name, value in known.floors.items():
             self._demand(floors.get(name, 0) >= value, machine, f"I4: floor {name} fell from {value}")
         clock = decode(facts[CLOCK_KEY], ClockRecord, limit=limits.MIB) if CLOCK_KEY in facts else ClockRecord()
@@ -118,6 +126,22 @@ class Checker:
             self._record(machine, known, record, refused, floors)
             known.record = record
         known.floors, known.clock, known.refused = floors, clock, refused
+
+    @contextmanager
+    def _state_db(self, machine: "Machine") -> Iterator[sqlite3.Connection]:
+        """While the agent holds the database open itself, one connection stays open to it until the end of the life:
+        to be the last that closes would fold the log into the file, which is the product's to do."""
+        path, plug = machine.layout.state_db, machine.plug
+        if plug is None or plug.dead or machine.parts is None:
+            with _reading(path) as connection:
+                yield connection
+            return
+        held = self._held.get(machine.name)
+        if held is None or held[:2] != (plug, path.stat().st_ino):
+            held = plug, path.stat().st_ino, _open(path)
+            self._held[machine.name] = held
+            plug.keep(held[2])
+        yield held[2]
 
     def _clock(self, machine: "Machine", before: ClockRecord, after: ClockRecord) -> None:
         rotated = not set(before.keyids) & set(after.keyids)
@@ -199,7 +223,7 @@ class Checker:
             link is None or link in _named(known.record), machine, "I1: `active` names what the record does not"
         )
         self._rows(machine)
-        used = sum(path.lstat().st_size for path in state.rglob("*") if path.is_file() and not path.is_symlink())
+        used = sum(found.st_size for _, found in _files(state))
         self._demand(used <= DISK_BYTES, machine, f"I7: {used} bytes on the disk")
 
     def _release(self, machine: "Machine", known: Known, name: str) -> None:
@@ -218,10 +242,9 @@ class Checker:
         folder = machine.layout.state / "sets" / name
         if folder.is_dir():
             wanted = {artifact.sha256 for artifact in manifest.artifacts()} | {name}
-            for path in folder.rglob("*"):
-                if path.is_file():
-                    found = hashlib.sha256(path.read_bytes()).hexdigest()
-                    self._demand(found in wanted, machine, f"I2: {path.name} in the set of {manifest.version}")
+            for path, _ in _files(folder):
+                found = _digest(known, path)
+                self._demand(found in wanted, machine, f"I2: {path.name} in the set of {manifest.version}")
 
     def _rows(self, machine: "Machine") -> None:
         """I3: what was promised is here, or at the server, or counted as lost."""
@@ -380,9 +403,13 @@ class Checker:
             raise broken
 
 
+def _open(path: Path) -> sqlite3.Connection:
+    return _REAL_CONNECT(f"file:{path}?mode=ro", uri=True, timeout=1)
+
+
 @contextmanager
 def _reading(path: Path) -> Iterator[sqlite3.Connection]:
-    connection = _REAL_CONNECT(f"file:{path}?mode=ro", uri=True, timeout=1)
+    connection = _open(path)
     try:
         yield connection
     finally:
@@ -401,18 +428,29 @@ def _link(path: Path) -> str | None:
         return None
 
 
+def _files(folder: str | Path) -> Iterator[tuple[Path, os.stat_result]]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield from _files(entry.path)
+            elif entry.is_file(follow_symlinks=False):
+                yield Path(entry.path), entry.stat(follow_symlinks=False)
+
+
 def _is_whole(known: Known, path: Path, name: str) -> bool:
-    """Hashed once for each time that the file changed."""
     try:
-        found = path.stat()
+        return _digest(known, path) == name
     except OSError:
         return False
+
+
+def _digest(known: Known, path: Path) -> str:
+    """Hashed once for each time that the file changed."""
+    found = path.stat()
     stamp = (found.st_ino, found.st_mtime_ns, found.st_size)
-    if known.whole.get(name) != stamp:
-        if hashlib.sha256(path.read_bytes()).hexdigest() != name:
-            return False
-        known.whole[name] = stamp
-    return True
+    if stamp not in known.digests:
+        known.digests[stamp] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return known.digests[stamp]
 
 
 def _expiries(trust: Path) -> dict[str, datetime]:

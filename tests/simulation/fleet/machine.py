@@ -168,7 +168,7 @@ class Machine:
         self.world.loop.call_soon(self._ended.set)
 
     def committed(self, database: str) -> None:
-        """A transaction was just committed."""
+        """A transaction that changed something was just committed."""
         self.checker.committed(self, database)
 
     # The agent

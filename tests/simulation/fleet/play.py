@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import os
 import shutil
 import time
@@ -67,7 +68,7 @@ def play(seed: int, story: Story | None = None) -> Played:
     world = World(seed, made.begins_s)
     story = story or draw_story(world.chance.of("story"))
     played = Played(seed, story.told())
-    with _folder() as folder:
+    with _folder() as folder, _collected_afterwards():
         made.copy_to(folder, story.machines)
         checker = Checker(world)
         house = House(folder / "server", made.managers, world, story.poll_s)
@@ -195,6 +196,21 @@ def _folder() -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _collected_afterwards() -> Iterator[None]:
+    """A play is short: what it leaves behind is collected at its end, and not searched for all along. What closes by
+    being collected thus never does so in the midst of a play, either."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+        gc.collect()
+        gc.freeze()  # what is still there stays, and need not be searched again
 
 
 def tail(played: Played, count: int = 60) -> str:

@@ -138,6 +138,7 @@ def connect(*arguments: Any, **more: Any) -> sqlite3.Connection:
 class _Connection(sqlite3.Connection):
     plug: Plug
     name: str
+    _changes = 0  # before the transaction
 
     def execute(self, query: str, *values: Any) -> sqlite3.Cursor:  # type: ignore[override]
         word = query.split(maxsplit=1)[0].upper()
@@ -146,9 +147,12 @@ class _Connection(sqlite3.Connection):
             plug.check()
             if word in ("BEGIN", "COMMIT"):
                 plug.before(f"{word.lower()} {self.name}")
+            if word == "BEGIN":
+                self._changes = self.total_changes
         cursor = super().execute(query, *values)
         if plug is not None and word == "COMMIT":
-            plug.owner.committed(self.name)
+            if self.total_changes != self._changes:
+                plug.owner.committed(self.name)
             plug.before(f"after commit {self.name}")
         return cursor
 
