@@ -19,7 +19,7 @@ from securesystemslib.signer import SecretsHandler
 
 from protocol.errors import StateError
 from protocol.objects import Budget
-from server import restored
+from server import restored, steady_clock
 from server.certificates import Certificates
 from server.clock import NowMs
 from server.compress import Compressor
@@ -48,6 +48,7 @@ from server.patching import Patchmaker
 from server.publish import Publisher
 from server.restoring import take_marker
 from server.settings import ServerSettings, read_settings
+from server.steady_clock import SteadyClock
 from server.storage.blobs import BlobStore, open_blobs
 from server.storage.catalog import Catalog
 from server.threads import Threads
@@ -76,13 +77,14 @@ class Running:
 
 
 @asynccontextmanager
-async def serve(state: Path, now_ms: NowMs, secrets: SecretsHandler) -> AsyncIterator[Running]:
+async def serve(state: Path, now_ms: NowMs, secrets: SecretsHandler, *, steady: bool = False) -> AsyncIterator[Running]:
     """Runs a server inside the block.
 
     Args:
         state: A folder that `init` made.
         now_ms: The clock.
         secrets: Asked for the PIN of an HSM and the like.
+        steady: Jumps of the clock are not followed (`server.steady_clock`).
 
     Raises:
         SettingsError: `server.toml` is wrong.
@@ -93,7 +95,8 @@ async def serve(state: Path, now_ms: NowMs, secrets: SecretsHandler) -> AsyncIte
         stack.push_async_callback(threads.close)
         layout = await threads.run(open_layout, state)
         await threads.run(stack.enter_context, hold(layout))
-        parts = await threads.run(open_parts, state, now_ms, secrets)
+        parts = await threads.run(lambda: open_parts(state, now_ms, secrets, steady=steady))
+        now_ms = parts.now_ms
         stack.push_async_callback(threads.run, parts.catalog.close)
         # Compression takes whole cores for long: a thread of its own, so that requests never wait behind it.
         background, patching = Threads(1), Threads(1)
@@ -149,7 +152,7 @@ async def serve(state: Path, now_ms: NowMs, secrets: SecretsHandler) -> AsyncIte
                 _every(RESIGN_CHECK_S, "signing snapshot and timestamp anew", threads, parts.publisher.resign),
                 _every(CERTIFICATES_CHECK_S, "looking after certificates", threads, certificates.refresh),
                 _every(ALARMS_CHECK_S, "looking at lifetimes", threads, lambda: _raise_alarms(parts, now_ms())),
-                _every(COUNT_S, "counting", threads, lambda: _count(parts.layout, parts.catalog, now_ms())),
+                _every(COUNT_S, "counting", threads, lambda: _count(parts.layout, parts.catalog, now_ms)),
                 _every(IDLE_CHECK_S, "making payloads", background, parts.compressor.work),
                 _every(IDLE_CHECK_S, "making patches", patching, parts.patchmaker.work),
             )
@@ -163,7 +166,7 @@ async def run(state: Path, now_ms: NowMs, secrets: SecretsHandler, notifier: Not
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with serve(state, now_ms, secrets) as running:
+    async with serve(state, now_ms, secrets, steady=True) as running:
         log.info("machines come in at %s, people at %s", running.device_url, running.operator_url)
         notifier.say("READY=1")
         pause_s = None if notifier.watchdog_s is None else notifier.watchdog_s / 2
@@ -181,6 +184,7 @@ async def run(state: Path, now_ms: NowMs, secrets: SecretsHandler, notifier: Not
 class Parts:
     """What a server is made of, before it listens."""
 
+    now_ms: NowMs
     layout: Layout
     settings: ServerSettings
     catalog: Catalog
@@ -208,7 +212,7 @@ class Parts:
         )
 
 
-def open_parts(state: Path, now_ms: NowMs, secrets: SecretsHandler) -> Parts:
+def open_parts(state: Path, now_ms: NowMs, secrets: SecretsHandler, *, steady: bool = False) -> Parts:
     """Puts the parts together, and ends what a cut left half done. Blocks; the caller holds the folder.
 
     Args:
@@ -234,8 +238,10 @@ def open_parts(state: Path, now_ms: NowMs, secrets: SecretsHandler) -> Parts:
     if not settings.storage.catalog:
         _free_jobs(catalog)
     _wake(catalog)
+    if steady:
+        now_ms = _steady(layout, catalog, now_ms)
     take_marker(layout, catalog, now_ms())
-    _count(layout, catalog, now_ms())
+    _count(layout, catalog, now_ms)
     lifetimes = settings.lifetimes
     certificates = Certificates(layout, catalog, certificate_names(settings), now_ms, timedelta(days=lifetimes.ca_days))
     director = Director(keyring, timedelta(days=lifetimes.assignment_days))
@@ -245,6 +251,7 @@ def open_parts(state: Path, now_ms: NowMs, secrets: SecretsHandler) -> Parts:
     # At each start: a catalog out of a backup must not offer timestamps older than those that machines have seen.
     publisher.resign(force=True)
     return Parts(
+        now_ms=now_ms,
         layout=layout,
         settings=settings,
         catalog=catalog,
@@ -278,7 +285,17 @@ def _budget(settings: ServerSettings) -> Budget:
     return Budget(release_bytes=settings.budget.release_bytes, day_bytes=settings.budget.day_bytes)
 
 
-def _count(layout: Layout, catalog: Catalog, now_ms: int) -> bool:
+def _steady(layout: Layout, catalog: Catalog, wall: NowMs) -> SteadyClock:
+    """Follows no jump from when this catalog was served last; after a restore, a person has just looked."""
+    with catalog.read() as session:
+        known_ms = 0 if layout.restored.exists() else steady_clock.known(session)
+    clock = SteadyClock(wall, known_ms)
+    if clock.off_ms:
+        log.warning("the computer's clock jumped and is not followed: `headland-server status` says more")
+    return clock
+
+
+def _count(layout: Layout, catalog: Catalog, clock: NowMs) -> bool:
     """Counts starts and minutes in the catalog and, after it, in a file: a catalog that counts fewer came out of a
     backup, and begins a new generation, so that machines send what they still hold.
 
@@ -290,6 +307,9 @@ def _count(layout: Layout, catalog: Catalog, now_ms: int) -> bool:
     except (FileNotFoundError, ValueError):
         outside = 0
     with catalog.write() as session:
+        if isinstance(clock, SteadyClock):
+            steady_clock.keep(session, clock)
+        now_ms = clock()
         inside = session.facts.number("starts")
         if inside < outside:
             how = f"the catalog counts {inside} of {outside}"

@@ -32,6 +32,7 @@ from signing import durable
 CA_LIFETIME: Final = timedelta(days=10 * 365)  # unless the settings say otherwise; `server.authorities` replaces it
 SERVER_LIFETIME: Final = timedelta(days=825)
 BACKDATED: Final = timedelta(days=1)  # clocks that run a little behind
+CA_BACKDATED: Final = timedelta(days=365)  # people's tools judge its dates: a clock that was ahead locks none out
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Authority:
         """A new CA with a new key."""
         key = ec.generate_private_key(ec.SECP256R1())
         ski = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
-        return cls(_authority(key.public_key(), ski, key, now - BACKDATED, now + lifetime), key)
+        return cls(_authority(key.public_key(), ski, key, now - CA_BACKDATED, now + lifetime), key)
 
     def vouch_for(self, newer: "Authority") -> x509.Certificate:
         """A link: the key of `newer` signed by this one's, with the dates of `newer`."""

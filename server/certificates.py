@@ -1,8 +1,9 @@
 """Keeps the CA and the listeners' certificate good while the server runs: renewed, replaced and ended in time.
 
 Each round takes up what a command changed in `ca/`, and does what is due: the listeners' certificate is renewed at half
-its life, a CA that has used 80 % of its own is replaced, an old CA is ended once no machine depends on it any more.
-Only then is anything signed by the newest CA, so that no machine shows a certificate that the listeners do not know.
+its life, a CA that has used 80 % of its own, or that a wrong clock dated into the future, is replaced, an old CA is
+ended once no machine depends on it any more. Only then is anything signed by the newest CA, so that no machine shows a
+certificate that the listeners do not know.
 """
 
 import logging
@@ -12,7 +13,7 @@ from typing import Any, Final
 
 from server import authorities
 from server.authorities import OVERLAP, Authorities
-from server.ca import ensure_server_certificate, issuer_of_pem
+from server.ca import CA_BACKDATED, ensure_server_certificate, issuer_of_pem
 from server.clock import NowMs, as_datetime
 from server.founding import Layout, write_operator_ca
 from server.http.tls import Front, device_context, operator_context
@@ -78,10 +79,12 @@ class Certificates:
     def _due(self, held: Authorities, now: datetime) -> Authorities:
         certificate = held.current.certificate
         begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-        if now - begins >= ROTATE_AT * (ends - begins):
+        made = begins + CA_BACKDATED
+        if now < begins or now - made >= ROTATE_AT * (ends - made):
+            why = "80 % of its life was over" if now >= begins else "it begins in the future, and tools refuse it"
             held = authorities.rotate(self._layout.ca, now, self._ca_lifetime)
-            log.warning("the CA was replaced: 80 % of its life was over; back up ca/ now")
-            note(self._catalog, "ca-rotated", held, self._now_ms(), "by itself: 80 % of its life was over")
+            log.warning("the CA was replaced: %s; back up ca/ now", why)
+            note(self._catalog, "ca-rotated", held, self._now_ms(), f"by itself: {why}")
         if any(each.standing == "retiring" for each in held.record.generations) and not self._needed(held, now):
             held = authorities.end(self._layout.ca, now)
             log.info("the old CA has ended: no machine depends on it")

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from server.backup_commands import backup, restore, unhold
 from server.cli_ca import ca
+from server.cli_clock import believe_clock
 from server.cli_keys import keys, online_secret
 from server.cli_state import STATE, opened
 from server.clock import system_now_ms
@@ -137,6 +138,11 @@ def _status_table(found: dict[str, Any]) -> Table:
         f"{devices['total']}, {devices['revoked']} revoked, {devices['set_apart']} set apart, "
         f"{devices['returned']} returned after a restore",
     )
+    off_days = found["clock"]["off_ms"] / 86_400_000
+    if off_days:
+        way = "ahead" if off_days > 0 else "back"
+        told = f"{abs(off_days):.0f} days {way}, and is not followed: set it, or `headland-server believe-clock`"
+        table.add_row("[bold red]the clock jumped[/]", told)
     said = found["restored"]
     if said is not None:
         table.add_row("restored", f"{_when(said['at_ms'])}: {said['how']}; {said['called']} machines called since")
@@ -171,7 +177,7 @@ def _when(at_ms: int) -> str:
     return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
-for _command in (ca, keys, backup, restore, unhold):
+for _command in (ca, keys, backup, restore, unhold, believe_clock):
     main.add_command(_command)
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ raised is kept in the catalog, so that neither a restart nor a day more raises i
 """
 
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,7 +16,7 @@ from protocol import limits
 from protocol.lifetimes import STATES
 from protocol.wire import Message, decode, encode
 from server.authorities import Authorities
-from server.ca import key_id
+from server.ca import CA_BACKDATED, key_id
 from server.keyring import read_named
 from server.publish import in_force, role_states
 from server.storage.catalog import Catalog, Session
@@ -48,7 +48,7 @@ def collect(session: Session, held: Authorities, tls: Path) -> list[Life]:
     found = _roles(session) + _keys(session) + _tokens(session)
     current = held.current.certificate
     act = "headland-server ca rotate (by itself at 80 %)"
-    found.append(_certificate_life("authority", "ca", current, act, this=key_id(current)))
+    found.append(_certificate_life("authority", "ca", current, act, this=key_id(current), backdated=CA_BACKDATED))
     server = x509.load_pem_x509_certificate((tls / "server.pem").read_bytes())
     act = "it renews itself: the server's log says why not"
     found.append(_certificate_life("server-certificate", "server", server, act, by_itself=True))
@@ -140,13 +140,20 @@ def _tokens(session: Session) -> list[Life]:
 
 
 def _certificate_life(
-    kind: lives.Kind, what: str, certificate: x509.Certificate, act: str, *, this: str = "", by_itself: bool = False
+    kind: lives.Kind,
+    what: str,
+    certificate: x509.Certificate,
+    act: str,
+    *,
+    this: str = "",
+    by_itself: bool = False,
+    backdated: timedelta = timedelta(0),
 ) -> Life:
     return Life(
         kind=kind,
         what=what,
         this=this or f"{certificate.serial_number:x}",
-        begins_ms=int(certificate.not_valid_before_utc.timestamp() * 1000),
+        begins_ms=int((certificate.not_valid_before_utc + backdated).timestamp() * 1000),
         expires_ms=int(certificate.not_valid_after_utc.timestamp() * 1000),
         act=act,
         by_itself=by_itself,

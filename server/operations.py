@@ -14,7 +14,7 @@ from protocol.messages import LanePosition, TransferBytes
 from protocol.objects import Budget, Conditions
 from protocol.results import LANES, ResultRow
 from protocol.wire import Message, json_reader
-from server import restored, rollouts
+from server import restored, rollouts, steady_clock
 from server.authorities import Authorities
 from server.ca import certificate_expiry
 from server.certificates import told_ca
@@ -340,6 +340,7 @@ def read_status(catalog: Catalog, held: Authorities, tls: Path, now_ms: int) -> 
             "missing": [msgspec.to_builtins(each) for each in restored.missing(session)],
             "restored": _restored(session),
             "backup_ms": session.facts.number("backup_ms") or None,
+            "clock": {"known_ms": steady_clock.known(session), "off_ms": session.facts.number("clock_off_ms")},
             **told(collect(session, held, tls), now_ms),
             "ca": told_ca(session, held),
         }

@@ -8,7 +8,8 @@ from server.storage.schema import facts
 class Facts:
     """Names to text. The names in use: `generation`, `sync_secret`, `starts`, `online_version`, `seen_version`,
     `caught_up_ms`, `rendered_ms`, `versions`, `named_keys`, `resign_trouble`, `alarms`, `fleet_changes`,
-    `fleet_surveyed`, `restored`, `workspaces`, `alive_ms`, `woken_ms`, `backup_ms`, `backed_up_ca`."""
+    `fleet_surveyed`, `restored`, `workspaces`, `alive_ms`, `woken_ms`, `backup_ms`, `backed_up_ca`,
+    `known_ms`, `clock_off_ms`, `clock_told_ms`."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection

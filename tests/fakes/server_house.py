@@ -109,8 +109,9 @@ def make_manifest(
 class House:
     """The running server and those who deal with it."""
 
-    def __init__(self, state: Path) -> None:
+    def __init__(self, state: Path, *, steady: bool = False) -> None:
         self.state = state
+        self.steady = steady
         self.now_ms = START_MS
         self.managers = Managers(self.now())
         self.running: Running
@@ -135,7 +136,9 @@ class House:
             path.write_text(path.read_text() + settings)
 
     async def start(self) -> None:
-        self.running = await self._stack.enter_async_context(serve(self.state, lambda: self.now_ms, no_secret))
+        self.running = await self._stack.enter_async_context(
+            serve(self.state, lambda: self.now_ms, no_secret, steady=self.steady)
+        )
         access = json.loads(await asyncio.to_thread((self.state / "operator.json").read_bytes))
         self.token, self.ca_pem = access["token"], access["ca_pem"]
         context = await asyncio.to_thread(client_context, self.ca_pem)
@@ -247,8 +250,8 @@ class House:
 
 
 @asynccontextmanager
-async def running(folder: Path, settings: str = "") -> AsyncIterator[House]:
-    house = House(folder / "server")
+async def running(folder: Path, settings: str = "", *, steady: bool = False) -> AsyncIterator[House]:
+    house = House(folder / "server", steady=steady)
     await asyncio.to_thread(house.prepare, settings)
     await house.start()
     try:

@@ -1,0 +1,145 @@
+"""A server whose clock jumps: nothing that it signs goes along, and a person's word or the right time ends it."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import closing
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from tuf.api.metadata import Metadata
+
+from server import app, authorities, steady_clock
+from server.certificates import Certificates
+from server.clock import as_datetime
+from server.founding import Layout
+from server.steady_clock import BORN_MS, DAY_MS, SteadyClock
+from server.storage.catalog import Catalog
+from tests.fakes.server_house import START_MS, House, body_of, running
+
+TEN_YEARS_MS = 3650 * DAY_MS
+
+
+class Wall:
+    def __init__(self, now_ms: int = START_MS) -> None:
+        self.now_ms = now_ms
+
+    def __call__(self) -> int:
+        return self.now_ms
+
+
+@pytest.mark.parametrize("jump_ms", [TEN_YEARS_MS, -START_MS, 8 * DAY_MS])
+def test_a_jump_is_not_followed_and_time_goes_on_until_the_clock_comes_back(jump_ms: int) -> None:
+    wall = Wall()
+    clock = SteadyClock(wall, START_MS)
+    wall.now_ms += jump_ms
+    assert clock() == START_MS
+    wall.now_ms += DAY_MS
+    assert (clock(), clock.off_ms) == (START_MS + DAY_MS, jump_ms)
+    wall.now_ms = START_MS + 2 * DAY_MS
+    assert (clock(), clock.off_ms) == (START_MS + 2 * DAY_MS, 0)
+    assert (clock.take_jump(), clock.take_jump()) == (jump_ms, 0)
+
+
+@pytest.mark.parametrize("pause_ms", [0, 29 * DAY_MS, -29 * DAY_MS])
+def test_a_pause_between_two_runs_is_believed(pause_ms: int) -> None:
+    assert SteadyClock(Wall(START_MS + pause_ms), START_MS)() == START_MS + pause_ms
+
+
+@pytest.mark.parametrize("pause_ms", [31 * DAY_MS, TEN_YEARS_MS, -START_MS])
+def test_a_start_far_from_the_last_run_goes_on_from_that(pause_ms: int) -> None:
+    wall = Wall(START_MS + pause_ms)
+    clock = SteadyClock(wall, START_MS)
+    assert (clock(), clock.off_ms) == (START_MS, pause_ms)
+    clock.believe(START_MS)  # that is not what the computer shows
+    assert clock() == START_MS
+    clock.believe(wall.now_ms)
+    assert (clock(), clock.off_ms) == (wall.now_ms, 0)
+
+
+@pytest.mark.parametrize("known_ms", [0, 1, BORN_MS - 1])
+def test_a_clock_that_was_never_set_is_no_knowledge(known_ms: int) -> None:
+    wall = Wall(known_ms)
+    clock = SteadyClock(wall, known_ms)
+    clock()
+    wall.now_ms = START_MS
+    assert (clock(), clock.off_ms) == (START_MS, 0)
+
+
+async def test_a_server_that_was_ten_years_ahead_for_a_round_leaves_no_trace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("CERTIFICATES_CHECK_S", "RESIGN_CHECK_S", "COUNT_S", "ALARMS_CHECK_S"):
+        monkeypatch.setattr(app, name, 0.02)
+    async with running(tmp_path, steady=True) as house:
+        await house.publish()
+        tractor = await house.enrol("tractor-1")
+        start = house.now_ms
+        house.now_ms += TEN_YEARS_MS
+        await until(lambda: house.events("clock-jumped"))
+        assert (await house.must("GET", "/api/v1/status"))["clock"] == {"known_ms": start, "off_ms": TEN_YEARS_MS}
+        answer = await tractor.sync()
+        assert body_of(answer.time)["time_ms"] == start
+        await house.publish()
+        house.now_ms = start + 1000
+        answer = await tractor.sync()
+        assert body_of(answer.time)["time_ms"] == house.now_ms
+        stamp = Metadata.from_bytes(answer.image_timestamp.encode()).signed
+        assert stamp.expires < as_datetime(start + 8 * DAY_MS) and stamp.version < start // 1000 + 100
+        held = await asyncio.to_thread(authorities.load, house.state / "ca")
+        assert [each.standing for each in held.record.generations] == ["current"]
+
+
+async def test_a_persons_word_is_taken_up_by_a_server_that_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "COUNT_S", 0.02)
+    async with running(tmp_path, steady=True) as house:
+        await house.stop()
+        house.now_ms += 90 * DAY_MS  # a winter
+        await house.start()
+        assert (await off(house)) == 90 * DAY_MS
+
+        def tell() -> None:
+            with closing(Catalog(f"sqlite:///{house.state / 'catalog.db'}")) as catalog, catalog.write() as session:
+                steady_clock.tell(session, house.now_ms)
+
+        await asyncio.to_thread(tell)
+        await until(lambda: follows(house))
+        assert await off(house) == 0
+        assert len(await house.events("clock-jumped")) == len(await house.events("clock-believed")) == 1
+
+
+async def until(true: Callable[[], Awaitable[object]]) -> None:
+    for _ in range(2000):
+        if await true():
+            return
+        await asyncio.sleep(0.02)
+    raise AssertionError("it never was")
+
+
+async def follows(house: House) -> bool:
+    return bool((await house.must("GET", "/api/v1/status"))["now_ms"] == house.now_ms)
+
+
+async def off(house: House) -> int:
+    return int((await house.must("GET", "/api/v1/status"))["clock"]["off_ms"])
+
+
+async def test_a_ca_of_the_future_is_replaced_so_that_peoples_tools_speak_again(house: House) -> None:
+    await house.stop()
+
+    def heal() -> list[str]:
+        authorities.rotate(house.state / "ca", as_datetime(house.now_ms + TEN_YEARS_MS))
+        with closing(Catalog(f"sqlite:///{house.state / 'catalog.db'}")) as catalog:
+            certificates = Certificates(
+                Layout(house.state), catalog, ("localhost", "127.0.0.1"), lambda: house.now_ms, timedelta(days=3650)
+            )
+            held = certificates.now()
+            # A clock that is weeks ahead, and believed, dates none into the future.
+            assert held.current.certificate.not_valid_before_utc < as_datetime(house.now_ms - 300 * DAY_MS)
+            return [each.standing for each in held.record.generations]
+
+    assert await asyncio.to_thread(heal) == ["current", "retiring", "retiring"]
+    await house.start()
+    assert "it begins in the future" in (await house.events("ca-rotated"))[0]["detail"]
