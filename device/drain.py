@@ -8,12 +8,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from device.link import MSGPACK, Answer
 from device.outbox.batch import sign_batch
-from device.outbox.box import Outbox
+from device.outbox.box import BATCH_ROWS_BYTES, Outbox
 from device.trust.port import Trust
 from protocol import limits
 from protocol.errors import LinkError
 from protocol.results import BatchBody
 
+LEAST_BYTES: Final = 8 * limits.KIB  # about what the connection itself takes; smaller batches would carry little else
 CONFLICT: Final = 409  # the server holds other rows under these numbers; its receipt covers the rest
 
 
@@ -28,6 +29,10 @@ class Door(Protocol):
 class Drain:
     """Sends what the outbox holds, one batch after the other.
 
+    A request has a time limit, and what a weak link carries in it may be less than a full batch: so a batch that the
+    link did not carry is halved, and each one that it carries lets the next be longer by a quarter. Growing slowly, it
+    seldom meets the limit again.
+
     Args:
         outbox: Whose rows go.
         door: To the server.
@@ -40,6 +45,7 @@ class Drain:
         self._door = door
         self._trust = trust
         self._key = key
+        self._limit_bytes = BATCH_ROWS_BYTES
 
     async def run(self, go_on: Callable[[], bool] = lambda: True) -> int:
         """Sends until nothing waits.
@@ -56,7 +62,7 @@ class Drain:
         """
         settled = 0
         while go_on():
-            batch = await self._outbox.next_batch()
+            batch = await self._outbox.next_batch(self._limit_bytes)
             if batch is None:
                 break
             settled += await self._send(batch)
@@ -64,7 +70,15 @@ class Drain:
 
     async def _send(self, batch: BatchBody) -> int:
         body = await asyncio.to_thread(sign_batch, batch, self._key)
-        answer = await self._door.post("/v1/results", body, limit=limits.OBJECT_BYTES, content_type=MSGPACK)
+        try:
+            answer = await self._door.post("/v1/results", body, limit=limits.OBJECT_BYTES, content_type=MSGPACK)
+        except LinkError:
+            sent_bytes = sum(len(row) for part in batch.lanes for row in part.rows)
+            # A short one says nothing of lengths: the link is down.
+            if sent_bytes > LEAST_BYTES:
+                self._limit_bytes = max(LEAST_BYTES, sent_bytes // 2)
+            raise
+        self._limit_bytes = min(BATCH_ROWS_BYTES, self._limit_bytes * 5 // 4)
         text = (answer.body if answer.status == CONFLICT else answer.content()).decode("utf-8", errors="replace")
         settled = 0
         for receipt in await self._trust.receipts((text,)):

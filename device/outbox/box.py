@@ -30,6 +30,7 @@ from protocol.wire import Message
 
 T = TypeVar("T")
 
+BATCH_ROWS_BYTES: Final = limits.BATCH_BYTES - 64 * limits.KIB  # a batch's, if nothing compresses
 RECALLED: Final = 1000
 MIN_BUDGET_BYTES: Final = 256 * limits.KIB
 
@@ -247,13 +248,13 @@ class Outbox:
 
     # Rows out
 
-    async def next_batch(self, limit_bytes: int = limits.BATCH_BYTES - 64 * limits.KIB) -> BatchBody | None:
-        """The next rows and losses to send, alarms first; None when nothing waits.
+    async def next_batch(self, limit_bytes: int = BATCH_ROWS_BYTES) -> BatchBody | None:
+        """The next rows and losses to send; None when nothing waits. Alarms go first, and alone.
 
         The same rows come again until a receipt for them was applied. One batch never mixes epochs.
 
         Args:
-            limit_bytes: Of the rows' bytes together; one row comes even if it is longer.
+            limit_bytes: Of the rows' bytes together, and of the losses'; one comes even if it is longer.
         """
         while True:
             number = pick_epoch(self._core.book)

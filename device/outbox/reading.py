@@ -13,7 +13,8 @@ from protocol import limits
 from protocol.results import LANES, LaneRows
 from protocol.spans import EMPTY, Span, Spans
 
-LOSSES_A_BATCH: Final = 1000  # 100 bytes each; more come with the next batch
+LOSSES_A_BATCH: Final = 1000  # more come with the next batch
+LOSS_BYTES: Final = 128  # about what one takes
 RUNS_A_BATCH: Final = 1000  # each is a range of the receipt, which may hold no more than limits.RECEIPT_RANGES
 
 
@@ -23,8 +24,8 @@ class Pick:
 
     Args:
         epoch: Its number.
-        lanes: Runs of consecutive rows, alarms first.
-        losses: Loss records.
+        lanes: Runs of consecutive rows: of alarms, or where none wait, of results.
+        losses: Loss records; none beside alarms.
         damaged: Rows by lane that no longer are what was put in.
         missing: Rows by lane that were not there: dropped meanwhile, or the file is damaged.
     """
@@ -56,12 +57,17 @@ def sendable(facts: LaneBook) -> Spans:
 
 
 def read_pick(connection: sqlite3.Connection, book: Book, epoch: int, limit_bytes: int) -> Pick:
-    """Reads up to `limit_bytes` of rows, and the losses that wait."""
+    """Reads up to `limit_bytes` of rows, and as much of the losses that wait.
+
+    Alarms go alone: over a link that hardly carries anything, they must not wait for what could come later.
+    """
     runs: list[LaneRows] = []
     damaged: dict[str, Spans] = {}
     missing: dict[str, Spans] = {}
     room_bytes, room_rows = limit_bytes, limits.BATCH_ROWS
     for lane in LANES:
+        if runs:
+            break
         if any(book.lane(older, lane).astray for older in book.epochs if older < epoch):
             continue
         prefix = lane_prefix(book.epochs[epoch], lane)
@@ -81,10 +87,12 @@ def read_pick(connection: sqlite3.Connection, book: Book, epoch: int, limit_byte
                 break
             room_bytes -= sum(len(row) for row in rows)
             room_rows -= len(rows)
+    beside_alarms = bool(runs) and runs[0].lane == LANES[0]
+    most_losses = 0 if beside_alarms else min(LOSSES_A_BATCH, 1 + limit_bytes // LOSS_BYTES)
     return Pick(
         epoch=epoch,
         lanes=tuple(runs),
-        losses=tuple(losses.waiting(connection, epoch, LOSSES_A_BATCH)),
+        losses=tuple(losses.waiting(connection, epoch, most_losses)),
         damaged=damaged,
         missing=missing,
     )
