@@ -65,12 +65,15 @@ def judge(device: Device, shown: int | None, token: Token | None, contact_id: To
         return Standing.AHEAD
     if shown == device.token_counter:
         return Standing.NEXT
-    return Standing.RETRY if same and shown == device.token_counter - 1 else Standing.CLONE
+    # Not only the number before: a counter that was negative jumped above whatever the machine had kept.
+    return Standing.RETRY if same else Standing.CLONE
 
 
 def number_to_give(device: Device, standing: Standing, shown: int | None, contact_id: Token) -> int:
     """The number of the token that the answer carries: for what was answered before, the same as then."""
-    if standing in (Standing.RETRY, Standing.LATE) and contact_id in device.recent:
+    if standing is Standing.RETRY:
+        return device.token_counter
+    if standing is Standing.LATE:
         return device.recent[contact_id]
     return max(abs(device.token_counter), shown or 0) + 1
 

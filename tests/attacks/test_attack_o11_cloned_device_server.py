@@ -38,6 +38,21 @@ async def test_attack_o11_the_same_token_from_another_contact_sets_both_apart(tm
         assert (await twin.sync()).set_apart
 
 
+async def test_attack_o11_a_readmitted_machine_whose_answer_is_lost_is_not_set_apart_again(tmp_path: Path) -> None:
+    async with published(tmp_path) as house:
+        tractor = await house.enrol("tractor-1")
+        await tractor.sync()
+        twin = copy_of(tractor)
+        await tractor.sync()
+        assert (await twin.sync()).set_apart
+        await house.must("POST", "/api/v1/devices/tractor-1/readmit", {})
+        contact = secrets.token_hex(16)
+        code, _lost = await tractor.contact(tractor.request(contact_id=contact))
+        assert code == 200
+        assert not (await tractor.sync(contact_id=contact)).set_apart
+        assert not (await tractor.sync()).set_apart
+
+
 async def test_attack_o11_an_old_token_shown_after_weeks_is_a_clone_too(tmp_path: Path) -> None:
     async with published(tmp_path) as house:
         tractor = await house.enrol("tractor-1")

@@ -72,8 +72,37 @@ def honest_steps(world: World) -> Iterator[World]:
         yield server.take(late)[0], machine, sent
 
 
+def play(server: Server, machine: Machine, tries: tuple[str, ...]) -> tuple[Server, Machine]:
+    for how in tries:
+        machine, request = machine.begin()
+        if how != "t":
+            server, number = server.take(request)
+            if how == "k":
+                machine = machine.hear(number)
+    return server, machine
+
+
+def taken_anew(server: Server) -> Server:
+    """A person readmitted the machine, or it was enrolled anew: whatever it shows next counts."""
+    counter = -abs(server.device.token_counter) - 1
+    return replace(server, device=replace(server.device, token_counter=counter, contact_id=None))
+
+
+def beginnings() -> Iterator[World]:
+    """A new machine; and one that is taken anew, in the middle of a contact or not, whatever token it kept."""
+    yield Server(), Machine("a"), frozenset()
+    known, machine = play(Server(), Machine("a"), ("k", "k"))
+    returned = Server(replace(DEVICE, token_counter=-1))  # by a server out of a backup that does not know it
+    for tries, token in itertools.product(("", "t", "r"), (None, 1, 2, 9)):
+        server, kept = play(known, machine, tuple(tries))
+        kept = replace(kept, token=token, done=0)
+        sent = frozenset([kept.begin()[1]] if tries else [])
+        yield taken_anew(server), kept, sent
+        yield returned, kept, sent
+
+
 def test_no_pattern_of_lost_late_and_repeated_messages_is_taken_for_a_clone():
-    worlds: list[World] = [(Server(), Machine("a"), frozenset())]
+    worlds = list(beginnings())
     seen = set()
     finished = steps = 0
     while worlds:
@@ -97,16 +126,6 @@ def test_no_pattern_of_lost_late_and_repeated_messages_is_taken_for_a_clone():
 # What the copy, and the original until the copy speaks, may do: `t` a try whose request is lost, `r` one whose reply is
 # lost, `k` one that succeeds.
 TRIES = [tries for length in range(3) for tries in itertools.product("trk", repeat=length)]
-
-
-def play(server: Server, machine: Machine, tries: tuple[str, ...]) -> tuple[Server, Machine]:
-    for how in tries:
-        machine, request = machine.begin()
-        if how != "t":
-            server, number = server.take(request)
-            if how == "k":
-                machine = machine.hear(number)
-    return server, machine
 
 
 @pytest.mark.parametrize("before", TRIES, ids="".join)
@@ -150,3 +169,10 @@ def test_a_lost_token_is_renewed_and_repeated_as_any_other():
     server, machine = play(server, replace(machine, token=None, pending=None), ("r", "r", "k", "k"))
     assert not server.clones
     assert machine.token == server.device.token_counter
+
+
+def test_a_retry_gets_the_number_of_the_last_answer_also_where_no_contacts_are_remembered():
+    server, machine = play(Server(), Machine("a"), ("k", "r"))
+    forgetful = replace(server, device=replace(server.device, recent={}))
+    _, number = forgetful.take(machine.begin()[1])
+    assert number == server.device.token_counter
