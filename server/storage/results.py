@@ -4,13 +4,13 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import BigInteger, Connection, and_, column, func, insert, select, update, values
+from sqlalchemy import BigInteger, Connection, and_, column, delete, func, insert, select, update, values
 
 from protocol.results import Loss
 from protocol.spans import Spans
 from server.storage.codec import pairs
 from server.storage.records import Totals
-from server.storage.schema import conflicts, lane_totals, losses, results
+from server.storage.schema import conflicts, lane_totals, losses, lost_ranges, results
 
 ASKED_TOGETHER = 5000  # numbers or ranges in one query: SQLite takes 32,766 parameters
 CONFLICTS_A_DEVICE = 1000  # quarantined rows that are kept to look at; a device that makes more shows nothing new
@@ -64,7 +64,7 @@ class Results:
                 clashing.append((seq, sha256, body))
         if fresh:
             self._connection.execute(insert(results), fresh)
-        given_up = self._told(device, epoch, lane, rows[0][0], rows[-1][0])
+        given_up = self._lost(device, epoch, lane, rows[0][0], rows[-1][0])
         self._count(
             device,
             epoch,
@@ -98,7 +98,8 @@ class Results:
             return
         named = Spans.of((loss.first, loss.last) for loss, _ in fresh.values())
         first, last = named.spans[0][0], named.spans[-1][1]
-        news = named.minus(self._told(device, epoch, lane, first, last))
+        near = self._lost(device, epoch, lane, first - 1, last + 1)  # with the neighbours, that those may become one
+        news = named.minus(near)
         self._connection.execute(
             insert(losses),
             [
@@ -115,6 +116,7 @@ class Results:
                 for sha256, (loss, body) in fresh.items()
             ],
         )
+        self._replace_lost(device, epoch, lane, near, near.union(named))
         arrived = self._count_arrived(device, epoch, lane, news)
         self._count(device, epoch, lane, ingested=0, lost=len(news) - arrived, next_seq=last + 1)
 
@@ -182,18 +184,29 @@ class Results:
             )
         return known
 
-    def _told(self, device: str, epoch: str, lane: str, first: int, last: int) -> Spans:
-        """What the loss records name that reach into these numbers."""
-        rows = self._connection.execute(
-            select(losses.c.first, losses.c.last).where(
-                losses.c.device == device,
-                losses.c.epoch == epoch,
-                losses.c.lane == lane,
-                losses.c.first <= last,
-                losses.c.last >= first,
-            )
-        )
-        return Spans.of((begin, end) for begin, end in rows)
+    def _lost(self, device: str, epoch: str, lane: str, first: int, last: int) -> Spans:
+        """Of what was given up, the spans that reach into these numbers. Reads no others."""
+        here = (lost_ranges.c.device == device, lost_ranges.c.epoch == epoch, lost_ranges.c.lane == lane)
+        query = select(lost_ranges.c.first, lost_ranges.c.last).where(*here)
+        before = query.where(lost_ranges.c.first < first).order_by(lost_ranges.c.first.desc()).limit(1)
+        within = query.where(lost_ranges.c.first.between(first, last)).order_by(lost_ranges.c.first)
+        rows = [*self._connection.execute(before), *self._connection.execute(within)]
+        return Spans(tuple((begin, end) for begin, end in rows if end >= first))
+
+    def _replace_lost(self, device: str, epoch: str, lane: str, old: Spans, new: Spans) -> None:
+        """Writes spans of what was given up over those that they cover; what stays as it was is not touched."""
+        here = (lost_ranges.c.device == device, lost_ranges.c.epoch == epoch, lost_ranges.c.lane == lane)
+        gone = sorted(set(old.spans) - set(new.spans))
+        for begin in range(0, len(gone), ASKED_TOGETHER):
+            firsts = [first for first, _ in gone[begin : begin + ASKED_TOGETHER]]
+            self._connection.execute(delete(lost_ranges).where(*here, lost_ranges.c.first.in_(firsts)))
+        fresh = [
+            {"device": device, "epoch": epoch, "lane": lane, "first": first, "last": last}
+            for first, last in sorted(set(new.spans) - set(old.spans))
+        ]
+        if fresh:
+            self._connection.execute(insert(lost_ranges), fresh)
+
 
     def _count_arrived(self, device: str, epoch: str, lane: str, asked_for: Spans) -> int:
         """How many rows with these numbers are here."""

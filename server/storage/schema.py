@@ -48,10 +48,10 @@ devices = Table(
     Column("enrolled_ms", BigInteger, nullable=False),
     Column("revoked_ms", BigInteger),
     Column("set_apart", Text, nullable=False, default=""),
-    Column("returned", Text, nullable=False, default="", server_default=""),  # enrolled after the backup restored here
+    Column("returned", Text, nullable=False, default=""),  # enrolled after the backup restored here
     Column("token_counter", BigInteger, nullable=False, default=0),
     Column("contact_id", String(32)),
-    Column("recent", Text, nullable=False, default="{}", server_default="{}"),  # its last contacts
+    Column("recent", Text, nullable=False, default="{}"),  # its last contacts
     Column("answer", LargeBinary),
     Column("object_version", BigInteger, nullable=False, default=0),
     Column("last_contact_ms", BigInteger),
@@ -63,8 +63,8 @@ devices = Table(
     Column("versions", Text, nullable=False, default="{}"),
     Column("counters", Text, nullable=False, default="{}"),
     Column("unsure_of_time", Boolean, nullable=False, default=False),
-    Column("link", String(64), nullable=False, default="", server_default=""),
-    Column("trusts", Text, nullable=False, default="[]", server_default="[]"),
+    Column("link", String(64), nullable=False, default=""),
+    Column("trusts", Text, nullable=False, default="[]"),
 )
 
 # The groups of `devices.groups` once more, for counting. Revoked machines count in none.
@@ -150,7 +150,7 @@ jobs = Table(
     Column("claimed_until_ms", BigInteger, nullable=False, default=0),
     Column("tries", Integer, nullable=False, default=0),
     Column("error", Text, nullable=False, default=""),
-    Column("weight", Integer, nullable=False, default=0, server_default="0"),  # machines that wait for it
+    Column("weight", Integer, nullable=False, default=0),  # machines that wait for it
 )
 
 # What each release names, so that a machine's artifact of one release finds its successor in another.
@@ -191,7 +191,7 @@ patches = Table(
     Column("index_bytes", BigInteger, nullable=False, default=0),
     Column("named_until_ms", BigInteger, nullable=False, default=0),
     Column("why", Text, nullable=False, default=""),
-    Column("lifted_ms", BigInteger, nullable=False, default=0, server_default="0"),  # a person let it be tried again
+    Column("lifted_ms", BigInteger, nullable=False, default=0),  # a person let it be tried again
     UniqueConstraint("base", "result", "codec"),
     Index("ix_patches_result", "result"),
 )
@@ -242,7 +242,7 @@ rollouts = Table(
     Column("why", Text, nullable=False, default=""),
     Column("phase", Integer, nullable=False, default=0),
     Column("judged_from_ms", BigInteger, nullable=False, default=0),
-    Column("budget", Text, nullable=False, default="{}", server_default="{}"),
+    Column("budget", Text, nullable=False, default="{}"),
 )
 
 members = Table(
@@ -258,9 +258,9 @@ members = Table(
     Column("plan_bytes", BigInteger),  # what the plan that was offered last takes, and all of it as compressed full
     Column("plan_full_bytes", BigInteger),
     Column("needs_bytes", BigInteger),  # by the machine's word, when a budget defers it
-    Column("delta_bytes", BigInteger, nullable=False, default=0, server_default="0"),
-    Column("full_bytes", BigInteger, nullable=False, default=0, server_default="0"),
-    Column("saved_bytes", BigInteger, nullable=False, default=0, server_default="0"),
+    Column("delta_bytes", BigInteger, nullable=False, default=0),
+    Column("full_bytes", BigInteger, nullable=False, default=0),
+    Column("saved_bytes", BigInteger, nullable=False, default=0),
     Index("ix_members_device", "device"),
 )
 
@@ -273,6 +273,7 @@ statuses = Table(
     Column("ordinal", Integer, nullable=False),  # among those that came together
     Column("body", Text, nullable=False),
     Index("ix_statuses_device", "device", "received_ms"),
+    Index("ix_statuses_received", "received_ms"),
 )
 
 alerts = Table(
@@ -284,6 +285,7 @@ alerts = Table(
     Column("ordinal", Integer, nullable=False),  # among those that came together
     Column("body", Text, nullable=False),
     Index("ix_alerts_device", "device", "received_ms"),
+    Index("ix_alerts_received", "received_ms"),
 )
 
 results = Table(
@@ -299,6 +301,7 @@ results = Table(
     UniqueConstraint("device", "epoch", "lane", "seq"),
 )
 
+# Loss records as they came, for people. What counts as lost stands in `lost_ranges`.
 losses = Table(
     "losses",
     metadata,
@@ -310,6 +313,18 @@ losses = Table(
     Column("last", BigInteger, nullable=False),
     Column("body", LargeBinary, nullable=False),
     Column("received_ms", BigInteger, nullable=False),
+    Index("ix_losses_received", "received_ms"),
+)
+
+# All numbers of a lane that its machine ever gave up, as few ranges as possible: disjoint, and none adjoins another.
+lost_ranges = Table(
+    "lost_ranges",
+    metadata,
+    Column("device", String(64), primary_key=True),
+    Column("epoch", String(32), primary_key=True),
+    Column("lane", String(64), primary_key=True),
+    Column("first", BigInteger, primary_key=True, autoincrement=False),
+    Column("last", BigInteger, nullable=False),
 )
 
 lane_totals = Table(

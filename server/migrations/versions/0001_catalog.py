@@ -1,4 +1,4 @@
-"""The first tables: devices, tokens, metadata, blobs and their payloads, rollouts, results, events."""
+"""The first tables."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -28,6 +28,12 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("artifact", name=op.f("pk_compressed")),
     )
     op.create_table(
+        "condemned",
+        sa.Column("sha256", sa.String(length=64), nullable=False),
+        sa.Column("after_ms", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("sha256", name=op.f("pk_condemned")),
+    )
+    op.create_table(
         "conflicts",
         sa.Column("device", sa.String(length=64), nullable=False),
         sa.Column("epoch", sa.String(length=32), nullable=False),
@@ -48,8 +54,10 @@ def upgrade() -> None:
         sa.Column("enrolled_ms", sa.BigInteger(), nullable=False),
         sa.Column("revoked_ms", sa.BigInteger(), nullable=True),
         sa.Column("set_apart", sa.Text(), nullable=False),
+        sa.Column("returned", sa.Text(), nullable=False),
         sa.Column("token_counter", sa.BigInteger(), nullable=False),
         sa.Column("contact_id", sa.String(length=32), nullable=True),
+        sa.Column("recent", sa.Text(), nullable=False),
         sa.Column("answer", sa.LargeBinary(), nullable=True),
         sa.Column("object_version", sa.BigInteger(), nullable=False),
         sa.Column("last_contact_ms", sa.BigInteger(), nullable=True),
@@ -61,6 +69,8 @@ def upgrade() -> None:
         sa.Column("versions", sa.Text(), nullable=False),
         sa.Column("counters", sa.Text(), nullable=False),
         sa.Column("unsure_of_time", sa.Boolean(), nullable=False),
+        sa.Column("link", sa.String(length=64), nullable=False),
+        sa.Column("trusts", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_devices")),
     )
     op.create_table(
@@ -99,6 +109,7 @@ def upgrade() -> None:
         sa.Column("claimed_until_ms", sa.BigInteger(), nullable=False),
         sa.Column("tries", sa.Integer(), nullable=False),
         sa.Column("error", sa.Text(), nullable=False),
+        sa.Column("weight", sa.Integer(), nullable=False),
         sa.PrimaryKeyConstraint("kind", "subject", name=op.f("pk_jobs")),
     )
     op.create_table(
@@ -123,6 +134,16 @@ def upgrade() -> None:
         sa.Column("received_ms", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("device", "epoch", "lane", "sha256", name=op.f("pk_losses")),
     )
+    op.create_index("ix_losses_received", "losses", ["received_ms"], unique=False)
+    op.create_table(
+        "lost_ranges",
+        sa.Column("device", sa.String(length=64), nullable=False),
+        sa.Column("epoch", sa.String(length=32), nullable=False),
+        sa.Column("lane", sa.String(length=64), nullable=False),
+        sa.Column("first", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("last", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("device", "epoch", "lane", "first", name=op.f("pk_lost_ranges")),
+    )
     op.create_table(
         "operator_tokens",
         sa.Column("secret_sha256", sa.String(length=64), nullable=False),
@@ -131,6 +152,36 @@ def upgrade() -> None:
         sa.Column("expires_ms", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("secret_sha256", name=op.f("pk_operator_tokens")),
     )
+    op.create_table(
+        "patches",
+        sa.Column("id", sa.String(length=64), nullable=False),
+        sa.Column("base", sa.String(length=64), nullable=False),
+        sa.Column("result", sa.String(length=64), nullable=False),
+        sa.Column("codec", sa.Integer(), nullable=False),
+        sa.Column("wanted_ms", sa.BigInteger(), nullable=False),
+        sa.Column("made_ms", sa.BigInteger(), nullable=True),
+        sa.Column("made", sa.Integer(), nullable=False),
+        sa.Column("payload", sa.String(length=64), nullable=True),
+        sa.Column("payload_bytes", sa.BigInteger(), nullable=False),
+        sa.Column("index", sa.String(length=64), nullable=True),
+        sa.Column("index_bytes", sa.BigInteger(), nullable=False),
+        sa.Column("named_until_ms", sa.BigInteger(), nullable=False),
+        sa.Column("why", sa.Text(), nullable=False),
+        sa.Column("lifted_ms", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_patches")),
+        sa.UniqueConstraint("base", "result", "codec", name=op.f("uq_patches_base")),
+    )
+    op.create_index("ix_patches_result", "patches", ["result"], unique=False)
+    op.create_table(
+        "release_artifacts",
+        sa.Column("product", sa.String(length=64), nullable=False),
+        sa.Column("manifest", sa.String(length=64), nullable=False),
+        sa.Column("part", sa.Text(), nullable=False),
+        sa.Column("artifact", sa.String(length=64), nullable=False),
+        sa.PrimaryKeyConstraint("product", "manifest", "part", name=op.f("pk_release_artifacts")),
+    )
+    op.create_index("ix_release_artifacts_artifact", "release_artifacts", ["artifact"], unique=False)
+    op.create_index("ix_release_artifacts_part", "release_artifacts", ["product", "part"], unique=False)
     op.create_table(
         "releases",
         sa.Column("product", sa.String(length=64), nullable=False),
@@ -174,6 +225,7 @@ def upgrade() -> None:
         sa.Column("why", sa.Text(), nullable=False),
         sa.Column("phase", sa.Integer(), nullable=False),
         sa.Column("judged_from_ms", sa.BigInteger(), nullable=False),
+        sa.Column("budget", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("sequence", name=op.f("pk_rollouts")),
         sa.UniqueConstraint("name", name=op.f("uq_rollouts_name")),
     )
@@ -203,6 +255,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", "device", name=op.f("pk_alerts")),
     )
     op.create_index("ix_alerts_device", "alerts", ["device", "received_ms"], unique=False)
+    op.create_index("ix_alerts_received", "alerts", ["received_ms"], unique=False)
     op.create_table(
         "group_members",
         sa.Column("device", sa.String(length=64), nullable=False),
@@ -213,6 +266,14 @@ def upgrade() -> None:
     )
     op.create_index("ix_group_members_group", "group_members", ["device_group", "product"], unique=False)
     op.create_table(
+        "holdings",
+        sa.Column("device", sa.String(length=64), nullable=False),
+        sa.Column("artifact", sa.String(length=64), nullable=False),
+        sa.ForeignKeyConstraint(["device"], ["devices.id"], name=op.f("fk_holdings_device_devices")),
+        sa.PrimaryKeyConstraint("device", "artifact", name=op.f("pk_holdings")),
+    )
+    op.create_index("ix_holdings_artifact", "holdings", ["artifact"], unique=False)
+    op.create_table(
         "members",
         sa.Column("rollout", sa.String(length=64), nullable=False),
         sa.Column("device", sa.String(length=64), nullable=False),
@@ -221,11 +282,28 @@ def upgrade() -> None:
         sa.Column("outcome", sa.String(length=16), nullable=True),
         sa.Column("reason", sa.String(length=32), nullable=True),
         sa.Column("ended_ms", sa.BigInteger(), nullable=True),
+        sa.Column("plan_bytes", sa.BigInteger(), nullable=True),
+        sa.Column("plan_full_bytes", sa.BigInteger(), nullable=True),
+        sa.Column("needs_bytes", sa.BigInteger(), nullable=True),
+        sa.Column("delta_bytes", sa.BigInteger(), nullable=False),
+        sa.Column("full_bytes", sa.BigInteger(), nullable=False),
+        sa.Column("saved_bytes", sa.BigInteger(), nullable=False),
         sa.ForeignKeyConstraint(["device"], ["devices.id"], name=op.f("fk_members_device_devices")),
         sa.ForeignKeyConstraint(["rollout"], ["rollouts.name"], name=op.f("fk_members_rollout_rollouts")),
         sa.PrimaryKeyConstraint("rollout", "device", name=op.f("pk_members")),
     )
     op.create_index("ix_members_device", "members", ["device"], unique=False)
+    op.create_table(
+        "patch_failures",
+        sa.Column("device", sa.String(length=64), nullable=False),
+        sa.Column("patch", sa.String(length=64), nullable=False),
+        sa.Column("payload", sa.String(length=64), nullable=False),
+        sa.Column("reason", sa.String(length=32), nullable=False),
+        sa.Column("at_ms", sa.BigInteger(), nullable=False),
+        sa.ForeignKeyConstraint(["device"], ["devices.id"], name=op.f("fk_patch_failures_device_devices")),
+        sa.PrimaryKeyConstraint("device", "patch", "payload", name=op.f("pk_patch_failures")),
+    )
+    op.create_index("ix_patch_failures_patch", "patch_failures", ["patch", "payload"], unique=False)
     op.create_table(
         "statuses",
         sa.Column("id", sa.String(length=32), nullable=False),
@@ -237,30 +315,4 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", "device", name=op.f("pk_statuses")),
     )
     op.create_index("ix_statuses_device", "statuses", ["device", "received_ms"], unique=False)
-
-
-def downgrade() -> None:
-    op.drop_index("ix_statuses_device", table_name="statuses")
-    op.drop_table("statuses")
-    op.drop_index("ix_members_device", table_name="members")
-    op.drop_table("members")
-    op.drop_index("ix_alerts_device", table_name="alerts")
-    op.drop_table("alerts")
-    op.drop_table("signed_metadata")
-    op.drop_table("served_files")
-    op.drop_table("rollouts")
-    op.drop_table("results")
-    op.drop_table("releases")
-    op.drop_table("operator_tokens")
-    op.drop_table("losses")
-    op.drop_table("lane_totals")
-    op.drop_table("jobs")
-    op.drop_table("facts")
-    op.drop_table("events")
-    op.drop_table("enrolment_tokens")
-    op.drop_index("ix_group_members_group", table_name="group_members")
-    op.drop_table("group_members")
-    op.drop_table("devices")
-    op.drop_table("conflicts")
-    op.drop_table("compressed")
-    op.drop_table("blobs")
+    op.create_index("ix_statuses_received", "statuses", ["received_ms"], unique=False)
