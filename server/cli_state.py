@@ -37,7 +37,7 @@ def opened(state: Path) -> Iterator[Opened]:
     """Opens a state folder for as long as the block lasts.
 
     Raises:
-        StateError: It is none.
+        StateError: It is none, or its catalog is of another version: an older server may be running on it.
     """
     from server.founding import catalog_url, open_layout
     from server.settings import read_settings
@@ -45,7 +45,7 @@ def opened(state: Path) -> Iterator[Opened]:
 
     layout = open_layout(state)
     settings = read_settings(state)
-    catalog = Catalog(catalog_url(settings, state))
+    catalog = Catalog(catalog_url(settings, state), migrate=False)
     try:
         yield Opened(layout, settings, catalog)
     finally:

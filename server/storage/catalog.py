@@ -10,15 +10,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from alembic import command
 from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, create_engine, event, make_url
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DatabaseError, DataError, IntegrityError, ProgrammingError
 
 import server.migrations
-from protocol.errors import LinkError
+from protocol.errors import LinkError, StateError
 from server.storage.condemned import Condemned
 from server.storage.devices import Devices
 from server.storage.events import Events
@@ -35,6 +37,18 @@ from server.storage.tokens import Tokens
 log = logging.getLogger("headland.server")
 
 BUSY_TIMEOUT_S = 30  # another process (`status`, a backup) holds SQLite for moments, not for longer
+
+ANOTHER_VERSION: Final = "another version of headland-server made or changed it: the server's log says what is amiss"
+HINTS: Final = {
+    "SQLITE_FULL": "its disk is full",
+    "SQLITE_IOERR": "its disk fails: the server's log says how",
+    "SQLITE_READONLY": "its folder or disk is read-only",
+    "SQLITE_BUSY": "another program holds it",
+    "SQLITE_CORRUPT": "it is damaged: `headland-server restore` makes a state folder out of a backup",
+    "SQLITE_NOTADB": "it is damaged: `headland-server restore` makes a state folder out of a backup",
+    "SQLITE_ERROR": ANOTHER_VERSION,
+}
+"""What to do, by SQLite's own name of the error."""
 
 
 class Session:
@@ -105,13 +119,19 @@ class Session:
 
 
 class Catalog:
-    """Opens the catalog and brings its tables to this version.
+    """Opens the catalog.
 
     Args:
         url: An SQLAlchemy URL: `sqlite:////absolute/path/catalog.db`, `postgresql+psycopg://...`.
+        migrate: Make its tables, or bring them to this version. Not by what may work beside a server: that one may be
+            older.
+
+    Raises:
+        StateError: It is of a newer version; or of another one at all, or not there, without `migrate`.
+        LinkError: The database is away, the disk is full.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, migrate: bool = True) -> None:
         parsed = make_url(url)
         self._embedded = parsed.get_backend_name() == "sqlite"
         arguments: dict[str, Any] = {"pool_pre_ping": not self._embedded}
@@ -123,7 +143,14 @@ class Catalog:
         if self._embedded:
             event.listen(self._engine, "connect", _prepare_sqlite)
             event.listen(self._engine, "begin", _begin_sqlite)
-        self._migrate()
+        try:
+            if migrate:
+                self._migrate()
+            else:
+                self._check(parsed.database)
+        except Exception:
+            self.close()
+            raise
         if self._embedded and parsed.database:
             Path(parsed.database).chmod(0o600)  # SQLite gives its journal files the same mode
 
@@ -156,21 +183,58 @@ class Catalog:
         return self._engine.connect().execution_options(headland_write=True)
 
     def _migrate(self) -> None:
-        config = Config()
-        config.set_main_option("script_location", str(Path(server.migrations.__file__).parent))
+        config = _migrations()
         with _in_our_words(), self._writing, self._writer() as connection:
+            _demand_known(connection, ScriptDirectory.from_config(config))
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
             connection.commit()
+
+    def _check(self, database: str | None) -> None:
+        if self._embedded and database and not Path(database).exists():
+            raise StateError(f"{database} is missing", hint="`headland-server restore` brings one back from a backup")
+        scripts = ScriptDirectory.from_config(_migrations())
+        with _in_our_words(), self._engine.connect() as connection:
+            here = _demand_known(connection, scripts)
+        if here != scripts.get_current_head():
+            raise StateError(
+                f"the catalog is of version {here or 'none'}, and this program works with {scripts.get_current_head()}",
+                hint="back it up, then start this version's server: it brings the catalog up to date",
+            )
+
+
+def _migrations() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(server.migrations.__file__).parent))
+    return config
+
+
+def _demand_known(connection: Connection, scripts: ScriptDirectory) -> str | None:
+    here = MigrationContext.configure(connection).get_current_revision()
+    if here is not None and here not in {script.revision for script in scripts.walk_revisions()}:
+        raise StateError(
+            f"the catalog is of version {here}, and this program knows up to {scripts.get_current_head()}",
+            hint="run the newer headland-server, or restore a backup that an older one made",
+        )
+    return here
 
 
 @contextmanager
 def _in_our_words() -> Iterator[None]:
     try:
         yield
-    except OperationalError as error:
+    except (DataError, IntegrityError):
+        raise  # of a row that should not have come here, and not of the database
+    except DatabaseError as error:
         log.warning("the catalog: %s", error.orig)
-        raise LinkError("the catalog does not work", hint="its disk may be full: the server's log says") from error
+        raise LinkError("the catalog does not work", hint=_hint(error)) from error
+
+
+def _hint(error: DatabaseError) -> str:
+    if isinstance(error, ProgrammingError):
+        return ANOTHER_VERSION
+    name = getattr(error.orig, "sqlite_errorname", "")  # such as SQLITE_IOERR_WRITE
+    return HINTS.get("_".join(name.split("_")[:2]), "the server's log says why")
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

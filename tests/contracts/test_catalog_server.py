@@ -1,5 +1,8 @@
 """The catalog's promises."""
 
+import itertools
+import random
+import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -8,15 +11,17 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, inspect, text
 
+from protocol.errors import LinkError, StateError
 from protocol.messages import Alert, Inventory, UpdateStatus
 from protocol.objects import Conditions
 from protocol.results import Loss
 from protocol.wire import encode
-from server.storage.catalog import Catalog
+from server import migrations
+from server.storage.catalog import Catalog, Session
 from server.storage.jobs import COMPRESS
-from server.storage.records import Compressed, EnrolmentToken, Member, Phase, Release
+from server.storage.records import Compressed, EnrolmentToken, Member, Phase, Release, Totals
 from server.storage.schema import metadata
 from tests.fakes.catalog_rows import a_device, a_rollout
 
@@ -34,6 +39,11 @@ def enrol(catalog: Catalog, *names: str) -> None:
             session.devices.enrol(a_device(name))
 
 
+def lose(session: Session, *ranges: tuple[int, int]) -> None:
+    losses = [Loss(lane="results", first=first, last=last, reason="budget", at_ms=1) for first, last in ranges]
+    session.results.add_losses("d", "e", "results", [(loss, encode(loss)) for loss in losses], at_ms=1)
+
+
 def test_the_migrations_make_exactly_the_tables_that_the_code_uses(catalog: Catalog, url: str) -> None:
     engine = create_engine(url)
     with engine.connect() as connection:
@@ -49,6 +59,69 @@ def test_opening_it_again_keeps_what_is_there(url: str) -> None:
     with second.read() as session:
         assert session.devices.get("tractor-1") == a_device()
     second.close()
+
+
+def at_version(url: str, version: str) -> None:
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = :version"), {"version": version})
+    engine.dispose()
+
+
+def test_who_only_looks_makes_no_catalog_and_changes_none(url: str) -> None:
+    with pytest.raises(StateError, match=r"missing|none"):
+        Catalog(url, migrate=False)
+    engine = create_engine(url)
+    with engine.connect() as connection:
+        assert inspect(connection).get_table_names() == []
+    engine.dispose()
+    Catalog(url).close()
+    looked = Catalog(url, migrate=False)
+    with looked.read() as session:
+        assert session.devices.all() == []
+    looked.close()
+
+
+def test_who_only_looks_leaves_an_older_catalog_to_the_server_that_runs_on_it(
+    url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    Catalog(url).close()
+    newer = tmp_path / "migrations"
+    shutil.copytree(Path(migrations.__file__).parent, newer)
+    content = 'from alembic import op\nrevision = "0002"\ndown_revision = "0001"\n'
+    content += 'def upgrade():\n    op.execute("CREATE TABLE more (name VARCHAR(8))")\n'
+    (newer / "versions" / "0002_more.py").write_text(content)
+    monkeypatch.setattr(migrations, "__file__", str(newer / "__init__.py"))
+    with pytest.raises(StateError, match="version 0001, and this program works with 0002") as refused:
+        Catalog(url, migrate=False)
+    assert "start this version's server" in refused.value.hint
+    Catalog(url).close()
+    Catalog(url, migrate=False).close()
+
+
+@pytest.mark.parametrize("migrate", [True, False])
+def test_a_catalog_of_a_newer_version_is_refused(url: str, *, migrate: bool) -> None:
+    Catalog(url).close()
+    at_version(url, "9999")
+    with pytest.raises(StateError, match="version 9999, and this program knows up to 0001"):
+        Catalog(url, migrate=migrate)
+
+
+def test_a_column_that_is_missing_is_not_told_as_a_full_disk(catalog: Catalog, url: str) -> None:
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        connection.execute(text("ALTER TABLE devices DROP COLUMN returned"))
+    engine.dispose()
+    with pytest.raises(LinkError) as failed, catalog.read() as session:
+        session.devices.all()
+    assert "another version" in failed.value.hint
+
+
+def test_a_damaged_catalog_is_told_as_such(tmp_path: Path) -> None:
+    (tmp_path / "catalog.db").write_bytes(b"not a database" * 1000)
+    with pytest.raises(LinkError) as failed:
+        Catalog(f"sqlite:///{tmp_path / 'catalog.db'}")
+    assert "it is damaged" in failed.value.hint
 
 
 def test_a_block_that_raises_never_happened(catalog: Catalog) -> None:
@@ -161,19 +234,64 @@ def test_rows_are_kept_exactly_once(catalog: Catalog) -> None:
 
 
 def test_losses_count_each_number_once_and_not_what_arrived(catalog: Catalog) -> None:
-    def lose(session, first: int, last: int) -> None:
-        loss = Loss(lane="results", first=first, last=last, reason="budget", at_ms=1)
-        session.results.add_losses("d", "e", "results", [(loss, encode(loss))], at_ms=1)
-
     with catalog.write() as session:
         session.results.add("d", "e", "results", [*enumerate([b"3"], 3)], at_ms=1)
-        for first, last in ((0, 4), (2, 9), (0, 4), (20, 20)):
-            lose(session, first, last)
+        for told in ((0, 4), (2, 9), (0, 4), (20, 20)):
+            lose(session, told)
         assert session.results.totals()["d"]["results"].lost == 10
         # A row that was given up for lost comes after all.
         session.results.add("d", "e", "results", [*enumerate([b"late"], 20)], at_ms=1)
         totals = session.results.totals()["d"]["results"]
         assert (totals.ingested, totals.lost) == (2, 9)
+
+
+def test_losses_are_counted_as_sets_count_and_kept_as_few_ranges(catalog: Catalog) -> None:
+    chance = random.Random(7)
+    rows: set[int] = set()
+    lost: set[int] = set()
+    with catalog.write() as session:
+        for step in range(150):
+            first = chance.randrange(60)
+            last = first + chance.randrange(6)
+            if chance.random() < 0.4:
+                session.results.add("d", "e", "results", [(n, b"row") for n in range(first, last + 1)], at_ms=1)
+                rows |= {*range(first, last + 1)}
+            else:
+                told = [(first, last), (first + 20, last + chance.randrange(30))] if step % 3 else [(first, last)]
+                lose(session, *(each for each in told if each[0] <= each[1]))
+                for begin, end in told:
+                    lost |= {*range(begin, end + 1)}
+            assert session.results.totals()["d"]["results"] == Totals(ingested=len(rows), lost=len(lost - rows))
+            ranges = session.results._lost("d", "e", "results", 0, 1000)
+            assert {number for begin, end in ranges for number in range(begin, end + 1)} == lost
+            assert all(end + 1 < begin for (_, end), (begin, _) in itertools.pairwise(ranges)), ranges
+            if len(rows | lost) > 80:
+                rows, lost = set(), set()
+                for table in ("results", "losses", "lost_ranges", "lane_totals"):
+                    session._connection.exec_driver_sql(f"DELETE FROM {table}")
+
+
+def test_what_a_batch_reads_does_not_grow_with_what_its_lane_lost(tmp_path: Path) -> None:
+    catalog = Catalog(f"sqlite:///{tmp_path / 'catalog.db'}")
+
+    def steps(number: int) -> int:
+        """Of SQLite's machine, for a row and a loss record that are not the lane's newest."""
+        with catalog.write() as session:
+            database = session._connection.connection.dbapi_connection
+            assert database is not None
+            taken = []
+            database.set_progress_handler(lambda: taken.append(1), 10)
+            session.results.add("d", "e", "results", [(number, b"row")], at_ms=1)
+            lose(session, (number + 3, number + 3))
+            database.set_progress_handler(None, 0)
+        return len(taken)
+
+    few = steps(1)
+    with catalog.write() as session:
+        lose(session, *((number, number + 1) for number in range(100, 20_000, 10)))
+    many = steps(10_005)
+    catalog.close()
+    assert many < 2 * few, "one range before, and those that are reached into"
 
 
 def test_quarantine_is_bounded(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:

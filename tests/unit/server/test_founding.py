@@ -144,6 +144,15 @@ def test_status_of_a_stopped_server_is_read_from_its_catalog(tmp_path: Path) -> 
     assert "not running" in CliRunner().invoke(main, ["status", "--state", str(tmp_path)]).output
 
 
+def test_a_command_that_looks_makes_no_catalog_where_there_is_none(tmp_path: Path) -> None:
+    init(tmp_path)
+    (tmp_path / "catalog.db").unlink()
+    result = CliRunner().invoke(main, ["status", "--state", str(tmp_path)])
+    assert result.exit_code == StateError.exit_code
+    assert "catalog.db is missing" in result.output
+    assert not (tmp_path / "catalog.db").exists()
+
+
 def test_the_notifier_speaks_systemds_datagrams_and_is_silent_without_it(tmp_path: Path) -> None:
     Notifier({}).say("READY=1")
     path = str(tmp_path / "notify")
