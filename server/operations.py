@@ -109,7 +109,8 @@ class Operations:
         """An enrolment token, shown once."""
         parse_product(request.product)
         with self._catalog.read() as session:
-            known = set(session.repositories.signed("image")) - {"root", "targets"}
+            signed = (name.partition("/") for name in session.repositories.newest())
+            known = {role for repository, _, role in signed if repository == "image"} - {"root", "targets"}
         if request.product not in known:
             raise StateError(
                 f"no product {request.product!r} is published; known: {', '.join(sorted(known)) or 'none'}"

@@ -478,16 +478,12 @@ def first_root(session: Session, repository: RepositoryKind) -> bytes:
 
 def in_force(session: Session, repository: RepositoryKind) -> RepositorySet | None:
     """The offline-signed metadata that is in force; None before the first publication."""
-    signed = session.repositories.signed(repository)
-    roots = signed.pop("root", {})
-    targets = signed.pop("targets", {})
-    if not roots or not targets:
+    roots = session.repositories.roots(repository)
+    delegated = session.repositories.newest_signed(repository)
+    targets = delegated.pop("targets", None)
+    if not roots or targets is None:
         return None
-    return RepositorySet(
-        roots=roots,
-        targets=targets[max(targets)],
-        delegated={role: versions[max(versions)] for role, versions in signed.items()},
-    )
+    return RepositorySet(roots=roots, targets=targets, delegated=delegated)
 
 
 def _sorted(files: Sequence[SignedFile]) -> dict[RepositoryKind, dict[str, bytes]]:

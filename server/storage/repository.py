@@ -5,6 +5,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
+from server.storage.codec import pairs
 from server.storage.records import Release, RepositoryKind
 from server.storage.schema import releases, served_files, signed_metadata
 
@@ -29,17 +30,31 @@ class Repositories:
                 insert(signed_metadata).values(repository=repository, role=role, version=version, content=content)
             )
 
-    def signed(self, repository: RepositoryKind) -> dict[str, dict[int, bytes]]:
-        """All that is kept: role to version to bytes."""
-        found: dict[str, dict[int, bytes]] = {}
+    def roots(self, repository: RepositoryKind) -> dict[int, bytes]:
+        """Every root that is kept, by version."""
         rows = self._connection.execute(
-            select(signed_metadata)
-            .where(signed_metadata.c.repository == repository)
-            .order_by(signed_metadata.c.role, signed_metadata.c.version)
+            select(signed_metadata.c.version, signed_metadata.c.content)
+            .where(signed_metadata.c.repository == repository, signed_metadata.c.role == "root")
+            .order_by(signed_metadata.c.version)
         )
-        for row in rows:
-            found.setdefault(row.role, {})[row.version] = row.content
-        return found
+        return pairs(rows)
+
+    def newest_signed(self, repository: RepositoryKind) -> dict[str, bytes]:
+        """The newest version of each role but root. Reads no older one: they are kept for ever, and asked for often."""
+        kept = signed_metadata.c
+        newest = (
+            select(kept.role, func.max(kept.version).label("version"))
+            .where(kept.repository == repository, kept.role != "root")
+            .group_by(kept.role)
+            .subquery()
+        )
+        rows = self._connection.execute(
+            select(kept.role, kept.content)
+            .join(newest, (kept.role == newest.c.role) & (kept.version == newest.c.version))
+            .where(kept.repository == repository)
+            .order_by(kept.role)
+        )
+        return pairs(rows)
 
     def newest(self) -> dict[str, int]:
         """The highest version kept of each offline role, by `REPOSITORY/ROLE`."""

@@ -19,6 +19,7 @@ from protocol.objects import Conditions
 from protocol.results import Loss
 from protocol.wire import encode
 from server import migrations
+from server.publish import in_force
 from server.storage.catalog import Catalog, Session
 from server.storage.jobs import COMPRESS
 from server.storage.records import Compressed, EnrolmentToken, Member, Phase, Release, Totals
@@ -324,10 +325,40 @@ def test_signed_metadata_is_kept_for_ever_and_served_files_change(catalog: Catal
         session.repositories.serve("image", {"timestamp.json": b"a", "1.snapshot.json": b"s"})
         session.repositories.serve("image", {"timestamp.json": b"b"}, forget=["1.snapshot.json", "timestamp.json"])
         session.repositories.serve("director", {"timestamp.json": b"d"})
-        assert list(session.repositories.signed("image")["root"]) == [1, 2, 10]
+        assert session.repositories.roots("image") == {1: b"one", 2: b"two", 10: b"ten"}
+        session.repositories.add_signed("image", "targets", 9, b"nine")
+        session.repositories.add_signed("image", "targets", 10, b"ten")
+        session.repositories.add_signed("image", "p", 3, b"three")
+        session.repositories.add_signed("director", "targets", 11, b"eleven")
+        assert session.repositories.newest_signed("image") == {"targets": b"ten", "p": b"three"}
         assert session.repositories.served("image", "timestamp.json") == b"b"
         assert session.repositories.served_names("image") == ["timestamp.json"]
         assert session.repositories.served("director", "timestamp.json") == b"d"
+
+
+def test_what_is_in_force_is_read_without_all_that_was(tmp_path: Path) -> None:
+    catalog = Catalog(f"sqlite:///{tmp_path / 'catalog.db'}")
+    with catalog.write() as session:
+        for version in range(1, 21):
+            for role in ("targets", "pest-detector"):
+                session.repositories.add_signed("image", role, version, version.to_bytes(1) * 1000)
+        session.repositories.add_signed("image", "root", 1, b"root")
+    with catalog.read() as session:
+        read = []
+
+        def note(_cursor: object, row: tuple[object, ...]) -> tuple[object, ...]:
+            read.extend(value for value in row if isinstance(value, bytes))
+            return row
+
+        database = session._connection.connection.dbapi_connection
+        assert database is not None
+        database.row_factory = note
+        published = in_force(session, "image")
+        database.row_factory = None
+    catalog.close()
+    assert published is not None and published.roots == {1: b"root"}
+    assert (published.targets[0], published.delegated["pest-detector"][0]) == (20, 20)
+    assert len(read) == 3
 
 
 def test_releases_are_listed_and_delisted(catalog: Catalog) -> None:
