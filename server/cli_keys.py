@@ -3,16 +3,20 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 from rich.table import Table
 
-from protocol.errors import HeadlandError
+from protocol.errors import HeadlandError, StateError
 from server.cli_state import STATE, Opened, opened
 from server.clock import as_datetime, system_now_ms
 from signing.console import emit, headland_errors, json_option
 
+if TYPE_CHECKING:  # a command that only prints its help loads no keys
+    from server.keyring import Keyring, NamedKeys
+
+BY: Final = "by command"
 ROLES = click.argument("roles", nargs=-1, metavar="[REPOSITORY.ROLE]...")
 
 
@@ -54,7 +58,8 @@ def rotate(state: Path, roles: tuple[str, ...], *, everything: bool, as_json: bo
             raise click.UsageError("name roles, such as director.clock, or --all")
         make_next(at.layout.keys, elsewhere, names)
         export_keys(at.layout, open_keys(at.layout, at.settings, online_secret))
-        _note(at, "online-key-made", names)
+        with at.catalog.write() as session:
+            session.events.add(system_now_ms(), "online-key-made", what=", ".join(names), detail=BY)
         found = _told(at)
     text = (
         f"next keys wait for {', '.join(names)}. A manager runs:\n"
@@ -72,14 +77,34 @@ def rotate(state: Path, roles: tuple[str, ...], *, everything: bool, as_json: bo
 def cancel(state: Path, roles: tuple[str, ...], *, as_json: bool) -> None:
     """Destroy next keys that wait, for all roles unless some are named. Not after managers have signed for them."""
     from server.founding import export_keys, open_keys
-    from server.keyring import NAMES, drop_next
+    from server.keyring import NAMES, drop_next, read_named
+    from server.publish import publishing_alone
 
     with opened(state) as at:
-        drop_next(at.layout.keys, roles or NAMES)
+        # In one transaction with the look at what is on offer: a push may be naming the very keys.
+        with at.catalog.write() as session:
+            publishing_alone(session)
+            _demand_unnamed(open_keys(at.layout, at.settings, online_secret), read_named(session), roles or NAMES)
+            drop_next(at.layout.keys, roles or NAMES)
+            session.events.add(system_now_ms(), "online-key-cancelled", what=", ".join(roles or ("all",)), detail=BY)
         export_keys(at.layout, open_keys(at.layout, at.settings, online_secret))
-        _note(at, "online-key-cancelled", roles or ("all",))
         found = _told(at)
     emit(as_json, found, _table(found))
+
+
+def _demand_unnamed(ring: "Keyring", named: "NamedKeys | None", roles: Sequence[str]) -> None:
+    """Refuses to lose keys that sign already: a server killed right after the push has yet to put them in place.
+
+    Raises:
+        StateError: The metadata on offer names the next key of one.
+    """
+    waiting = ring.waiting()
+    signs = [name for name in roles if named is not None and named.keyids.get(name) == waiting.get(name, "")]
+    if signs:
+        raise StateError(
+            f"the managers have signed for the next key of {', '.join(signs)}, and it is on offer",
+            hint="restart the server: it puts that key in the place of the old one; to replace it, rotate once more",
+        )
 
 
 def _told(at: Opened) -> dict[str, Any]:
@@ -111,11 +136,6 @@ def _table(found: dict[str, Any]) -> Table:
         since = f"{as_datetime(each['since_ms']):%Y-%m-%d}" if each["since_ms"] is not None else "not published yet"
         table.add_row(each["role"], each["keyid"][:12], since, (each["waiting_keyid"] or "")[:12])
     return table
-
-
-def _note(at: Opened, kind: str, names: Sequence[str]) -> None:
-    with at.catalog.write() as session:
-        session.events.add(system_now_ms(), kind, what=", ".join(names), detail="by command")
 
 
 def online_secret(name: str) -> str:

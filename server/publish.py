@@ -105,9 +105,8 @@ class Publisher:
                 publishing is held: then what comes is kept, and `Published.held` says what else is needed.
         """
         now_ms = self._now_ms()
-        self._keyring.reload()  # a command may have made the very keys that this push names
         with self._catalog.write() as session:
-            session.facts.number("online_version")  # one push at a time, also between processes
+            self._begin(session)
             held = restored.is_held(session)
             offered = _sorted(push.files)
             delisted = self._take(session, offered, now_ms, returning=held or push.again)
@@ -139,7 +138,7 @@ class Publisher:
         """
         now_ms = self._now_ms()
         with self._catalog.write() as session:
-            session.facts.number("online_version")
+            self._begin(session)
             before = session.repositories.newest()
             held = restored.is_held(session)
             self._take(session, _sorted(files), now_ms, returning=True)
@@ -163,7 +162,7 @@ class Publisher:
         """
         now_ms = self._now_ms()
         with self._catalog.write() as session:
-            session.facts.number("online_version")
+            self._begin(session)
             restored.resume(session, who, now_ms)
             self._render(session, now_ms)
         self.settle_keys()
@@ -269,6 +268,11 @@ class Publisher:
         session.facts.put("caught_up_ms", now_ms)
         self._render(session, now_ms)
         return True
+
+    def _begin(self, session: Session) -> None:
+        """What comes may name other online keys: a command may have made, or cancelled, the very keys since."""
+        publishing_alone(session)
+        self._keyring.reload()
 
     def _take(
         self, session: Session, offered: Mapping[RepositoryKind, Mapping[str, bytes]], now_ms: int, *, returning: bool
@@ -432,6 +436,11 @@ class Publisher:
                 hint="push the blobs, then the metadata",
             )
         return manifest
+
+
+def publishing_alone(session: Session) -> None:
+    """Holds off every push, of other processes too, and what must not meet one, until the `write` ends."""
+    session.facts.number("online_version")
 
 
 def role_states(session: Session, repository: RepositoryKind) -> dict[str, dict[str, Any]]:

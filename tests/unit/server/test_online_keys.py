@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from tuf.api.metadata import Metadata
 
 from protocol.errors import SettingsError, StateError
-from server import keyring
+from server import keyring, publish
+from server.cli import main
 from server.keyring import Keyring, drop_next, make_keys, make_next
 from signing.online_keys import parse_online_keys
 from tests.fakes.server_house import House, Machine, body_of, no_secret, published
@@ -86,6 +88,18 @@ async def test_a_refused_push_switches_nothing(tmp_path: Path) -> None:
         assert f"{CLOCK}.next.pem" in files(house)
 
 
+async def test_a_key_that_is_cancelled_while_a_push_waits_is_not_switched_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with published(tmp_path) as house:
+        await asyncio.to_thread(next_keys, house, CLOCK)
+        sign_rotation(house)
+        with monkeypatch.context() as patch:
+            patch.setattr(publish, "publishing_alone", lambda _: drop_next(house.state / "keys", [CLOCK]))
+            status, answer = await house.push({"director": house.managers.director.files()})
+        assert (status, "director.clock" in answer["error"]) == (409, True)
+
+
 async def test_a_cut_between_the_publication_and_the_old_keys_end_is_made_good_at_the_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,6 +117,11 @@ async def test_a_cut_between_the_publication_and_the_old_keys_end_is_made_good_a
             )
         assert {f"{CLOCK}.next.pem", f"{STAMP}.next.pem"} <= files(house)
         await house.stop()
+        command = ["keys", "cancel", "--state", str(house.state)]
+        cancelled = await asyncio.to_thread(CliRunner().invoke, main, command)
+        assert cancelled.exit_code == StateError.exit_code
+        assert f"the next key of {STAMP}, {CLOCK}" in " ".join(cancelled.stderr.split())
+        assert {f"{CLOCK}.next.pem", f"{STAMP}.next.pem"} <= files(house), "they sign, and are nowhere else"
         await house.start()
         assert not any(name.endswith(".next.pem") for name in files(house))
         house.now_ms += 86_400_001
