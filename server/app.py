@@ -47,6 +47,7 @@ from server.operations import Operations
 from server.patching import Patchmaker
 from server.publish import Publisher
 from server.restoring import take_marker
+from server.retention import forget
 from server.settings import ServerSettings, read_settings
 from server.steady_clock import SteadyClock
 from server.storage.blobs import BlobStore, open_blobs
@@ -58,6 +59,7 @@ REQUEST_THREADS: Final = 8  # SQLite writes one at a time; the rest read
 RESIGN_CHECK_S: Final = 60.0
 CERTIFICATES_CHECK_S: Final = 10.0  # so soon does the server follow a command that replaced the CA
 ALARMS_CHECK_S: Final = 3600.0
+FORGET_S: Final = 3600.0
 COUNT_S: Final = 60.0  # a restored backup that is older than this is noticed at the start
 IDLE_CHECK_S: Final = 0.5  # between looks for work when there was none
 KEEPALIVE_S: Final = 75.0
@@ -152,6 +154,7 @@ async def serve(state: Path, now_ms: NowMs, secrets: SecretsHandler, *, steady: 
                 _every(RESIGN_CHECK_S, "signing snapshot and timestamp anew", threads, parts.publisher.resign),
                 _every(CERTIFICATES_CHECK_S, "looking after certificates", threads, certificates.refresh),
                 _every(ALARMS_CHECK_S, "looking at lifetimes", threads, lambda: _raise_alarms(parts, now_ms())),
+                _every(FORGET_S, "forgetting what is old", threads, lambda: _forget(parts, now_ms())),
                 _every(COUNT_S, "counting", threads, lambda: _count(parts.layout, parts.catalog, now_ms)),
                 _every(IDLE_CHECK_S, "making payloads", background, parts.compressor.work),
                 _every(IDLE_CHECK_S, "making patches", patching, parts.patchmaker.work),
@@ -338,6 +341,14 @@ def _raise_alarms(parts: "Parts", now_ms: int) -> bool:
     """Tells, once each, what has passed half, 80 % or the end of its life."""
     for name in raise_alarms(parts.catalog, parts.certificates.now(), parts.layout.tls, now_ms):
         log.warning("a mark of its life is passed: %s; `headland-server status` says more", name)
+    return False
+
+
+def _forget(parts: Parts, now_ms: int) -> bool:
+    """Not again at once, also where more is old: that so many were is more likely the clock's word."""
+    gone = forget(parts.catalog, parts.settings.retention, now_ms)
+    if gone:
+        log.info("%d old records are gone, as [retention] says", gone)
     return False
 
 

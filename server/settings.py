@@ -55,6 +55,13 @@ class Lifetimes(Settings):
     resign_after_s: Annotated[float, msgspec.Meta(gt=0, le=3 * 86400)] = 86400.0  # snapshot and timestamp, signed anew
 
 
+class Retention(Settings):
+    """How long what only people read is kept. Results stay for ever, and counts stay exact whatever goes."""
+
+    events_days: Annotated[float, msgspec.Meta(ge=1)] = 1095.0  # the audit trail
+    reports_days: Annotated[float, msgspec.Meta(ge=1)] = 365.0  # machines' statuses, alerts and loss records
+
+
 class Transfers(Settings):
     """How payloads are made."""
 
@@ -97,6 +104,7 @@ class ServerSettings(Settings):
     storage: Storage = Storage()
     contact: Contact = Contact()
     lifetimes: Lifetimes = Lifetimes()
+    retention: Retention = Retention()
     transfers: Transfers = Transfers()
     patches: Patches = Patches()
     budget: DefaultBudget = DefaultBudget()

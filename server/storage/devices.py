@@ -6,6 +6,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from protocol.messages import Alert, Counters, Inventory, LanePosition, UpdateStatus, VersionReport
+from server.storage.ageing import remove_oldest
 from server.storage.codec import from_json, to_json
 from server.storage.records import Certified, Device
 from server.storage.schema import alerts, devices, group_members, statuses
@@ -160,6 +161,10 @@ class Devices:
     def alerts(self, device: str, limit: int) -> list[Alert]:
         """The newest `limit` alerts, newest first."""
         return [from_json(body, Alert) for body in self._newest(alerts, device, limit)]
+
+    def forget_reports(self, before_ms: int, limit: int) -> int:
+        """Removes the oldest statuses and alerts that came before then, at most `limit` of each. Returns how many."""
+        return sum(remove_oldest(self._connection, table, before_ms, limit) for table in (statuses, alerts))
 
     def _add_once(self, table: Any, device: str, news: Sequence[Any], at_ms: int) -> list[Any]:
         by_id = {item.id: item for item in news}

@@ -1,6 +1,6 @@
-"""The audit trail: appended, never changed."""
+"""The audit trail: appended, never changed; the oldest lines go after years."""
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, delete, func, insert, select
 
 from server.storage.records import Event
 from server.storage.schema import events
@@ -35,6 +35,16 @@ class Events:
         if device is not None:
             query = query.where(events.c.device == device)
         return [Event(**row._mapping) for row in self._connection.execute(query)]
+
+    def forget(self, before_ms: int, limit: int) -> int:
+        """Removes those of the `limit` oldest lines that are from before then. Returns how many.
+
+        The newest stays: its number must not be given a second time, for readers go on from numbers.
+        """
+        newest = select(func.max(events.c.id)).scalar_subquery()
+        oldest = select(events.c.id).where(events.c.id < newest).order_by(events.c.id).limit(limit)
+        gone = delete(events).where(events.c.id.in_(oldest), events.c.at_ms < before_ms)
+        return self._connection.execute(gone).rowcount
 
 
 def _plain(text: str) -> str:

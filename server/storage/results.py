@@ -8,6 +8,7 @@ from sqlalchemy import BigInteger, Connection, and_, column, delete, func, inser
 
 from protocol.results import Loss
 from protocol.spans import Spans
+from server.storage.ageing import remove_oldest
 from server.storage.codec import pairs
 from server.storage.records import Totals
 from server.storage.schema import conflicts, lane_totals, losses, lost_ranges, results
@@ -119,6 +120,14 @@ class Results:
         self._replace_lost(device, epoch, lane, near, near.union(named))
         arrived = self._count_arrived(device, epoch, lane, news)
         self._count(device, epoch, lane, ingested=0, lost=len(news) - arrived, next_seq=last + 1)
+
+    def forget_losses(self, before_ms: int, limit: int) -> int:
+        """Removes the oldest loss records that came before then, at most `limit`. What they say stays counted.
+
+        Returns:
+            How many went.
+        """
+        return remove_oldest(self._connection, losses, before_ms, limit)
 
     def next_seqs(self, device: str, epoch: str) -> dict[str, int]:
         """One above the highest number seen of each lane of an epoch."""

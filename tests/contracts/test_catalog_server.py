@@ -18,8 +18,9 @@ from protocol.messages import Alert, Inventory, UpdateStatus
 from protocol.objects import Conditions
 from protocol.results import Loss
 from protocol.wire import encode
-from server import migrations
+from server import migrations, retention
 from server.publish import in_force
+from server.settings import Retention
 from server.storage.catalog import Catalog, Session
 from server.storage.jobs import COMPRESS
 from server.storage.records import Compressed, EnrolmentToken, Member, Phase, Release, Totals
@@ -455,3 +456,57 @@ def test_the_audit_trail_keeps_order_and_no_control_characters(catalog: Catalog)
         assert first.what == "x\ufffd\ufffd[31m" and len(first.detail) == 4000
         assert session.events.after(first.id, 10) == [second]
         assert session.events.after(0, 10, device="d") == [first]
+
+
+def test_old_lines_of_the_trail_go_oldest_first_and_never_the_newest(catalog: Catalog) -> None:
+    with catalog.write() as session:
+        for at_ms in (1, 2, 900, 3, 4):  # the clock was ahead once
+            session.events.add(at_ms, f"at-{at_ms}")
+        assert session.events.forget(100, 2) == 2
+        assert [event.kind for event in session.events.after(0, 10)] == ["at-900", "at-3", "at-4"]
+        assert session.events.forget(100, 10) == 1
+        session.events.forget(10_000, 10)
+        (newest,) = session.events.after(0, 10)
+        session.events.add(5, "next")
+        assert [event.kind for event in session.events.after(newest.id, 10)] == ["next"]
+
+
+def test_old_statuses_and_alerts_go_oldest_first(catalog: Catalog) -> None:
+    enrol(catalog)
+    with catalog.write() as session:
+        for at_ms in range(5):
+            name = f"{at_ms:032x}"
+            news = UpdateStatus(id=name, manifest="a" * 64, rollout="r", state="TRIAL", at_ms=1)
+            session.devices.add_statuses("tractor-1", [news], at_ms)
+            session.devices.add_alerts("tractor-1", [Alert(id=name, kind="k", at_ms=1)], at_ms)
+        assert session.devices.forget_reports(3, 2) == 4
+        assert [int(each.id, 16) for each in session.devices.statuses("tractor-1", 10)] == [4, 3, 2]
+        assert session.devices.forget_reports(3, 2) == 2
+        assert [int(each.id, 16) for each in session.devices.alerts("tractor-1", 10)] == [4, 3]
+
+
+def test_what_was_lost_stays_counted_once_its_records_are_gone(catalog: Catalog) -> None:
+    with catalog.write() as session:
+        lose(session, (0, 4), (10, 14))
+        assert session.results.forget_losses(2, 10) == 2
+        assert session.results.forget_losses(2, 10) == 0
+        lose(session, (10, 14), (14, 15))  # the stick brings an old one again
+        session.results.add("d", "e", "results", [(3, b"late")], at_ms=1)
+        assert session.results.totals()["d"]["results"] == Totals(ingested=1, lost=10)
+
+
+def test_a_round_forgets_what_the_settings_say_and_not_more_at_once(
+    catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    day_ms = 86_400_000
+    enrol(catalog)
+    with catalog.write() as session:
+        for at_ms in range(8):
+            session.events.add(at_ms * day_ms, "e")
+            session.devices.add_alerts("tractor-1", [Alert(id=f"{at_ms:032x}", kind="k", at_ms=1)], at_ms * day_ms)
+    settings = Retention(events_days=6, reports_days=3)
+    assert retention.forget(catalog, settings, 8 * day_ms) == 2 + 5
+    monkeypatch.setattr(retention, "AT_ONCE", 2)
+    assert retention.forget(catalog, settings, 3650 * day_ms) == 2 + 2, "the clock is ten years ahead"
+    with catalog.read() as session:
+        assert len(session.events.after(0, 10)) == 4
