@@ -117,8 +117,8 @@ def _keys(session: Session) -> list[Life]:
         assert named is not None
         found.append(lives.key_life("online-key", name, keyid, named.since_ms[name], act))
     sets = {kind: published for kind in REPOSITORIES if (published := in_force(session, kind)) is not None}
-    kept = session.repositories.signed("image").get("targets", {})
-    tops = [parse(data, Targets, f"{version}.targets.json") for version, data in sorted(kept.items())]
+    kept = session.repositories.all_signed("image", "targets")
+    tops = [parse(data, Targets, f"{version}.targets.json") for version, data in kept.items()]
     for keyid, since_ms in lives.manager_keys(sets, tops).items():
         act = "headland keys rotate --manager NAME"
         found.append(lives.key_life("manager-key", keyid[:12], keyid, since_ms, act))

@@ -487,7 +487,7 @@ def first_root(session: Session, repository: RepositoryKind) -> bytes:
 
 def in_force(session: Session, repository: RepositoryKind) -> RepositorySet | None:
     """The offline-signed metadata that is in force; None before the first publication."""
-    roots = session.repositories.roots(repository)
+    roots = session.repositories.all_signed(repository, "root")
     delegated = session.repositories.newest_signed(repository)
     targets = delegated.pop("targets", None)
     if not roots or targets is None:

@@ -30,11 +30,11 @@ class Repositories:
                 insert(signed_metadata).values(repository=repository, role=role, version=version, content=content)
             )
 
-    def roots(self, repository: RepositoryKind) -> dict[int, bytes]:
-        """Every root that is kept, by version."""
+    def all_signed(self, repository: RepositoryKind, role: str) -> dict[int, bytes]:
+        """Every version that is kept of one role, oldest first."""
         rows = self._connection.execute(
             select(signed_metadata.c.version, signed_metadata.c.content)
-            .where(signed_metadata.c.repository == repository, signed_metadata.c.role == "root")
+            .where(signed_metadata.c.repository == repository, signed_metadata.c.role == role)
             .order_by(signed_metadata.c.version)
         )
         return pairs(rows)

@@ -216,7 +216,6 @@ class Results:
         if fresh:
             self._connection.execute(insert(lost_ranges), fresh)
 
-
     def _count_arrived(self, device: str, epoch: str, lane: str, asked_for: Spans) -> int:
         """How many rows with these numbers are here."""
         found = 0

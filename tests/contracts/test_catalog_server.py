@@ -264,7 +264,7 @@ def test_losses_are_counted_as_sets_count_and_kept_as_few_ranges(catalog: Catalo
                 for begin, end in told:
                     lost |= {*range(begin, end + 1)}
             assert session.results.totals()["d"]["results"] == Totals(ingested=len(rows), lost=len(lost - rows))
-            ranges = session.results._lost("d", "e", "results", 0, 1000)
+            ranges = session.results._lost("d", "e", "results", 0, 1000).spans
             assert {number for begin, end in ranges for number in range(begin, end + 1)} == lost
             assert all(end + 1 < begin for (_, end), (begin, _) in itertools.pairwise(ranges)), ranges
             if len(rows | lost) > 80:
@@ -326,7 +326,7 @@ def test_signed_metadata_is_kept_for_ever_and_served_files_change(catalog: Catal
         session.repositories.serve("image", {"timestamp.json": b"a", "1.snapshot.json": b"s"})
         session.repositories.serve("image", {"timestamp.json": b"b"}, forget=["1.snapshot.json", "timestamp.json"])
         session.repositories.serve("director", {"timestamp.json": b"d"})
-        assert session.repositories.roots("image") == {1: b"one", 2: b"two", 10: b"ten"}
+        assert session.repositories.all_signed("image", "root") == {1: b"one", 2: b"two", 10: b"ten"}
         session.repositories.add_signed("image", "targets", 9, b"nine")
         session.repositories.add_signed("image", "targets", 10, b"ten")
         session.repositories.add_signed("image", "p", 3, b"three")
