@@ -47,14 +47,15 @@ def inventory_digest(inventory: Inventory) -> Digest:
     return digest(encode(inventory))
 
 
-async def probe(tags: Iterable[Name], folder: Path) -> Inventory:
-    """Asks a child what the machine has. A child that fails leaves the processor, which is always there.
+async def probe(tags: Iterable[Name], folder: Path, known: Inventory | None = None) -> Inventory:
+    """Asks a child what the machine has. A child that fails leaves what is known: the processor is always there.
 
     Args:
         tags: From the settings, besides those that are found.
         folder: On the disk that counts.
+        known: What an earlier probe found.
     """
-    found = Inventory(agent=agent_version(), platform=_platform(), accelerators=("cpu",))
+    found = known or Inventory(agent=agent_version(), platform=_platform(), accelerators=("cpu",))
     try:
         child = await asyncio.create_subprocess_exec(
             sys.executable,

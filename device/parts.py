@@ -204,6 +204,7 @@ async def assembled(
                 random=random.random,
                 signals_off=folder_signals(Path(settings.machine.signals) if settings.machine.signals else None),
                 notify=news.to_tell,
+                probe=lambda known: hardware.probe(settings.machine.hardware, layout.state, known),
             ),
             settings=settings.update,
         )
@@ -211,9 +212,9 @@ async def assembled(
         def facts() -> Facts:
             return Facts(
                 msgspec.structs.replace(
-                    inventory,
+                    updater.inventory,
                     patch_rate_kib_s=book.rate_kib_s(),
-                    patch_codecs=inventory.patch_codecs if book.can_apply else (),
+                    patch_codecs=updater.inventory.patch_codecs if book.can_apply else (),
                 ),
                 totals.now(outbox.produced()),
                 *now(),

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Protocol, assert_never
 
-from device.inference.cancelling import cancel
+from device.cancelling import cancel
 from device.inference.settings import AlarmSettings, CommandAlarm, FileAlarm, SocketAlarm
 
 FIRE_S: Final = 1.0  # a sink that has not taken an alarm by then is passed over; the next alarm tries again

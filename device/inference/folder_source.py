@@ -25,7 +25,7 @@ from watchdog.events import FileClosedEvent, FileMovedEvent, FileSystemEvent, Fi
 from watchdog.observers import Observer
 from watchdog.observers.api import BaseObserver
 
-from device.inference.cancelling import cancel
+from device.cancelling import cancel
 from device.inference.frames import FRAME_BYTES, SUFFIXES, DoneFrames, Frame, Mark, mark_of, name_of, plain_of
 from device.supervision import keep_up
 from protocol.errors import StateError

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from device.inference.cancelling import cancel
+from device.cancelling import cancel
 from device.inference.dialogue import Answer, Order, Ready
 from device.inference.evidence import Evidence
 from device.inference.frames import Frame

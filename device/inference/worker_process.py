@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Final
 
-from device.inference.cancelling import cancel
+from device.cancelling import cancel
 from device.inference.dialogue import HEAD_BYTES, PREFIX, Answer, Failed, FromWorker, Order, Ready, Task
 from device.inference.endings import ending_of, verdict_of
 from device.inference.frames import Frame

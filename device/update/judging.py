@@ -2,6 +2,7 @@
 
 from device.trust.port import Terms
 from device.update import rules
+from device.update.hardware import Hardware
 from device.update.memory import Memory
 from device.update.states import Offer, UpdateRecord
 from device.update.world import World
@@ -14,13 +15,13 @@ class Judge:
 
     Args:
         memory: Terms, floors, refusals.
-        machine: Who this is.
+        hardware: Who this is.
         world: Time and signals.
     """
 
-    def __init__(self, memory: Memory, machine: rules.Machine, world: World) -> None:
+    def __init__(self, memory: Memory, hardware: Hardware, world: World) -> None:
         self._memory = memory
-        self._machine = machine
+        self._hardware = hardware
         self._world = world
 
     def offer(
@@ -34,7 +35,7 @@ class Judge:
                 assignment,
                 manifest_bytes,
                 terms,
-                self._machine,
+                self._hardware.machine,
                 floor=self._memory.floor(),
                 record=record,
                 refused=self._memory.refused(),

@@ -6,11 +6,11 @@ from collections.abc import Collection
 import msgspec
 
 from device.store import Store
+from device.update.hardware import Hardware
 from device.update.ports import ReleaseSet
 from protocol import limits
 from protocol.errors import Refused, StateError
 from protocol.ids import Digest
-from protocol.messages import Inventory
 from protocol.release import Artifact, Model, ReleaseManifest, parse_manifest
 from protocol.selection import needed_artifacts, select_variants
 
@@ -22,12 +22,12 @@ class Library:
 
     Args:
         store: Holds their files.
-        inventory: Decides which variants are taken.
+        hardware: Decides which variants are taken.
     """
 
-    def __init__(self, store: Store, inventory: Inventory) -> None:
+    def __init__(self, store: Store, hardware: Hardware) -> None:
         self._store = store
-        self._inventory = inventory
+        self._hardware = hardware
 
     def manifest(self, name: Digest) -> ReleaseManifest:
         """The manifest, hashed again.
@@ -44,7 +44,7 @@ class Library:
         Raises:
             Refused: `WRONG_HARDWARE`.
         """
-        return needed_artifacts(manifest, select_variants(manifest, self._inventory))
+        return needed_artifacts(manifest, select_variants(manifest, self._hardware.inventory))
 
     def has(self, artifact: Artifact) -> bool:
         """Whether the artifact is there with its length."""
@@ -63,7 +63,7 @@ class Library:
         """
         manifest = self.manifest(name)
         here = msgspec.structs.replace(manifest, models=tuple(self._held(model) for model in manifest.models))
-        variants = select_variants(here, self._inventory)
+        variants = select_variants(here, self._hardware.inventory)
         needed = needed_artifacts(manifest, variants)
         for artifact in needed:
             if not self.has(artifact):

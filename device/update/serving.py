@@ -1,16 +1,22 @@
-"""Workers and the `active` link follow the record, without any network. What cannot be followed is tried again."""
+"""Workers and the `active` link follow the record, without any network. What cannot be followed is tried again.
+
+Mending runs beside whatever the update does before it activates anything: an offer that waits for its window for weeks
+must not keep the committed release from serving. From ACTIVATE on the record says anew what serves, and it stops.
+"""
 
 import asyncio
 import logging
 from typing import overload
 
+from device.cancelling import cancel
 from device.store import Store
+from device.update.hardware import Hardware
 from device.update.ports import ReleaseSet, Workers
 from device.update.releases import Library
 from device.update.sets import Sets
 from device.update.states import UpdateRecord
 from device.update.world import UpdateSettings, World
-from protocol.errors import Refused, StateError
+from protocol.errors import HeadlandError, Refused, StateError
 from protocol.ids import Digest
 
 log = logging.getLogger(__name__)
@@ -24,22 +30,32 @@ class Serving:
         library: Loads releases.
         store: Where their manifests lie.
         sets: What outside readers see.
+        hardware: Looked at again where a release does not come up.
         world: Time and chance.
         settings: Intervals.
     """
 
     def __init__(
-        self, *, workers: Workers, library: Library, store: Store, sets: Sets, world: World, settings: UpdateSettings
+        self,
+        *,
+        workers: Workers,
+        library: Library,
+        store: Store,
+        sets: Sets,
+        hardware: Hardware,
+        world: World,
+        settings: UpdateSettings,
     ) -> None:
         self._workers = workers
         self._library = library
         self._store = store
         self._sets = sets
+        self._hardware = hardware
         self._world = world
         self._settings = settings
         self._damaged = ""
         self._link_lags = False
-        self._mendings = 0
+        self._mending: asyncio.Task[None] | None = None
 
     @property
     def damaged(self) -> str:
@@ -64,13 +80,20 @@ class Serving:
             await self._show_or_later(None)
         self._damaged = damaged
 
-    async def mend(self, record: UpdateRecord) -> None:
-        """Follows again, after longer and longer waits, until nothing is damaged and `active` is not behind."""
-        while self._damaged or self._link_lags:
-            self._mendings += 1
-            await self._world.sleep(self._settings.backoff_s(self._mendings, self._world.random()))
-            await self.follow(record)
-        self._mendings = 0
+    def start_mending(self, record: UpdateRecord) -> None:
+        """Where something is damaged or `active` is behind, follows again until neither is, in a task of its own.
+
+        Args:
+            record: Names what serves, for as long as this goes on.
+        """
+        if self._is_behind and (self._mending is None or self._mending.done()):
+            self._mending = asyncio.create_task(self._mend(record))
+
+    async def stop_mending(self) -> None:
+        """On return nothing of it goes on."""
+        task, self._mending = self._mending, None
+        if task is not None:
+            await cancel(task)
 
     @overload
     async def converge(self, name: Digest) -> ReleaseSet: ...
@@ -95,10 +118,32 @@ class Serving:
         await asyncio.to_thread(self._show, release)
         self._damaged = ""
 
+    @property
+    def _is_behind(self) -> bool:
+        return bool(self._damaged) or self._link_lags
+
+    async def _mend(self, record: UpdateRecord) -> None:
+        """After longer and longer waits. At a boot it may be the accelerator that is not there yet."""
+        times = 0
+        while self._is_behind:
+            times += 1
+            await self._world.sleep(self._settings.backoff_s(times, self._world.random()))
+            try:
+                if self._damaged:
+                    await self._hardware.look_again()
+                await self.follow(record)
+            except (HeadlandError, OSError) as error:
+                log.warning("what should serve cannot be followed: %s", error)
+
     async def _show_or_later(self, release: ReleaseSet | None) -> None:
         """A full disk must not keep a release from serving: `active` follows once it can."""
+        showing = asyncio.create_task(asyncio.to_thread(self._show, release))
         try:
-            await asyncio.to_thread(self._show, release)
+            await asyncio.shield(showing)
+        except asyncio.CancelledError:
+            # A thread goes on: it must not point the link back behind the one who stopped this.
+            await asyncio.gather(showing, return_exceptions=True)
+            raise
         except OSError as error:
             self._link_lags = True
             log.warning("the link `active` is behind: %s", error)

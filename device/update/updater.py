@@ -19,6 +19,7 @@ from device.trust.port import Terms
 from device.update import rules, states
 from device.update.cleaning import collect
 from device.update.fetching import Fetching, Obstacle
+from device.update.hardware import Hardware
 from device.update.judging import Judge
 from device.update.memory import ASSIGNMENT, Memory, floors_of
 from device.update.ports import Canary, Workers
@@ -34,7 +35,7 @@ from device.update.watching import Watcher
 from device.update.world import Fetcher, Treasury, UpdateSettings, World
 from protocol.errors import HeadlandError, Reason, Refused, StateError
 from protocol.ids import Digest
-from protocol.messages import Outcome, TransferBytes, VersionReport
+from protocol.messages import Inventory, Outcome, TransferBytes, VersionReport
 from protocol.objects import AssignmentBody
 from protocol.wire import encode
 
@@ -86,12 +87,12 @@ class Updater:
         self._sets = sets
         self._treasury = treasury
         self._canary = canary
-        self._machine = machine
         self._world = world
         self._settings = settings = settings or UpdateSettings()
         self._memory = memory = Memory(db)
-        self._library = library = Library(store, machine.inventory)
-        self._judge = Judge(memory, machine, world)
+        self._hardware = hardware = Hardware(machine, world)
+        self._library = library = Library(store, hardware)
+        self._judge = Judge(memory, hardware, world)
         self._fetching = Fetching(
             memory=memory,
             store=store,
@@ -103,7 +104,13 @@ class Updater:
             settings=settings,
         )
         self._serving = Serving(
-            workers=workers, library=library, store=store, sets=sets, world=world, settings=settings
+            workers=workers,
+            library=library,
+            store=store,
+            sets=sets,
+            hardware=hardware,
+            world=world,
+            settings=settings,
         )
         self._watcher = Watcher(workers, world, settings)
         self._teller = Teller(db, world.new_id, treasury.of)
@@ -122,6 +129,11 @@ class Updater:
     def record(self) -> UpdateRecord:
         """The record as it is stored."""
         return self._record
+
+    @property
+    def inventory(self) -> Inventory:
+        """What this machine can run, as it was last looked at."""
+        return self._hardware.inventory
 
     @property
     def started(self) -> bool:
@@ -215,7 +227,7 @@ class Updater:
 
     async def learn(self, terms: Terms) -> None:
         """Keeps what the newest trusted repository says: ACTIVATE looks at it without a network."""
-        if terms.product != self._machine.product:
+        if terms.product != self._hardware.machine.product:
             return
         delists = await asyncio.to_thread(self._memory.learn, terms)
         if delists and self._record.offer is not None:
@@ -238,23 +250,28 @@ class Updater:
     async def run_forever(self) -> None:
         """Drives the machine until it is cancelled. What goes wrong in a state is tried again after a while."""
         failures = 0
-        while True:
-            try:
-                await self._turn()
-                failures = 0
-            except (HeadlandError, OSError) as error:
-                failures += 1
-                self._progress = replace(self._progress, why=str(error))  # a full disk: no end, and not to be silent
-                log.warning("update, state %s: %s", self._record.state, error)
-                await self._world.sleep(self._settings.backoff_s(failures, self._world.random()))
+        try:
+            while True:
+                try:
+                    await self._turn()
+                    failures = 0
+                except (HeadlandError, OSError) as error:
+                    failures += 1
+                    self._progress = replace(self._progress, why=str(error))  # a full disk: no end, not to be silent
+                    log.warning("update, state %s: %s", self._record.state, error)
+                    await self._world.sleep(self._settings.backoff_s(failures, self._world.random()))
+        finally:
+            await self._serving.stop_mending()
 
     # The loop
 
     async def _turn(self) -> None:
         """One state's work, and what it came to. Before activation, what others ask for interrupts it."""
         if self._record.state not in INTERRUPTIBLE:
+            await self._serving.stop_mending()  # from here on the record says anew what serves
             await self._go(await self._work())
             return
+        self._serving.start_mending(self._record)
         self._woken.clear()
         step = await self._take_up()
         if step is not None:
@@ -343,11 +360,10 @@ class Updater:
     # The states' work
 
     async def _idle(self) -> Step:
-        """Waits; an update that ended unfinished is tried again, and a release that could not serve is served."""
+        """Waits; an update that ended unfinished is tried again."""
         if states.will_retry(self._record):
             await self._world.sleep(self._settings.backoff_s(self._record.retries, self._world.random()))
             return Step(Event.AGAIN)
-        await self._serving.mend(self._record)
         return await asyncio.Future()  # until something interrupts
 
     async def _fetch(self) -> Step:

@@ -10,7 +10,7 @@ from device.retry import backoff_s
 from device.transfer.purse import Purse
 from device.update.signals import Signals
 from protocol.ids import Digest
-from protocol.messages import TransferBytes
+from protocol.messages import Inventory, TransferBytes
 from protocol.objects import Budget, Payload, TransferPlan
 from protocol.release import Artifact
 from protocol.settings import Settings
@@ -66,9 +66,13 @@ class Treasury(Protocol):
         ...
 
 
+async def _unchanged(known: Inventory) -> Inventory:
+    return known
+
+
 @dataclass(frozen=True)
 class World:
-    """Time, chance and signals.
+    """Time, chance, signals and hardware.
 
     Args:
         now: Milliseconds of trusted time, and whether they are sure. Blocking.
@@ -78,6 +82,7 @@ class World:
         sleep: Waits so many seconds.
         monotonic: Seconds that never go back.
         notify: Called when there is something to tell the server.
+        probe: Looks what hardware is there now; gets what is known, which stands when it cannot look. Takes seconds.
     """
 
     now: Callable[[], tuple[int, bool]]
@@ -87,3 +92,4 @@ class World:
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     monotonic: Callable[[], float] = time.monotonic
     notify: Callable[[], None] = lambda: None
+    probe: Callable[[Inventory], Awaitable[Inventory]] = _unchanged

@@ -20,7 +20,7 @@ from device.update.sets import Sets
 from device.update.states import State
 from device.update.updater import Updater
 from device.update.world import UpdateSettings, World
-from protocol.messages import UpdateStatus
+from protocol.messages import Inventory, UpdateStatus
 from protocol.objects import Budget
 from signing.durable import DISK, Disk
 from tests.fakes.patches import apply_plainly
@@ -51,6 +51,7 @@ class Bench:
         self.free_bytes = 1 << 40
         self.link = "cellular"
         self.own_budget = Budget()
+        self.plugged_in: Inventory | None = None  # what a later look finds; None: what was there at the start
         self.on_sleep: Callable[[float], None] = lambda _: None
         self.last_status: UpdateStatus | None = None
         self.is_dead = False  # for a test that takes the machine down
@@ -66,6 +67,9 @@ class Bench:
         self.now_ms += int(seconds * 1000)
         self.on_sleep(seconds)
         await asyncio.sleep(0.0005)
+
+    async def probe(self, known: Inventory) -> Inventory:
+        return self.plugged_in or known
 
     def instant(self) -> Instant:
         return Instant("a boot", int(self.elapsed_s * 1000), self.now_ms if self.sure else None)
@@ -102,6 +106,7 @@ class Bench:
                 signals_off=lambda: self.signals_off,
                 sleep=self.sleep,
                 monotonic=lambda: self.elapsed_s,
+                probe=self.probe,
             ),
             settings=UpdateSettings(),
         )

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import msgspec
 import pytest
 
 from device import hardware
@@ -83,6 +84,8 @@ async def test_a_probe_that_fails_leaves_the_processor(tmp_path, monkeypatch):
     found = await hardware.probe([], tmp_path)
     assert found.accelerators == ("cpu",)
     assert isinstance(found, Inventory)
+    known = msgspec.structs.replace(found, accelerators=("edgetpu", "cpu"))
+    assert await hardware.probe([], tmp_path, known) == known, "or what an earlier one found"
 
 
 def test_the_agent_loads_no_runtime_to_know_its_hardware():
