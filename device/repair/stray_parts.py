@@ -11,7 +11,7 @@ def find(place: Place) -> list[Fault]:
     """Parts that the last assignment does not name."""
     folder = place.layout.store / "parts"
     with opened_state(place) as state:
-        if state is None or not folder.is_dir():
+        if state is None or not folder.is_dir() or Memory(state).is_partial():
             return []
         # Of the last assignment too, when it is offered no more: a rollout that goes on must not cost its bytes twice.
         known = state.get(ASSIGNMENT) is not None

@@ -1,4 +1,8 @@
-"""Deletes what neither the record nor the fetch of its offer needs."""
+"""Deletes what neither the record nor the fetch of its offer needs.
+
+Only by a record that knows: nothing while the machine still has to hear what it had, nor by one in memory, which stands
+in for a `state.db` whose disk is full.
+"""
 
 from device.transfer import bases, part_names
 from device.update.memory import Memory
@@ -17,6 +21,8 @@ def collect(record: UpdateRecord, memory: Memory, library: Library, sets: Sets) 
         library: Whose files are deleted.
         sets: Whose folders are.
     """
+    if memory.is_partial():
+        return
     named = {held.digest for held in (record.committed, record.previous) if held is not None}
     named |= {record.active} if record.active is not None else set()
     parts: frozenset[Digest] = frozenset()

@@ -86,6 +86,10 @@ class Memory:
         """Whether what this machine had committed is still to be heard: see `device.recovery`."""
         return self._db.is_recovering
 
+    def is_partial(self) -> bool:
+        """Whether files may be of releases that the record here does not know."""
+        return self._db.is_in_memory or self._db.is_recovering
+
     def floor(self) -> Floor:
         """The committed floor."""
         era = self._db.floor(ERA)

@@ -42,7 +42,7 @@ class Floor:
 
     def admits(self, era: int, counter: int) -> bool:
         """Whether a release is newer than all that was committed."""
-        return era > self.era or (era == self.era and counter > self.counter)
+        return (era, counter) > (self.era, self.counter)
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def judge_offer(
         raise Refused(Reason.REFUSED_BEFORE, f"release {manifest.version} was refused here: {refused[name]}")
     release = Held(digest=name, version=manifest.version, release_counter=manifest.release_counter, era=manifest.era)
     if not is_repair(release, record):
-        _check_floors(release, terms, floor)
+        _check_floors(release, terms, floor, record)
     variants = select_variants(manifest, machine.inventory)
     if _version_key(manifest.min_agent) > _version_key(machine.agent):
         return Later(f"agent: release {manifest.version} needs {manifest.min_agent}, this is {machine.agent}")
@@ -149,7 +149,7 @@ def look_again(
     if release.digest in refused:
         raise Refused(Reason.REFUSED_BEFORE, f"release {release.version} was refused here: {refused[release.digest]}")
     if not is_repair(release, record):
-        _check_floors(release, terms, floor)
+        _check_floors(release, terms, floor, record)
     # The managers' interlocks and the assignment's own: an assignment adds, it never takes away.
     signals_clear = dict.fromkeys((*terms.interlocks, *offer.conditions.signals_clear))
     return _conditions_hold(offer.conditions, signals_clear, now_ms, sure_of_time, signals_off)
@@ -181,13 +181,15 @@ def _check_manifest(manifest: ReleaseManifest, assignment: AssignmentBody, terms
         )
 
 
-def _check_floors(release: Held, terms: Terms, floor: Floor) -> None:
+def _check_floors(release: Held, terms: Terms, floor: Floor, record: UpdateRecord) -> None:
     where = f"release {release.version} has counter {release.release_counter} in era {release.era}"
     if release.era != terms.era:
         raise Refused(Reason.COUNTER_FLOOR, f"{where}; the managers' era is {terms.era}")
     if release.release_counter < terms.floor:
         raise Refused(Reason.PRODUCT_FLOOR, f"{where}; the product's floor is {terms.floor}")
-    if not floor.admits(release.era, release.release_counter):
+    # A machine that lost all but its floor gets back what it ran: where nothing is committed, that is no step back.
+    is_return = record.committed is None and (release.era, release.release_counter) == (floor.era, floor.counter)
+    if not is_return and not floor.admits(release.era, release.release_counter):
         raise Refused(Reason.COUNTER_FLOOR, f"{where}; committed here was {floor.counter} in era {floor.era}")
 
 

@@ -1,10 +1,16 @@
 """A machine that lost `state.db` and its seal installs nothing before it heard what it had: no floor falls by that."""
 
+import asyncio
+import contextlib
+
 import pytest
 
-from device.state_db import RECOVERING
+from device.recovery import Recovery
+from device.state_db import RECOVERING, StateDb
+from device.trust.port import Verdict
 from device.update.memory import Memory
 from device.update.rules import Floor, Later
+from protocol.errors import Reason, Refused
 from protocol.objects import ReportedBody
 from tests.fakes.contact_machine import DEVICE, opened
 from tests.fakes.machines import Bench
@@ -27,6 +33,11 @@ async def machine(tmp_path):
         machine.state.put(RECOVERING, b"1")
         machine.trust.terms = LISTED
         yield machine
+
+
+@pytest.fixture
+def bench(tmp_path):
+    return Bench(tmp_path, BlobSource(ONE, TWO, THREE))
 
 
 async def test_it_asks_until_both_floors_were_verified_in_one_contact(machine):
@@ -80,20 +91,46 @@ async def test_a_machine_that_never_committed_anything_recovers_too(machine):
     assert Memory(machine.state).floor() == Floor()
 
 
-async def test_until_then_offers_wait_and_say_why(tmp_path):
-    bench = Bench(tmp_path, BlobSource(ONE, TWO, THREE))
+async def test_until_then_offers_wait_and_say_why(bench):
     async with bench.running() as updater:
         bench.db.put(RECOVERING, b"1")
         verdict = await updater.offer(THREE.assignment(), THREE.manifest_bytes, LISTED, may_install=True)
         assert isinstance(verdict, Later)
         assert "recovery" in verdict.why
         assert updater.record.offer is None
-        bench.db.recover({"update/counter/0": 2})
-        for release, committed in ((TWO, None), (THREE, THREE.digest)):
-            await updater.offer(release.assignment(), release.manifest_bytes, LISTED, may_install=True)
-            await bench.settled()
-            held = updater.record.committed
-            if committed is None:
-                assert held is None, "the floor is back: what the machine had already is not installed over it"
-        await bench.until(lambda: updater.record.committed is not None)
-        assert updater.record.committed.digest == THREE.digest
+
+
+@pytest.mark.parametrize(("release", "installed"), [(ONE, False), (TWO, True), (THREE, True)])
+async def test_a_machine_that_has_nothing_left_gets_back_what_it_had_and_nothing_older(bench, release, installed):
+    """The floor that it heard is that of the release it ran: to run it again is no step back."""
+    async with bench.running() as updater:
+        bench.db.put(RECOVERING, b"1")
+        told = Verdict(terms=LISTED, reported=reported(), may_install=True)
+        await asyncio.to_thread(Recovery(bench.db).hear, told)
+        verdict = await updater.offer(release.assignment(), release.manifest_bytes, LISTED, may_install=True)
+        if installed:
+            await bench.until(lambda: bench.workers.serving == release.digest)
+            await bench.until(lambda: updater.report().manifest == release.digest)
+            assert Memory(bench.db).floor().counter == release.counter
+        else:
+            assert isinstance(verdict, Refused)
+            assert verdict.reason is Reason.COUNTER_FLOOR
+            assert updater.record.offer is None
+
+
+async def test_until_then_nothing_of_what_it_fetched_is_deleted(bench):
+    """A machine that knows of no release must not take all of them for needless."""
+    async with bench.running():
+        await bench.install(TWO, THREE)
+        files = set(bench.store.digests())
+    for path in (*bench.folder.glob("state*"), bench.folder / "active"):
+        path.unlink()
+    with contextlib.closing(StateDb(bench.folder / "state.db")) as state:
+        state.put(RECOVERING, b"1")
+    async with bench.running() as updater:
+        assert set(bench.store.digests()) == files
+        await asyncio.to_thread(Recovery(bench.db).hear, Verdict(terms=LISTED, reported=reported(), may_install=True))
+        asked = len(bench.source.asked)
+        await bench.install(TWO, THREE)
+        assert updater.record.committed.digest == TWO.digest
+        assert len(bench.source.asked) == asked, "not a byte of it travelled again"

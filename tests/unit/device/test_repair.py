@@ -1,6 +1,7 @@
 """Self-repair: each fault is found, named, mended and told; a healthy machine has none; a cut in mending is no harm."""
 
 import asyncio
+import contextlib
 import json
 import shutil
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from device.layout import Layout
 from device.repair.examine import CHECKS, KIND, examine, tell
 from device.repair.fault import Fault, Finding, Place
 from device.seal import Seals, read
-from device.state_db import StateDb
+from device.state_db import RECOVERING, StateDb
 from device.store import Store
 from device.update.sets import Sets
 from protocol.errors import StateError
@@ -221,6 +222,15 @@ every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.fault.
 def test_a_healthy_machine_has_no_fault_and_looking_changes_nothing(layout):
     before = snapshot(layout)
     assert look(layout) == ()
+    assert mend(layout) == ()
+    assert snapshot(layout) == before
+
+
+def test_a_machine_that_is_still_to_hear_what_it_had_keeps_its_unfinished_downloads(layout):
+    stray_part(layout)
+    with contextlib.closing(StateDb(layout.state_db)) as state:
+        state.put(RECOVERING, b"1")
+    before = snapshot(layout)
     assert mend(layout) == ()
     assert snapshot(layout) == before
 

@@ -13,11 +13,12 @@ from tests.fakes.updates import DEVICE, INVENTORY, MACHINE, PRODUCT, Release, te
 NEW = Release("1.1.0", 5, b"new model")
 HELD = Held(digest=NEW.digest, version="1.1.0", release_counter=5)
 OFFER = Offer(release=HELD, rollout="spring")
+RUNS = UpdateRecord(committed=Held(digest="aa" * 32, version="1.0.0", release_counter=4), active="aa" * 32)
 NOON_MS = 1_790_000_000_000 // 86_400_000 * 86_400_000 + 12 * 3_600_000
 
 
 def judge(release=NEW, assignment=None, manifest=None, known=None, machine=MACHINE, **facts):
-    facts = {"floor": Floor(), "record": UpdateRecord(), "refused": {}, "delisted": ()} | facts
+    facts = {"floor": Floor(), "record": RUNS, "refused": {}, "delisted": ()} | facts
     return judge_offer(
         assignment or release.assignment(),
         manifest or release.manifest_bytes,
@@ -36,7 +37,7 @@ def refusal(*args, **facts):
 def look(conditions=None, known=None, **facts):
     facts = {
         "floor": Floor(),
-        "record": UpdateRecord(),
+        "record": RUNS,
         "refused": {},
         "now_ms": NOON_MS,
         "sure_of_time": True,
@@ -89,6 +90,20 @@ def test_the_counter_must_be_above_the_committed_floor(counter, fits):
         assert isinstance(judge(floor=floor), Accepted)
     else:
         assert refusal(floor=floor) is Reason.COUNTER_FLOOR
+
+
+@pytest.mark.parametrize(("counter", "fits"), [(4, True), (5, True), (6, False)])
+def test_where_nothing_is_committed_the_release_at_the_floor_may_come_back_and_no_older_one(counter, fits):
+    floor = Floor(era=0, counter=counter)
+    if fits:
+        assert isinstance(judge(record=UpdateRecord(), floor=floor), Accepted)
+        assert look(record=UpdateRecord(), floor=floor) is None
+    else:
+        assert refusal(record=UpdateRecord(), floor=floor) is Reason.COUNTER_FLOOR
+    above = {"record": UpdateRecord(), "floor": floor}
+    assert refusal(known=terms(NEW, floor=6), **above) is Reason.PRODUCT_FLOOR, "the managers' floor holds"
+    assert refusal(known=Terms(product=PRODUCT, role_version=2), **above) is Reason.NOT_LISTED
+    assert refusal(record=UpdateRecord(), floor=Floor(era=1, counter=5)) is Reason.COUNTER_FLOOR, "nor a past era"
 
 
 def test_a_higher_era_restarts_the_counter_and_a_lower_one_is_refused():
