@@ -34,22 +34,17 @@ class Memory:
         found = self._db.get(TERMS)
         return None if found is None else decode(found, Terms, limit=limits.ANSWER_BYTES)
 
-    def learn(self, terms: Terms) -> bool:
-        """Keeps newer terms.
-
-        Returns:
-            Whether they delist something that was listed.
-        """
+    def learn(self, terms: Terms) -> None:
+        """Keeps newer terms, and what they list no longer."""
         known = self.terms()
         if known == terms or (known is not None and terms.role_version < known.role_version):
-            return False
+            return
         facts = {TERMS: encode(terms)}
         gone = [name for name in (known.listed if known is not None else {}) if name not in terms.listed]
         if gone:
             before = self.delisted()
             facts[DELISTED] = encode([*before, *(name for name in gone if name not in before)][-DELISTED_KEPT:])
         self._db.tell((), facts)
-        return bool(gone)
 
     def delisted(self) -> list[Digest]:
         """What an older role listed and a newer one did not."""

@@ -160,6 +160,22 @@ def is_repair(release: Held, record: UpdateRecord) -> bool:
     return record.committed is not None and record.committed.digest == release.digest
 
 
+def may_fall_back(release: Held, terms: Terms | None) -> bool:
+    """Whether the release before the committed one may serve while that cannot.
+
+    Not when the managers delisted it, or raised era or floor above it: nobody could install it any more, and damage to
+    one file must not bring it back. Then nothing serves until the mended release does. The committed one itself serves
+    whatever they said since, until a better one is offered.
+
+    Args:
+        release: The record's previous one.
+        terms: The newest; None: none are known, and nothing speaks against it.
+    """
+    if terms is None:
+        return True
+    return release.digest in terms.listed and (release.era, release.release_counter) >= (terms.era, terms.floor)
+
+
 def _check_listed(name: Digest, version: Version, terms: Terms, delisted: Collection[Digest]) -> None:
     if name in terms.listed:
         return

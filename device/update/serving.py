@@ -6,20 +6,24 @@ must not keep the committed release from serving. From ACTIVATE on the record sa
 
 import asyncio
 import logging
-from typing import overload
+from typing import Final, overload
 
 from device.cancelling import cancel
 from device.store import Store
+from device.update import rules
 from device.update.hardware import Hardware
+from device.update.memory import Memory
 from device.update.ports import ReleaseSet, Workers
 from device.update.releases import Library
 from device.update.sets import Sets
-from device.update.states import UpdateRecord
+from device.update.states import Held, UpdateRecord
 from device.update.world import UpdateSettings, World
-from protocol.errors import HeadlandError, Refused, StateError
+from protocol.errors import HeadlandError, Reason, Refused, StateError
 from protocol.ids import Digest
 
 log = logging.getLogger(__name__)
+
+LATE_LOOKS: Final = 3  # some 30 seconds by the first waits: a bus is enumerated long before
 
 
 class Serving:
@@ -30,6 +34,7 @@ class Serving:
         library: Loads releases.
         store: Where their manifests lie.
         sets: What outside readers see.
+        memory: Knows what the managers withdrew.
         hardware: Looked at again where a release does not come up.
         world: Time and chance.
         settings: Intervals.
@@ -42,6 +47,7 @@ class Serving:
         library: Library,
         store: Store,
         sets: Sets,
+        memory: Memory,
         hardware: Hardware,
         world: World,
         settings: UpdateSettings,
@@ -50,6 +56,7 @@ class Serving:
         self._library = library
         self._store = store
         self._sets = sets
+        self._memory = memory
         self._hardware = hardware
         self._world = world
         self._settings = settings
@@ -64,9 +71,11 @@ class Serving:
 
     async def follow(self, record: UpdateRecord) -> None:
         """Workers and `active` follow the record; when its release cannot serve, another one does meanwhile."""
-        wanted = [record.active, *(held.digest for held in (record.committed, record.previous) if held is not None)]
+        wanted = [record.active, record.committed.digest if record.committed is not None else None]
+        if record.previous is not None and await self._may_fall_back(record.previous):
+            wanted.append(record.previous.digest)
         damaged = ""  # told only at the end: this may be interrupted, and nothing is whole that was not seen to be
-        for name in dict.fromkeys(wanted):
+        for name in dict.fromkeys(name for name in wanted if name is not None):
             try:
                 release = await self.converge(name)
             except (Refused, StateError, OSError) as error:
@@ -113,10 +122,30 @@ class Serving:
         await self._workers.converge(release)
         return release
 
+    async def bring_up(self, name: Digest) -> ReleaseSet:
+        """As `converge`, but waits a while for an accelerator that is not there: a boot may enumerate it late."""
+        looks = 0
+        while True:
+            try:
+                return await self.converge(name)
+            except Refused as refused:
+                if refused.reason is not Reason.WRONG_HARDWARE or looks == LATE_LOOKS:
+                    raise
+            looks += 1
+            await self._world.sleep(self._settings.backoff_s(looks, self._world.random()))
+            await self._hardware.look_again()
+
     async def show(self, release: ReleaseSet) -> None:
         """Makes `active` the release on trial that the workers serve."""
         await asyncio.to_thread(self._show, release)
         self._damaged = ""
+
+    async def _may_fall_back(self, previous: Held) -> bool:
+        try:
+            terms = await asyncio.to_thread(self._memory.terms)
+        except StateError:
+            terms = None
+        return rules.may_fall_back(previous, terms)
 
     @property
     def _is_behind(self) -> bool:

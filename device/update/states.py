@@ -4,10 +4,10 @@ Pure: no file, no clock, no chance. `device.update.updater` writes the record be
 state's work is safe to repeat, so a power cut costs at most a repetition.
 
 An update ends in one of three ways besides commit. *Refused*: there is evidence against the release; it is remembered
-by the manifest's digest until a person lifts it. *Unfinished*: starts were used up without a verdict; it is tried
-again a number of times, with back-off, and then waits for a new offer: the same release in another rollout. Other
-offers in between change nothing of that. *Paused* is no end at all: a lost link, a full disk, a bad source; no rollback
-and no count, it goes on when it can.
+by the manifest's digest until a person lifts it. *Unfinished*: there is no verdict, for the starts were used up or the
+accelerator is not there; it is tried again a number of times, with back-off, and then waits for a new offer: the same
+release in another rollout. Other offers in between change nothing of that. *Paused* is no end at all: a lost link, a
+full disk, a bad source; no rollback and no count, it goes on when it can.
 """
 
 from collections.abc import Callable
@@ -58,7 +58,7 @@ class Event(StrEnum):
     ACTIVATED = "activated"
     HEALTHY = "healthy"
     FAILED = "failed"  # evidence in the trial
-    SPENT = "spent"  # the starts are used up
+    SPENT = "spent"  # no verdict can be had: the starts are used up, or the machine is in the way
     SUPERSEDED = "superseded"  # a trial that can come to no verdict gives way
     COMMITTED = "committed"
     RESTORED = "restored"
@@ -177,6 +177,7 @@ NEXT: Final[dict[tuple[State, Event], State]] = {
 
     (State.TRIAL,    Event.HEALTHY):    State.COMMIT,
     (State.TRIAL,    Event.FAILED):     State.ROLLBACK,
+    (State.TRIAL,    Event.FORBIDDEN):  State.ROLLBACK,
     (State.TRIAL,    Event.SPENT):      State.ROLLBACK,
     (State.TRIAL,    Event.DAMAGED):    State.ROLLBACK,
     (State.TRIAL,    Event.SUPERSEDED): State.ROLLBACK,
@@ -221,10 +222,9 @@ def advance(
             new = _change(_fresh(new), active=_offer(record).release.digest)
         case Event.HEALTHY:
             new = _kept(_end(new, "committed", None, ""), record)
-        case Event.REFUSED | Event.FORBIDDEN:
-            new = _end(new, "refused", reason, detail)
-        case Event.FAILED:
-            new = _change(_end(new, "rolled-back", reason, detail), active=_committed_digest(record))
+        case Event.REFUSED | Event.FAILED | Event.FORBIDDEN:
+            outcome: Outcome = "rolled-back" if new.state is State.ROLLBACK else "refused"
+            new = _change(_end(new, outcome, reason, detail), active=_committed_digest(record))
         case Event.DAMAGED if new.state is State.FETCH:
             new = _change(_fresh(new), paused=detail)
         case Event.SPENT | Event.DAMAGED:

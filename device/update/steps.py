@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from device.trust.port import Terms
 from device.update.states import Event, Offer, UpdateRecord
 from protocol.errors import Reason, Refused
 
@@ -31,10 +32,38 @@ class Step:
     facts: Mapping[str, bytes] | None = None
 
 
-def failed(refused: Refused) -> Step:
-    """The workers of a release on trial do not come up."""
-    event = Event.DAMAGED if refused.reason in DAMAGE else Event.FAILED
+def failed(refused: Refused, record: UpdateRecord) -> Step:
+    """The workers of a release on trial do not come up.
+
+    That is evidence against it, unless the machine is in the way: a file is not what it was, an accelerator is not
+    there, or it served before, and a boot in which all is read at once takes longer than loading may.
+
+    Args:
+        refused: Why.
+        record: In TRIAL.
+    """
+    match refused.reason:
+        case reason if reason in DAMAGE:
+            event = Event.DAMAGED
+        case Reason.WRONG_HARDWARE:
+            event = Event.SPENT
+        case Reason.MODEL_LOAD if record.healthy_s:
+            event = Event.SPENT
+        case _:
+            event = Event.FAILED
     return Step(event, refused.reason, refused.message)
+
+
+def delisted(offer: Offer | None, terms: Terms | None) -> Step | None:
+    """The step when the managers list the offered release no longer.
+
+    Args:
+        offer: None: there is none.
+        terms: The newest; None: none are known.
+    """
+    if offer is None or terms is None or offer.release.digest in terms.listed:
+        return None
+    return Step(Event.FORBIDDEN, Reason.DELISTED, f"release {offer.release.version} was delisted")
 
 
 def spent(record: UpdateRecord) -> Step:

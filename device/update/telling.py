@@ -118,8 +118,8 @@ def is_told(record: UpdateRecord, manifest: Digest, rollout: str, reason: Reason
 
 def _end_of(after: UpdateRecord, event: Event, state: State) -> Word | None:
     """The word for the end of an update: of a trial that failed, once the committed release is back."""
-    ends = event in (Event.HEALTHY, Event.REFUSED, Event.FORBIDDEN, Event.RESTORED) or (
-        event is Event.SPENT and state is State.CHECK
+    ends = event in (Event.HEALTHY, Event.REFUSED, Event.RESTORED) or (
+        event in (Event.FORBIDDEN, Event.SPENT) and state is not State.TRIAL
     )
     if not ends or after.last is None:
         return None

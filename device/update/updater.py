@@ -28,7 +28,7 @@ from device.update.releases import Library
 from device.update.serving import Serving
 from device.update.sets import Sets
 from device.update.states import Event, Held, Offer, State, UpdateRecord
-from device.update.steps import DAMAGE, Step, failed, spent
+from device.update.steps import DAMAGE, Step, delisted, failed, spent
 from device.update.telling import Teller, Word, is_told
 from device.update.trial import Watched
 from device.update.watching import Watcher
@@ -108,6 +108,7 @@ class Updater:
             library=library,
             store=store,
             sets=sets,
+            memory=memory,
             hardware=hardware,
             world=world,
             settings=settings,
@@ -115,6 +116,7 @@ class Updater:
         self._watcher = Watcher(workers, world, settings)
         self._teller = Teller(db, world.new_id, treasury.of)
         self._record = UpdateRecord()
+        self._resumed = False  # `start` is repeated after an error: that is no other start of the machine
         self._started = False
         self._progress = Progress(State.IDLE)
         # What others asked for, until the loop takes it up.
@@ -180,20 +182,23 @@ class Updater:
     async def start(self) -> None:
         """Takes up the record after a restart and makes workers and `active` follow it. Needs no network.
 
+        Repeated after an error, it goes on: it counts one start.
+
         Raises:
             StateError: `state.db` cannot be read.
         """
-        found = await asyncio.to_thread(self._db.record)
-        resumed = states.resume(found)
-        if resumed != found:
-            await asyncio.to_thread(self._db.write_record, resumed)
-        self._record = resumed
+        if not self._resumed:
+            found = await asyncio.to_thread(self._db.record)
+            self._record = states.resume(found)
+            if self._record != found:
+                await asyncio.to_thread(self._db.write_record, self._record)
+            self._resumed = True
         await asyncio.to_thread(self._treasury.settle, self._store.has)  # before anything is deleted
         self._started = True
-        if resumed.state is State.TRIAL:
-            if not states.is_spent(resumed):
+        if self._record.state is State.TRIAL:
+            if not states.is_spent(self._record):
                 return  # the trial's own work converges, and judges a release that does not come up
-            await self._go(spent(resumed))
+            await self._go(spent(self._record))
         await self._serving.follow(self._record)
         if self._record.state is State.IDLE:
             # A link that was behind at the end of an update kept a release whose turn to go it was.
@@ -229,8 +234,9 @@ class Updater:
         """Keeps what the newest trusted repository says: ACTIVATE looks at it without a network."""
         if terms.product != self._hardware.machine.product:
             return
-        delists = await asyncio.to_thread(self._memory.learn, terms)
-        if delists and self._record.offer is not None:
+        await asyncio.to_thread(self._memory.learn, terms)
+        offer = self._record.offer
+        if offer is not None and offer.release.digest not in terms.listed:
             self._woken.set()
 
     def withdraw(self) -> None:
@@ -292,10 +298,9 @@ class Updater:
         """What others asked for meanwhile, if it can be done now."""
         offer = self._record.offer
         terms = await asyncio.to_thread(self._memory.terms)
-        if offer is not None and terms is not None and offer.release.digest not in terms.listed:
-            if self._record.state is State.IDLE:  # its retry
-                return Step(Event.WITHDRAWN)
-            return Step(Event.FORBIDDEN, Reason.DELISTED, f"release {offer.release.version} was delisted")
+        forbidden = delisted(offer, terms)
+        if forbidden is not None:
+            return Step(Event.WITHDRAWN) if self._record.state is State.IDLE else forbidden  # IDLE: its retry
         withdrawn, self._withdrawn = self._withdrawn, False
         pending = self._pending
         step = None
@@ -415,15 +420,24 @@ class Updater:
     async def _trial(self) -> Step:
         if states.is_spent(self._record):
             return spent(self._record)
+        self._woken.set()  # what was delisted before this start counts too
+        forbidden = await self._forbidden()
+        if forbidden is not None:
+            return forbidden
         try:
-            release = await self._serving.converge(self._offer().release.digest)
+            release = await self._serving.bring_up(self._offer().release.digest)
         except Refused as refused:
-            return failed(refused)
+            return failed(refused, self._record)
         except StateError as error:
             return Step(Event.DAMAGED, Reason.HASH, error.message)
         await self._serving.show(release)
         return await self._watcher.watch(
-            release, self._record, keep=self._keep, show=self._show, another_waits=self._another_waits
+            release,
+            self._record,
+            keep=self._keep,
+            show=self._show,
+            another_waits=self._another_waits,
+            forbidden=self._forbidden,
         )
 
     async def _commit(self) -> Step:
@@ -483,6 +497,13 @@ class Updater:
 
     def _another_waits(self) -> bool:
         return self._pending is not None and self._pending.assignment.manifest.sha256 != self._offer().release.digest
+
+    async def _forbidden(self) -> Step | None:
+        """Of a trial, when something may have been delisted: its release must not be kept."""
+        if not self._woken.is_set():
+            return None
+        self._woken.clear()
+        return delisted(self._record.offer, await asyncio.to_thread(self._memory.terms))
 
     async def _keep(self, watched: Watched) -> UpdateRecord:
         """Writes what was seen of the trial."""

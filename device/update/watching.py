@@ -37,6 +37,7 @@ class Watcher:
         keep: Callable[[Watched], Awaitable[UpdateRecord]],
         show: Callable[[Progress], None],
         another_waits: Callable[[], bool],
+        forbidden: Callable[[], Awaitable[Step | None]],
     ) -> Step:
         """Goes on with a trial.
 
@@ -46,6 +47,7 @@ class Watcher:
             keep: Writes what was seen into the record, and returns it.
             show: Told of each look.
             another_waits: Whether a trial without frames should give way.
+            forbidden: The step when a rule forbids the release since.
         """
         rule = release.manifest.trial
         bounds = {name: variant.bounds for name, variant in release.variants.items()}
@@ -54,6 +56,8 @@ class Watcher:
         looked_s = self._world.monotonic()
         while True:
             await self._world.sleep(self._settings.watch_s)
+            if (step := await forbidden()) is not None:
+                return step
             health, now_s = self._workers.health(), self._world.monotonic()
             # A loop that was held up saw nothing meanwhile: it counts for two looks at most.
             passed_s, looked_s = min(now_s - looked_s, 2 * self._settings.watch_s), now_s
@@ -61,7 +65,7 @@ class Watcher:
                 try:
                     await self._workers.converge(release)
                 except Refused as refused:
-                    return failed(refused)
+                    return failed(refused, record)
                 continue
             watched = watch.take(health, passed_s)
             show(Progress(State.TRIAL, healthy_s=watched.healthy_s))

@@ -74,6 +74,32 @@ async def test_nothing_is_mended_behind_a_trial(bench):
         assert bench.workers.serving == bench.active == updater.record.committed.digest == NEW.digest
 
 
+@pytest.mark.parametrize("withdrawn", ["delisted", "below the floor"])
+async def test_what_the_managers_withdrew_is_not_fallen_back_to(bench, withdrawn):
+    async with bench.running() as updater:
+        await bench.install(OLD, NEW)
+        await bench.install(NEW, OLD)
+    bench.workers.dead = {NEW.digest}
+    async with bench.running():
+        assert bench.workers.serving == bench.active == OLD.digest
+    async with bench.running() as updater:
+        known = terms(NEW, role_version=2) if withdrawn == "delisted" else terms(OLD, NEW, role_version=2, floor=2)
+        await updater.learn(known)
+        await bench.until(lambda: bench.workers.serving is None and bench.active is None)
+    async with bench.running():
+        assert bench.workers.serving is None
+        bench.workers.dead = set()
+        await bench.until(lambda: bench.workers.serving == bench.active == NEW.digest)
+
+
+async def test_the_committed_release_serves_on_whatever_was_withdrawn(bench):
+    async with bench.running() as updater:
+        await bench.install(OLD, NEW)
+        await updater.learn(terms(NEW, role_version=2, floor=2))
+    async with bench.running():
+        assert bench.workers.serving == OLD.digest
+
+
 async def test_an_accelerator_that_is_enumerated_late_is_found(bench):
     bench.machine = WITH_CORAL
     async with bench.running():
