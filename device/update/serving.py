@@ -10,6 +10,7 @@ from typing import Final, overload
 
 from device.cancelling import cancel
 from device.store import Store
+from device.threads import to_its_end
 from device.update import rules
 from device.update.hardware import Hardware
 from device.update.memory import Memory
@@ -137,7 +138,7 @@ class Serving:
 
     async def show(self, release: ReleaseSet) -> None:
         """Makes `active` the release on trial that the workers serve."""
-        await asyncio.to_thread(self._show, release)
+        await to_its_end(self._show, release)
         self._damaged = ""
 
     async def _may_fall_back(self, previous: Held) -> bool:
@@ -166,13 +167,8 @@ class Serving:
 
     async def _show_or_later(self, release: ReleaseSet | None) -> None:
         """A full disk must not keep a release from serving: `active` follows once it can."""
-        showing = asyncio.create_task(asyncio.to_thread(self._show, release))
         try:
-            await asyncio.shield(showing)
-        except asyncio.CancelledError:
-            # A thread goes on: it must not point the link back behind the one who stopped this.
-            await asyncio.gather(showing, return_exceptions=True)
-            raise
+            await to_its_end(self._show, release)
         except OSError as error:
             self._link_lags = True
             log.warning("the link `active` is behind: %s", error)
