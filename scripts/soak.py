@@ -8,6 +8,7 @@
     scripts/soak --sweep                  every harm at every fail point
     scripts/soak --kill 1000              so many SIGKILLs of real machines and their server, in a live fleet
     scripts/soak --kill-server 1000       of the server alone
+    scripts/soak --kill-server-everywhere of the server, once at each effect of a story
 
 Exit codes: 0 all is well; 1 an invariant was broken, and what did it is named; 2 usage.
 """
@@ -45,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     what.add_argument("--sweep", nargs="*", metavar="WORKLOAD", help="every harm at every fail point of these, or all")
     what.add_argument("--kill", type=_positive, metavar="N", help="kill real machines so often")
     what.add_argument("--kill-server", type=_positive, metavar="N", help="kill a real server so often")
+    what.add_argument("--kill-server-everywhere", action="store_true", help="kill a real server at each effect")
     parser.add_argument("--states", type=_positive, metavar="N", help="of each crash workload so many cuts (all)")
     parser.add_argument("--chance", type=int, metavar="S", help="the seed of the kills (drawn, and printed)")
     parser.add_argument("--from", type=int, default=1, dest="first", metavar="S", help="the first seed (1)")
@@ -59,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return soak_cuts.sweep(options.sweep)
     if options.kill is not None:
         return soak_cuts.kill_machines(options.kill, options.chance, as_json=options.json)
-    if options.kill_server is not None:
+    if options.kill_server is not None or options.kill_server_everywhere:
         return soak_cuts.kill_server(options.kill_server, options.chance, as_json=options.json)
     if options.seed is not None:
         return _replay(options.seed, as_json=options.json)

@@ -13,7 +13,7 @@ from typing import Any
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 MODELS = ("strict", "ordered")
-RECOVERIES = 20
+RECOVERIES = 1000  # that differ, of one state in ten: all there are
 STATES_OF_RECOVERY = 500
 
 
@@ -74,8 +74,9 @@ def _line(report: dict[str, Any]) -> str:
         return f"{report['workload']} ({report['model']}): {report['reasons'][0][0]}"
     said = (
         f"{report['workload']} ({report['model']}): {report['checked']} states of {report['cuts']} cuts,"
-        f" {report['left_out']} combinations left out; {report['recoveries']} recoveries cut:"
-        f" {report['second_checked']} states; {report['broken']} broken; {report['seconds']:.0f} s"
+        f" {report['left_out']} combinations left out; {report['recorded']} recoveries recorded,"
+        f" {report['recoveries']} that differ cut: {report['second_checked']} states; {report['broken']} broken;"
+        f" {report['seconds']:.0f} s"
     )
     return "\n".join([said, *(f"  {count} times: {why}" for why, count in report["reasons"])])
 
@@ -110,17 +111,27 @@ def kill_machines(kills: int, seed: int | None, *, as_json: bool) -> int:
     return 0
 
 
-def kill_server(kills: int, seed: int | None, *, as_json: bool) -> int:
-    """Kills a real server while machines drain and managers push."""
-    import asyncio
+def kill_server(kills: int | None, seed: int | None, *, as_json: bool) -> int:
+    """Kills a real server while machines drain and managers push.
 
-    from tests.simulation.server_kills import at_random
+    Args:
+        kills: So many at random; None: one at each effect of one story.
+        seed: Of all chance.
+        as_json: For a program.
+    """
+    import asyncio
+    import itertools
+
+    from tests.simulation.server_kills import at_points, at_random
 
     seed = seed if seed is not None else random.SystemRandom().randrange(1 << 32)
     print(f"seed {seed}", file=sys.stderr, flush=True)
     root = Path(tempfile.mkdtemp(prefix="headland-soak-"))
     try:
-        report = asyncio.run(at_random(root, kills=kills, seed=seed))
+        if kills is None:
+            report = asyncio.run(at_points(root, points=itertools.count(1), seed=seed))
+        else:
+            report = asyncio.run(at_random(root, kills=kills, seed=seed))
     except AssertionError as error:
         print(f"seed {seed}: {error}\nall is left in {root}", file=sys.stderr)
         return 1

@@ -3,7 +3,6 @@
 import itertools
 import shutil
 from pathlib import Path
-from typing import Any
 
 from device.outbox.box import read_counts
 from scripts.cast import MODELS, PRODUCT, Machine, Manager, Server, wait_for
@@ -12,7 +11,7 @@ ALICE = "alice"
 
 
 class FieldMachine(Machine):
-    """A machine whose frames appear when a test says so; its status is asked for as people do."""
+    """A machine whose frames appear when a test says so."""
 
     def __init__(self, name: str, state: Path) -> None:
         super().__init__(name, state, state.with_name(f"{state.name}-frames"), logs=state.parent, seed=0)
@@ -25,9 +24,6 @@ class FieldMachine(Machine):
     def is_up(self) -> bool:
         assert self.process.alive, self.process.said()
         return f'"pid":{self.process.pid},' in self.process.said()
-
-    def status(self) -> dict[str, Any]:
-        return self.printed_status()
 
     def show(self, count: int) -> None:
         """So many JPEG frames, each appearing by a rename."""

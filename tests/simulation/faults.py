@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 from unittest import mock
 
 from signing import durable
@@ -24,13 +25,15 @@ class Fault:
 
     Args:
         workload: In which it shows.
+        says: What must be said of it: a fault that breaks something else is not the one that was found.
         plant: While its context lasts, the product has the fault.
-        shows_when_killed: A process that is killed shows it; else only a power cut does.
+        harm: That shows it: the kernel keeps what a killed process did not sync, a cut of the power does not.
     """
 
     workload: str
+    says: str
     plant: Callable[[], AbstractContextManager[None]]
-    shows_when_killed: bool = True
+    harm: Literal["kill", "cut"] = "kill"
 
 
 @contextlib.contextmanager
@@ -168,14 +171,14 @@ def _receipt_before_commit() -> Iterator[None]:
 
 
 FAULTS = {
-    "no fsync of file": Fault("enrolment", lambda: _unsynced(stat.S_ISDIR), shows_when_killed=False),
-    "no fsync of folder": Fault("enrolment", lambda: _unsynced(stat.S_ISREG), shows_when_killed=False),
-    "swap in place": Fault("enrolment", _swap_in_place),
-    "state skipped": Fault("update", _state_skipped),
-    "no start counter": Fault("dying", _no_start_counter),
-    "promise before sync": Fault("outbox", _promise_before_sync),
-    "frame marked later": Fault("frames", _frame_marked_later),
-    "floor not persisted": Fault("trust", _floor_not_persisted),
-    "told before sealed": Fault("sealed", _told_before_sealed),
-    "receipt before commit": Fault("ingest", _receipt_before_commit),
+    "no fsync of file": Fault("enrolment", "key.pem is damaged", lambda: _unsynced(stat.S_ISDIR), harm="cut"),
+    "no fsync of folder": Fault("enrolment", "this token was used before", lambda: _unsynced(stat.S_ISREG), harm="cut"),
+    "swap in place": Fault("enrolment", "key.pem is damaged", _swap_in_place),
+    "state skipped": Fault("update", "is committed without a trial", _state_skipped),
+    "no start counter": Fault("dying", "lives, and it still tries", _no_start_counter),
+    "promise before sync": Fault("outbox", "is gone", _promise_before_sync),
+    "frame marked later": Fault("frames", "gave its results twice", _frame_marked_later),
+    "floor not persisted": Fault("trust", "nothing is a floor", _floor_not_persisted),
+    "told before sealed": Fault("sealed", "what was committed is taken back", _told_before_sealed),
+    "receipt before commit": Fault("ingest", "each row is there once", _receipt_before_commit),
 }

@@ -20,6 +20,7 @@ import tempfile
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import sqlite_utils  # the first database of a state folder needs it, and each fork would import it anew
@@ -28,6 +29,7 @@ from protocol.errors import HeadlandError
 from tests.simulation.faults import FAULTS
 from tests.simulation.run import run
 from tests.simulation.tripwire import HARMS, Harm, Tripwire, die
+from tests.simulation.unsynced import Unsynced
 from tests.simulation.workload import REFUSED, Promises
 from tests.simulation.workloads.catalogue import WORKLOADS
 
@@ -62,7 +64,7 @@ def sweep(
     Args:
         name: Of the workload.
         harms: That are tried.
-        share: One in so many, so chosen that with 4 each effect meets one harm, and with 2 two.
+        share: One in so many, so chosen that with 5 each effect meets one harm of all.
         fault: Planted all the time.
         stop_at: So many broken promises are enough.
     """
@@ -133,22 +135,38 @@ def _effects(name: str, home: Path, fault: str | None) -> tuple[list[str], str]:
 
 
 def _try(name: str, home: Path, at: int, harm: Harm, fault: str | None) -> str:
+    state, left = home / "state", home / "left"
+
     def act() -> None:
         world = Promises(home / "promises")  # whoever looks at the disk's light knows that it refused
-        with Tripwire(at, harm, lambda: world(REFUSED)).stretched():
+        with contextlib.ExitStack() as stack:
+            on_end: Callable[[], None] = _nothing
+            if harm == "cut":
+                unsynced = Unsynced(state)
+                stack.enter_context(unsynced.watched())
+                on_end = partial(unsynced.leave, left)
+            stack.enter_context(Tripwire(at, harm, lambda: world(REFUSED), on_end).stretched())
             try:
                 run("act", name, home, fault)
             except CLEAR:
-                if harm == "kill":
+                if harm in ("kill", "cut"):
                     raise
-        die()
+            on_end()
+            die()
 
     def recover() -> None:
+        if harm == "cut":
+            shutil.rmtree(state)
+            left.rename(state)
         run("recover", name, home, fault)
         run("check", name, home, fault)
 
     trouble = forked(act, may_be_killed=True)
     return f"act: {trouble}" if trouble else forked(recover)
+
+
+def _nothing() -> None:
+    """No more is to be done before the end."""
 
 
 def _harms(harms: Sequence[Harm], at: int, share: int) -> list[Harm]:

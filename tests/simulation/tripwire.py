@@ -1,6 +1,6 @@
 """Fail points: each effect on the disk through `signing.durable`, and each commit of SQLite, counted as they happen.
 
-At the n-th something goes wrong: the process is killed, or the disk takes nothing.
+At the n-th something goes wrong: the process is killed, the power is cut, or the disk takes nothing.
 """
 
 import contextlib
@@ -16,10 +16,11 @@ from unittest import mock
 
 from signing import durable
 
-Harm = Literal["none", "kill", "enospc", "eio", "full"]
-"""`enospc` and `eio` happen once; `full` is ENOSPC from there on until the restart."""
+Harm = Literal["none", "kill", "cut", "enospc", "eio", "full"]
+"""A killed process leaves what the kernel has, a cut only what was synced; `enospc` and `eio` happen once; `full` is
+ENOSPC from there on until the restart."""
 
-HARMS: tuple[Harm, ...] = ("kill", "enospc", "eio", "full")
+HARMS: tuple[Harm, ...] = ("kill", "cut", "enospc", "eio", "full")
 PATIENCE = 8  # so often a full disk says no before somebody turns the machine off
 
 TAKES_NOTHING = frozenset({"unlink", "rmdir", "truncate"})
@@ -39,12 +40,20 @@ class Tripwire:
         at: Which, from 0.
         harm: What happens there.
         on_refusal: Told each time that the disk takes nothing.
+        on_end: Called before the process dies of this.
     """
 
-    def __init__(self, at: int, harm: Harm, on_refusal: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        at: int,
+        harm: Harm,
+        on_refusal: Callable[[], None] = lambda: None,
+        on_end: Callable[[], None] = lambda: None,
+    ) -> None:
         self.at = at
         self.harm = harm
         self._on_refusal = on_refusal
+        self._on_end = on_end
         self.effects: list[str] = []
         self._lock = threading.Lock()
         self._refused = 0
@@ -78,7 +87,8 @@ class Tripwire:
             self.effects.append(f"{effect} {name}".rstrip())
             if number < self.at or self.harm == "none":
                 return None
-            if self.harm == "kill":
+            if self.harm in ("kill", "cut"):
+                self._on_end()
                 die()
             if self.harm == "full":
                 if effect in TAKES_NOTHING:

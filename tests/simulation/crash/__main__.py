@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from tests.simulation.crash.explore import Explorer, Extent, Report, as_json, fast_folder
+from tests.simulation.crash.explore import Explorer, Extent, Failure, Report, as_json, fast_folder
 from tests.simulation.crash.states import ORDERED, STRICT
 from tests.simulation.faults import FAULTS
 from tests.simulation.workloads.catalogue import CALIBRATIONS, WHOLE, WORKLOADS
@@ -43,7 +43,12 @@ def main() -> int:
             options.seed,
             options.to_first,
         )
-        report = explorer.explore(explorer.record(), extent, show)
+        try:
+            report = explorer.explore(explorer.record(), extent, show)
+        except (AssertionError, RuntimeError) as error:
+            if not options.plant:
+                raise  # the work must be sound before it is cut
+            report = Report(options.name, options.model, failures=[Failure(str(error), [], 0)])
     print(as_json(report) if options.json else report.line())
     if not options.json:
         for why, count in report.reasons.most_common():

@@ -38,7 +38,7 @@ class Failure:
     Args:
         why: What was broken.
         fates: What had become of each effect that was not synced.
-        depth: 1 for a cut of the work, 2 for a cut of its recovery.
+        depth: 0 when the work itself failed, 1 for a cut of the work, 2 for a cut of its recovery.
     """
 
     why: str
@@ -59,6 +59,7 @@ class Report:
     left_out: int = 0
     cuts: int = 0
     checked: int = 0
+    recorded: int = 0
     recoveries: int = 0
     second_cuts: int = 0
     second_checked: int = 0
@@ -72,7 +73,10 @@ class Report:
 
     def line(self) -> str:
         """For a person."""
-        again = f"; {self.recoveries} recoveries cut: {self.second_checked} states of {self.second_cuts} cuts"
+        again = (
+            f"; {self.recorded} recoveries recorded, {self.recoveries} that differ cut:"
+            f" {self.second_checked} states of {self.second_cuts} cuts"
+        )
         return (
             f"{self.workload} ({self.model}): {self.effects} effects, {self.syncs} syncs, {self.promises} promises;"
             f" {self.checked} states of {self.cuts} cuts{again if self.recoveries else ''};"
@@ -191,6 +195,7 @@ class Explorer:
             records = report.recoveries < extent.recoveries and report.checked % every == 0
             recovery = self._before_recovery(state.tree) if records else None
             why = self._judge(state.tree, told, recovery)
+            report.recorded += recovery is not None
             report.checked += 1
             if why:
                 report.failures.append(Failure(why, _told(state), 1))

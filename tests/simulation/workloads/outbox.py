@@ -116,7 +116,7 @@ class Queueing:
                 for lane in LANES:
                     number = await box.enqueue(lane, f"after the cut, {lane}".encode())
                     assert (box.epoch, lane, number) not in known, "a number is used once"
-                assert await box.next_batch() is not None
+                assert await box.next_batch() is not None, "what was enqueued just now is gone"
             finally:
                 await box.close()
 

@@ -26,7 +26,17 @@ CHUNK = 64 * KIB
 LIVES = 12  # more than any release may take down
 
 
-class Told(StateDb):
+class Watched(StateDb):
+    """Looks at each step as it is written."""
+
+    def write_record(self, record, *, floors=None, statuses=(), refusal=None, facts=None):
+        if record.state is State.COMMIT:
+            was = self.record().state
+            assert was in (State.TRIAL, State.COMMIT), f"{record.offer.release.version} is committed without a trial"
+        super().write_record(record, floors=floors, statuses=statuses, refusal=refusal, facts=facts)
+
+
+class Told(Watched):
     """Says what became durable, in the moment in which the product may count on it."""
 
     promise: Promises
@@ -107,7 +117,7 @@ class Updating:
     def recover(self, home: Path, promised: Sequence[str]) -> None:
         # What was accepted needs no second word of the server; what was not is offered again at the next contact.
         offered = f"accepted {self.new.version}" not in promised
-        asyncio.run(self.play(home / "state", StateDb, is_offered=offered))
+        asyncio.run(self.play(home / "state", Watched, is_offered=offered))
 
     def check(self, home: Path, promised: Sequence[str]) -> None:
         state = home / "state"
