@@ -90,6 +90,7 @@ class Backup:
         name: Of the set.
         contents: Of the set.
         copied: Blobs that were not here before, and `copied_bytes`.
+        lacking: Blobs that the catalog names and that the server itself does not have whole.
         damaged: Blobs here that were not what their name says, and were copied again.
         removed: Sets that were more than `keep`.
     """
@@ -98,6 +99,7 @@ class Backup:
     contents: Contents
     copied: int
     copied_bytes: int
+    lacking: tuple[Digest, ...]
     damaged: tuple[Digest, ...]
     removed: tuple[str, ...]
 
@@ -164,7 +166,6 @@ class _Work:
             blobs=len(named),
             blob_bytes=sum(named.values()),
             left_out=tuple(left_out),
-            lacking=tuple(sorted(lacking)),
         )
         write_contents(folder, contents)
         name = self._name(created_ms)
@@ -176,6 +177,7 @@ class _Work:
             contents=contents,
             copied=self.copied,
             copied_bytes=self.copied_bytes,
+            lacking=tuple(sorted(lacking)),
             damaged=tuple(self.damaged),
             removed=tuple(removed),
         )
@@ -307,7 +309,10 @@ class _Work:
         return list(names)
 
     def _tell(self, created_ms: int, ca: TrustMark, now_ms: int) -> None:
-        catalog = Catalog(catalog_url(self.settings, self.layout.state))
+        try:
+            catalog = Catalog(catalog_url(self.settings, self.layout.state), migrate=False)
+        except StateError:
+            return  # of another version, whose server may be running: the set is whole, and its status does not know
         try:
             with catalog.write() as session:
                 session.facts.put("backup_ms", created_ms)

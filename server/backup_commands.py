@@ -57,7 +57,7 @@ def backup(
         "copied": done.copied,
         "copied_bytes": done.copied_bytes,
         "left_out": contents.left_out,
-        "lacking": contents.lacking,
+        "lacking": done.lacking,
         "damaged": done.damaged,
         "removed": done.removed,
     }
@@ -66,15 +66,15 @@ def backup(
     table.add_row("blobs", f"{contents.blobs}, of which {done.copied} ({done.copied_bytes:,} bytes) were copied now")
     for text in contents.left_out:
         table.add_row("[bold]not in it[/]", escape(text))
-    for title, digests in (("copied again: damaged", done.damaged), ("lacking on the server", contents.lacking)):
+    for title, digests in (("copied again: damaged", done.damaged), ("lacking on the server", done.lacking)):
         if digests:
             table.add_row(title, f"{len(digests)} blobs, such as {digests[0]}")
     if done.removed:
         table.add_row("removed", ", ".join(done.removed))
     emit(as_json, said, table)
-    if contents.lacking:
+    if done.lacking:
         raise StateError(
-            f"{len(contents.lacking)} blobs that the catalog names are missing or damaged on the server itself",
+            f"{len(done.lacking)} blobs that the catalog names are missing or damaged on the server itself",
             hint="`headland release push --again` brings them back; the set is whole but for them",
         )
 

@@ -55,8 +55,8 @@ class Contents(Message):
         format: Of this folder.
         created_ms: When the catalog was copied, by the server's clock.
         files: All but this one.
+        blobs: How many `blobs.txt` lists, and `blob_bytes`; with those that the server itself did not have whole.
         left_out: What is kept elsewhere and must be backed up there, in words.
-        lacking: Blobs that the catalog names and that the server itself did not have whole.
     """
 
     format: Literal[1]
@@ -65,7 +65,6 @@ class Contents(Message):
     blobs: Length
     blob_bytes: Length
     left_out: tuple[str, ...] = ()
-    lacking: tuple[Digest, ...] = ()
 
 
 def sets(backup: Path) -> list[str]:
@@ -105,6 +104,7 @@ def check_inside(path: str, what: str) -> None:
 def write_contents(folder: Path, contents: Contents) -> None:
     """The last file of a set."""
     line = encode(contents)
+    assert len(line) <= CONTENTS_BYTES, "nothing in it grows with the catalog"
     durable.write(folder / CONTENTS, line + b"\n" + digest(line).encode() + b"\n")
 
 
