@@ -8,7 +8,6 @@ is durable, and the next start takes it up.
 import argparse
 import asyncio
 import contextlib
-import fcntl
 import logging
 import os
 import random
@@ -34,7 +33,7 @@ from device.systemd import Notifier
 from protocol.errors import HeadlandError, Refused, StateError
 from protocol.messages import ErrorAnswer
 from protocol.wire import Message, encode
-from signing import durable
+from signing import durable, locks
 
 LOG: Final = logging.getLogger("headland.agent")
 STATUS_S: Final = 1.0
@@ -136,23 +135,24 @@ def held(layout: Layout) -> Iterator[None]:
     """Holds the state folder against a second agent; the kernel lets go of it when the process ends, however it ends.
 
     Raises:
-        StateError: Another agent holds it.
+        StateError: Another agent holds it, or it never ran and its disk takes no writes.
     """
-    durable.make_dir(layout.run)
-    descriptor = os.open(layout.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
+    taken = StateError(
+        f"another agent runs on {layout.state}", hint=f"headland-device status --state {layout.state} shows it"
+    )
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            if not layout.run.is_dir():
+                durable.make_dir(layout.run)
+            stack.enter_context(locks.held(layout.lock, taken))
+        except OSError as error:
             raise StateError(
-                f"another agent runs on {layout.state}", hint=f"headland-device status --state {layout.state} shows it"
+                f"{layout.lock} cannot be made: {error}", hint="is the disk full, or read-only?"
             ) from error
         # What the agent before this one said of itself would be taken for what this one says.
         with contextlib.suppress(OSError):
             layout.status.unlink()
         yield
-    finally:
-        os.close(descriptor)
 
 
 async def _work(parts: Parts, notifier: Notifier, change: _Change, on_ready: Callable[[Parts], None]) -> None:

@@ -12,9 +12,9 @@ from device.repair.examine import examine, tell
 from device.repair.fault import Finding, Place
 from device.repair.opened import opened_state
 from device.settings import DeviceSettings, load
-from device.status import is_running
 from protocol.errors import SettingsError, StateError
 from protocol.wire import Message
+from signing import locks
 
 FAULTS_LEFT: Final = 7
 """The exit code when something is left to do. Beside those of the error classes (`protocol.errors`)."""
@@ -52,7 +52,7 @@ def diagnose(layout: Layout, *, fix: bool) -> Diagnosis:
         layout, lambda: secrets.token_hex(16), thorough=True, keep_free_bytes=_settings(layout).store.keep_free_bytes
     )
     if not fix:
-        running = is_running(layout.lock)
+        running = locks.is_held(layout.lock)
         findings = examine(place, mend=False)
         if running:  # these come and go while it works
             findings = tuple(one for one in findings if not one.quiet)

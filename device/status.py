@@ -5,7 +5,6 @@ The agent renews `run/status.json` each second. `read_status` puts it together w
 """
 
 import contextlib
-import fcntl
 import os
 import time
 from datetime import UTC, datetime, timedelta
@@ -40,6 +39,7 @@ from protocol.lifetimes import STATES, passed
 from protocol.lifetimes import State as LifeState
 from protocol.messages import Alert, Counters, TransferBytes
 from protocol.wire import Message, decode, encode
+from signing import locks
 
 STATUS_BYTES: Final = limits.MIB
 PENDING_SHOWN: Final = 50
@@ -201,22 +201,6 @@ def read_agent_status(path: Path) -> AgentStatus | None:
         return None
 
 
-def is_running(lock: Path) -> bool:
-    """Whether an agent holds the state folder."""
-    try:
-        descriptor = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    else:
-        return False
-    finally:
-        os.close(descriptor)
-
-
 def read_status(layout: Layout) -> DeviceStatus:
     """Gathers the status; blocking. Works with and without a running agent.
 
@@ -225,7 +209,7 @@ def read_status(layout: Layout) -> DeviceStatus:
     """
     who = identity.load(layout.identity)
     enrolment = who.enrolment
-    running = is_running(layout.lock)
+    running = locks.is_held(layout.lock)
     said = read_agent_status(layout.status)
     now = said if running else None
     state = open_for_reading(layout)

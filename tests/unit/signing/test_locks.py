@@ -1,5 +1,8 @@
 """Locks: the second one hears of it at once, or waits."""
 
+import errno
+import fcntl
+import os
 import threading
 from pathlib import Path
 
@@ -7,7 +10,7 @@ import pytest
 
 from protocol.errors import StateError
 from server import backup_format
-from signing.locks import held, one_by_one
+from signing.locks import held, is_held, one_by_one
 from signing.workspace import Workspace
 
 TAKEN = StateError("somebody is at it")
@@ -19,6 +22,37 @@ def test_the_second_one_hears_at_once_that_another_is_at_it(tmp_path: Path) -> N
         pytest.fail("both are inside")
     with held(tmp_path / "lock", TAKEN):
         pass
+
+
+def test_one_who_looks_keeps_nobody_out_who_begins(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with held(path, TAKEN):
+        assert is_held(path)
+    assert not is_held(path)
+    with path.open("rb") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        assert not is_held(path), "nor do two who look meet each other"
+        threading.Timer(0.05, lambda: fcntl.flock(looking, fcntl.LOCK_UN)).start()
+        with held(path, TAKEN):
+            pass
+
+
+def test_a_disk_that_takes_no_writes_any_more_keeps_nobody_from_holding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, opens = tmp_path / "lock", os.open
+
+    def read_only(name: str, flags: int, mode: int = 0o777) -> int:
+        if flags & (os.O_RDWR | os.O_WRONLY | os.O_CREAT):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(name))
+        return opens(name, flags, mode)
+
+    path.touch()
+    monkeypatch.setattr(os, "open", read_only)
+    with held(path, TAKEN):
+        assert is_held(path)
+        with pytest.raises(StateError), held(path, TAKEN):
+            pytest.fail("both are inside")
 
 
 def test_who_comes_second_to_a_folder_waits_until_the_first_is_done(tmp_path: Path) -> None:
