@@ -33,6 +33,7 @@ from protocol.messages import RenewAnswer
 from protocol.wire import Message, decode
 from signing import anchors, durable
 
+STRANGER: Final = "unknown"  # device and product of a machine that lost its enrolment
 NO_CHECK_TIME: Final = 0x200000  # X509_V_FLAG_NO_CHECK_TIME, which Python does not name
 
 
@@ -140,15 +141,40 @@ def load(folder: Path) -> Identity:
         StateError: The machine is not enrolled, or its files cannot be read.
     """
     try:
-        enrolment = decode((folder / "enrolment.json").read_bytes(), Enrolment, limit=limits.ENROL_BYTES)
-        return Identity(folder, enrolment, load_key(folder / "key.pem"))
+        return Identity(folder, _read_enrolment(folder), load_key(folder / "key.pem"))
     except FileNotFoundError as error:
         raise StateError(
             f"this machine is not enrolled: {error.filename} is missing",
             hint="headland-device enroll --state DIR --token TOKEN",
         ) from error
-    except (OSError, Refused) as error:
+    except OSError as error:
         raise StateError(f"the identity in {folder} cannot be read: {error}") from error
+
+
+def load_or_stranger(folder: Path, *, has_run: bool) -> tuple[Identity, str]:
+    """Reads an identity; where it is damaged, makes do with what can be read, for a machine that keeps to itself.
+
+    Args:
+        folder: `STATE/identity`.
+        has_run: A release was installed here once, so the machine was enrolled whatever is missing now.
+
+    Returns:
+        The identity and an empty text; or one with a key that nobody knows, and why no server may be spoken to.
+
+    Raises:
+        StateError: The machine is not enrolled.
+    """
+    try:
+        return load(folder), ""
+    except StateError as error:
+        if not has_run and not (folder / "enrolment.json").exists():
+            raise
+        why = f"no server is spoken to: the identity is damaged or incomplete: {error.message}"
+    try:
+        enrolment = _read_enrolment(folder)
+    except (OSError, StateError):
+        enrolment = Enrolment(server="https://unknown.invalid", device=STRANGER, product=STRANGER)
+    return Identity(folder, enrolment, ec.generate_private_key(ec.SECP256R1())), why
 
 
 def private_context(*, cafile: Path | None = None, cadata: str | None = None) -> ssl.SSLContext:
@@ -175,6 +201,14 @@ def unverified_context() -> ssl.SSLContext:
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     return context
+
+
+def _read_enrolment(folder: Path) -> Enrolment:
+    path = folder / "enrolment.json"
+    try:
+        return decode(path.read_bytes(), Enrolment, limit=limits.ENROL_BYTES)
+    except Refused as error:
+        raise StateError(f"{path} is damaged: {error}") from error
 
 
 def keep_key(path: Path) -> ec.EllipticCurvePrivateKey:

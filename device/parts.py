@@ -124,9 +124,8 @@ async def assembled(
         StateError: Not enrolled, or a database cannot be opened.
     """
     async with contextlib.AsyncExitStack() as stack:
-        who = await asyncio.to_thread(identity.load, layout.identity)
+        who, tls, cut_off = await asyncio.to_thread(open_identity, layout)
         device, product = who.enrolment.device, who.enrolment.product
-        tls, cut_off = await asyncio.to_thread(open_tls, who)
         opened = await asyncio.to_thread(lambda: open_state(layout, draw_token=draw_token, on_damage=on_damage))
         state = opened.state
         stack.callback(state.close)
@@ -281,6 +280,21 @@ async def assembled(
             found=tuple(found),
             isolated=opened.isolated or cut_off,
         )
+
+
+def open_identity(layout: Layout) -> tuple[identity.Identity, ssl.SSLContext, str]:
+    """Who this machine is, TLS with the server, and an empty text; or why it keeps to itself: inference goes on.
+
+    Blocking.
+
+    Raises:
+        StateError: Not enrolled.
+    """
+    who, why = identity.load_or_stranger(layout.identity, has_run=(layout.state / "active").is_symlink())
+    if why:
+        LOG.critical("%s", why)
+        return who, identity.closed_context(), why
+    return who, *open_tls(who)
 
 
 def open_tls(who: identity.Identity) -> tuple[ssl.SSLContext, str]:

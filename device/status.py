@@ -207,7 +207,7 @@ def read_status(layout: Layout) -> DeviceStatus:
     Raises:
         StateError: The machine is not enrolled, or neither its state database nor a seal is there.
     """
-    who = identity.load(layout.identity)
+    who, stranger = identity.load_or_stranger(layout.identity, has_run=(layout.state / "active").is_symlink())
     enrolment = who.enrolment
     running = locks.is_held(layout.lock)
     said = read_agent_status(layout.status)
@@ -265,7 +265,7 @@ def read_status(layout: Layout) -> DeviceStatus:
             alerts=state.pending_alerts(PENDING_SHOWN),
             pending_statuses=len(state.pending_statuses(PENDING_SHOWN)),
             trouble=(
-                *(now.trouble if now is not None else ()),
+                *(now.trouble if now is not None else (stranger,) if stranger else ()),
                 *(_silence(layout.status) if running else ()),
                 *_fullness(layout.state),
                 *_damage(layout, state),

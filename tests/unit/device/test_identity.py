@@ -12,11 +12,14 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from device import identity
 from device.clock import Reading
-from device.identity import Enrolment
+from device.identity import STRANGER, Enrolment
+from device.layout import Layout
 from device.link import Link
-from device.parts import open_tls
+from device.parts import assembled, open_identity, open_tls
 from device.renewal import Renewal
+from device.settings import DeviceSettings
 from device.state_db import StateDb
+from device.status import read_status
 from protocol import limits
 from protocol.errors import LinkError, Reason, Refused, StateError
 from protocol.messages import RenewAnswer, RenewRequest
@@ -179,6 +182,33 @@ def test_a_damaged_ca_cuts_the_machine_off_and_does_not_end_it(tmp_path: Path, d
     assert why.startswith("no server is spoken to")
     assert tls.verify_mode is ssl.CERT_REQUIRED
     assert tls.get_ca_certs() == []
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", ["key.pem", "enrolment.json"])
+async def test_a_damaged_key_or_enrolment_cuts_the_machine_off_and_results_are_kept_all_the_same(
+    tmp_path: Path, name: str, damage: bytes | None
+) -> None:
+    layout = Layout(tmp_path)
+    House(tmp_path)
+    (tmp_path / "active").symlink_to("sets/of-a-release")
+    path = layout.identity / name
+    path.unlink() if damage is None else path.write_bytes(damage)
+    async with assembled(layout, DeviceSettings()) as parts:
+        assert parts.isolated.startswith("no server is spoken to")
+        assert await parts.outbox.enqueue("alarms", b"stop") == 0
+    status = read_status(layout)
+    assert any(name in line for line in status.trouble)
+    assert status.lanes["alarms"].queued == 1
+    assert status.device == ("tractor-1" if name == "key.pem" else STRANGER)
+
+
+def test_a_machine_that_never_ran_and_was_not_enrolled_is_no_damaged_one(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    House(tmp_path)
+    (layout.identity / "enrolment.json").unlink()
+    with pytest.raises(StateError, match="not enrolled"):
+        open_identity(layout)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
