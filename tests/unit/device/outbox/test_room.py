@@ -12,7 +12,7 @@ from device.day import Instant
 from device.outbox.box import MIN_BUDGET_BYTES, Outbox
 from device.outbox.core import Core
 from device.outbox.room import LanePolicy
-from device.outbox.ttl import age_ms
+from device.outbox.ttl import NOTES_KEPT, age_ms
 from protocol import limits
 from protocol.results import Loss
 from protocol.wire import decode
@@ -179,6 +179,41 @@ async def test_rows_of_earlier_epochs_are_older_than_those_of_later_ones(boxes):
     await flood(box, "results", 20)
     await box.tend(at(10.1))
     assert [len(box._core.book.lane(epoch, "results").queued) for epoch in (1, 2)] == [0, 20]
+
+
+async def test_without_any_time_a_row_is_as_old_as_the_boot_that_it_was_made_before(boxes):
+    box = await boxes(policies=TTL)
+    await flood(box, "results", 20)
+    await box.tend(at(5, sure=False))
+    await box.tend(at(9.9, boot="two", sure=False))
+    assert len(held(box, "results")) == 20
+    await box.tend(at(10.1, boot="two", sure=False))
+    assert held(box, "results") == []
+
+
+async def test_a_lane_whose_time_to_live_was_taken_away_keeps_its_rows(boxes):
+    box = await boxes(policies=TTL)
+    await flood(box, "results", 20)
+    await box.tend(at(0))
+    await box.close()
+    box = await boxes(policies={"results": LanePolicy(), "alarms": LanePolicy(ttl_s=1.0)})
+    await box.tend(at(1000))
+    assert len(held(box, "results")) == 20
+
+
+async def test_notes_of_the_time_are_few_however_often_one_looks_and_however_often_it_boots(boxes):
+    box = await boxes(policies=TTL)
+    core = box._core
+    core.connection.execute("PRAGMA synchronous=OFF")
+
+    async def notes_after(now: Instant) -> int:
+        await box.enqueue("results", b"x")
+        await box.tend(now)
+        return core.connection.execute("SELECT count(*) FROM moments").fetchone()[0]
+
+    assert max([await notes_after(at(look / 100)) for look in range(100)]) <= 2
+    assert max([await notes_after(at(1, boot=f"boot {boot}", sure=False)) for boot in range(2 * NOTES_KEPT)]) > 32
+    assert await notes_after(at(1, boot="the last", sure=False)) <= NOTES_KEPT + 1
 
 
 @settings(max_examples=300)
