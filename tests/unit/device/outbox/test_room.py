@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from device.day import Instant
+from device.outbox import space
 from device.outbox.box import MIN_BUDGET_BYTES, Outbox
 from device.outbox.core import Core
-from device.outbox.room import LanePolicy
+from device.outbox.room import LanePolicy, delete_receipted
 from device.outbox.ttl import NOTES_KEPT, age_ms
 from protocol import limits
 from protocol.results import Loss
@@ -268,11 +269,22 @@ async def test_a_budget_that_was_lowered_is_kept_to_on_the_disk(boxes):
     assert box.produced() == box.queued() + box.lost() == 6001
 
 
-async def test_rows_go_in_between_while_space_is_given_back(boxes):
+async def test_rows_go_in_between_while_space_is_given_back(boxes, monkeypatch):
     box = await boxes()
     server = Server()
     await flood(box, "results", 8000, together=500)
     await server.take_all(box, limits.MIB)
+    core = box._core
+    await box._writer.run(lambda: core.transact(lambda draft: delete_receipted(draft, 4000)))
+    real, pieces = space.step, []
+
+    def step(core: Core, *, receipted: bool) -> bool:
+        before_bytes, before_rows = core.pages_bytes(), len(core.book.lane(1, "results").gone)
+        more = real(core, receipted=receipted)
+        pieces.append((before_bytes - core.pages_bytes(), len(core.book.lane(1, "results").gone) - before_rows))
+        return more
+
+    monkeypatch.setattr(space, "step", step)
     giving = asyncio.create_task(box.give_back(1 << 40))
     between = 0
     while not giving.done():
@@ -280,6 +292,8 @@ async def test_rows_go_in_between_while_space_is_given_back(boxes):
         between += 1
     assert await giving > 5 * limits.MIB
     assert between > 20, "the file goes back in dozens of pieces, with rows in between"
+    assert max(length for length, _ in pieces) <= 300 * limits.KIB
+    assert max(rows for _, rows in pieces) <= 500
 
 
 async def test_giving_back_waits_for_no_reader(boxes, monkeypatch):
