@@ -1,10 +1,11 @@
 """Measures a machine's outbox and agent, side by side with other queues in one run, on the disk where it runs.
 
-    scripts/bench-device                  all of it: about ten minutes
-    scripts/bench-device --quick          the same with less of everything: about two
+    scripts/bench-device                  all of it: about half an hour, and 3 GB of disk
+    scripts/bench-device --quick          the same with less of everything: about four minutes
     scripts/bench-device --only latency rate --json
 
-`latency`: how long a row takes to be durable, at 200 a second beside an onnxruntime that infers without a pause.
+`latency`: how long a row takes to be durable, at 200 a second beside the agent's own worker process, which infers
+pictures without a pause: decoded, through the demo's detector, with boxes as they come out.
 `rate`: how many rows a second, a thousand in each call. Both beside bare SQLite with the same pragmas (WAL, FULL) and
 beside `persist-queue` and `litequeue` from PyPI, which are installed into a folder of the cache. `drain`: how fast a
 million rows leave, and in how much memory. `agent`: how long a real agent takes to be up with a million rows queued,
@@ -37,7 +38,7 @@ from scripts.device_bench.queues import NAMES, TITLES
 from scripts.device_bench.report import Figure, print_table
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-MODEL = ROOT / "scripts" / "demo_models" / "1.1.0" / "pest-detector.onnx"
+RELEASE = ROOT / "scripts" / "demo_models" / "pest-detector-1.1.0.toml"
 PACKAGES = ("persist-queue==1.1.0", "litequeue==0.9")
 LIMIT_S = 3600
 RATE = 200
@@ -101,7 +102,7 @@ class Bench:
 
     def latency(self) -> list[Figure]:
         took: dict[str, list[int]] = {name: [] for name in self._names}
-        with _inferring():
+        with self._folder("release") as release, _inferring(release):
             for number in range(self._size.rounds):
                 for name in self._turn(number):
                     with self._folder() as folder:
@@ -146,13 +147,13 @@ class Bench:
     def drain(self) -> list[Figure]:
         rows = self._size.drain_rows
         with self._folder() as folder:
-            part("fill", folder / "outbox.db", "bench", rows)
-            say(f"    {rows:,} rows are queued")
+            for file in self._queued().iterdir():
+                shutil.copy(file, folder)
             ours = part("drain", folder / "outbox.db")
         assert ours["rows"] == rows, ours
         say(f"    drained at {ours['rows_s']:,.0f} rows/s")
         with self._folder() as folder:
-            part("rate", "bare", folder, self._packages, rows)
+            part("fill_bare", folder / "bare.db", rows)
             bare = part("drain_bare", folder / "bare.db", BATCH_ROWS)
         return [
             Figure(
@@ -175,9 +176,7 @@ class Bench:
             say(f"    idle: {idle_mib:.1f} MiB")
             server.stop()
             empty = agent.starts_s(machine, self._size.starts, say)
-            (folder / "queue").mkdir()
-            part("fill", folder / "queue" / "outbox.db", agent.NAME, rows)
-            agent.put_outbox(machine, folder / "queue" / "outbox.db")
+            agent.put_outbox(machine, self._queued() / "outbox.db")
             full = agent.starts_s(machine, self._size.starts, say)
             agent.started_s(machine)
             queued_mib = agent.idle_mib(machine, self._size.idle_s)
@@ -198,9 +197,18 @@ class Bench:
         begin = number % len(self._names)
         return [*self._names[begin:], *self._names[:begin]]
 
+    def _queued(self) -> Path:
+        """The folder of an outbox with all rows of `drain_rows` queued: filled once, and to be copied."""
+        folder = self._scratch / "queued"
+        if not folder.exists():
+            folder.mkdir()
+            part("fill", folder / "outbox.db", self._size.drain_rows)
+            say(f"    {self._size.drain_rows:,} rows are queued")
+        return folder
+
     @contextmanager
-    def _folder(self) -> Iterator[Path]:
-        folder = self._scratch / "run"
+    def _folder(self, name: str = "run") -> Iterator[Path]:
+        folder = self._scratch / name
         folder.mkdir()
         try:
             yield folder
@@ -225,13 +233,13 @@ def part(*arguments: object) -> dict[str, Any]:
 
 
 @contextmanager
-def _inferring() -> Iterator[None]:
-    command = [sys.executable, "-m", "scripts.device_bench.parts", "infer", str(MODEL)]
+def _inferring(scratch: Path) -> Iterator[None]:
+    command = [sys.executable, "-m", "scripts.device_bench.parts", "infer", str(RELEASE), str(scratch)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)
     try:
         assert process.stdout is not None
         if not process.stdout.readline():
-            raise RuntimeError("onnxruntime does not run here")
+            raise RuntimeError("the demo's detector does not run here")
         yield
     finally:
         process.kill()

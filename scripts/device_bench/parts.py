@@ -15,17 +15,29 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from device.inference.frames import Frame
+from device.inference.workers import ProcessWorkers
 from device.outbox.batch import sign_batch
 from device.outbox.box import Outbox
+from device.update.ports import ReleaseSet
 from protocol import limits
+from protocol.ids import digest
 from protocol.objects import ReceiptsBody, RowRange
+from protocol.release import ReleaseManifest
 from protocol.results import SIGNING_CONTEXT, SignedBatch, open_batch, rows_sha256
-from protocol.wire import unpack
-from scripts.device_bench.queues import BIG_BYTES, opened
+from protocol.selection import needed_artifacts
+from protocol.wire import encode, unpack
+from scripts.device_bench.agent import NAME
+from scripts.device_bench.queues import BIG_BYTES, Bare, opened
 from scripts.device_bench.rows import rows
+from signing.checker import SubprocessChecker
+from signing.release_description import read_description
+from signing.release_gather import Gathering
+from signing.workspace import Workspace
 
 TOGETHER = 1000
 GENERATION = "9" * 32
@@ -83,9 +95,9 @@ async def callers(folder: str, count: str, many: str) -> dict[str, Any]:
     return {"rows_s": int(count) / took_s}
 
 
-async def fill(path: str, device: str, count: str) -> dict[str, Any]:
+async def fill(path: str, count: str) -> dict[str, Any]:
     """Queues so many rows."""
-    box = await _box(Path(path), device)
+    box = await _box(Path(path))
     left = rows(int(count))
     while some := list(islice(left, TOGETHER)):
         await box.enqueue_all([("results", row) for row in some])
@@ -121,6 +133,16 @@ async def drain(path: str) -> dict[str, Any]:
     }
 
 
+async def fill_bare(path: str, count: str) -> dict[str, Any]:
+    """Queues so many rows in bare SQLite."""
+    queue = Bare(Path(path).parent)
+    left = rows(int(count))
+    while some := list(islice(left, TOGETHER)):
+        queue.put_many(some)
+    queue.close()
+    return {"rows": int(count)}
+
+
 async def drain_bare(path: str, together: str) -> dict[str, Any]:
     """The same from bare SQLite: read so many, delete them."""
     connection = sqlite3.connect(path, isolation_level=None)
@@ -135,24 +157,43 @@ async def drain_bare(path: str, together: str) -> dict[str, Any]:
     return {"rows_s": count / took_s}
 
 
-def infer(model: str) -> None:
-    """Runs a model again and again until it is killed; prints once that it began."""
-    import numpy as np
-    import onnxruntime
+async def infer(description: str, scratch: str) -> None:
+    """Has the agent's own worker process infer a picture without a pause until this is killed; prints once it does."""
+    release, picture = _release(Path(description), Path(scratch))
+    workers = ProcessWorkers(clock=time.monotonic)
+    await workers.converge(release)
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    inputs = {
-        one.name: np.random.default_rng(1).random(
-            [size if isinstance(size, int) else 1 for size in one.shape], np.float32
-        )
-        for one in session.get_inputs()
-    }
-    session.run(None, inputs)
+    async def again_and_again() -> None:
+        frame = Frame(name="picture.jpg", media_type="image/jpeg", data=picture, arrived_s=0.0)
+        while True:
+            await workers.infer(frame)
+
     print("{}", flush=True)
-    while True:
-        session.run(None, inputs)
+    # Two, so that a frame waits in the worker's socket whenever one is done.
+    await asyncio.gather(again_and_again(), again_and_again())
+
+
+def _release(description: Path, scratch: Path) -> tuple[ReleaseSet, bytes]:
+    """A described release as it would lie in a machine's store, in the form for onnxruntime, and a picture for it."""
+    folder, described = read_description(description)
+    [model] = described.models
+    [form] = [variant for variant in model.variants if variant.file.endswith(".onnx")]
+    workspace = Workspace.create(scratch)
+    gathering = Gathering(workspace, folder, SubprocessChecker(), lambda _: None)
+    gathered = gathering.model(msgspec.structs.replace(model, variants=(form,)))
+    [variant] = gathered.variants
+    manifest = ReleaseManifest(
+        format=1,
+        product=described.product,
+        version=described.version,
+        release_counter=described.counter,
+        created_ms=0,
+        models=(gathered,),
+    )
+    chosen = {gathered.name: variant}
+    files = {one.sha256: workspace.blob(one.sha256) for one in needed_artifacts(manifest, chosen)}
+    picture = files[variant.golden[0].input.sha256].read_bytes()
+    return ReleaseSet(digest=digest(encode(manifest)), manifest=manifest, variants=chosen, files=files), picture
 
 
 def _receipt(sent: bytes, key: ec.EllipticCurvePrivateKey) -> ReceiptsBody:
@@ -175,7 +216,7 @@ def _receipt(sent: bytes, key: ec.EllipticCurvePrivateKey) -> ReceiptsBody:
     )
 
 
-async def _box(path: Path, device: str = "bench") -> Outbox:
+async def _box(path: Path, device: str = NAME) -> Outbox:
     return await Outbox.opened(path, device, budget_bytes=BIG_BYTES, now_ms=lambda: 0, draw_token=lambda: "a" * 32)
 
 
@@ -185,13 +226,21 @@ async def _closed(queue: Any) -> None:
         await done
 
 
-WHAT = {"latency": latency, "rate": rate, "callers": callers, "fill": fill, "drain": drain, "drain_bare": drain_bare}
+WHAT = {
+    "latency": latency,
+    "rate": rate,
+    "callers": callers,
+    "fill": fill,
+    "fill_bare": fill_bare,
+    "drain": drain,
+    "drain_bare": drain_bare,
+}
 
 
 def main() -> None:
     what, *arguments = sys.argv[1:]
     if what == "infer":
-        infer(*arguments)
+        asyncio.run(infer(*arguments))
     else:
         print(json.dumps(asyncio.run(WHAT[what](*arguments))))
 
