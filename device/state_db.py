@@ -361,10 +361,11 @@ class StateDb:
                 self._whole(row)
             self._numbers(connection.execute("SELECT name, value FROM counters"))
             now = self._sealed(connection)
+            # Still inside: another process may change the database and seal that as soon as it can.
+            newest = self._seals.newest() if self._seals is not None else None
         self.record()
         self.pending_statuses(STATUSES_KEPT)
         self.pending_alerts(STATUSES_KEPT)
-        newest = self._seals.newest() if self._seals is not None else None
         if newest is not None and now.serial < newest.serial:
             raise self._damaged(f"it went back: change {now.serial} is its last, {newest.serial} was sealed")
         if newest is not None and now.serial == newest.serial and now != newest:

@@ -1,5 +1,6 @@
 """`state.seal`: what it holds, when it is written, and that one whole generation is always there."""
 
+import contextlib
 import errno
 
 import pytest
@@ -113,6 +114,20 @@ def test_another_process_seals_what_is_newest(db, tmp_path, seals):
     other.seal()
     other.close()
     assert seals.newest().floors == {"image/root": 3, "image/targets": 4}
+
+
+def test_what_another_process_seals_while_the_database_is_checked_is_no_damage(db, tmp_path, monkeypatch):
+    """The keeper raises floors beside whoever asks for the status."""
+    plain = StateDb.record
+
+    def meanwhile(self):
+        with contextlib.closing(StateDb(tmp_path / "state.db")) as keeper:
+            keeper.raise_floor("image/root", 7)
+            keeper.seal()
+        return plain(self)
+
+    monkeypatch.setattr(StateDb, "record", meanwhile)
+    db.check()
 
 
 def test_a_changed_byte_anywhere_leaves_the_other_generation(db, seals):
