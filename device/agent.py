@@ -14,7 +14,7 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -42,7 +42,8 @@ TEND_S: Final = 5.0  # how often old results are dropped, and space is given bac
 CLOCK_S: Final = 600.0  # how often it is looked whether sure time is due for its hourly checkpoint
 INFERENCE_FAILURES: Final = 5
 REBUILDS: Final = 3  # of state.db in one life of the agent; then its supervisor starts it afresh
-RETRY_S: Final = 60.0  # how often a state.db that could not be used is tried again
+RETRY_S: Final = 60.0  # how often it is looked whether a state.db that could not be used can be; doubles when vain
+LONGEST_RETRY_S: Final = 3600.0
 
 
 class Up(Message):
@@ -69,14 +70,15 @@ async def run(layout: Layout, settings: DeviceSettings, *, on_ready: Callable[[P
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     notifier = Notifier()
-    damages = 0
+    damages = vain = 0
     with held(layout):
         while True:
             change = _Change(loop)
             place = Place(layout, draw_token, keep_free_bytes=settings.store.keep_free_bytes)
             found = await asyncio.to_thread(examine, place, mend=True)
             async with assembled(layout, settings, found=found, on_damage=change.damaged) as parts:
-                work = asyncio.create_task(_work(parts, notifier, change, on_ready))
+                vain = vain + 1 if parts.state.is_in_memory else 0
+                work = asyncio.create_task(_work(parts, notifier, change, on_ready, retry_s(vain)))
                 waits = [asyncio.create_task(event.wait()) for event in (stop, change.found)]
                 await asyncio.wait({work, *waits}, return_when=asyncio.FIRST_COMPLETED)
                 again = change.found.is_set() and not stop.is_set() and not work.done()
@@ -119,11 +121,26 @@ class _Change:
         self.why = self.why or why
         self._loop.call_soon_threadsafe(self.found.set)
 
-    async def look_for_usable(self, layout: Layout) -> None:
-        """Looks until the state database can be used, and has all parts taken up anew then."""
-        while await asyncio.to_thread(why_unusable, layout):  # noqa: ASYNC110  (the disk rings no bell)
-            await asyncio.sleep(RETRY_S)
+    async def look_for_usable(
+        self, layout: Layout, wait_s: float, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    ) -> None:
+        """Looks until the state database seems to be usable, and has all parts taken up anew then.
+
+        Waits first: it could not be used a moment ago, and to take all up anew interrupts inference.
+        """
+        await sleep(wait_s)
+        while await asyncio.to_thread(why_unusable, layout):
+            await sleep(wait_s)
         self.found.set()
+
+
+def retry_s(vain: int) -> float:
+    """How long to wait, in seconds, before looking whether `state.db` can be used.
+
+    Args:
+        vain: Times in a row that all was taken up without it.
+    """
+    return min(LONGEST_RETRY_S, RETRY_S * 2.0 ** min(max(vain - 1, 0), 20))
 
 
 def _told_already(parts: Parts) -> None:
@@ -155,7 +172,9 @@ def held(layout: Layout) -> Iterator[None]:
         yield
 
 
-async def _work(parts: Parts, notifier: Notifier, change: _Change, on_ready: Callable[[Parts], None]) -> None:
+async def _work(
+    parts: Parts, notifier: Notifier, change: _Change, on_ready: Callable[[Parts], None], wait_s: float
+) -> None:
     up = partial(keep_up, monotonic=time.monotonic, sleep=asyncio.sleep, random=random.random)
     started_ms = parts.clock.now().ms
     ready = asyncio.Event()
@@ -187,7 +206,7 @@ async def _work(parts: Parts, notifier: Notifier, change: _Change, on_ready: Cal
         if not parts.isolated:
             group.create_task(up("contact", contact))
         if parts.state.is_in_memory:
-            group.create_task(up("rescue", lambda: change.look_for_usable(parts.layout)))
+            group.create_task(up("rescue", lambda: change.look_for_usable(parts.layout, wait_s)))
         group.create_task(up("status", lambda: _tell(parts, notifier, started_ms)))
         group.create_task(up("counts", lambda: _every(COUNTS_S, parts.totals.keep)))
         group.create_task(up("outbox", lambda: _tend(parts)))

@@ -1,0 +1,48 @@
+"""When the agent takes all parts up anew: not in a circle, for that interrupts inference each time."""
+
+import asyncio
+import contextlib
+from types import SimpleNamespace
+
+from device import agent
+from device.layout import Layout
+from device.settings import DeviceSettings
+
+
+async def test_a_state_db_that_could_not_be_used_is_looked_at_after_a_wait_only(tmp_path, monkeypatch):
+    done, answers = [], ["the disk is full", ""]
+
+    def look(_):
+        done.append("looked")
+        return answers.pop(0)
+
+    async def sleep(seconds):
+        done.append(seconds)
+
+    monkeypatch.setattr(agent, "why_unusable", look)
+    change = agent._Change(asyncio.get_running_loop())
+    await change.look_for_usable(Layout(tmp_path), 60.0, sleep)
+    assert done == [60.0, "looked", 60.0, "looked"]
+    assert change.found.is_set()
+
+
+async def test_the_wait_doubles_while_it_seems_usable_and_is_not_and_begins_anew_once_it_was(tmp_path, monkeypatch):
+    """A rebuild that fails each time: looked at from outside, there is room for it."""
+    waits, in_memory = [], [True] * 9 + [False, True]
+
+    @contextlib.asynccontextmanager
+    async def assembled(*_, **__):
+        yield SimpleNamespace(state=SimpleNamespace(is_in_memory=in_memory.pop(0)))
+
+    async def work(parts, notifier, change, on_ready, wait_s):
+        waits.append(wait_s)
+        if in_memory:
+            change.found.set()
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr(agent, "assembled", assembled)
+    monkeypatch.setattr(agent, "examine", lambda *_, **__: ())
+    monkeypatch.setattr(agent, "_work", work)
+    layout = Layout(tmp_path)
+    await agent.run(layout, DeviceSettings())
+    assert waits == [60.0, 120.0, 240.0, 480.0, 960.0, 1920.0, 3600.0, 3600.0, 3600.0, 60.0, 60.0]
