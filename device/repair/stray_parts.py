@@ -14,8 +14,10 @@ def find(place: Place) -> list[Fault]:
         if state is None or not folder.is_dir() or Memory(state).is_partial():
             return []
         # Of the last assignment too, when it is offered no more: a rollout that goes on must not cost its bytes twice.
-        known = state.get(ASSIGNMENT) is not None
-        wanted = part_names(Memory(state).assignment().plan) if known else frozenset()
+        assignment = Memory(state).assignment()
+        if assignment is None and state.get(ASSIGNMENT) is not None:
+            return []
+        wanted = part_names(assignment.plan) if assignment is not None else frozenset()
     stray = sorted(
         path
         for path in folder.iterdir()

@@ -28,8 +28,10 @@ def collect(record: UpdateRecord, memory: Memory, library: Library, sets: Sets) 
     parts: frozenset[Digest] = frozenset()
     patched: frozenset[Digest] = frozenset()
     if record.offer is not None and (record.state is not State.CLEANUP or will_retry(record)):  # it goes on
-        plan = memory.assignment().plan
-        parts, patched = part_names(plan), bases(plan)
+        assignment = memory.assignment()
+        if assignment is None:
+            return
+        parts, patched = part_names(assignment.plan), bases(assignment.plan)
         # While its manifest is fetched again, nothing can be told to be needless.
         named.add(record.offer.release.digest)
     if library.collect(named, parts, patched):

@@ -112,6 +112,9 @@ class Fetching:
 
     async def _bring(self, record: UpdateRecord, show: Callable[[Progress], None]) -> None:
         assignment = await asyncio.to_thread(self._memory.assignment)
+        if assignment is None:
+            self._obstacle = Obstacle.PLAN
+            raise StateError("the offer's assignment is not in state.db: the next contact brings it")
         purse = self._treasury.purse(assignment.manifest.sha256, assignment.budget)
         await to_its_end(self._take_in_finished, assignment, purse)
         await to_its_end(collect, record, self._memory, self._library, self._sets)

@@ -30,19 +30,21 @@ class Judge:
         """The install rule: see `rules.judge_offer`. A refusal is returned, not raised."""
         if self._memory.is_recovering():
             return rules.Later("recovery: state.db and its seal were lost; the server is still to tell what ran here")
+        # Read before the `try`: what cannot be read here is no verdict on the release.
+        floor, refused, delisted = self._memory.floor(), self._memory.refused(), self._memory.delisted()
         try:
             return rules.judge_offer(
                 assignment,
                 manifest_bytes,
                 terms,
                 self._hardware.machine,
-                floor=self._memory.floor(),
+                floor=floor,
                 record=record,
-                refused=self._memory.refused(),
-                delisted=self._memory.delisted(),
+                refused=refused,
+                delisted=delisted,
             )
-        except Refused as refused:
-            return refused
+        except Refused as verdict:
+            return verdict
 
     def activation(self, offer: Offer, record: UpdateRecord) -> rules.Later | None:
         """The second look: see `rules.look_again`.

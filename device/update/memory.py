@@ -1,13 +1,14 @@
 """What the update machine remembers besides its record: terms, what was delisted, the assignment, floors, refusals."""
 
-from typing import Final
+import logging
+from typing import Final, TypeVar
 
 from device.state_db import StateDb
 from device.trust.port import Terms
 from device.update.rules import Floor
 from device.update.states import Held
 from protocol import limits
-from protocol.errors import StateError
+from protocol.errors import Refused
 from protocol.ids import Digest
 from protocol.objects import AssignmentBody
 from protocol.wire import decode, encode
@@ -17,6 +18,10 @@ TERMS: Final = "update/terms"
 DELISTED: Final = "update/delisted"
 ERA: Final = "update/era"
 DELISTED_KEPT: Final = 1000  # a product of a release a day for three years
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 
 class Memory:
@@ -31,8 +36,7 @@ class Memory:
 
     def terms(self) -> Terms | None:
         """The newest that were learnt."""
-        found = self._db.get(TERMS)
-        return None if found is None else decode(found, Terms, limit=limits.ANSWER_BYTES)
+        return self._read(TERMS, Terms)
 
     def learn(self, terms: Terms) -> None:
         """Keeps newer terms, and what they list no longer."""
@@ -48,15 +52,11 @@ class Memory:
 
     def delisted(self) -> list[Digest]:
         """What an older role listed and a newer one did not."""
-        found = self._db.get(DELISTED)
-        return [] if found is None else decode(found, list[str], limit=limits.ANSWER_BYTES)
+        return self._read(DELISTED, list[str]) or []
 
-    def assignment(self) -> AssignmentBody:
+    def assignment(self) -> AssignmentBody | None:
         """The one that the record's offer came from, with the newest plan for it."""
-        found = self._db.get(ASSIGNMENT)
-        if found is None:
-            raise StateError("the offer's assignment is not in state.db")
-        return decode(found, AssignmentBody, limit=limits.ANSWER_BYTES)
+        return self._read(ASSIGNMENT, AssignmentBody)
 
     def renew_plan(self, assignment: AssignmentBody) -> tuple[bool, bool]:
         """The next attempt goes by this one's plan and budget.
@@ -65,10 +65,9 @@ class Memory:
             Whether it differs at all, and whether a fetch that runs would do something else by it.
         """
         renewed = encode(assignment)
-        known = self._db.get(ASSIGNMENT)
-        if renewed == known:
+        if renewed == self._db.get(ASSIGNMENT):
             return False, False
-        before = decode(known, AssignmentBody, limit=limits.ANSWER_BYTES) if known is not None else None
+        before = self.assignment()
         self._db.put(ASSIGNMENT, renewed)
         differs = before is None or (before.plan.steps, before.budget) != (assignment.plan.steps, assignment.budget)
         return True, differs
@@ -89,6 +88,15 @@ class Memory:
         """The committed floor."""
         era = self._db.floor(ERA)
         return Floor(era=era, counter=self._db.floor(_counter(era)))
+
+    def _read(self, key: str, kind: type[T]) -> T | None:
+        """A fact, or None: another version of the agent may have written it otherwise. Contacts bring it anew."""
+        found = self._db.get(key)
+        try:
+            return None if found is None else decode(found, kind, limit=limits.ANSWER_BYTES)
+        except Refused as refused:
+            log.warning("%s is forgotten: %s", key, refused.message)
+            return None
 
 
 def floors_of(release: Held) -> dict[str, int]:

@@ -174,10 +174,11 @@ class Updater:
         if self._record.state is not State.FETCH:
             return {}
         try:
-            plan = self._memory.assignment().plan
+            assignment = self._memory.assignment()
         except StateError:
-            return {}
-        return {name: held for step in plan.steps for name, held in held_bytes(self._store, step).items()}
+            assignment = None
+        steps = assignment.plan.steps if assignment is not None else ()
+        return {name: held for step in steps for name, held in held_bytes(self._store, step).items()}
 
     async def start(self) -> None:
         """Takes up the record after a restart and makes workers and `active` follow it. Needs no network.
