@@ -48,6 +48,7 @@ TOLD_STATUSES: Final = 32
 TOLD_ALERTS: Final = 16
 COMPLAINTS_KEPT: Final = 32
 DETAIL_CHARACTERS: Final = 2000
+MANIFEST: Final = "manifest"  # what is complained of that the server's blobs do not hold as signed
 
 
 class ContactRecord(Message):
@@ -294,11 +295,13 @@ class Contact:
         facts = self._facts()
         for complaint in news(record.complaints, verdict.complaints):
             self._state.add_alert(alert_of(complaint, self._draw_token(), facts.now_ms))
+        # What became of the manifest is not known yet: it is fetched after this.
+        standing = [*_of_manifests(record), *(name_of(one) for one in verdict.complaints)]
         self._keep(
             msgspec.structs.replace(
                 record,
                 versions=verdict.versions,
-                complaints=tuple(dict.fromkeys(name_of(one) for one in verdict.complaints))[:COMPLAINTS_KEPT],
+                complaints=tuple(dict.fromkeys(standing))[:COMPLAINTS_KEPT],
                 last_ms=facts.now_ms,
             )
         )
@@ -334,9 +337,10 @@ class Contact:
             try:
                 manifest = await self._manifest(verdict.assignment.manifest)
             except Refused as refused:
-                complaint = Complaint(what="manifest", reason=refused.reason, detail=refused.message)
+                complaint = Complaint(what=MANIFEST, reason=refused.reason, detail=refused.message)
                 await asyncio.to_thread(self._complain, complaint)
             else:
+                await asyncio.to_thread(self._complain_no_more)
                 await self._updates.offer(verdict.assignment, manifest, verdict.terms, verdict.may_install)
         self._updates.link_is_up()
 
@@ -370,6 +374,18 @@ class Contact:
         self._state.put(
             KEY, encode(msgspec.structs.replace(record, complaints=(*record.complaints, name_of(complaint))))
         )
+
+    def _complain_no_more(self) -> None:
+        """A manifest came whole: the next one that does not is news again."""
+        record = read_record(self._state)
+        manifests = _of_manifests(record)
+        if manifests:
+            complaints = tuple(name for name in record.complaints if name not in manifests)
+            self._state.put(KEY, encode(msgspec.structs.replace(record, complaints=complaints)))
+
+
+def _of_manifests(record: ContactRecord) -> tuple[str, ...]:
+    return tuple(name for name in record.complaints if name.startswith(f"{MANIFEST}/"))
 
 
 def read_record(state: StateDb) -> ContactRecord:

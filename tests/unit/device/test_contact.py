@@ -1,5 +1,7 @@
 """A contact over links that break anywhere: nothing is told twice or never, and nothing unjudged is acted upon."""
 
+import contextlib
+
 import pytest
 
 from device.contact import read_record
@@ -147,6 +149,27 @@ async def test_a_swapped_manifest_is_reported_and_not_offered(machine):
     assert machine.updates.offers == []
     [alert] = machine.server.alerts.values()
     assert (alert.kind, alert.reason) == ("refused-manifest", Reason.HASH)
+
+
+async def test_a_manifest_that_stays_swapped_is_reported_once_until_one_came_whole(machine):
+    machine.server.assignment = assignment()
+    machine.trust.terms = Terms(product="pest-detector", role_version=3)
+
+    async def reported(*errors):
+        for error in errors:
+            machine.manifests.error = error
+            with contextlib.suppress(LinkError):
+                await machine.meets()
+        machine.server.assignment = None  # one more contact takes along what waits to be told
+        await machine.meets()
+        machine.server.assignment = assignment()
+        return len(machine.server.alerts)
+
+    swapped = Refused(Reason.HASH, "other bytes")
+    assert await reported(swapped, swapped, swapped) == 1
+    assert await reported(LinkError("no way through", retryable=True), swapped) == 1
+    assert await reported(Refused(Reason.LENGTH, "too short"), swapped) == 2, "another fault is news"
+    assert await reported(None, swapped) == 3
 
 
 async def test_a_complaint_is_reported_once_while_it_goes_on_and_again_when_it_returns(machine):
