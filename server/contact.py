@@ -125,7 +125,7 @@ class Contacts:
                 failed = take_failures(session, device.id, request.failed_patches, now_ms, self._withdraw_after)
             version = max(device.object_version + 1, now_ms // 1000)
             device = replace(device, object_version=version)
-            pen = self._director.pen(session)
+            pen = self._director.pen(session, request.versions)
             want_inventory = device.inventory is None or device.inventory_sha256 != request.inventory_sha256
             kept = None
             if standing is Standing.RETRY and device.answer is not None:
@@ -179,7 +179,7 @@ class Contacts:
             contact_id=request.contact_id,
             sync_token=token,
             generation=session.facts.get("generation") or "",
-            time=self._director.pen(session).time(device.id, request.nonce, version, now_ms),
+            time=self._director.pen(session, request.versions).time(device.id, request.nonce, version, now_ms),
             image_timestamp=image,
             director_timestamp=director,
             poll_s=self._settings.poll_s,
@@ -205,7 +205,7 @@ class Contacts:
                 release_counter=highest.release_counter,
                 era=highest.era,
             )
-        return self._director.pen(session).reported(body, version, now_ms)
+        return self._director.pen(session, device.versions).reported(body, version, now_ms)
 
     def _passed(self, session: Session, request: SyncRequest) -> bool:
         """Whether more of this epoch is here than the machine has numbered: two outboxes share it."""

@@ -1,15 +1,18 @@
 """Signs what the director says to one machine: assignment, time, receipts. One key a kind."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Final
 
 from securesystemslib.signer import Signer
+from tuf.api.metadata import Targets
 
 from protocol.objects import ROLES, AssignmentBody, ClockBody, ObjectBody, ReceiptsBody, ReportedBody
+from server import restored
 from server.clock import as_datetime
 from server.keyring import Keyring, read_named
 from server.storage.catalog import Session
+from signing.metadata import parse
 from signing.objects import sign_object
 
 CLOCK_LIFETIME: Final = timedelta(days=1)  # the nonce is what makes it fresh; this only bounds what lies about
@@ -33,21 +36,41 @@ class Director:
         """How long an assignment is current."""
         return self._assignment_lifetime // timedelta(milliseconds=1)
 
-    def pen(self, session: Session) -> "Pen":
+    def pen(self, session: Session, trusted: Mapping[str, int]) -> "Pen":
         """Signs under the keys that the director's metadata names as this transaction sees it.
+
+        Out of a backup the keys may be newer than the catalog: then under those that the machine's own director names,
+        or the newest where that is not here, so that time and receipts go on while publishing is held.
+
+        Args:
+            session: Any.
+            trusted: Versions that the machine trusts, by `REPOSITORY/ROLE`; its word only.
 
         Raises:
             StateError: It names others than this server has.
         """
         named = read_named(session)
-        signers = {
-            role: self._keyring.signer(
-                f"director.{role}", None if named is None else [named.keyids.get(f"director.{role}", "")]
-            )
-            for role in ROLES.values()
-        }
         since_ms = max(named.since_ms.values(), default=0) if named is not None else 0
+        if named is not None and restored.is_held(session):
+            keyids = _trusted_keys(session, trusted.get("director/targets", 0))
+            signers = {role: self._keyring.newest(f"director.{role}", keyids.get(role, ())) for role in ROLES.values()}
+        else:
+            signers = {
+                role: self._keyring.signer(
+                    f"director.{role}", None if named is None else [named.keyids.get(f"director.{role}", "")]
+                )
+                for role in ROLES.values()
+            }
         return Pen(signers, self._assignment_lifetime, since_ms=since_ms)
+
+
+def _trusted_keys(session: Session, version: int) -> Mapping[str, Sequence[str]]:
+    """The key ids by role in this version of the director's targets, or in the newest; none when it is not here."""
+    kept = session.repositories.signed("director").get("targets", {})
+    data = kept.get(version or max(kept, default=0))
+    top = parse(data, Targets, "targets.json").signed if data is not None else None
+    roles = top.delegations.roles if top is not None and top.delegations is not None else None
+    return {name: role.keyids for name, role in (roles or {}).items()}
 
 
 class Pen:

@@ -98,7 +98,7 @@ class Ingest:
         clashing: list[tuple[str, list[int]]] = []
         ranges: list[RowRange] = []
         with self._catalog.write() as session:
-            session.devices.lock(body.device)  # what is lost is counted on top of what was
+            device = session.devices.lock(body.device)  # what is lost is counted on top of what was
             for name in LANES:
                 pieces = [lane for lane in body.lanes if lane.lane == name]
                 rows = sorted(row for lane in pieces for row in enumerate(lane.rows, lane.first))
@@ -121,7 +121,7 @@ class Ingest:
                 )
             version = session.devices.next_version(body.device, now_ms // 1000)
             generation = session.facts.get("generation") or ""
-            pen = self._director.pen(session)
+            pen = self._director.pen(session, device.versions if device is not None else {})
         # Only now, after the commit: a receipt lets the device delete its copy.
         receipt = ReceiptsBody(
             device=body.device,

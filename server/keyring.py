@@ -110,6 +110,11 @@ class Keyring:
             hint="take its online-keys.json: `headland keys rotate --online online-keys.json`, or put keys/ back",
         )
 
+    def newest(self, name: str, keyids: Collection[str]) -> Signer:
+        """The signer of a role under one of these keys, or else the newest that there is."""
+        held = self._signers[name]
+        return next((signer for signer in held if signer.public_key.keyid in keyids), held[-1])
+
     def settle(self, named: Mapping[str, str]) -> tuple[str, ...]:
         """Destroys old keys whose successors the metadata on offer names. Safe to repeat. Blocks.
 
@@ -142,6 +147,19 @@ def make_keys(folder: Path, elsewhere: Mapping[str, OnlineKey]) -> None:
         path = _present(folder, name)
         if name not in elsewhere and not path.exists():
             durable.write_new(path, CryptoSigner.generate_ed25519().private_bytes)
+
+
+def check_keys(folder: Path, elsewhere: Mapping[str, OnlineKey]) -> None:
+    """Opens each key that is a file, as a server that starts would. Takes no lock.
+
+    Raises:
+        SettingsError: One is missing or cannot be read.
+    """
+    for name in NAMES:
+        if name not in elsewhere:
+            _read(_present(folder, name), name)
+            with contextlib.suppress(FileNotFoundError):
+                _read(_next(folder, name), name)
 
 
 def make_next(folder: Path, elsewhere: Mapping[str, OnlineKey], names: Sequence[str]) -> None:

@@ -7,6 +7,7 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
+import pytest
 from tuf.api.metadata import DelegatedRole, Targets
 
 from protocol.messages import GivenBack, LanePosition, RenewRequest, SignedFile
@@ -17,6 +18,7 @@ from server.storage.catalog import Catalog
 from signing.metadata import parse
 from tests.fakes.server_house import START_MS, House, Machine, body_of, make_csr
 from tests.fakes.trusting_machine import TrustingMachine
+from tests.unit.server.test_online_keys import next_keys, sign_rotation
 
 DAY_MS = 86_400_000
 WEEK_MS = 7 * DAY_MS
@@ -519,6 +521,42 @@ async def test_online_keys_that_the_backup_does_not_have_keep_what_was_pushed_an
     await house.publish()
     _, verdict = await tractor.visit()
     assert (verdict.complaints, tractor.versions["image/root"]) == ((), 3)
+
+
+@pytest.mark.parametrize("old_kept", [False, True])
+async def test_contact_results_and_time_go_on_where_the_keys_are_newer_than_the_catalog(
+    house: House, old_kept: bool
+) -> None:
+    await house.publish()
+    keen, asleep = await machine(house, "keen"), await machine(house, "asleep")
+    await keen.visit()
+    await asleep.visit()
+    backup = await back_up(house)
+    keys, names = house.state / "keys", ("director.clock", "director.receipts")
+    old = {name: (keys / f"{name}.pem").read_bytes() for name in names}
+    await later(house, DAY_MS)
+    await asyncio.to_thread(next_keys, house, *names)
+    sign_rotation(house)
+    await house.publish()
+    await keen.visit()
+    await later(house, DAY_MS)
+    if old_kept:  # as `restore` lays them
+        for name in names:
+            (keys / f"{name}.pem").rename(keys / f"{name}.next.pem")
+            (keys / f"{name}.pem").write_bytes(old[name])
+    await restore(house, backup)
+    keen.gives_back = False
+    for _ in range(2):
+        for tractor in (keen, asleep) if old_kept else (keen,):
+            _, verdict = await tractor.visit()
+            assert (verdict.complaints, verdict.time_ms) == ((), house.now_ms)
+            code, answer = await tractor.send(tractor.batch("results", [b"row"]))
+            trusted = house.managers.online["director"]["receipts"].public_key.keyid
+            assert code == 200 and (answer["signatures"][0]["keyid"] == trusted) == (tractor is keen)
+        keen.gives_back = True  # what the machine trusts is here then, and still held
+    assert await house.push_again() == ""
+    for tractor in (keen, asleep):
+        assert (await tractor.visit())[1].may_install
 
 
 async def test_a_first_start_that_was_cut_takes_its_steps_once(house: House) -> None:
