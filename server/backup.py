@@ -1,15 +1,16 @@
 """`headland-server backup`: a moment of the server in a folder, also while it runs. No blob is copied twice.
 
 The order is what makes it consistent. Blobs first, for they are most of it and immutable. Then the catalog, by SQLite's
-own backup, inside one read transaction. Then the blobs that it names and that came meanwhile. Keys and settings last:
-keys that are newer than the catalog do no harm, older ones could not sign for its root. A set gets its name when all
-that it needs is durable; what a cut leaves behind has no such name and is swept by the next backup.
+own backup, inside one read transaction. Then the blobs that it names and that came meanwhile. Keys and settings last,
+for older keys could not sign for its root; and keys before it too, for one that it names may be replaced meanwhile. A
+set gets its name when all that it needs is durable; what a cut leaves behind has no such name and is swept by the next
+backup.
 """
 
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -19,6 +20,7 @@ from typing import Final, Protocol
 from protocol.errors import StateError
 from protocol.ids import Digest, is_digest
 from protocol.messages import TrustMark
+from server import authorities
 from server.authorities import RECORD, newest_mark
 from server.backup_format import (
     BLOB_LIST,
@@ -40,6 +42,7 @@ from server.backup_format import (
 from server.certificates import BACKED_UP
 from server.clock import NowMs
 from server.founding import Layout, catalog_url, open_layout
+from server.keyring import check_keys
 from server.settings import ServerSettings, read_settings
 from server.storage.blobs import blob_folder
 from server.storage.catalog import Catalog
@@ -145,6 +148,8 @@ class _Work:
         durable.make_dir(folder)
         named: dict[Digest, int] = {}
         lacking: list[Digest] = []
+        # The catalog names the keys that sign: one that is replaced and destroyed while it is copied is kept too.
+        keys = self._key_files()
         created_ms = now_ms()
         for _ in range(CATALOG_TRIES if embedded else 0):
             created_ms = now_ms()
@@ -158,7 +163,7 @@ class _Work:
         durable.write(
             folder / BLOB_LIST, "".join(f"{sha256} {length}\n" for sha256, length in sorted(named.items())).encode()
         )
-        ca = self._copy_state(folder, blobs, random)
+        ca = self._copy_state(folder, blobs, keys, random)
         contents = Contents(
             format=1,
             created_ms=created_ms,
@@ -248,9 +253,14 @@ class _Work:
             return False
         return True
 
-    def _copy_state(self, folder: Path, blobs: Path | None, random: RandomBytes) -> TrustMark:
-        """Returns the mark of the newest CA that was copied."""
+    def _copy_state(
+        self, folder: Path, blobs: Path | None, keys: Mapping[str, bytes], random: RandomBytes
+    ) -> TrustMark:
+        """Returns the mark of the newest CA that was copied. `keys`: as they were before the catalog."""
         files = self._state_files(blobs)
+        for name, data in keys.items():
+            if not name.endswith(".next.pem") and files.get(name, data) != data:
+                files[f"{name.removesuffix('.pem')}.next.pem"], files[name] = files[name], data
         ca = newest_mark(files[f"ca/{RECORD}"])
         if self.options.passphrase is not None:
             content = json.dumps({name: data.hex() for name, data in files.items()}).encode()
@@ -267,17 +277,23 @@ class _Work:
         state = self.layout.state
         # A catalog elsewhere comes back by other hands: `starts` beside it shows whether it is older than this.
         leave = NOT_STATE - ({"starts"} if self.settings.storage.catalog else set())
-        found = {}
         # A rotation in between would leave one CA's record beside another one's key: nobody could start from that.
         with one_by_one(self.layout.ca), one_by_one(self.layout.keys):
-            for path in sorted(state.rglob("*")):
-                inside = path.relative_to(state)
-                if inside.parts[0] in leave or path.name.startswith(durable.TEMPORARY_PREFIX) or not path.is_file():
-                    continue
-                if blobs is not None and path.is_relative_to(blobs):
-                    continue
-                found[str(inside)] = path.read_bytes()
+            found = {
+                str(path.relative_to(state)): path.read_bytes()
+                for entry in state.iterdir()
+                if entry.name not in leave
+                for path in _files_in(entry, blobs)
+            }
+            # What no server could start from is no backup.
+            authorities.load(self.layout.ca)
+            check_keys(self.layout.keys, self.settings.online_keys)
         return found
+
+    def _key_files(self) -> dict[str, bytes]:
+        state, keys = self.layout.state, self.layout.keys
+        with one_by_one(keys):
+            return {str(path.relative_to(state)): path.read_bytes() for path in _files_in(keys, None)}
 
     def _files(self, folder: Path) -> Iterator[BackupFile]:
         for path in sorted(folder.rglob("*")):
@@ -320,6 +336,17 @@ class _Work:
                 session.events.add(now_ms, "backed-up", what=str(self.backup))
         finally:
             catalog.close()
+
+
+def _files_in(entry: Path, leave: Path | None) -> Iterator[Path]:
+    """The files at or below a path but for those below `leave`, which are many and come and go."""
+    if entry == leave or entry.name.startswith(durable.TEMPORARY_PREFIX):
+        return
+    if entry.is_dir():
+        for each in sorted(entry.iterdir()):
+            yield from _files_in(each, leave)
+    elif entry.is_file():
+        yield entry
 
 
 def _blobs_in(folder: Path) -> dict[Digest, int]:

@@ -7,15 +7,16 @@
         state/...              settings, keys and CA, as in the state folder; or sealed under a passphrase: state.sealed
         blobs.txt              the blobs that the catalog names: SHA256 LENGTH
       blobs/sha256/AB/...      the blobs of all sets; immutable, copied once
-      lock                     held by who writes
+      lock                     held by who writes, and by who restores
 
 All of it is a secret (keys, tokens, results): folders are 0700 and files 0600.
 """
 
+import errno
 import hashlib
 import re
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Final, Literal
 
@@ -186,12 +187,24 @@ def hash_file(path: Path, moved: Moved) -> tuple[Digest, int]:
 
 
 def alone(backup: Path) -> AbstractContextManager[None]:
-    """Holds a backup folder against another who writes it.
+    """Holds a backup folder against another who writes it, or reads it while blobs might go.
 
     Raises:
         StateError: Somebody does.
     """
     return held(
         backup / "lock",
-        StateError(f"another backup is being written to {backup}", hint="wait until it is done"),
+        StateError(f"another backup is being written to {backup}, or read", hint="wait until it is done"),
     )
+
+
+@contextmanager
+def while_reading(backup: Path) -> Iterator[None]:
+    """As `alone`; a folder that cannot be written needs no lock."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(alone(backup))
+        except OSError as error:
+            if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+                raise
+        yield

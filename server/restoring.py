@@ -17,7 +17,7 @@ from protocol import limits
 from protocol.errors import HeadlandError, Reason, Refused, StateError
 from protocol.ids import DeviceId, Digest, Millis, digest, parse_name
 from protocol.wire import Message, decode, encode
-from server import restored
+from server import authorities, restored
 from server.backup import Meter
 from server.backup_format import (
     BLOB_LIST,
@@ -33,8 +33,10 @@ from server.backup_format import (
     read_contents,
     sets,
     take_blob,
+    while_reading,
 )
 from server.founding import Layout
+from server.keyring import check_keys
 from server.newest_keys import goes_on, with_newest
 from server.settings import SETTINGS_FILE, read_settings
 from server.storage.blobs import blob_folder
@@ -113,14 +115,20 @@ def restore(backup: Path, state: Path, options: RestoreOptions, meter: Meter, dr
         draw: An id for this restore.
 
     Raises:
-        StateError: No such set, the folder is not empty, a passphrase is missing or wrong.
+        StateError: No such set, the folder is not empty, a passphrase is missing or wrong, a backup is being written.
         Refused: `HASH`: the catalog or a file of the state is damaged; another set may be whole.
+        SettingsError: No server could start from its keys.
     """
     for device in options.revoke:
         parse_name(device, "device")
-    known = sets(backup)
-    if not known:
+    if not sets(backup):
         raise StateError(f"{backup} holds no backup that is whole", hint="`headland-server backup` makes one")
+    with while_reading(backup):  # a backup beside it may remove sets that are too many, and their blobs
+        return _restore(backup, state, options, meter, draw)
+
+
+def _restore(backup: Path, state: Path, options: RestoreOptions, meter: Meter, draw: Callable[[], str]) -> Restore:
+    known = sets(backup)
     name = options.name or known[-1]
     if name not in known:
         raise StateError(f"there is no set {name!r} in {backup}", hint=f"there are {', '.join(known[-8:])}")
@@ -145,6 +153,8 @@ def restore(backup: Path, state: Path, options: RestoreOptions, meter: Meter, dr
             break
     _write_state(state_files, draft)
     settings = read_settings(draft)
+    authorities.load(draft / "ca")
+    check_keys(draft / "keys", settings.online_keys)
     embedded = not settings.storage.catalog
     if options.revoke and not embedded:
         raise StateError(
