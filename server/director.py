@@ -66,7 +66,7 @@ class Director:
 
 def _trusted_keys(session: Session, version: int) -> Mapping[str, Sequence[str]]:
     """The key ids by role in this version of the director's targets, or in the newest; none when it is not here."""
-    kept = session.repositories.signed("director").get("targets", {})
+    kept = session.repositories.all_signed("director", "targets")
     data = kept.get(version or max(kept, default=0))
     top = parse(data, Targets, "targets.json").signed if data is not None else None
     roles = top.delegations.roles if top is not None and top.delegations is not None else None
