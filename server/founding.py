@@ -1,5 +1,6 @@
 """`headland-server init`: makes what a server needs once, and only what is missing. Keys are never replaced."""
 
+import contextlib
 import ipaddress
 import json
 import re
@@ -100,15 +101,31 @@ class FirstAnswers:
 
 
 def found(state: Path, answers: FirstAnswers, now_ms: NowMs, secrets: SecretsHandler) -> Layout:
-    """Makes the state folder complete; what is there stays as it is.
+    """Makes the state folder complete; what is there stays as it is. Also beside a server that runs on it.
 
     Raises:
         SettingsError: `server.toml` is there and wrong.
+        StateError: The catalog is of another version, and a server runs on it.
     """
     layout = Layout(state)
+    durable.make_dir(layout.state)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(hold(layout))
+            beside = False
+        except StateError:
+            beside = True
+        _complete(layout, answers, now_ms, secrets, beside=beside)
+    return layout
+
+
+def _complete(layout: Layout, answers: FirstAnswers, now_ms: NowMs, secrets: SecretsHandler, *, beside: bool) -> None:
+    """`beside` a server nothing is swept, for it may be writing that very moment, and the catalog stays as it is."""
+    state = layout.state
     for folder in (layout.state, layout.ca, layout.tls, layout.keys, layout.scratch):
         durable.make_dir(folder)
-        durable.sweep(folder)
+        if not beside:
+            durable.sweep(folder)
     settings_file = state / SETTINGS_FILE
     if not settings_file.exists():
         text = FIRST_SETTINGS.format(
@@ -128,13 +145,12 @@ def found(state: Path, answers: FirstAnswers, now_ms: NowMs, secrets: SecretsHan
     ensure_server_certificate(held.current, layout.tls, certificate_names(settings), now, held.links_pem)
     make_keys(layout.keys, settings.online_keys)
     export_keys(layout, open_keys(layout, settings, secrets))
-    catalog = Catalog(catalog_url(settings, state))
+    catalog = Catalog(catalog_url(settings, state), migrate=not beside)
     try:
         prepare_catalog(catalog)
         _operator_file(layout, catalog, settings, held, now_ms())
     finally:
         catalog.close()
-    return layout
 
 
 def open_layout(state: Path) -> Layout:

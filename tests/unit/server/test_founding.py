@@ -18,9 +18,10 @@ from protocol.errors import SettingsError, StateError
 from server.ca import Authority, ensure_server_certificate
 from server.cli import main
 from server.clock import as_datetime
-from server.founding import FirstAnswers, found, hold, open_layout
+from server.founding import FirstAnswers, Layout, found, hold, open_layout
 from server.notify import Notifier
 from server.settings import read_settings
+from signing import durable
 from signing.online_keys import parse_online_keys
 from tests.fakes.server_house import START_MS, no_secret
 
@@ -47,6 +48,23 @@ def test_init_makes_everything_once_and_again_changes_nothing(tmp_path: Path) ->
     )
     init(tmp_path, START_MS + 1000)
     assert content(tmp_path) == before
+
+
+def test_init_beside_a_running_server_disturbs_neither_what_it_writes_nor_its_catalog(tmp_path: Path) -> None:
+    init(tmp_path)
+    half = tmp_path / "keys" / f"{durable.TEMPORARY_PREFIX}half"
+    half.write_bytes(b"half")
+    (tmp_path / "operator.json").unlink()
+    with hold(Layout(tmp_path)):
+        init(tmp_path)
+        assert half.exists()
+        assert (tmp_path / "operator.json").exists()
+        (tmp_path / "catalog.db").unlink()
+        with pytest.raises(StateError, match=r"catalog\.db is missing"):
+            init(tmp_path)
+    init(tmp_path)
+    assert not half.exists()
+    assert (tmp_path / "catalog.db").exists()
 
 
 def test_init_brings_back_what_is_missing_and_keeps_the_rest(tmp_path: Path) -> None:
