@@ -8,6 +8,7 @@ inference goes on, online installs wait.
 Verifying time statements is the keeper's work (`device.trust`); it writes what it learnt, the agent reads it here.
 """
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -92,6 +93,14 @@ class Facts(Protocol):
 
     def put(self, key: str, value: bytes) -> None:
         """Sets the value, durable on return."""
+        ...
+
+
+class Kept(Facts, Protocol):
+    """What the agent's clock needs besides: the keeper, a process of its own, writes the same record."""
+
+    def change(self, key: str, make: Callable[[bytes | None], bytes | None]) -> None:
+        """Sets the value to what `make` gives for it, unless that is None; nobody else writes in between."""
         ...
 
 
@@ -185,7 +194,7 @@ class Clock:
         built_ms: The agent's build date.
     """
 
-    def __init__(self, facts: Facts, here: Callable[[], Moment] = now_here, built_ms: int = BUILT_MS) -> None:
+    def __init__(self, facts: Kept, here: Callable[[], Moment] = now_here, built_ms: int = BUILT_MS) -> None:
         self._facts = facts
         self._here = here
         self._built_ms = built_ms
@@ -210,17 +219,22 @@ class Clock:
         self._record = load(self._facts)
 
     def keep(self) -> None:
-        """Makes sure time a floor when that is due (hourly). Blocks; the database has newer facts of the keeper."""
-        self.reload()
-        record = checkpoint(self._record, self._here(), self._built_ms)
-        if record is not self._record:
-            self._facts.put(KEY, encode(record))
-            self._record = record
+        """Makes sure time a floor when that is due (hourly), of what the keeper knows by then. Blocks."""
+
+        def make(data: bytes | None) -> bytes | None:
+            known = _parse(data)
+            self._record = checkpoint(known, self._here(), self._built_ms)
+            return encode(self._record) if self._record is not known else None
+
+        self._facts.change(KEY, make)
 
 
 def load(facts: Facts) -> ClockRecord:
     """The kept record; an empty one when there is none, or none that can be read: the time is unsure then."""
-    data = facts.get(KEY)
+    return _parse(facts.get(KEY))
+
+
+def _parse(data: bytes | None) -> ClockRecord:
     if data is None:
         return ClockRecord()
     try:
@@ -229,5 +243,6 @@ def load(facts: Facts) -> ClockRecord:
         return ClockRecord()
 
 
+@functools.cache  # the time is asked for each frame, and a process ends with its boot
 def _boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()

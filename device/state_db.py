@@ -122,15 +122,22 @@ class StateDb:
         if seal:
             self.seal()
 
-    def change(self, key: str, make: Callable[[bytes | None], bytes]) -> None:
+    def change(self, key: str, make: Callable[[bytes | None], bytes | None]) -> None:
         """Sets `key` to what `make` gives for its value (None: there is none), in one transaction.
 
-        Nobody else writes in between, in no process: a technician's command changes what the agent keeps.
+        Nobody else writes in between, in no process: the trust keeper and a technician's command change what the agent
+        keeps. Where `make` gives None, nothing is written.
         """
-        assert key not in SEALED_FACTS
         with self._transaction() as connection:
             row = connection.execute("SELECT key, value, crc FROM facts WHERE key = ?", (key,)).fetchone()
-            _put(connection, key, make(None if row is None else self._whole(row)))
+            made = make(None if row is None else self._whole(row))
+            if made is None:
+                return
+            _put(connection, key, made)
+            if key in SEALED_FACTS:
+                _count_change(connection)
+        if key in SEALED_FACTS:
+            self.seal()
 
     def remove(self, key: str) -> None:
         """Forgets `key`; nothing happens when it is not there."""

@@ -1,5 +1,10 @@
 """The time rule of DESIGN.md section 3, on clocks that lie."""
 
+import contextlib
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,6 +23,8 @@ from device.clock import (
     read,
     wall_is_off,
 )
+from device.state_db import StateDb
+from protocol.wire import encode
 
 BUILT = 1_000_000_000_000
 DAY = 86_400_000
@@ -44,6 +51,11 @@ class Facts:
     def put(self, key: str, value: bytes) -> None:
         self.values[key] = value
         self.writes += 1
+
+    def change(self, key: str, make: Callable[[bytes | None], bytes | None]) -> None:
+        made = make(self.get(key))
+        if made is not None:
+            self.put(key, made)
 
 
 def test_without_a_statement_time_is_unsure_and_never_before_the_build() -> None:
@@ -129,8 +141,6 @@ def test_the_shell_keeps_a_checkpoint_hourly_and_takes_over_what_the_keeper_lear
     here = [at(0)]
     clock = Clock(facts, lambda: here[0], BUILT)
     assert not clock.now().sure
-    from protocol.wire import encode
-
     facts.put(KEY, encode(told(ClockRecord(), BUILT + DAY, at(0))))
     clock.reload()
     assert clock.now().sure
@@ -140,6 +150,25 @@ def test_the_shell_keeps_a_checkpoint_hourly_and_takes_over_what_the_keeper_lear
     clock.keep()
     assert facts.writes == 2
     assert load(facts).floor_ms == BUILT + DAY + CHECKPOINT_MS
+
+
+def test_what_the_keeper_learns_while_a_checkpoint_is_made_is_not_written_over(tmp_path: Path) -> None:
+    """Both write the record, each in a process of its own."""
+    database, keeper = StateDb(tmp_path / "state.db"), StateDb(tmp_path / "state.db")
+    with contextlib.closing(database), contextlib.closing(keeper):
+        keeper.put(KEY, encode(told(ClockRecord(), BUILT + DAY, at(0))))
+        learnt = told(load(keeper), BUILT + 9 * DAY, at(CHECKPOINT_MS), keyids=("new",))
+        learning = threading.Thread(target=keeper.put, args=(KEY, encode(learnt)))
+
+        def here() -> Moment:
+            if learning.ident is None:
+                learning.start()
+                learning.join(0.3)  # it cannot end before the checkpoint is written; if it can, it does by then
+            return at(CHECKPOINT_MS)
+
+        Clock(database, here, BUILT).keep()
+        learning.join()
+        assert load(database) == learnt
 
 
 @pytest.mark.parametrize("damaged", [b"", b"{", b"\xff", b'{"floor_ms": -1}', b'{"unknown": 1}'])
