@@ -109,7 +109,7 @@ def open_for_reading(layout: Layout) -> StateDb:
         StateError: There is neither database nor seal.
     """
     try:
-        return _open_whole(layout.state_db, DISK, None)
+        return _open_whole(layout.state_db, DISK, None, seal=False)
     except StateError:
         if not layout.state_db.exists() and Seals(layout.state_db).newest() is None:
             raise
@@ -121,7 +121,7 @@ def why_unusable(layout: Layout) -> str:
     try:
         with tempfile.TemporaryFile(dir=layout.state) as file:
             file.write(bytes(NEEDED_BYTES))
-        _open_whole(layout.state_db, DISK, None).close()
+        _open_whole(layout.state_db, DISK, None, seal=False).close()
     except StateDamagedError:
         return ""  # it is rebuilt: there is room for it
     except (StateError, OSError) as error:
@@ -184,13 +184,14 @@ def read_rebuilt(state: StateDb) -> Rebuilt | None:
     return None if found is None else decode(found, Rebuilt, limit=_RECORD_BYTES)
 
 
-def _open_whole(path: Path, disk: Disk, on_damage: Callable[[str], None] | None) -> StateDb:
+def _open_whole(path: Path, disk: Disk, on_damage: Callable[[str], None] | None, *, seal: bool = True) -> StateDb:
     with contextlib.ExitStack() as stack:
         # What is found here is mended here: only what shows itself later is told to `on_damage`.
         state = StateDb(path, create=False, disk=disk)
         stack.callback(state.close)
         state.check()
-        state.seal()
+        if seal:
+            state.seal()
         state.on_damage = on_damage
         stack.pop_all()
     return state

@@ -1,5 +1,6 @@
 """A damaged `state.db`: what it must never lose comes back from the seal, and nothing is guessed about floors."""
 
+import contextlib
 import errno
 import hashlib
 import itertools
@@ -434,6 +435,16 @@ def test_one_who_only_looks_sees_what_the_next_start_will_make_of_it(layout):
     state.close()
     assert layout.state_db.read_bytes() == before
     assert kept(layout.state_db) == []
+
+
+def test_one_who_only_looks_writes_no_seal(layout):
+    """It may be another user, whose file the agent could not replace."""
+    with contextlib.closing(StateDb(layout.state_db)) as state:
+        state.raise_floor("image/root", 4)  # not sealed yet
+    before = [path.read_bytes() for path in Seals(layout.state_db).paths]
+    open_for_reading(layout).close()
+    assert why_unusable(layout) == ""
+    assert [path.read_bytes() for path in Seals(layout.state_db).paths] == before
 
 
 def test_a_machine_with_neither_database_nor_seal_says_so(layout):
