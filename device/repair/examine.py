@@ -1,8 +1,10 @@
 """Runs the checks in the order in which what they mend stands on each other, at each start and by hand.
 
-A check that fails says so and keeps no other from looking; none keeps the agent from starting.
+A check that fails, for whatever reason, says so and keeps no other from looking; none keeps the agent from starting: a
+bug in one must not cost inference.
 """
 
+import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
@@ -29,7 +31,7 @@ from device.repair import (
 from device.repair.fault import Check, Fault, Finding, Place
 from device.state_db import StateDb
 from protocol import limits
-from protocol.errors import HeadlandError
+from protocol.errors import HeadlandError, Refused
 from protocol.ids import Millis, Token
 from protocol.messages import Alert
 from protocol.wire import decode, encode
@@ -37,6 +39,7 @@ from protocol.wire import decode, encode
 LOG: Final = logging.getLogger("headland.repair")
 TOLD: Final = "repair/told"  # what lasts is told once, not each morning
 KIND: Final = "self-repair"
+EXPECTED: Final = (OSError, HeadlandError)
 
 CHECKS: Final[Mapping[str, Check]] = {
     "settings": settings_file.find,
@@ -73,8 +76,9 @@ def examine(place: Place, *, mend: bool, checks: Mapping[str, Check] = CHECKS) -
     for name, check in checks.items():
         try:
             faults = check(place)
-        except (OSError, HeadlandError) as error:
-            findings.append(Finding(check=name, what=f"it could not be looked at: {error}"))
+        except Exception as error:
+            _note(name, error)
+            findings.append(Finding(check=name, what=f"it could not be looked at: {_words(error)}"))
             continue
         for fault in faults:
             finding = _treat(name, fault) if mend else _as_found(name, fault)
@@ -89,8 +93,9 @@ def tell(state: StateDb, findings: Sequence[Finding], draw_token: Callable[[], T
     Raises:
         StateError: The database takes none now.
     """
-    known = state.get(TOLD)
-    told = [] if known is None else decode(known, list[str], limit=limits.MIB)
+    told: list[str] = []
+    with contextlib.suppress(Refused):  # written by another version of the agent: then it is told once more
+        told = decode(state.get(TOLD) or b"[]", list[str], limit=limits.MIB)
     loud = [finding for finding in findings if finding.is_news]
     for finding in loud:
         if finding.mended or finding.check not in told:
@@ -105,9 +110,19 @@ def _treat(name: str, fault: Fault) -> Finding:
         return _as_found(name, fault)
     try:
         done = fault.mend()
-    except (OSError, HeadlandError) as error:
-        return Finding(check=name, what=fault.what, done=f"not mended: {error}", advice=fault.advice)
+    except Exception as error:
+        _note(name, error)
+        return Finding(check=name, what=fault.what, done=f"not mended: {_words(error)}", advice=fault.advice)
     return msgspec.structs.replace(_as_found(name, fault), mended=not fault.advice, done=done, reported=fault.reported)
+
+
+def _note(name: str, error: Exception) -> None:
+    if not isinstance(error, EXPECTED):
+        LOG.error("the check %s is broken", name, exc_info=error)
+
+
+def _words(error: Exception) -> str:
+    return str(error) if isinstance(error, EXPECTED) else f"{type(error).__name__}: {error}"
 
 
 def _as_found(name: str, fault: Fault) -> Finding:

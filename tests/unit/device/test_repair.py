@@ -5,6 +5,7 @@ import contextlib
 import json
 import shutil
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 from click.testing import CliRunner
@@ -14,7 +15,7 @@ from device.agent import held
 from device.cli import main
 from device.doctor import FAULTS_LEFT
 from device.layout import Layout
-from device.repair.examine import CHECKS, KIND, examine, tell
+from device.repair.examine import CHECKS, KIND, TOLD, examine, tell
 from device.repair.fault import Fault, Finding, Place
 from device.seal import Seals, read
 from device.state_db import RECOVERING, StateDb
@@ -326,6 +327,25 @@ def test_a_check_that_cannot_look_keeps_no_other_from_it(layout):
     found = examine(place(layout), mend=True, checks={"one": fails, "two": finds})
     assert [(one.check, one.mended) for one in found] == [("one", False), ("two", False)]
     assert "a disk error" in found[0].what
+
+
+def test_a_bug_in_a_check_keeps_no_agent_from_starting(layout, caplog):
+    def broken(place):
+        raise ValueError("not a digest")
+
+    checks = {"one": broken, "two": lambda place: [Fault("a fault", partial(broken, place))]}
+    one, two = examine(place(layout), mend=True, checks=checks)
+    assert one.what == "it could not be looked at: ValueError: not a digest"
+    assert (two.mended, two.done) == (False, "not mended: ValueError: not a digest")
+    assert caplog.text.count("Traceback") == 2, "its author hears where"
+
+
+def test_what_was_told_in_words_of_another_version_is_told_once_more(layout):
+    with contextlib.closing(StateDb(layout.state_db)) as state:
+        state.put(TOLD, b'{"since": 5}')
+        for _ in range(2):
+            tell(state, [Finding(check="disk-space", what="full")], tokens(), 5)
+        assert [alert.kind for alert in state.pending_alerts(100)].count(KIND) == 1
 
 
 def test_what_fails_to_be_mended_says_why(layout):
