@@ -204,6 +204,7 @@ async def assembled(
                 signals_off=folder_signals(Path(settings.machine.signals) if settings.machine.signals else None),
                 notify=news.to_tell,
                 probe=lambda known: hardware.probe(settings.machine.hardware, layout.state, known),
+                make_room=partial(_spare, outbox),
             ),
             settings=settings.update,
         )
@@ -334,6 +335,15 @@ def _keep_last(totals: Totals) -> None:
     """At the end of the agent: a full disk must not turn a clean stop into a failure."""
     with contextlib.suppress(StateError):
         totals.keep()
+
+
+async def _spare(outbox: Outbox, need_bytes: int) -> int:
+    """Room for an update: rows that the server has go for it, none that waits."""
+    try:
+        return await outbox.give_back(need_bytes)
+    except (StateError, sqlite3.Error) as error:
+        LOG.warning("the outbox gives nothing back: %s", error)
+        return 0
 
 
 def _report_damage(state: StateDb, detail: str, now_ms: int) -> None:

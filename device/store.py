@@ -22,7 +22,17 @@ KEEP_FREE_BYTES: Final = 64 * MIB  # for the log, the two databases and their jo
 
 
 class NoSpaceError(StateError):
-    """The disk or the store's budget is too small for what was asked; nothing was deleted to make room."""
+    """The disk or the store's budget is too small for what was asked; nothing was deleted to make room.
+
+    Args:
+        message: As `HeadlandError`.
+        hint: Likewise.
+        lacks_bytes: So much more free on the disk would do; 0 where that would not help.
+    """
+
+    def __init__(self, message: str, *, hint: str = "", lacks_bytes: int = 0) -> None:
+        super().__init__(message, hint=hint)
+        self.lacks_bytes = lacks_bytes
 
 
 def free_bytes(path: Path) -> int:
@@ -189,6 +199,7 @@ class Store:
             raise NoSpaceError(
                 f"{need_bytes} bytes are needed, {max(free, 0)} are free beside the {self._keep_free_bytes} kept back",
                 hint="free space on the disk of the state folder",
+                lacks_bytes=need_bytes - free,
             )
         if self._budget_bytes is not None and self.used_bytes() + need_bytes > self._budget_bytes:
             raise NoSpaceError(

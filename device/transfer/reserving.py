@@ -44,6 +44,7 @@ def reserve(store: Store, steps: Iterable[Step]) -> list[Path]:
             raise NoSpaceError(
                 f"the disk has no room for {step.length_bytes} bytes of {step.artifact[:12]}",
                 hint="free space on the disk of the state folder",
+                lacks_bytes=step.length_bytes,
             ) from error
     return reserved
 

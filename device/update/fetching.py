@@ -134,7 +134,12 @@ class Fetching:
             progress = replace(progress, bytes_done=progress.bytes_done + count)
             show(progress)
 
-        await self._fetcher.fetch(assignment.plan, needed, received, purse)
+        try:
+            await self._fetcher.fetch(assignment.plan, needed, received, purse)
+        except NoSpaceError as error:
+            if not (error.lacks_bytes and await self._world.make_room(error.lacks_bytes)):
+                raise
+            await self._fetcher.fetch(assignment.plan, needed, received, purse)
 
     def _take_in_finished(self, assignment: AssignmentBody, purse: Purse) -> None:
         """What another plan finished is taken in before the rest of it, which nothing names any more, is deleted."""

@@ -70,6 +70,11 @@ async def _unchanged(known: Inventory) -> Inventory:
     return known
 
 
+async def _no_room(need_bytes: int) -> int:
+    """Nobody else keeps anything here."""
+    return 0
+
+
 @dataclass(frozen=True)
 class World:
     """Time, chance, signals and hardware.
@@ -83,6 +88,8 @@ class World:
         monotonic: Seconds that never go back.
         notify: Called when there is something to tell the server.
         probe: Looks what hardware is there now; gets what is known, which stands when it cannot look. Takes seconds.
+        make_room: Asks the others on this disk to give back so many bytes, of what they keep only for as long as there
+            is room; returns what they gave.
     """
 
     now: Callable[[], tuple[int, bool]]
@@ -93,3 +100,4 @@ class World:
     monotonic: Callable[[], float] = time.monotonic
     notify: Callable[[], None] = lambda: None
     probe: Callable[[Inventory], Awaitable[Inventory]] = _unchanged
+    make_room: Callable[[int], Awaitable[int]] = _no_room

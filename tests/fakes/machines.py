@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -28,6 +28,10 @@ from tests.fakes.updates import MACHINE, BlobSource, Release, terms
 from tests.fakes.workers import FakeCanary, FakeWorkers
 
 
+async def no_room(need_bytes: int) -> int:
+    return 0
+
+
 class Bench:
     """One machine on the bench. Time passes only where something sleeps, and then at once.
 
@@ -49,6 +53,7 @@ class Bench:
         self.elapsed_s = 0.0
         self.slept: list[float] = []
         self.free_bytes = 1 << 40
+        self.make_room: Callable[[int], Awaitable[int]] = no_room
         self.link = "cellular"
         self.own_budget = Budget()
         self.plugged_in: Inventory | None = None  # what a later look finds; None: what was there at the start
@@ -107,6 +112,7 @@ class Bench:
                 sleep=self.sleep,
                 monotonic=lambda: self.elapsed_s,
                 probe=self.probe,
+                make_room=self.make_room,
             ),
             settings=UpdateSettings(),
         )

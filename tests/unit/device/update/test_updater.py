@@ -8,6 +8,8 @@ import msgspec
 import pytest
 from blockbuster import blockbuster_ctx
 
+from device.outbox.box import Outbox
+from device.store import KEEP_FREE_BYTES
 from device.update.ports import Health
 from device.update.rules import Accepted, Later
 from device.update.serving import Serving
@@ -18,6 +20,7 @@ from protocol.release import TrialRules
 from signing.durable import Disk
 from tests.fakes.machines import Bench
 from tests.fakes.updates import QUICK, BlobSource, Release, noise, terms
+from tests.unit.device.outbox.test_outbox import drain
 
 MIB = 1 << 20
 
@@ -338,6 +341,40 @@ async def test_a_withdrawn_offer_stops_before_activation_and_never_in_a_trial(be
         del bench.workers.shown[NEW.digest]
         await bench.settled()
         assert updater.record.committed.digest == NEW.digest
+
+
+async def test_an_update_asks_the_outbox_for_the_room_of_rows_that_the_server_has_before_it_waits_for_space(bench):
+    box = await Outbox.opened(
+        bench.folder / "outbox.db",
+        "tractor-1",
+        budget_bytes=64 * MIB,
+        now_ms=lambda: 5,
+        draw_token=lambda: "a" * 32,
+    )
+    asked = []
+
+    async def make_room(need_bytes):
+        asked.append(need_bytes)
+        given = await box.give_back(need_bytes)
+        bench.free_bytes += given
+        return given
+
+    bench.make_room = make_room
+    bench.free_bytes = KEEP_FREE_BYTES + MIB
+    try:
+        await box.meet_generation("9" * 32)
+        await box.enqueue_all([("results", noise(100_000, number)) for number in range(30)])
+        async with bench.running() as updater:
+            await updater.offer(NEW.assignment(), NEW.manifest_bytes, terms(NEW), may_install=True)
+            await bench.until(lambda: "space" in updater.record.paused)
+            assert asked[0] > MIB
+            assert box.queued() == 30, "what waits is no room for an update"
+            await drain(box, 4 * MIB)
+            await bench.settled()
+            assert updater.record.committed.digest == NEW.digest
+        await box.enqueue("results", b"it goes on")
+    finally:
+        await box.close()
 
 
 async def test_a_download_that_is_withdrawn_leaves_nothing_behind_and_begins_anew_when_it_is_offered_again(bench):
