@@ -14,11 +14,13 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Final
 
+from device.cancelling import cancel
 from device.layout import Layout
 from device.parts import Parts, assembled, draw_token
 from device.repair.examine import examine
@@ -36,6 +38,7 @@ from protocol.wire import Message, encode
 from signing import durable, locks
 
 LOG: Final = logging.getLogger("headland.agent")
+THREADS: Final = 32  # more than all tasks together can have wait for a disk that stalls: alarms need one too
 STATUS_S: Final = 1.0
 COUNTS_S: Final = 2.0  # frames' counts may lag behind by so much after a cut
 TEND_S: Final = 5.0  # how often old results are dropped, and space is given back
@@ -69,9 +72,12 @@ async def run(layout: Layout, settings: DeviceSettings, *, on_ready: Callable[[P
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    loop.set_default_executor(ThreadPoolExecutor(THREADS, thread_name_prefix="agent"))
     notifier = Notifier()
     damages = vain = 0
-    with held(layout):
+    async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(held(layout))
+        await stack.enter_async_context(_beating(notifier))
         while True:
             change = _Change(loop)
             place = Place(layout, draw_token, keep_free_bytes=settings.store.keep_free_bytes)
@@ -207,29 +213,44 @@ async def _work(
             group.create_task(up("contact", contact))
         if parts.state.is_in_memory:
             group.create_task(up("rescue", lambda: change.look_for_usable(parts.layout, wait_s)))
-        group.create_task(up("status", lambda: _tell(parts, notifier, started_ms)))
+        group.create_task(up("status", lambda: _tell(parts, started_ms)))
         group.create_task(up("counts", lambda: _every(COUNTS_S, parts.totals.keep)))
         group.create_task(up("outbox", lambda: _tend(parts)))
         group.create_task(up("clock", lambda: _every(CLOCK_S, parts.clock.keep)))
         group.create_task(up("seal", lambda: _every(CLOCK_S, parts.state.seal)))
 
 
-async def _tell(parts: Parts, notifier: Notifier, started_ms: int) -> None:
-    """Renews the status each second, and tells the watchdog that the loop goes round."""
+@contextlib.asynccontextmanager
+async def _beating(notifier: Notifier) -> AsyncIterator[None]:
+    """Tells the watchdog that the loop goes round; in a task that asks nothing of any disk, which may stall."""
+
+    async def beat() -> None:
+        while True:
+            notifier.alive()
+            await asyncio.sleep(STATUS_S if notifier.watchdog_s is None else min(STATUS_S, notifier.watchdog_s / 3))
+
+    task = asyncio.create_task(beat())
+    try:
+        yield
+    finally:
+        await cancel(task)
+
+
+async def _tell(parts: Parts, started_ms: int) -> None:
+    """Renews the status each second."""
     while True:
         numbers = parts.pump.numbers()
         parts.totals.saw(numbers.frames_inferred, numbers.frames_dropped, numbers.frames_unkept, parts.outbox.mark())
         workers = parts.workers.status()
         if parts.fallbacks.changed(workers):
-            # On a full disk it is told later; the watchdog must hear of us now.
+            # On a full disk it is told later.
             with contextlib.suppress(StateError):
                 await asyncio.to_thread(parts.fallbacks.tell, workers, parts.clock.now().ms)
         try:
             await asyncio.to_thread(write_status, parts.layout.status, status_of(parts, started_ms))
         except OSError as error:
             LOG.debug("the status cannot be written: %s", error)
-        notifier.alive()
-        await asyncio.sleep(STATUS_S if notifier.watchdog_s is None else min(STATUS_S, notifier.watchdog_s / 3))
+        await asyncio.sleep(STATUS_S)
 
 
 async def _tend(parts: Parts) -> None:
@@ -244,9 +265,13 @@ async def _tend(parts: Parts) -> None:
 
 
 async def _every(interval_s: float, action: Callable[[], None]) -> None:
+    """Keeps something; what a full disk does not take is tried again the next time: `status` says that it is full."""
     while True:
         await asyncio.sleep(interval_s)
-        await asyncio.to_thread(action)
+        try:
+            await asyncio.to_thread(action)
+        except StateError as error:
+            LOG.debug("%s", error)
 
 
 def status_of(parts: Parts, started_ms: int) -> AgentStatus:

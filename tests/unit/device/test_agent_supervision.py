@@ -3,11 +3,18 @@
 import asyncio
 import logging
 import socket
+import threading
 
 import pytest
 
+from device import agent, identity
+from device.identity import Enrolment
+from device.layout import Layout
+from device.settings import DeviceSettings
 from device.supervision import LIVED_S, GivenUpError, keep_up
 from device.systemd import Notifier
+from protocol.errors import StateError
+from protocol.wire import encode
 
 
 class Clock:
@@ -87,6 +94,52 @@ def test_systemd_hears_that_the_agent_is_up_alive_and_stopping(tmp_path):
         notifier.alive()
         notifier.stopping()
         assert [systemd.recv(100) for _ in range(3)] == [b"READY=1", b"WATCHDOG=1", b"STOPPING=1"]
+
+
+async def test_a_disk_that_stalls_leaves_watchdog_and_alarms_alone(tmp_path, monkeypatch):
+    layout = Layout(tmp_path)
+    layout.identity.mkdir()
+    identity.keep_key(layout.identity / "key.pem")
+    enrolment = Enrolment(server="https://farm:8443", device="tractor-1", product="pest-detector")
+    (layout.identity / "enrolment.json").write_bytes(encode(enrolment))
+    goes_on, stalled = threading.Event(), threading.Semaphore(0)
+
+    def stalls(*_: object) -> None:
+        stalled.release()
+        goes_on.wait(60)
+
+    monkeypatch.setattr(agent, "write_status", stalls)
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+    monkeypatch.setenv("WATCHDOG_USEC", "30000")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.settimeout(10)
+        work = asyncio.create_task(agent.run(layout, DeviceSettings()))
+        try:
+            async with asyncio.timeout(30):
+                while not stalled.acquire(blocking=False):  # noqa: ASYNC110  (a thread rings no bell)
+                    await asyncio.sleep(0.01)
+            stalls_too = [asyncio.create_task(asyncio.to_thread(goes_on.wait, 60)) for _ in range(16)]
+            # More than the socket held before; and there is a thread left to hear them in.
+            await asyncio.wait_for(asyncio.to_thread(lambda: [systemd.recv(100) for _ in range(50)]), 20)
+        finally:
+            goes_on.set()
+            work.cancel()
+            await asyncio.gather(work, *stalls_too, return_exceptions=True)
+
+
+async def test_a_full_disk_is_tried_again_and_fills_no_log(caplog):
+    tries = 0
+
+    def keep_it() -> None:
+        nonlocal tries
+        tries += 1
+        raise StateError("the disk is full")
+
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(agent._every(0.001, keep_it), 0.3)
+    assert tries > 1
+    assert not [record for record in caplog.records if record.levelno > logging.DEBUG]
 
 
 def test_nobody_listening_is_no_trouble(tmp_path):
