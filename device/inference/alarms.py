@@ -17,6 +17,7 @@ from device.cancelling import cancel
 from device.inference.settings import AlarmSettings, CommandAlarm, FileAlarm, SocketAlarm
 
 FIRE_S: Final = 1.0  # a sink that has not taken an alarm by then is passed over; the next alarm tries again
+_LOWER_AGAIN_S: Final = 1.0  # a line that could not be lowered
 _RUNNING: Final = 4  # commands at once: a burst of alarms must not fill the machine with processes
 
 
@@ -38,6 +39,10 @@ class AlarmSink(Protocol):
             OSError: It could not be passed on.
             TimeoutError: Not in time.
         """
+        ...
+
+    def looked(self) -> None:
+        """A frame was inferred by every model, and its alarms, if any, were fired. Never blocks."""
         ...
 
     async def close(self) -> None:
@@ -73,6 +78,9 @@ class CommandSink:
         self._running.add(task)
         task.add_done_callback(self._running.discard)
 
+    def looked(self) -> None:
+        """As in the port."""
+
     async def close(self) -> None:
         """As in the port; programs that still run are killed."""
         tasks = list(self._running)
@@ -92,7 +100,11 @@ class CommandSink:
 
 
 class FileSink:
-    """Raises a line: `1` at an alarm, `0` once none came for `hold_s`, and `0` when it is closed."""
+    """Raises a line: `1` at an alarm, `0` once none came for `hold_s`, and `0` when it is closed.
+
+    A life before this one may have been killed while the line was up. It stays up then, for a machine that nobody looks
+    out for is to stand still; but only until frames are inferred again and none of them raised it for `hold_s`.
+    """
 
     def __init__(self, settings: FileAlarm) -> None:
         self.name = f"file {settings.path}"
@@ -100,15 +112,20 @@ class FileSink:
         self._until_s = 0.0  # of the loop's clock
         self._writing = asyncio.Lock()  # a `0` that is on its way must not land after the next `1`
         self._lowering: asyncio.Task[None] | None = None
+        self._is_known = False  # whether the line stands as this life has put it, or will
 
     async def fire(self, row: bytes) -> None:
         """As in the port."""
-        loop = asyncio.get_running_loop()
-        self._until_s = loop.time() + self._settings.hold_s
+        self._hold()
         async with self._writing:
             await asyncio.to_thread(self._write, b"1")
-        if self._lowering is None or self._lowering.done():
-            self._lowering = loop.create_task(self._lower())
+        self._lower_later()
+
+    def looked(self) -> None:
+        """As in the port."""
+        if not self._is_known:
+            self._hold()
+            self._lower_later()
 
     async def close(self) -> None:
         """As in the port."""
@@ -117,6 +134,14 @@ class FileSink:
         with contextlib.suppress(OSError):
             await asyncio.to_thread(self._write, b"0")
 
+    def _hold(self) -> None:
+        self._until_s = asyncio.get_running_loop().time() + self._settings.hold_s
+
+    def _lower_later(self) -> None:
+        self._is_known = True
+        if self._lowering is None or self._lowering.done():
+            self._lowering = asyncio.get_running_loop().create_task(self._lower())
+
     async def _lower(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
@@ -124,9 +149,12 @@ class FileSink:
             async with self._writing:
                 if self._until_s > loop.time():
                     continue
-                with contextlib.suppress(OSError):
+                try:
                     await asyncio.to_thread(self._write, b"0")
-                return
+                except OSError:
+                    self._until_s = loop.time() + _LOWER_AGAIN_S  # the machine would stand still for ever
+                else:
+                    return
 
     def _write(self, value: bytes) -> None:
         # One write of the whole value, as sysfs wants it; a plain file is made when it is not there.
@@ -153,6 +181,9 @@ class SocketSink:
             await loop.sock_connect(channel, str(Path(self._settings.path)))
             # A datagram goes in one piece or not at all, a stream may need several.
             await loop.sock_sendall(channel, row + b"\n")
+
+    def looked(self) -> None:
+        """As in the port."""
 
     async def close(self) -> None:
         """As in the port."""

@@ -213,6 +213,8 @@ class Pump:
             _log.warning("frame %s is unreadable: %s", frame.name, next(r.message for r in reply.replies if r.message))
         else:
             answered = True
+            for sink in self._alarms:
+                sink.looked()
             self._count("frames_inferred")
             self._count("frames_unkept")
         self._count("inference_errors", sum(one.kind == "error" for one in reply.replies))

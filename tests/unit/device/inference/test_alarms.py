@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from device.inference import alarms
 from device.inference.alarms import make_sinks
 from device.inference.settings import CommandAlarm, FileAlarm, InferenceSettings, SocketAlarm
 from protocol.errors import SettingsError
@@ -74,6 +75,42 @@ async def test_a_line_is_raised_held_and_lowered(sink_of, tmp_path):
     assert line.read_text() == "1"
     await sink.close()
     assert line.read_text() == "0"
+
+
+async def test_a_line_that_a_killed_agent_left_up_stays_up_until_frames_are_inferred_and_none_raises_it(
+    sink_of, tmp_path
+):
+    line = tmp_path / "value"
+    line.write_text("1")
+    sink = sink_of(FileAlarm(path=str(line), hold_s=0.3))
+    await asyncio.sleep(0.4)
+    assert line.read_text() == "1", "nobody looks out: the machine stands still"
+    sink.looked()
+    await asyncio.sleep(0)
+    assert line.read_text() == "1"
+    await until(lambda: line.read_text() == "0")
+    line.write_text("1")
+    sink.looked()
+    await asyncio.sleep(0.4)
+    assert line.read_text() == "1", "frames lower only what a life before raised"
+
+
+async def test_a_line_that_could_not_be_lowered_is_lowered_later(sink_of, tmp_path, monkeypatch):
+    monkeypatch.setattr(alarms, "_LOWER_AGAIN_S", 0.01)
+    line = tmp_path / "value"
+    sink = sink_of(FileAlarm(path=str(line), hold_s=0.01))
+    write, failing = sink._write, [3]
+
+    def failing_write(value: bytes) -> None:
+        if value == b"0" and failing[0]:
+            failing[0] -= 1
+            raise OSError("the line does not move")
+        write(value)
+
+    monkeypatch.setattr(sink, "_write", failing_write)
+    await sink.fire(ROW)
+    await until(lambda: line.read_text() == "0")
+    assert failing == [0]
 
 
 @pytest.mark.parametrize("stream", [False, True])

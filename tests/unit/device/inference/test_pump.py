@@ -94,12 +94,16 @@ class Horn:
 
     def __init__(self) -> None:
         self.heard: list[str] = []
+        self.looks = 0
         self.error: Exception | None = None
 
     async def fire(self, row: bytes) -> None:
         if self.error is not None:
             raise self.error
         self.heard.append(msgspec.json.decode(row, type=ResultRow).frame)
+
+    def looked(self) -> None:
+        self.looks += 1
 
     async def close(self) -> None: ...
 
