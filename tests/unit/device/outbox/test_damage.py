@@ -16,8 +16,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from device.day import Instant
 from device.outbox import carving, damage
-from device.outbox.box import Outbox
+from device.outbox.box import LaneCounts, Outbox
 from device.outbox.carving import carve
 from device.outbox.schema import PAGE_BYTES
 from protocol import limits
@@ -225,6 +226,23 @@ async def test_an_outbox_that_was_deleted_with_all_its_files_is_told_by_what_was
     assert server.lost() == 30
     assert "at most 30" in told[0]
     assert box.epoch != kept.epoch
+
+
+async def test_of_a_deleted_database_nothing_is_told_as_lost_that_the_server_was_known_to_have(tmp_path):
+    box = await opened(tmp_path / "outbox.db")
+    await box.enqueue_all([("results", row) for _, row in bodies(30)])
+    await Server().take_all(box)
+    await box.tend(Instant("b", 0, None))
+    await box.enqueue_all([("results", row) for _, row in bodies(10, 30)])
+    copy = (tmp_path / "outbox.mark").read_bytes()
+    await box.close()
+    for path in tmp_path.iterdir():
+        path.unlink()
+    (tmp_path / "outbox.mark").write_bytes(copy)
+    box = await opened(tmp_path / "outbox.db")
+    await salvaged(box)
+    assert box.counts()["results"] == LaneCounts(produced=40, receipted=30, lost=10)
+    await box.close()
 
 
 @pytest.mark.parametrize("keeps_lines", [True, False])
