@@ -240,7 +240,13 @@ async def _tell(parts: Parts, started_ms: int) -> None:
     """Renews the status each second."""
     while True:
         numbers = parts.pump.numbers()
-        parts.totals.saw(numbers.frames_inferred, numbers.frames_dropped, numbers.frames_unkept, parts.outbox.mark())
+        parts.totals.saw(
+            numbers.frames_inferred,
+            numbers.frames_dropped,
+            numbers.frames_unkept,
+            parts.outbox.mark(),
+            numbers.results_given_up,
+        )
         workers = parts.workers.status()
         if parts.fallbacks.changed(workers):
             # On a full disk it is told later.

@@ -28,7 +28,7 @@ from device.inference.alarms import make_sinks
 from device.inference.canary_client import SubprocessCanary
 from device.inference.folder_source import FolderSource
 from device.inference.frames import Mark
-from device.inference.pump import Pump, Rows
+from device.inference.pump import ALARMS, Pump, Rows
 from device.inference.workers import ProcessWorkers
 from device.layout import Layout
 from device.link import Link
@@ -55,7 +55,6 @@ from protocol.messages import Alert, Inventory, TrustMark
 from signing import anchors
 
 LOG: Final = logging.getLogger("headland.agent")
-ALARMS: Final = "alarms"
 
 
 @dataclass(frozen=True)

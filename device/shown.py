@@ -39,6 +39,7 @@ def _machine(status: DeviceStatus) -> Table:
         "frames": f"{status.frames_inferred} inferred, {status.frames_dropped} dropped, "
         f"{status.frames_waiting} waiting"
         + (f", {status.frames_unreadable} unreadable since the agent started" if status.frames_unreadable else ""),
+        "results given up": f"{status.results_given_up}: the disk did not take them" if status.results_given_up else "",
         "alarms": f"{status.alarms_fired} fired; last {latency.last:.1f} ms after the frame, "
         f"median {latency.p50:.1f} ms, 99 % within {latency.p99:.1f} ms"
         if status.alarms_fired

@@ -30,7 +30,7 @@ from device.settings import DeviceSettings
 from device.settings import load as load_settings
 from device.state_db import StateDb
 from device.store import free_bytes
-from device.totals import BYTES, DELTA, DROPPED, FULL, INFERRED, SAVED
+from device.totals import BYTES, DELTA, DROPPED, FULL, GIVEN_UP, INFERRED, SAVED
 from device.update.states import Ended, State, UpdateRecord
 from protocol import limits
 from protocol.errors import Refused, SettingsError, StateError
@@ -169,6 +169,7 @@ class DeviceStatus(Message, omit_defaults=False):
     frames_unreadable: int  # since the agent started
     inference_errors: int
     results_produced: int
+    results_given_up: int  # rows that the disk took too long to take
     alarms_fired: int  # since the agent started
     alarm_failures: int
     alarm_latency_ms: AlarmLatency
@@ -243,6 +244,7 @@ def read_status(layout: Layout) -> DeviceStatus:
             frames_unreadable=now.pump.frames_unreadable if now is not None else 0,
             inference_errors=now.pump.inference_errors if now is not None else 0,
             results_produced=sum(lane.produced for lane in lanes.values()),
+            results_given_up=now.counters.results_given_up if now is not None else totals.get(GIVEN_UP, 0),
             alarms_fired=now.pump.alarms_fired if now is not None else 0,
             alarm_failures=now.pump.alarm_failures if now is not None else 0,
             alarm_latency_ms=AlarmLatency()

@@ -18,6 +18,7 @@ FULL: Final = "full_bytes"
 SAVED: Final = "saved_bytes"
 INFERRED: Final = "frames_inferred"
 DROPPED: Final = "frames_dropped"
+GIVEN_UP: Final = "results_given_up"
 MARK: Final = "totals/mark"  # how far the outbox was when the frames' counts were kept
 
 
@@ -31,8 +32,8 @@ class Totals:
     def __init__(self, state: StateDb) -> None:
         self._state = state
         self._base = state.counters()
-        self._kept = {INFERRED: 0, DROPPED: 0}
-        self._live = {INFERRED: 0, DROPPED: 0}
+        self._kept = dict.fromkeys((INFERRED, DROPPED, GIVEN_UP), 0)
+        self._live = dict.fromkeys((INFERRED, DROPPED, GIVEN_UP), 0)
         self._counted = dict.fromkeys((BYTES, DELTA, FULL, SAVED), 0)
         self._counting = threading.Lock()
         self._ahead = 0  # frames that were counted by their rows at the start, and are not kept yet
@@ -70,10 +71,12 @@ class Totals:
             for name, count in more.items():
                 self._counted[name] += count
 
-    def saw(self, frames_inferred: int, frames_dropped: int, frames_unkept: int, mark: Mark) -> None:
+    def saw(
+        self, frames_inferred: int, frames_dropped: int, frames_unkept: int, mark: Mark, results_given_up: int = 0
+    ) -> None:
         """Takes the pump's counts since this process began, and the outbox's mark at the same moment."""
-        self._live = {INFERRED: frames_inferred, DROPPED: frames_dropped}
-        self._seen = {INFERRED: self._ahead + frames_inferred - frames_unkept, DROPPED: frames_dropped}, mark
+        self._live = {INFERRED: frames_inferred, DROPPED: frames_dropped, GIVEN_UP: results_given_up}
+        self._seen = {**self._live, INFERRED: self._ahead + frames_inferred - frames_unkept}, mark
 
     def keep(self) -> None:
         """Makes the frames' counts durable. A cut loses those since the last call whose rows do not tell of them."""
@@ -96,6 +99,7 @@ class Totals:
             frames_inferred=self._base.get(INFERRED, 0) + self._live[INFERRED],
             frames_dropped=self._base.get(DROPPED, 0) + self._live[DROPPED],
             results_produced=results_produced,
+            results_given_up=self._base.get(GIVEN_UP, 0) + self._live[GIVEN_UP],
         )
 
 

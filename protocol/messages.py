@@ -116,6 +116,7 @@ class Counters(Message):
     frames_inferred: Count = 0
     frames_dropped: Count = 0
     results_produced: Count = 0
+    results_given_up: Count = 0  # rows that the disk took too long to take: they have no number and no loss record
 
 
 class SyncRequest(Message):

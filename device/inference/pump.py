@@ -5,7 +5,9 @@ become durable. The order is kept: rows reach the sink in the order of the frame
 before them, only for their own frame's inference.
 
 When the sink fails (a full disk, a damaged database), inference and alarms go on; rows wait in a bounded queue and are
-tried again. Beyond that bound the oldest are given up, and counted.
+tried again. Beyond that bound the oldest are given up, those without an alarm first. They are counted, and the count is
+kept and told to the server. Their frames go as well: left to the source, they would pile up where there is no room,
+and a machine wants to know what is before it now.
 """
 
 import asyncio
@@ -31,6 +33,7 @@ _TASKS: Final[dict[type, Literal["classify", "detect", "anomaly"]]] = {
     Detect: "detect",
     Anomaly: "anomaly",
 }
+ALARMS: Final = "alarms"
 _WINDOW: Final = 2  # one frame in the worker, one on its way to it: the worker never waits for the agent
 _BATCH: Final = 64  # frames whose rows may share a transaction of the outbox
 _RETRY_S: Final = (0.05, 0.2, 1.0, 5.0)  # the last one again and again
@@ -175,8 +178,8 @@ class Pump:
             if one.finding is None:
                 continue
             row = encode(_row(one, reply, frame, at_ms, sure))
-            rows.append(("alarms" if one.finding.alarm else "results", row))
-        await self._raise_alarms([row for lane, row in rows if lane == "alarms"], frame)
+            rows.append((ALARMS if one.finding.alarm else "results", row))
+        await self._raise_alarms([row for lane, row in rows if lane == ALARMS], frame)
         answered = self._tally(frame, reply)
         return _Inferred(_bare(frame), tuple(rows), answered)
 
@@ -232,7 +235,8 @@ class Pump:
                 task.cancel()
                 raise
             if len(written) >= self._backlog:
-                lost = written.popleft()
+                lost = next((one for one in written if all(lane != ALARMS for lane, _ in one.rows)), written[0])
+                written.remove(lost)
                 self._count("results_given_up", len(lost.rows))
                 await self._finish(lost)
             written.append(done)

@@ -185,7 +185,7 @@ def test_status_with_the_agent_has_its_own_account_too(machine):
                 "leaf": ModelStatus(model_digest=DIGEST, variant="gpu", accelerator="cpu", fallback="no CUDA here")
             },
         ),
-        counters=Counters(frames_inferred=99, frames_dropped=1),
+        counters=Counters(frames_inferred=99, frames_dropped=1, results_given_up=3),
         contact_trouble="no route to host",
     )
     write_status(machine.status, account)
@@ -201,7 +201,15 @@ def test_status_with_the_agent_has_its_own_account_too(machine):
     assert status["frames_inferred"] == 99
     assert status["update"]["why"] == "signals: driving"
     assert status["contact"]["trouble"] == "no route to host"
-    for words in ("1.1.0", "waits: signals: driving", "no CUDA here", "no route to host", "1.2.1: rolled-back"):
+    assert status["results_given_up"] == 3
+    for words in (
+        "1.1.0",
+        "waits: signals: driving",
+        "3: the disk did not take them",
+        "no CUDA here",
+        "no route to host",
+        "1.2.1: rolled-back",
+    ):
         assert words in shown
 
 

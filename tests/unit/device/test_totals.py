@@ -67,6 +67,16 @@ async def test_frames_whose_rows_outlived_a_kill_are_counted_once(state, outbox)
     assert (await start(state, outbox)).now(4).frames_inferred == 4
 
 
+async def test_results_that_no_disk_took_are_counted_over_the_lives_of_the_agent(state, outbox):
+    for life in range(1, 3):
+        totals = await start(state, outbox)
+        totals.saw(5, 0, 0, outbox.mark(), results_given_up=4)
+        assert totals.now(0).results_given_up == 4 * life
+        totals.keep()
+        totals.keep()
+    assert state.counters()["results_given_up"] == 8
+
+
 async def test_a_kill_before_anything_was_ever_kept_forgets_no_frame(state, outbox):
     await outbox.enqueue("results", row("1"))
     assert (await start(state, outbox)).now(1).frames_inferred == 1

@@ -216,6 +216,18 @@ async def test_when_the_sink_fails_for_long_the_oldest_rows_are_given_up_and_cou
     assert numbers.results_produced + numbers.results_given_up == 12 == numbers.frames_inferred
 
 
+async def test_results_are_given_up_before_alarms(bench):
+    bench.rows.broken = True
+    bench.start()
+    for number in range(12):
+        bench.frames.put(f"{number:02}-alarm" if number in (0, 3) else f"{number:02}")
+        await bench.until(lambda number=number: bench.pump.numbers().frames_inferred > number)
+    bench.rows.broken = False
+    await bench.until(lambda: len(bench.frames.finished) == 12)
+    assert bench.pump.numbers().results_given_up > 0
+    assert {"00-alarm", "03-alarm"} <= set(bench.rows.names)
+
+
 async def test_frames_without_a_finding_are_counted_by_their_kind(bench):
     kinds = {"bad": "unreadable", "err": "error", "dead": "given-up"}
     bench.brains.reply = lambda name: () if name == "unfit" else (said(kinds.get(name, "finding")),)
