@@ -28,10 +28,11 @@ from device.repair.fault import Place
 from device.rescue import why_unusable
 from device.settings import DeviceSettings
 from device.settings import load as load_settings
-from device.status import AgentStatus, UpdateNow, write_status
+from device.status import AgentStatus, UpdateNow, blank_status, write_status
 from device.store import free_bytes
 from device.supervision import GivenUpError, keep_up
 from device.systemd import Notifier
+from device.unopened import why_unopenable
 from protocol.errors import HeadlandError, Refused, StateError
 from protocol.messages import ErrorAnswer
 from protocol.wire import Message, encode
@@ -45,7 +46,7 @@ TEND_S: Final = 5.0  # how often old results are dropped, and space is given bac
 CLOCK_S: Final = 600.0  # how often it is looked whether sure time is due for its hourly checkpoint
 INFERENCE_FAILURES: Final = 5
 REBUILDS: Final = 3  # of state.db in one life of the agent; then its supervisor starts it afresh
-RETRY_S: Final = 60.0  # how often it is looked whether a state.db that could not be used can be; doubles when vain
+RETRY_S: Final = 10.0  # how often it is looked whether a database that could not be used can be; doubles when vain
 LONGEST_RETRY_S: Final = 3600.0
 
 
@@ -83,7 +84,7 @@ async def run(layout: Layout, settings: DeviceSettings, *, on_ready: Callable[[P
             place = Place(layout, draw_token, keep_free_bytes=settings.store.keep_free_bytes)
             found = await asyncio.to_thread(examine, place, mend=True)
             async with assembled(layout, settings, found=found, on_damage=change.damaged) as parts:
-                vain = vain + 1 if parts.state.is_in_memory else 0
+                vain = vain + 1 if parts.waits_for_disk else 0
                 work = asyncio.create_task(_work(parts, notifier, change, on_ready, retry_s(vain)))
                 waits = [asyncio.create_task(event.wait()) for event in (stop, change.found)]
                 await asyncio.wait({work, *waits}, return_when=asyncio.FIRST_COMPLETED)
@@ -111,7 +112,7 @@ async def run(layout: Layout, settings: DeviceSettings, *, on_ready: Callable[[P
 
 
 class _Change:
-    """What makes all parts be taken up anew: `state.db` is damaged, or one that could not be used can be now.
+    """What makes all parts be taken up anew: `state.db` is damaged, or a database that could not be used can be now.
 
     Args:
         loop: The agent's.
@@ -130,21 +131,25 @@ class _Change:
     async def look_for_usable(
         self, layout: Layout, wait_s: float, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     ) -> None:
-        """Looks until the state database seems to be usable, and has all parts taken up anew then.
+        """Looks until both databases seem to be usable, and has all parts taken up anew then.
 
-        Waits first: it could not be used a moment ago, and to take all up anew interrupts inference.
+        Waits first: one could not be used a moment ago, and to take all up anew interrupts inference.
         """
+
+        def why_not() -> str:
+            return why_unusable(layout) or why_unopenable(layout.outbox_db)
+
         await sleep(wait_s)
-        while await asyncio.to_thread(why_unusable, layout):
+        while await asyncio.to_thread(why_not):
             await sleep(wait_s)
         self.found.set()
 
 
 def retry_s(vain: int) -> float:
-    """How long to wait, in seconds, before looking whether `state.db` can be used.
+    """How long to wait, in seconds, before looking whether both databases can be used.
 
     Args:
-        vain: Times in a row that all was taken up without it.
+        vain: Times in a row that all was taken up without one of them.
     """
     return min(LONGEST_RETRY_S, RETRY_S * 2.0 ** min(max(vain - 1, 0), 20))
 
@@ -173,8 +178,7 @@ def held(layout: Layout) -> Iterator[None]:
                 f"{layout.lock} cannot be made: {error}", hint="is the disk full, or read-only?"
             ) from error
         # What the agent before this one said of itself would be taken for what this one says.
-        with contextlib.suppress(OSError):
-            layout.status.unlink()
+        blank_status(layout.status)
         yield
 
 
@@ -211,7 +215,7 @@ async def _work(
         group.create_task(up("updates", update))
         if not parts.isolated:
             group.create_task(up("contact", contact))
-        if parts.state.is_in_memory:
+        if parts.waits_for_disk:
             group.create_task(up("rescue", lambda: change.look_for_usable(parts.layout, wait_s)))
         group.create_task(up("status", lambda: _tell(parts, started_ms)))
         group.create_task(up("counts", lambda: _every(COUNTS_S, parts.totals.keep)))

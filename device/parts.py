@@ -45,6 +45,7 @@ from device.transfer.child_applier import ChildApplier
 from device.transfer.fetch import Transfer
 from device.transfer.patch_book import PatchBook
 from device.trust.client import KeeperTrust
+from device.unopened import UnopenedOutbox, opened_or_not
 from device.update.rules import Machine
 from device.update.sets import Sets
 from device.update.signals import folder_signals
@@ -60,7 +61,7 @@ LOG: Final = logging.getLogger("headland.agent")
 @dataclass(frozen=True)
 class Parts:
     """What the agent's tasks work with. `isolated`: why no server may be spoken to; empty when all is well. `found`:
-    what the checks at the start said."""
+    what the checks at the start said. `waits_for_disk`: all parts are to be taken up anew once it can be used."""
 
     layout: Layout
     state: StateDb
@@ -76,6 +77,7 @@ class Parts:
     fallbacks: Fallbacks
     found: tuple[Finding, ...] = ()
     isolated: str = ""
+    waits_for_disk: bool = False
 
 
 class WakingSink:
@@ -138,19 +140,26 @@ async def assembled(
             await asyncio.to_thread(tell, state, found, draw_token, now()[0])
         totals = await asyncio.to_thread(Totals, state)
         stack.callback(_keep_last, totals)
-        outbox = await Outbox.opened(
-            layout.outbox_db,
-            device,
-            budget_bytes=settings.outbox.budget_bytes,
-            now_ms=lambda: now()[0],
-            draw_token=draw_token,
-            on_damage=lambda detail: _report_damage(state, detail, now()[0]),
-            policies=settings.outbox.policies(),
-            boot=clock.instant().boot_id,
-            keep_free_bytes=settings.store.keep_free_bytes,
-            remembered=await asyncio.to_thread(totals.kept_mark),
+        remembered = await asyncio.to_thread(totals.kept_mark)
+        outbox = await opened_or_not(
+            lambda: Outbox(
+                layout.outbox_db,
+                device,
+                budget_bytes=settings.outbox.budget_bytes,
+                now_ms=lambda: now()[0],
+                draw_token=draw_token,
+                on_damage=lambda detail: _report_damage(state, detail, now()[0]),
+                policies=settings.outbox.policies(),
+                boot=clock.instant().boot_id,
+                keep_free_bytes=settings.store.keep_free_bytes,
+                remembered=remembered,
+            ),
+            remembered,
         )
         stack.push_async_callback(outbox.close)
+        unkept = ""
+        if isinstance(outbox, UnopenedOutbox):
+            unkept = f"results cannot be kept, and no server is spoken to: {outbox.why}"
         mark = await asyncio.to_thread(totals.last_mark, outbox.epoch)
         if mark is not None:
             with contextlib.suppress(sqlite3.DatabaseError):  # a damaged outbox tells of it where rows are sent
@@ -278,7 +287,8 @@ async def assembled(
             ),
             fallbacks=await asyncio.to_thread(Fallbacks, state, draw_token),
             found=tuple(found),
-            isolated=opened.isolated or cut_off,
+            isolated="; ".join(why for why in (unkept, opened.isolated, cut_off) if why),
+            waits_for_disk=state.is_in_memory or bool(unkept),
         )
 
 

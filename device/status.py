@@ -5,6 +5,7 @@ The agent renews `run/status.json` each second. `read_status` puts it together w
 """
 
 import contextlib
+import errno
 import os
 import time
 from datetime import UTC, datetime, timedelta
@@ -31,6 +32,7 @@ from device.settings import load as load_settings
 from device.state_db import StateDb
 from device.store import free_bytes
 from device.totals import BYTES, DELTA, DROPPED, FULL, GIVEN_UP, INFERRED, SAVED
+from device.unopened import why_unopenable
 from device.update.states import Ended, State, UpdateRecord
 from protocol import limits
 from protocol.errors import Refused, SettingsError, StateError
@@ -43,6 +45,7 @@ from signing import locks
 
 STATUS_BYTES: Final = limits.MIB
 PENDING_SHOWN: Final = 50
+STATUS_ROOM_BYTES: Final = 16 * limits.KIB  # of each account, so that the next one fits in its place
 FULL_BYTES: Final = 256 * limits.KIB
 SILENT_S: Final = 15.0  # the account is renewed each second; a machine under load may be late
 
@@ -187,10 +190,32 @@ class DeviceStatus(Message, omit_defaults=False):
 
 
 def write_status(path: Path, status: AgentStatus) -> None:
-    """Replaces the agent's account: whole or not at all, and not synced, as it means nothing after a restart."""
+    """Replaces the agent's account: whole or not at all, and not synced, as it means nothing after a restart.
+
+    On a full disk it is written over the one before, in the room that this has; who reads at that moment may see none.
+    """
+    text = encode(status).ljust(STATUS_ROOM_BYTES)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(encode(status))
-    temporary.replace(path)
+    try:
+        temporary.write_bytes(text)
+        temporary.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        _write_over(path, text)
+
+
+def blank_status(path: Path) -> None:
+    """Forgets the last agent's account, and keeps its room on the disk for the next one."""
+    with contextlib.suppress(OSError):
+        _write_over(path, b" " * path.stat().st_size)
+
+
+def _write_over(path: Path, text: bytes) -> None:
+    with path.open("r+b", buffering=0) as file:
+        if os.fstat(file.fileno()).st_size < len(text):
+            raise OSError(errno.ENOSPC, "there is no room for the status", str(path))
+        file.write(text)
 
 
 def read_agent_status(path: Path) -> AgentStatus | None:
@@ -365,6 +390,7 @@ def _damage(layout: Layout, state: StateDb) -> tuple[str, ...]:
     return (
         *((rebuilt.line(),) if rebuilt is not None and (rebuilt.kept in kept_files or state.is_recovering) else ()),
         *(f"{name}: a damaged state database, kept" for name in kept_files),
+        *((why,) if (why := why_unopenable(layout.outbox_db)) else ()),
         *(f"{path.name}: a damaged outbox, its rows are looked for" for path in quarantined(layout.outbox_db)),
         *(
             f"{path.name}: what an outbox was that lost rows; delete it when you like"

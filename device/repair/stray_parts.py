@@ -1,23 +1,23 @@
-"""Unfinished downloads that no plan goes on from: they take room that the next release may need."""
+"""Unfinished downloads that no update goes on from: they take room that the next release may need."""
 
 from device.repair.fault import Fault, Place
 from device.repair.opened import opened_state
 from device.transfer.holding import part_names
-from device.update.memory import ASSIGNMENT, Memory
+from device.update.memory import Memory
 from signing.durable import TEMPORARY_PREFIX
 
 
 def find(place: Place) -> list[Fault]:
-    """Parts that the last assignment does not name."""
+    """Parts that are not of the plan of what is being installed."""
     folder = place.layout.store / "parts"
     with opened_state(place) as state:
         if state is None or not folder.is_dir() or Memory(state).is_partial():
             return []
-        # Of the last assignment too, when it is offered no more: a rollout that goes on must not cost its bytes twice.
         assignment = Memory(state).assignment()
-        if assignment is None and state.get(ASSIGNMENT) is not None:
+        is_offered = state.record().offer is not None
+        if assignment is None and is_offered:
             return []
-        wanted = part_names(assignment.plan) if assignment is not None else frozenset()
+        wanted = part_names(assignment.plan) if assignment is not None and is_offered else frozenset()
     stray = sorted(
         path
         for path in folder.iterdir()

@@ -1,11 +1,15 @@
 """A machine as its people meet it: real agent, real server, real managers' tool, real models and frames."""
 
 import base64
+import contextlib
 import json
+import os
 import shutil
 import sqlite3
+import subprocess
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -223,6 +227,67 @@ def test_a_machine_without_database_and_seal_hears_what_it_had_and_goes_on(stage
     wait_for("the outbox to drain", lambda: tractor.waiting_frames() == 0 and tractor.queued() == 0)
     assert len(stage.server.results("tractor-1")) == tractor.status()["results_produced"]
     assert not tractor.status()["contact"]["set_apart"]
+
+
+def test_an_agent_that_starts_on_a_full_disk_infers_and_keeps_results_once_there_is_room(stage, tractor):
+    wait_for("the outbox to drain", lambda: tractor.waiting_frames() == 0 and tractor.queued() == 0)
+    before = tractor.produced()
+    with small_disk(tractor):
+        filler = fill(tractor.state)
+        tractor.start()
+        tractor.show(6)
+        status = wait_for("the alarms of four frames", lambda: (s := tractor.status())["alarms_fired"] >= 4 and s)
+        assert status["serving"]
+        assert status["release"]["version"] == "1.0.0"
+        assert "results cannot be kept" in status["trouble"][0]
+        found = run_json(BIN / "headland-device", "doctor", "--state", tractor.state, code=7)
+        assert any("no result can be kept" in one["what"] for one in found["findings"]), found
+        filler.unlink()
+        wait_for("results to be kept", lambda: tractor.waiting_frames() == 0 and tractor.produced() == before + 6)
+        wait_for("the outbox to drain", lambda: tractor.queued() == 0)
+        assert len(stage.server.results("tractor-1")) == before + 6
+        assert not any("results cannot be kept" in line for line in tractor.status()["trouble"])
+    tractor.start()
+
+
+@contextlib.contextmanager
+def small_disk(machine: FieldMachine) -> Iterator[None]:
+    """Its state lies on a disk of its own, and comes back with what was done there. The agent is killed around it."""
+    if os.geteuid() != 0:
+        pytest.skip("only root may mount a small disk")
+    machine.process.kill()
+    folder = machine.state
+    aside = folder.with_name(f"{folder.name}-aside")
+    folder.rename(aside)
+    folder.mkdir(mode=0o700)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m,mode=700", "tmpfs", folder], check=False)
+    if mounted.returncode:
+        folder.rmdir()
+        aside.rename(folder)
+        assert not os.environ.get("CI"), "root of this machine may not mount a small disk"
+        pytest.skip("root may not mount a small disk here")
+    try:
+        shutil.copytree(aside, folder, symlinks=True, dirs_exist_ok=True)
+        yield
+        machine.process.kill()
+        shutil.rmtree(aside)
+        shutil.copytree(folder, aside, symlinks=True)
+    finally:
+        machine.process.kill()
+        subprocess.run(["umount", "-l", folder], check=True)
+        folder.rmdir()
+        aside.rename(folder)
+
+
+def fill(folder: Path) -> Path:
+    """Until not one more byte goes in."""
+    filler = folder / "filler"
+    with filler.open("wb", buffering=0) as file:
+        for size in (1 << 20, 1 << 12, 1):
+            with contextlib.suppress(OSError):
+                while file.write(bytes(size)) == size:
+                    pass
+    return filler
 
 
 def read_floors(state: Path) -> dict[str, int]:

@@ -28,15 +28,15 @@ async def test_a_state_db_that_could_not_be_used_is_looked_at_after_a_wait_only(
 
 async def test_the_wait_doubles_while_it_seems_usable_and_is_not_and_begins_anew_once_it_was(tmp_path, monkeypatch):
     """A rebuild that fails each time: looked at from outside, there is room for it."""
-    waits, in_memory = [], [True] * 9 + [False, True]
+    waits, waiting = [], [True] * 11 + [False, True]
 
     @contextlib.asynccontextmanager
     async def assembled(*_, **__):
-        yield SimpleNamespace(state=SimpleNamespace(is_in_memory=in_memory.pop(0)))
+        yield SimpleNamespace(waits_for_disk=waiting.pop(0))
 
     async def work(parts, notifier, change, on_ready, wait_s):
         waits.append(wait_s)
-        if in_memory:
+        if waiting:
             change.found.set()
             await asyncio.Event().wait()
 
@@ -45,4 +45,4 @@ async def test_the_wait_doubles_while_it_seems_usable_and_is_not_and_begins_anew
     monkeypatch.setattr(agent, "_work", work)
     layout = Layout(tmp_path)
     await agent.run(layout, DeviceSettings())
-    assert waits == [60.0, 120.0, 240.0, 480.0, 960.0, 1920.0, 3600.0, 3600.0, 3600.0, 60.0, 60.0]
+    assert waits == [*(10.0 * 2**vain for vain in range(9)), 3600.0, 3600.0, 10.0, 10.0]

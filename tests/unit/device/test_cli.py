@@ -28,7 +28,7 @@ from device.refusals import Refusal
 from device.settings import DeviceSettings, load
 from device.shown import update_line
 from device.state_db import StateDb
-from device.status import AgentStatus, UpdateNow, read_agent_status, write_status
+from device.status import AgentStatus, UpdateNow, blank_status, read_agent_status, write_status
 from device.transfer.patch_book import PatchBook
 from device.update.states import Ended, Held, Offer, State, UpdateRecord
 from protocol.errors import Reason, SettingsError, StateError
@@ -318,3 +318,20 @@ def test_the_readme_lists_every_setting_with_the_value_that_holds_without_it(tmp
         "FileAlarm",
         "SocketAlarm",
     ]
+
+
+def test_on_a_full_disk_the_agents_account_takes_the_place_of_the_one_before(machine, monkeypatch):
+    account = AgentStatus(pid=1, agent="0.1.0", started_ms=1, at_ms=2, sure_of_time=True)
+    write_status(machine.status, account)
+
+    def full(self, data):
+        self.touch()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    blank_status(machine.status)
+    assert read_agent_status(machine.status) is None, "an agent that is gone says nothing"
+    newer = msgspec.structs.replace(account, pid=2, trouble=("results cannot be kept",))
+    write_status(machine.status, newer)
+    assert read_agent_status(machine.status) == newer
+    assert list(machine.run.iterdir()) == [machine.status]

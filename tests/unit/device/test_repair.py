@@ -64,6 +64,14 @@ def look(layout, **more):
     return examine(place(layout, **more), mend=False)
 
 
+def look_at_disk(layout, free_bytes):
+    return examine(
+        place(layout, free=lambda _: free_bytes, keep_free_bytes=1 << 30),
+        mend=True,
+        checks={"disk-space": CHECKS["disk-space"]},
+    )
+
+
 def mend(layout, **more):
     return examine(place(layout, **more), mend=True)
 
@@ -299,6 +307,21 @@ async def test_the_next_start_and_contact_make_the_release_whole_again(layout, c
 def test_a_quick_look_at_a_start_reads_no_large_files(layout):
     damaged_model(layout)
     assert mend(layout, thorough=False) == (), "the worker hashes what it loads"
+
+
+def test_on_a_full_disk_what_can_be_had_again_makes_room_for_results(layout):
+    part = layout.store / "parts" / f"{'ab' * 32}.result"
+    old = layout.state / "outbox.salvaged-000000000000005.db"
+    for path in (part, old):
+        path.write_bytes(b"x")
+    assert [one.mended for one in look_at_disk(layout, 1 << 20)] == [False]
+    assert part.exists(), "low is not full"
+    (found,) = look_at_disk(layout, (1 << 20) - 1)
+    assert not part.exists()
+    assert not old.exists()
+    assert "no result can be kept" in found.what
+    assert "removed 2 files" in found.done
+    assert layout.outbox_db.exists()
 
 
 def test_what_cannot_be_mended_here_says_what_to_do(layout):
