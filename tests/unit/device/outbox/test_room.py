@@ -14,6 +14,7 @@ from device.outbox.box import MIN_BUDGET_BYTES, Outbox
 from device.outbox.core import Core
 from device.outbox.room import LanePolicy, delete_receipted
 from device.outbox.ttl import NOTES_KEPT, age_ms
+from device.settings import load
 from protocol import limits
 from protocol.results import Loss
 from protocol.wire import decode
@@ -97,6 +98,23 @@ async def test_a_lane_gives_up_by_its_own_policy_and_alarms_come_last(boxes):
     await flood(box, "alarms", 600)
     assert held(box, "results") == []
     assert held(box, "alarms")[:140] == list(range(140))
+
+
+def test_what_a_lane_gives_up_is_set_for_each_by_itself(tmp_path):
+    settings = tmp_path / "device.toml"
+    settings.write_text(
+        """
+        [outbox.alarms]
+        ttl_s = 60.5
+        [outbox.results]
+        when_full = "keep-one-in"
+        keep_one_in = 7
+        """
+    )
+    assert load(settings).outbox.policies() == {
+        "alarms": LanePolicy(ttl_s=60.5),
+        "results": LanePolicy("keep-one-in", keep_one_in=7),
+    }
 
 
 @pytest.mark.parametrize("when_full", ["drop-oldest", "drop-newest", "keep-one-in"])
