@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from device.day import Instant
-from device.outbox import folding
-from device.outbox.book import Folded, LaneBook
+from device.outbox import folding, room
+from device.outbox.book import Draft, Folded, LaneBook
 from device.outbox.box import LaneCounts, Outbox
 from device.outbox.folding import end_of, folded_to
 from device.outbox.keys import place_of
-from device.outbox.room import delete_receipted, record_loss
+from device.outbox.room import LanePolicy, delete_receipted, make_room, record_loss
+from device.outbox.schema import used_bytes
 from protocol import limits
 from protocol.spans import Spans
 from signing import durable
@@ -152,6 +153,24 @@ async def test_epochs_of_years_become_one_line_and_their_numbers_stay_counted(li
     assert life.damage == []
     await life.work()
     assert len(life.server.rows) + life.server.lost() == life.box.produced() == 104
+
+
+async def test_a_lane_is_thinned_for_as_long_as_it_lives(life, monkeypatch):
+    """The number of losses that stand alone is bounded; those that the server was told of count no more."""
+    monkeypatch.setattr(room, "THINNED_SPANS", 40)
+    thin = {"results": LanePolicy("keep-one-in", keep_one_in=3)}
+
+    def drop(draft: Draft) -> None:
+        make_room(draft, used_bytes(draft.connection) - 80 * limits.KIB, thin, 1)
+
+    for _ in range(12):
+        numbers = await life.box.enqueue_all([("results", b"%06d" % number * 500) for number in range(60)])
+        life.box._core.transact(drop)
+        kept = life.box._core.book.lane(1, "results").queued
+        assert [number for number in numbers if number in kept] == [number for number in numbers if number % 3 == 0]
+        await life.server.take_all(life.box)
+        life.give_back()
+        await life.box.tend(NOW)
 
 
 @pytest.mark.parametrize("waits", ["a row", "a loss"])
