@@ -44,6 +44,7 @@ from server.clock import NowMs
 from server.founding import Layout, catalog_url, open_layout
 from server.keyring import check_keys
 from server.settings import ServerSettings, read_settings
+from server.steady_clock import after_a_stop
 from server.storage.blobs import blob_folder
 from server.storage.catalog import Catalog
 from signing import durable
@@ -154,6 +155,8 @@ class _Work:
         for _ in range(CATALOG_TRIES if embedded else 0):
             created_ms = now_ms()
             named = self._copy_catalog(folder)
+            # A set that a wrong clock named into the future would be taken for the newest for years.
+            created_ms = after_a_stop(created_ms, self._known_ms(folder))
             lacking = self._copy_blobs(blobs, named, "blobs that came meanwhile") if blobs is not None else []
             if not lacking:
                 break
@@ -225,6 +228,11 @@ class _Work:
         target.chmod(0o600)
         durable.sync_file(target)
         return named
+
+    def _known_ms(self, folder: Path) -> int:
+        with closing(sqlite3.connect(folder / CATALOG)) as copy:
+            row = copy.execute("SELECT value FROM facts WHERE name = 'known_ms'").fetchone()
+        return int(row[0]) if row is not None else 0
 
     def _copy_blobs(self, source: Path, wanted: dict[Digest, int], what: str) -> list[Digest]:
         """Copies those that are not here yet. Returns those that the server does not have whole."""

@@ -22,6 +22,11 @@ BORN_MS: Final = 1_767_225_600_000
 """2026-01-01: a clock that shows less was not set yet, as after a start without a battery, and is no knowledge."""
 
 
+def after_a_stop(wall_ms: int, known_ms: int) -> int:
+    """What is believed where nobody has looked at the clock since `known_ms`."""
+    return wall_ms if known_ms < BORN_MS or abs(wall_ms - known_ms) <= STOPPED_MS else known_ms
+
+
 class SteadyClock:
     """`NowMs` that follows no jump. Safe to use from several threads.
 
@@ -34,8 +39,7 @@ class SteadyClock:
         self._wall = wall
         self._lock = threading.Lock()
         now_ms = wall()
-        plausible = known_ms < BORN_MS or abs(now_ms - known_ms) <= STOPPED_MS
-        self._known_ms = now_ms if plausible else known_ms
+        self._known_ms = after_a_stop(now_ms, known_ms)
         self._off_ms = now_ms - self._known_ms
         self._jump_ms = self._off_ms
 

@@ -1,21 +1,26 @@
 """A server whose clock jumps: nothing that it signs goes along, and a person's word or the right time ends it."""
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from tuf.api.metadata import Metadata
 
 from server import app, authorities, steady_clock
 from server.certificates import Certificates
+from server.cli import main
 from server.clock import as_datetime
 from server.founding import Layout
 from server.steady_clock import BORN_MS, DAY_MS, SteadyClock
 from server.storage.catalog import Catalog
 from tests.fakes.server_house import START_MS, House, body_of, running
+from tests.unit.server.test_backup import backed_up
 
 TEN_YEARS_MS = 3650 * DAY_MS
 
@@ -111,7 +116,7 @@ async def test_a_persons_word_is_taken_up_by_a_server_that_runs(
 
 
 async def until(true: Callable[[], Awaitable[object]]) -> None:
-    for _ in range(2000):
+    for _ in range(500):
         if await true():
             return
         await asyncio.sleep(0.02)
@@ -124,6 +129,38 @@ async def follows(house: House) -> bool:
 
 async def off(house: House) -> int:
     return int((await house.must("GET", "/api/v1/status"))["clock"]["off_ms"])
+
+
+async def test_the_command_tells_the_time_that_it_was_and_the_status_that_it_jumped(house: House) -> None:
+    await house.stop()
+
+    def run(*arguments: str) -> Any:
+        result = CliRunner().invoke(main, [*arguments, "--state", str(house.state), "--json"])
+        assert result.exit_code == 0, result.stderr
+        return json.loads(result.stdout)
+
+    def work() -> None:
+        with closing(Catalog(f"sqlite:///{house.state / 'catalog.db'}")) as catalog:
+            with catalog.write() as session:
+                steady_clock.keep(session, SteadyClock(Wall(START_MS + TEN_YEARS_MS), START_MS))
+            assert run("status")["clock"] == {"known_ms": START_MS, "off_ms": TEN_YEARS_MS}
+            shown = CliRunner().invoke(main, ["status", "--state", str(house.state)]).stdout
+            assert "3650 days ahead" in " ".join(shown.split())
+            told = run("believe-clock", "--yes")
+            assert told["before_ms"] == START_MS
+            assert run("status")["clock"] == {"known_ms": told["now_ms"], "off_ms": 0}
+
+    await asyncio.to_thread(work)
+
+
+async def test_a_backup_is_dated_by_what_the_catalog_knows_where_the_clock_jumped(house: House) -> None:
+    def work() -> str:
+        with closing(Catalog(f"sqlite:///{house.state / 'catalog.db'}")) as catalog, catalog.write() as session:
+            steady_clock.tell(session, START_MS)
+        house.now_ms += TEN_YEARS_MS
+        return backed_up(house).name
+
+    assert await asyncio.to_thread(work) == f"{as_datetime(START_MS):%Y%m%dT%H%M%SZ}"
 
 
 async def test_a_ca_of_the_future_is_replaced_so_that_peoples_tools_speak_again(house: House) -> None:
