@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 NEVER = 1 << 60
+SCRATCH = "headland-fleet-"
+"""How the folders of plays are named, with letters by chance behind."""
 
 
 class PowerCut(BaseException):
@@ -172,7 +174,8 @@ def catalog_write(write: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def _kind(path: Path | None) -> str:
-    """What a path is, without the digests in it: the log shall not depend on keys."""
+    """What a path is, without digests and without the play's own folder: the log shall not depend on them."""
     if path is None:
         return ""
-    return "/".join(name if len(name) < 30 else "DIGEST" for name in (path.parent.name, path.name))
+    names = [name for name in (path.parent.name, path.name) if not name.startswith(SCRATCH)]
+    return "/".join(name if len(name) < 30 else "DIGEST" for name in names)
