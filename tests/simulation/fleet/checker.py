@@ -11,7 +11,7 @@ import json
 import os
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -33,7 +33,7 @@ from protocol.wire import decode
 from server.rollouts import NO_EVIDENCE
 from signing.trust_store import DirectorStore, ImageStore, MemoryFloors
 from tests.simulation.fleet.power import _REAL_CONNECT, Plug
-from tests.simulation.fleet.releases import GOOD, PRODUCT
+from tests.simulation.fleet.releases import GOOD, PRODUCT, RULES
 from tests.simulation.fleet.world import World
 
 if TYPE_CHECKING:
@@ -99,6 +99,15 @@ class Checker:
         self._held: dict[str, tuple[Plug, int, sqlite3.Connection]] = {}
         self.steps = 0
 
+    def state_of(self, machine: "Machine") -> State:
+        """As its record says."""
+        return self._known.setdefault(machine.name, Known()).record.state
+
+    def has_given_up(self, machine: "Machine", manifest: str) -> bool:
+        """Whether it ended a release unfinished more often than the release has it tried again."""
+        tried = self._known.setdefault(machine.name, Known()).record.tried
+        return any(one.release == manifest and one.count > RULES.max_retries for one in tried)
+
     # After each transaction
 
     def committed(self, machine: "Machine", database: str) -> None:
@@ -159,12 +168,15 @@ class Checker:
         if step[0] is not step[1]:
             name = record.offer.release.version if record.offer is not None else ""
             self._world.log(machine.name, f"{step[0]} -> {step[1]} {name} {record.paused[:40]}".rstrip())
+            machine.stepped(record.state)
         self._demand(step in MAY_FOLLOW, machine, f"a state was skipped: {step[0]} -> {step[1]}")
         if record.committed is not None:
             counter = floors.get(f"update/counter/{record.committed.era}", 0)
             self._demand(counter >= record.committed.release_counter, machine, "I4: committed above its floor")
             kind = machine.air.house.released[record.committed.version].kind
             self._demand(kind in GOOD, machine, f"a release that is {kind} was kept")
+        if before.last != record.last and record.last is not None and step[0] is not step[1]:
+            self._world.seen[f"ended-{record.last.reason or record.last.outcome}"] += 1
         if before.last != record.last and record.last is not None and record.last.reason in EVIDENCE:
             known.evidence.add(record.last.release.digest)
         self._demand(known.evidence <= refused, machine, "I6: what was refused on evidence is not remembered")
@@ -257,7 +269,7 @@ class Checker:
             lost = sum(last - first + 1 for first, last in db.execute("SELECT first, last FROM losses"))
         there = self._server_rows(machine)
         missing = machine.promised.keys() - here - there.keys()
-        self._demand(len(missing) <= lost, machine, f"I3: promised rows are gone: {sorted(missing)[:3]}")
+        self._demand(len(missing) <= lost, machine, f"I3: promised rows are gone: {_heads(missing)}")
 
     def _server_rows(self, machine: "Machine") -> Counter[str]:
         house = machine.air.house
@@ -302,6 +314,8 @@ class Checker:
         self.steps += 1
         complaints = sorted({f"{one.what}/{one.reason}" for one in verdict.complaints})
         self._world.log(machine.name, f"judged: {'may install' if verdict.may_install else 'waits'} {complaints}")
+        for complaint in complaints:
+            self._world.seen[f"judged-{complaint.partition('/')[2]}"] += 1
         known = self._known[machine.name]
         reading: Reading = read_clock(known.clock, machine.here())
         true_ms = self._world.now_ms()
@@ -386,11 +400,13 @@ class Checker:
         """Produced = ingested + lost, each once."""
         there = self._server_rows(machine)
         doubled = [row for row, count in there.items() if count > 1]
-        self._demand(not doubled, machine, f"I3: rows came twice: {doubled[:3]}")
+        self._demand(not doubled, machine, f"I3: rows came twice: {_heads(doubled)}")
         produced = machine.parts.outbox.produced() if machine.parts is not None else 0
         self._demand(not shown["set_apart"], machine, f"it was taken for a clone: {shown['set_apart']}")
         lost = sum(shown["lost"].values())
         ingested = sum(there.values())
+        self._world.seen["rows"] += ingested
+        self._world.seen["rows-lost"] += lost
         self._demand(produced == ingested + lost, machine, f"I3: {produced} produced, {ingested} there, {lost} lost")
         gone = machine.promised.keys() - there.keys()
         self._demand(len(gone) <= lost, machine, f"I3: {len(gone)} promised rows never came; {lost} are counted")
@@ -401,6 +417,10 @@ class Checker:
             broken = BrokenError(f"{machine.name}: {what}")
             self._world.break_off(broken)
             raise broken
+
+
+def _heads(rows: Iterable[str]) -> list[str]:
+    return sorted(row[:60] for row in rows)[:3]
 
 
 def _open(path: Path) -> sqlite3.Connection:

@@ -12,6 +12,8 @@ YEAR_S = 365 * DAY_S
 
 LINK = ("request-lost", "answer-lost", "delivered-twice", "late", "cut-in-blob", "bytes-changed", "out-of-range")
 CLOCKS = ("right", "1970", "minus-a-year", "plus-ten-years", "jumps")
+HAPPENS = ("overtaken", "gone-on-in-a-blob", "clock-jumps-in-update", "power-in-check", "power-in-trial", "rows-lost")
+"""What faults lead to, and is counted beside them."""
 ATTACKS = ("frozen", "replayed")
 ROOTS = (0, 1, 3, 257, 300)
 
@@ -30,6 +32,9 @@ class Ills:
         server: Whether the server crashes.
         clocks: What wall clocks may say after a boot.
         attacks: What a hostile server does for a while.
+        bulky: Whether rows are so large that a handful fills the outbox.
+        ttl_s: After which rows of the lane `results` are given up; 0 keeps them.
+        when_full: Which of them are given up.
     """
 
     request_lost: float = 0.0
@@ -44,6 +49,9 @@ class Ills:
     server: bool = False
     clocks: tuple[str, ...] = ("right",)
     attacks: tuple[str, ...] = ()
+    bulky: bool = False
+    ttl_s: float = 0.0
+    when_full: str = "drop-oldest"
 
 
 CALM = Ills()
@@ -68,6 +76,9 @@ def draw_ills(chance: random.Random) -> Ills:
         server=chance.random() < 0.4,
         clocks=CLOCKS if chance.random() < 0.6 else ("right",),
         attacks=ATTACKS if chance.random() < 0.4 else (),
+        bulky=chance.random() < 0.3,
+        ttl_s=chance.choice((6 * 3600.0, DAY_S)) if chance.random() < 0.25 else 0.0,
+        when_full=chance.choice(("drop-oldest", "drop-newest", "keep-one-in")),
     )
 
 

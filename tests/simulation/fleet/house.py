@@ -43,7 +43,7 @@ compression_level = 1
 [patches]
 processes = 0
 """
-HOUSEKEEPING_S = 3600.0
+HOUSEKEEPING_S = 7200.0
 
 
 def prepare(state: Path, managers: Managers, now_ms: int) -> None:

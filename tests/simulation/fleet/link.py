@@ -45,6 +45,7 @@ class Air:
         self._heard: list[SyncAnswer] = []
         self._held: SyncAnswer | None = None
         self._shown: SyncAnswer | None = None
+        self._asked = 0  # requests that reached the server
         self._late: set[asyncio.Task[Any]] = set()
 
     def line(self, tls: Any = None) -> "Line":
@@ -87,6 +88,7 @@ class Air:
         if fate.lost:
             self.world.fault("request-lost", self.name, _short(path))
             raise LinkError("the request was lost")
+        self._asked += 1
         self._copy(fate, method, path, body, headers, certificate)
         status, answer = await self.house.ask(method, path, body, headers, certificate)
         await asyncio.sleep(fate.after_s)
@@ -105,6 +107,8 @@ class Air:
         if fate.again_after_s is None or method != "POST":
             return
 
+        asked = self._asked
+
         async def again() -> None:
             # A contact is told once more at once; results may come again at any time. TLS lets nobody replay them.
             await asyncio.sleep(0.01 if path == "/v1/sync" else fate.again_after_s or 0)
@@ -113,6 +117,8 @@ class Air:
             except LinkError:
                 return
             self.world.fault("delivered-twice", self.name, f"{_short(path)} {status}")
+            if self._asked > asked:
+                self.world.seen["overtaken"] += 1
 
         # Of the air, not of the machine: no plug is in its context.
         task = self.world.loop.create_task(again(), context=contextvars.Context())
@@ -182,6 +188,8 @@ class Line:
 
     async def stream(self, path: str, *, first: int, length: int) -> AsyncGenerator[bytes, None]:
         air, chance = self._air, self._air._chance
+        if first:
+            air.world.seen["gone-on-in-a-blob"] += 1
         status, body = await air.ask("GET", path, b"", {"Range": f"bytes={first}-{first + length - 1}"})
         if status not in (200, 206):
             raise refusal(status, body)

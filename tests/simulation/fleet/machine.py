@@ -61,6 +61,7 @@ watch_s = 5.0
 frames = "/nowhere"
 """
 BUILT_MS = START_MS - 60 * 86_400_000
+BULKY_BYTES = 190_000  # five of them fill the outbox
 BOOT_S = 20.0  # from power on to the agent
 
 
@@ -103,6 +104,10 @@ class Machine:
         self._ended = asyncio.Event()
         self._certified: tuple[int, bytes] | None = None
 
+        if ills.bulky or ills.ttl_s:
+            with self.layout.settings.open("a") as file:
+                file.write(f'\n[outbox.results]\nwhen_full = "{ills.when_full}"\nttl_s = {ills.ttl_s}\n')
+
     # Clocks
 
     def here(self) -> Moment:
@@ -115,9 +120,16 @@ class Machine:
         if "jumps" in self.ills.clocks and self._draws.random() < 0.02:
             self._jump()
 
-    def _jump(self) -> None:
+    def stepped(self, state: State) -> None:
+        """An update went on from one state to the next."""
+        if "jumps" in self.ills.clocks and state is not State.IDLE and self._draws.random() < 0.1:
+            self._jump("clock-jumps-in-update")
+        if self.ills.power and self.plug is not None and self._power.random() < 0.15:
+            self.plug.at = min(self.plug.at, self.plug.effects + int(self._power.random() * 15))
+
+    def _jump(self, kind: str = "clock-jumps") -> None:
         self.wall_off_s = draw_jump(self._draws)
-        self.world.fault("clock-jumps", self.name, f"{self.wall_off_s / 86_400:+.1f} days")
+        self.world.fault(kind, self.name, f"{self.wall_off_s / 86_400:+.1f} days")
 
     # Power
 
@@ -147,6 +159,7 @@ class Machine:
         if kind not in ("right", "jumps"):
             self.world.fault(f"clock-{kind}", self.name)
         self.world.log(self.name, f"boot {self.boots}")
+        self.world.seen["boot"] += 1
         self.checker.booted(self)
         task = self.world.loop.create_task(self._run(), context=context_of(plug))
         cut = self.world.loop.create_task(self._ended.wait())
@@ -165,6 +178,7 @@ class Machine:
 
     def _cut(self, why: str) -> None:
         self.world.fault("power", self.name, why)
+        self.world.seen[f"power-in-{self.checker.state_of(self)}"] += 1
         self.world.loop.call_soon(self._ended.set)
 
     def committed(self, database: str) -> None:
@@ -200,7 +214,8 @@ class Machine:
                 continue
             self.produced += 1
             lane = "alarms" if self._produce.random() < 0.2 else "results"
-            row = json.dumps({"row": self.produced, "of": self.name, "by": by}).encode()
+            padding = " " * (BULKY_BYTES if self.ills.bulky else 0)
+            row = json.dumps({"row": self.produced, "of": self.name, "by": by, "_": padding}).encode()
             (number,) = await sink.enqueue_all([(lane, row)])
             # From here on it is promised.
             self.promised[row.decode()] = lane

@@ -15,6 +15,7 @@ import msgspec
 
 from device import clock, state_db
 from device.contact import Contact
+from device.outbox import losses
 from device.outbox.box import Outbox
 from device.update import states
 from device.update.serving import Serving
@@ -143,6 +144,10 @@ def workers_do_not_follow() -> contextlib.AbstractContextManager[Any]:
     return mock.patch.object(Serving, "follow", follow)
 
 
+def loss_not_counted() -> contextlib.AbstractContextManager[Any]:
+    return mock.patch.object(losses, "add", lambda *_: None)
+
+
 def end_told_twice() -> contextlib.AbstractContextManager[Any]:
     real = Teller.of_step
 
@@ -163,6 +168,7 @@ PLANTED = {
     "refusal forgotten": Planted(refusal_forgotten, _story(_release("golden")), "I6"),
     "refusal forgotten after a trial": Planted(refusal_forgotten, _story(_release("crash")), "I6"),
     "promise before sync": Planted(promise_before_sync, _story(ignition=True, days=3), "I3"),
+    "loss not counted": Planted(loss_not_counted, _story(bulky=True, away=0.6, days=3), "I3"),
     "receipt before commit": Planted(receipt_before_commit, _story(), "I3"),
     "wall clock believed": Planted(
         wall_clock_believed, _story(_release("good"), clocks=("plus-ten-years",)), "a wall clock left a trace"

@@ -167,6 +167,8 @@ class _Stage:
     async def _calm(self) -> None:
         """No faults any more. People halt what they know to be bad, and switch on what is off."""
         self.world.log("story", "calm")
+        for kind in self.story.kinds():
+            self.world.seen[kind] += 1
         if self.house.plug is not None:
             self.house.plug.at = NEVER
         await self.house.up()
@@ -178,8 +180,10 @@ class _Stage:
             machine.calm_down()
         until_s = self.world.loop.time() + CALM_S
         quiet = 0
+        again: set[str] = set()
         while quiet < 3:
             await asyncio.sleep(3600)
+            await self._roll_out_again(again)
             quiet = 0 if any(machine.is_due() for machine in self.machines) else quiet + 1
             if self.world.loop.time() > until_s:
                 due = [f"{machine.name}: {machine.why_due()}" for machine in self.machines if machine.is_due()]
@@ -187,6 +191,16 @@ class _Stage:
         self.world.log("story", "everything has settled")
         shown = {what: (await self.house.must("GET", f"/api/v1/{what}"))[what] for what in SHOWN}
         self.checker.final(self.machines, shown)
+
+    async def _roll_out_again(self, done: set[str]) -> None:
+        """A machine that was cut off in too many trials gives an offer up; people see that, and make it another."""
+        for version, made in sorted(self.house.released.items()):
+            if made.kind not in GOOD or version in done:
+                continue
+            if any(self.checker.has_given_up(machine, made.release.digest) for machine in self.machines):
+                done.add(version)
+                self.world.seen["rolled-out-again"] += 1
+                await self.house.rollout(f"r{version.partition('.')[0]}-again", version, 100.0)
 
 
 @contextlib.contextmanager

@@ -28,8 +28,8 @@ from tests.simulation.fleet.machine import BUILT_MS, current
 from tests.simulation.fleet.memo import remembering
 from tests.simulation.fleet.world import World
 
-BOOKKEEPING_S = 3600.0
-"""What the agent does each few seconds and minutes beside its work is done each hour: weeks shall pass quickly."""
+BOOKKEEPING_S = 7200.0
+"""What the agent does each few seconds and minutes beside its work is done each two hours: weeks shall pass quickly."""
 
 
 @contextlib.contextmanager

@@ -42,6 +42,11 @@ class Story:
     acts: tuple[Act, ...]
     poll_s: float
 
+    def kinds(self) -> list[str]:
+        """What is in it, for the count of what has happened."""
+        found = [f"release-{act.what[1]}" if act.kind == "release" else act.kind for act in self.acts]
+        return found if "roots" in found else [*found, "roots-0"]
+
     def told(self) -> str:
         """In a line, for people."""
         acts = ", ".join(f"{act.kind}{act.what or ''}" for act in self.acts)
@@ -71,20 +76,18 @@ def draw_story(chance: random.Random) -> Story:
             acts.append(Act(chance.uniform(0, lasts_s), "roots", (repository, count)))
     for _ in range(chance.choice((1, 2, 4)) if ills.server else 0):
         acts.append(Act(chance.uniform(0, lasts_s), "crash", (int(chance.expovariate(1 / 40)),)))
-    for attack in ills.attacks:
-        if chance.random() < 0.7:
-            acts.append(
-                Act(
-                    chance.uniform(0, lasts_s * 0.6),
-                    "attack",
-                    (chance.choice(machines), attack, chance.choice((0.5, 3.0, 9.0)) * DAY_S),
-                )
-            )
     if chance.random() < 0.2:
         acts.append(Act(chance.uniform(0.1, 0.8) * lasts_s, "winter"))
+    ends_s = lasts_s
+    for attack in ills.attacks:
+        if chance.random() < 0.7:
+            at_s, length_s = chance.uniform(0, lasts_s * 0.6), chance.choice((0.5, 3.0, 9.0)) * DAY_S
+            acts.append(Act(at_s, "attack", (chance.choice(machines), attack, length_s)))
+            if chance.random() < 0.5:  # as long as it lasts, which may be until what it holds has expired
+                ends_s = max(ends_s, at_s + length_s)
     return Story(
         machines=machines,
-        lasts_s=lasts_s,
+        lasts_s=ends_s,
         ills=ills,
         acts=tuple(sorted(acts, key=lambda act: act.at_s)),
         poll_s=chance.choice((8.0, 16.0, 24.0)) * 3600,

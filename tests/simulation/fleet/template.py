@@ -17,7 +17,6 @@ from typing import Any
 from device.enrol import enrol
 from device.layout import Layout
 from signing.repository import RepositoryKind
-from tests.fakes.managers import Managers
 from tests.simulation.fleet import house as houses
 from tests.simulation.fleet import machine as machines
 from tests.simulation.fleet.checker import Checker
@@ -25,6 +24,8 @@ from tests.simulation.fleet.faults import CALM
 from tests.simulation.fleet.house import House, running
 from tests.simulation.fleet.link import Air
 from tests.simulation.fleet.machine import Machine, switched_on
+from tests.simulation.fleet.people import RotatingManagers
+from tests.simulation.fleet.power import SCRATCH
 from tests.simulation.fleet.releases import KINDS, make
 from tests.simulation.fleet.stage import staged
 from tests.simulation.fleet.world import World
@@ -44,7 +45,7 @@ class Template:
     """
 
     folder: Path
-    managers: Managers
+    managers: RotatingManagers
     begins_s: float
 
     def copy_to(self, folder: Path, names: tuple[str, ...]) -> None:
@@ -55,7 +56,7 @@ class Template:
 def scratch() -> Path:
     """A folder in memory where there is one, for a play syncs thousands of times. `HEADLAND_SCRATCH` names another."""
     memory = os.environ.get("HEADLAND_SCRATCH") or ("/dev/shm" if Path("/dev/shm").is_dir() else None)
-    return Path(tempfile.mkdtemp(prefix="headland-fleet-", dir=memory))
+    return Path(tempfile.mkdtemp(prefix=SCRATCH, dir=memory))
 
 
 @cache
@@ -63,7 +64,7 @@ def template() -> Template:
     folder = scratch()
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     world = World(0)
-    managers = Managers(world.now())
+    managers = RotatingManagers(world.now())
     houses.prepare(folder / "server", managers, world.now_ms())
     house = House(folder / "server", managers, world, poll_s=60)
     with staged(world):
@@ -105,7 +106,7 @@ async def _install(state: Path, name: str, world: World, house: House) -> None:
 
 @cache
 def roots(kind: RepositoryKind, count: int) -> Mapping[int, bytes]:
-    """The next roots, signed ahead: each is signed by a threshold of the one before and of its own."""
+    """The next roots, signed ahead: each changes a key, and is signed by enough holders of it and of the one before."""
     managers: Any = template().managers
     first = max((managers.image if kind == "image" else managers.director).roots) + 1
     return {number: managers.sign(managers.make_root(kind, number)) for number in range(first, first + count)}
