@@ -71,6 +71,7 @@ def staged(world: World) -> Iterator[None]:
             (keeper, "Judge", _judge),
             (agent, "keep_up", machine.keep_up),
             (agent, "_tell", machine.tell),
+            (agent, "STATUS_S", BOOKKEEPING_S),
             (agent, "COUNTS_S", BOOKKEEPING_S),
             (agent, "TEND_S", BOOKKEEPING_S),
             (agent, "CLOCK_S", BOOKKEEPING_S),
