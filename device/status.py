@@ -46,6 +46,10 @@ from signing import locks
 STATUS_BYTES: Final = limits.MIB
 PENDING_SHOWN: Final = 50
 STATUS_ROOM_BYTES: Final = 16 * limits.KIB  # of each account, so that the next one fits in its place
+MUTE: Final = (
+    "the disk of the state folder is read-only: a running agent infers, keeps no results, speaks to no server, "
+    "and tells of itself in its log only"
+)
 FULL_BYTES: Final = 256 * limits.KIB
 SILENT_S: Final = 15.0  # the account is renewed each second; a machine under load may be late
 
@@ -237,7 +241,9 @@ def read_status(layout: Layout) -> DeviceStatus:
     enrolment = who.enrolment
     running = locks.is_held(layout.lock)
     said = read_agent_status(layout.status)
-    now = said if running else None
+    # Where nothing can be written, what lies there was said before, perhaps by the agent before this one.
+    is_mute = bool(os.statvfs(layout.state).f_flag & os.ST_RDONLY)
+    now = said if running and not is_mute else None
     state = open_for_reading(layout)
     try:
         record = state.record()
@@ -293,7 +299,8 @@ def read_status(layout: Layout) -> DeviceStatus:
             pending_statuses=len(state.pending_statuses(PENDING_SHOWN)),
             trouble=(
                 *(now.trouble if now is not None else (stranger,) if stranger else ()),
-                *(_silence(layout.status) if running else ()),
+                *(_silence(layout.status) if running and not is_mute else ()),
+                *((MUTE,) if is_mute else ()),
                 *_fullness(layout.state),
                 *_damage(layout, state),
             ),

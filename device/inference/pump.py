@@ -34,6 +34,7 @@ _TASKS: Final[dict[type, Literal["classify", "detect", "anomaly"]]] = {
     Anomaly: "anomaly",
 }
 ALARMS: Final = "alarms"
+_TOLD_EACH: Final = 1000  # results given up; the first one too
 _WINDOW: Final = 2  # one frame in the worker, one on its way to it: the worker never waits for the agent
 _BATCH: Final = 64  # frames whose rows may share a transaction of the outbox
 _RETRY_S: Final = (0.05, 0.2, 1.0, 5.0)  # the last one again and again
@@ -237,7 +238,7 @@ class Pump:
             if len(written) >= self._backlog:
                 lost = next((one for one in written if all(lane != ALARMS for lane, _ in one.rows)), written[0])
                 written.remove(lost)
-                self._count("results_given_up", len(lost.rows))
+                self._give_up(lost)
                 await self._finish(lost)
             written.append(done)
             news.set()
@@ -283,6 +284,14 @@ class Pump:
             self._count("frames_unkept", -1)
         await self._source.finish(one.frame)
         self._open.pop(one.frame.name, None)
+
+    def _give_up(self, lost: _Inferred) -> None:
+        before = self._counts.get("results_given_up", 0)
+        self._count("results_given_up", len(lost.rows))
+        now = self._counts["results_given_up"]
+        # Where nothing can be written, the log is the only one to tell of it.
+        if now > before and (not before or now // _TOLD_EACH > before // _TOLD_EACH):
+            _log.error("%d results were given up since the agent started", now)
 
     def _count(self, what: str, more: int = 1) -> None:
         self._counts[what] = self._counts.get(what, 0) + more

@@ -250,6 +250,26 @@ def test_an_agent_that_starts_on_a_full_disk_infers_and_keeps_results_once_there
     tractor.start()
 
 
+def test_an_agent_that_starts_on_a_disk_that_takes_no_writes_infers(tractor):
+    line = tractor.frames.with_name("line-on-another-disk")
+    try:
+        with small_disk(tractor):
+            tractor.settle(pace_s=0.3, more=f'[[inference.alarms]]\nkind = "file"\npath = "{line}"\nhold_s = 60.0\n')
+            subprocess.run(["mount", "-o", "remount,ro", tractor.state], check=True)
+            tractor.start()
+            tractor.show(3)
+            wait_for("an alarm", lambda: line.exists() and line.read_text() == "1")
+            status = tractor.printed_status()
+            assert status["running"]
+            assert status["release"]["version"] == "1.0.0"
+            assert "read-only" in status["trouble"][0]
+            subprocess.run(["mount", "-o", "remount,rw", tractor.state], check=True)
+    finally:
+        tractor.settle(pace_s=0.3)
+    tractor.start()
+    wait_for("the frames to be inferred again", lambda: tractor.waiting_frames() == 0 and tractor.queued() == 0)
+
+
 @contextlib.contextmanager
 def small_disk(machine: FieldMachine) -> Iterator[None]:
     """Its state lies on a disk of its own, and comes back with what was done there. The agent is killed around it."""

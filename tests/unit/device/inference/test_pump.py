@@ -203,7 +203,7 @@ async def test_a_full_disk_stops_neither_inference_nor_alarms_and_heals(bench):
     assert bench.pump.numbers().results_given_up == 0
 
 
-async def test_when_the_sink_fails_for_long_the_oldest_rows_are_given_up_and_counted(bench):
+async def test_when_the_sink_fails_for_long_the_oldest_rows_are_given_up_counted_and_told(bench, caplog):
     bench.rows.gate.clear()
     bench.start()
     for number in range(12):
@@ -214,6 +214,7 @@ async def test_when_the_sink_fails_for_long_the_oldest_rows_are_given_up_and_cou
     numbers = bench.pump.numbers()
     assert numbers.results_given_up > 0
     assert numbers.results_produced + numbers.results_given_up == 12 == numbers.frames_inferred
+    assert [record.args for record in caplog.records if "given up" in record.msg] == [(1,)], "then each 1000th"
 
 
 async def test_results_are_given_up_before_alarms(bench):
