@@ -80,12 +80,11 @@ def set_aside(path: Path, disk: Disk = DISK) -> Path | None:
     Returns:
         The damaged database's new path; None when nothing was there.
     """
-    parts = [path.with_name(path.name + suffix) for suffix in ("", *LOGS)]
-    here = [part for part in parts if part.exists()]
+    here = with_logs(path)
     if not here:
         return None
     before = kept(path)
-    target = before[-1] if before and parts[0] not in here else _next(path, before)
+    target = before[-1] if before and path not in here else _next(path, before)
     if any(_beside(target, path, part).exists() for part in here):
         target = _next(path, before)
     for part in here:
@@ -93,6 +92,11 @@ def set_aside(path: Path, disk: Disk = DISK) -> Path | None:
     for old in kept(path)[:-KEPT_FILES]:
         remove(old, disk)
     return target
+
+
+def with_logs(path: Path) -> list[Path]:
+    """A database and its logs, those of them that are there."""
+    return [part for suffix in ("", *LOGS) if (part := path.with_name(path.name + suffix)).exists()]
 
 
 def kept(path: Path, mark: str = DAMAGED) -> list[Path]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from device.day import Instant
-from device.outbox import changes, schema, space
+from device.outbox import changes, damage, schema, space
 from device.outbox.book import Book, Draft, FrameMark, load
 from device.outbox.core import Core, Means
 from device.outbox.reading import pick_epoch
@@ -257,12 +257,13 @@ class Outbox:
             limit_bytes: Of the rows' bytes together, and of the losses'; one comes even if it is longer.
         """
         while True:
-            number = pick_epoch(self._core.book)
+            in_order = not self._salvage.is_stuck
+            number = pick_epoch(self._core.book, in_order=in_order)
             if number is None:
                 return None
             book = self._core.book
             try:
-                pick = await asyncio.to_thread(self._core.read, book, number, limit_bytes)
+                pick = await asyncio.to_thread(self._core.read, book, number, limit_bytes, in_order=in_order)
             except sqlite3.DatabaseError as error:
                 if not schema.is_damage(error):
                     raise
@@ -346,18 +347,21 @@ class Outbox:
         await self._writer.run(self._salvage.start_if_needed)
 
     async def give_back(self, need_bytes: int) -> int:
-        """Gives space back to the file system: free pages, and rows that the server has receipted. Queued rows stay.
+        """Gives space back to the file system: a damaged file that was looked through and is kept for a person, free
+        pages, and rows that the server has receipted. Queued rows stay.
 
         Returns:
             How many bytes the files are shorter.
         """
+        removed_bytes = await asyncio.to_thread(damage.remove_salvaged, self._path)
+        need_bytes -= removed_bytes
         before_bytes = await asyncio.to_thread(self._size_bytes)
 
         def goes_on() -> bool:
             return before_bytes - self._core.pages_bytes() < need_bytes
 
         await self._shrink(goes_on, receipted=True)
-        return max(0, before_bytes - await asyncio.to_thread(self._size_bytes))
+        return removed_bytes + max(0, before_bytes - await asyncio.to_thread(self._size_bytes))
 
     # Damage
 
@@ -389,7 +393,7 @@ class Outbox:
             raise StateError(f"the outbox cannot be written: {error}", hint="is its disk full, or failing?") from error
 
     def _changed(self, change: Callable[[Draft], T]) -> T:
-        result = self._core.transact(change)
+        result = self._core.transact_in_room(change)
         self._salvage.start_if_needed()  # the file may have been begun anew
         return result
 

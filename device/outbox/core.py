@@ -1,10 +1,12 @@
 """The outbox's database in use: opened or begun anew, changed one transaction after the other, watched for damage.
 
 Synchronous, for the writing thread; `box.py` is how the rest of the agent meets it. A database that turns out to be
-damaged is set aside and a new one begins within the same call, so that no row waits for salvage.
+damaged is set aside and a new one begins within the same call, so that no row waits for salvage. Where the disk does
+not let it begin, nothing is open, and every later call tries again.
 """
 
 import contextlib
+import logging
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
-from device.damage import set_aside
+from device.damage import remove, set_aside
 from device.day import Instant
 from device.outbox import changes, damage, folding, highwater, losses, schema, ttl
 from device.outbox.book import Book, Draft, load
@@ -30,11 +32,27 @@ from protocol.spans import Spans
 from signing import durable
 
 T = TypeVar("T")
+LOG: Final = logging.getLogger("headland.outbox")
 
 CHECKED_BYTES: Final = 64 * limits.MIB  # up to here the whole file is checked at start: under a second on a slow card
 SQUEEZE_BYTES: Final = 256 * limits.KIB  # what is dropped when the disk, not the budget, is full
 NEWEST_GONE: Final = "its newest rows are not there"
 DELETED: Final = "its file is not there"
+
+
+@dataclass(frozen=True)
+class _Ruin:
+    """An outbox that was damaged, and that no new one could be begun for yet.
+
+    Args:
+        known: What is known of it.
+        why: It is damaged.
+        target: Where its file was set aside.
+    """
+
+    known: Accounts
+    why: str
+    target: Path | None
 
 
 @dataclass(frozen=True)
@@ -68,7 +86,7 @@ class Core:
     """See the module. All methods but `read` and `recall` belong to the writing thread.
 
     Raises:
-        StateError: The disk cannot hold it durably, or a newer agent wrote it.
+        StateError: The disk cannot hold it durably, or a newer agent wrote it; later, nothing is open.
         sqlite3.Error: It cannot be opened, and damage is not why.
     """
 
@@ -76,11 +94,26 @@ class Core:
         self._means = means
         self._reading = threading.Lock()
         self._highwater = Highwater(means.mark, means.boot)
-        self.connection, self._reader, self.book = self._open()
+        self._damaged = ""  # why nothing is open; empty when all is well
+        self._ruin: _Ruin | None = None  # once the file was set aside
+        self._connection, self._reader, self.book = self._open()
         self._write_mark()
+
+    @property
+    def connection(self) -> sqlite3.Connection:
+        """For the writing thread. Where a damaged file could not be followed by a new one, that is tried again.
+
+        Raises:
+            StateError: The disk still does not let it begin.
+        """
+        self._ensure_open()
+        return self._connection
 
     def close(self) -> None:
         """Closes the file; what was written is durable with or without it."""
+        if self._damaged:
+            self._highwater.close()
+            return
         try:
             self._highwater.write(self.book, self._told(), closed=True)
         except (OSError, sqlite3.Error):
@@ -90,7 +123,7 @@ class Core:
         self._highwater.close()
         with self._reading:
             self._reader.close()
-            self.connection.close()
+            self._connection.close()
 
     # Changes
 
@@ -104,24 +137,18 @@ class Core:
         Raises:
             StateError: The disk did not take them. None is kept, and none has a number.
         """
+        self._ensure_open()
         more = dict.fromkeys({lane for lane, _ in rows}, len(rows))  # at most
         self._highwater.reserve(self.book, more, self._told)
-        refused: sqlite3.Error | None = None
-        for free in (_nothing, _nothing, self._free_receipted, self._free_queued):
-            try:
-                return self.transact(partial(self._insert, rows, frames, free))
-            except sqlite3.Error as error:
-                if not schema.is_full(error):
-                    raise
-                refused = error
-            with contextlib.suppress(sqlite3.OperationalError):
-                # The log of the last transactions is room that the disk has given already: it is used again from its
-                # start.
-                self.connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
-        raise StateError(
-            f"the disk is full: {len(rows)} results were not kept",
-            hint="free space on the disk that holds the state folder",
-        ) from refused
+        try:
+            return self.transact_in_room(partial(self._insert, rows, frames), self._free_receipted, self._free_queued)
+        except sqlite3.Error as error:
+            if not schema.is_full(error):
+                raise
+            raise StateError(
+                f"the disk is full: {len(rows)} results were not kept",
+                hint="free space on the disk that holds the state folder",
+            ) from error
 
     def transact(self, change: Callable[[Draft], T]) -> T:
         """Runs `change` in a transaction that is durable on return; in a new file, where this one shows damage.
@@ -137,22 +164,40 @@ class Core:
                 raise
             return self._transact(change)
 
+    def transact_in_room(self, change: Callable[[Draft], T], *frees: Callable[[Draft], None]) -> T:
+        """As `transact`. A disk that refuses is asked again for the same: in the room that it has given before, then
+        after each of `frees`, in the same transaction."""
+        left = [_nothing, _nothing, *frees]
+        while True:
+            try:
+                return self.transact(partial(_after, left.pop(0), change))
+            except sqlite3.Error as error:
+                if not (left and schema.is_full(error)):
+                    raise
+            with contextlib.suppress(sqlite3.OperationalError):
+                # The log of the last transactions is room that the disk has given already: it is used again from its
+                # start.
+                self.connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
+
     def fresh_epoch(self, draft: Draft) -> None:
         """New rows are numbered from 0 under fresh random bits."""
         draft.begin_epoch(self._means.draw_token(), self._means.now_ms())
 
     def begin_anew(self, why: str) -> None:
-        """Sets the file aside, which turned out to be damaged, and goes on in a new one."""
-        known = Accounts(self.book)
+        """Sets the file aside, which turned out to be damaged, and goes on in a new one.
+
+        Raises:
+            StateError: The disk does not let it begin: nothing is open until a later call could.
+        """
         with self._reading:
-            self.connection.close()
+            self._damaged = why
+            self._connection.close()
             self._reader.close()
-            target = set_aside(self._means.path)
-            read = None if target is None else damage.read_accounts(target)
-            if read is not None:
-                known = replace(known, losses=read.losses)
-            self.connection, self._reader, self.book = self._new(known, why, target)
-        self._write_mark()
+        try:
+            self._begin()
+        except StateError as error:
+            LOG.critical("%s; it is tried again", error)
+            raise
 
     @property
     def budget_bytes(self) -> int:
@@ -185,6 +230,7 @@ class Core:
 
     def tend(self, now: Instant) -> bool:
         """Looks after rows that are too old, and after the file beside this one. Returns whether more is to do."""
+        self._ensure_open()
         policies = self._means.policies
         more = False
         if any(policy.ttl_s for policy in policies.values()):
@@ -203,32 +249,37 @@ class Core:
         return sum(len(facts.astray) for facts in self.book.lanes.values())
 
     def adopt(self, found: Sequence[Found]) -> int:
-        """Queues rows that were found in a damaged file and are astray. Returns how many those were."""
-        return self.transact(lambda draft: _adopt(draft, found))
+        """Queues rows that were found in a damaged file and are astray. Returns how many those were.
+
+        Raises:
+            sqlite3.Error: The disk did not take them, even in the room of rows that the server has.
+        """
+        return self.transact_in_room(partial(_adopt, found), self._free_receipted)
 
     def give_up(self) -> int:
         """Counts what is still astray as lost: "at most" so much, for the server may have it. Returns how much."""
         lost = self.astray
         if lost:
-            self.transact(self._give_up)
+            self.transact_in_room(self._give_up, self._free_receipted)
         return lost
 
     # Reading, beside the writer
 
-    def read(self, book: Book, epoch: int, limit_bytes: int) -> Pick:
+    def read(self, book: Book, epoch: int, limit_bytes: int, *, in_order: bool = True) -> Pick:
         """See `read_pick`."""
         with self._reading:
-            return read_pick(self._reader, book, epoch, limit_bytes)
+            return read_pick(self._open_reader(), book, epoch, limit_bytes, in_order=in_order)
 
     def recall(self, next_seqs: Mapping[str, int], most: int) -> list[bytes]:
         """The newest rows of the current epoch from these numbers on, at most so many a lane."""
         query = "SELECT body FROM rows WHERE id BETWEEN ? AND ? ORDER BY id DESC LIMIT ?"
         book = self.book
         with self._reading:
+            reader = self._open_reader()
             return [
                 bytes(body)
                 for lane, first in next_seqs.items()
-                for (body,) in self._reader.execute(
+                for (body,) in reader.execute(
                     query,
                     (
                         row_id(book.current, lane, first),
@@ -239,6 +290,47 @@ class Core:
             ]
 
     # How
+
+    def _ensure_open(self) -> None:
+        if self._damaged:
+            self._begin()
+
+    def _begin(self) -> None:
+        """Goes on from a damaged file in a new one; each step may be done again.
+
+        Raises:
+            StateError: The disk does not let it.
+        """
+        with self._reading:
+            try:
+                if self._ruin is None:
+                    self._ruin = self._set_aside()
+                else:
+                    # Begun before in vain. No row is in it, and set aside again and again it would drive out the
+                    # damaged files that hold some.
+                    remove(self._means.path)
+                ruin = self._ruin
+                self._connection, self._reader, self.book = self._new(ruin.known, ruin.why, ruin.target)
+            except (sqlite3.Error, OSError) as error:
+                raise StateError(
+                    f"the outbox was damaged ({self._damaged}), and a new one cannot be begun: {error}",
+                    hint="is its disk full, or failing?",
+                ) from error
+            self._damaged, self._ruin = "", None
+        self._write_mark()
+
+    def _set_aside(self) -> _Ruin:
+        known = Accounts(self.book)
+        target = set_aside(self._means.path)
+        read = None if target is None else damage.read_accounts(target)
+        if read is not None:
+            known = replace(known, losses=read.losses)
+        return _Ruin(known, self._damaged, target)
+
+    def _open_reader(self) -> sqlite3.Connection:
+        if self._damaged:
+            raise StateError(f"the outbox was damaged ({self._damaged}), and a new one could not be begun yet")
+        return self._reader
 
     def _open(self) -> tuple[sqlite3.Connection, sqlite3.Connection, Book]:
         path = self._means.path
@@ -397,12 +489,11 @@ class Core:
             opened.pop_all()
         with self._reading:
             self._reader.close()
-            self.connection.close()
-            self.connection, self._reader = connection, reader
+            self._connection.close()
+            self._connection, self._reader = connection, reader
         return True
 
-    def _insert(self, rows: Rows, frames: Frames, free: Callable[[Draft], None], draft: Draft) -> list[int]:
-        free(draft)
+    def _insert(self, rows: Rows, frames: Frames, draft: Draft) -> list[int]:
         if frames:
             draft.mark_done(frames)
         return changes.insert(draft, rows, self.fresh_epoch)
@@ -443,7 +534,12 @@ def _nothing(_: Draft) -> None:
     """Gives nothing up."""
 
 
-def _adopt(draft: Draft, found: Sequence[Found]) -> int:
+def _after(free: Callable[[Draft], None], change: Callable[[Draft], T], draft: Draft) -> T:
+    free(draft)
+    return change(draft)
+
+
+def _adopt(found: Sequence[Found], draft: Draft) -> int:
     adopted: dict[tuple[int, str], list[int]] = {}
     records = []
     for row in found:

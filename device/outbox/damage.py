@@ -3,13 +3,14 @@
 What was queued in it is *astray* until `salvage.py` has looked for it in the ruins.
 """
 
+import contextlib
 import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from device.damage import kept, mark_as, remove
+from device.damage import kept, mark_as, remove, with_logs
 from device.outbox import losses, schema
 from device.outbox.book import GENERATION, Book, Draft, LaneBook, load
 from device.outbox.highwater import Expected
@@ -50,6 +51,21 @@ def finish(path: Path, file: Path, *, keep: bool) -> None:
     for old in salvaged(path):
         remove(old)
     mark_as(file, _DONE)
+
+
+def remove_salvaged(path: Path) -> int:
+    """Removes the damaged files that are kept for a person: what was in them is queued, or counted.
+
+    Returns:
+        How many bytes they had. One that the disk does not let go stays.
+    """
+    length_bytes = 0
+    for file in salvaged(path):
+        with contextlib.suppress(OSError):
+            file_bytes = sum(part.stat().st_size for part in with_logs(file))
+            remove(file)
+            length_bytes += file_bytes
+    return length_bytes
 
 
 def read_accounts(path: Path) -> Accounts | None:

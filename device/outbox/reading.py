@@ -37,29 +37,37 @@ class Pick:
     missing: Mapping[str, Spans]
 
 
-def pick_epoch(book: Book) -> int | None:
-    """The oldest epoch with alarms to send, else with results to send, else with a loss to tell; None when idle."""
+def pick_epoch(book: Book, *, in_order: bool = True) -> int | None:
+    """The oldest epoch with alarms to send, else with results to send, else with a loss to tell; None when idle.
+
+    Args:
+        book: The accounts.
+        in_order: Rows wait for what is looked for of their lane before them; False while salvage cannot go on.
+    """
     for lane in LANES:
         for epoch in sorted(book.epochs):
             facts = book.lane(epoch, lane)
-            if sendable(facts):
+            if sendable(facts, in_order=in_order):
                 return epoch
-            if facts.astray:  # what is found of it goes before the rows of later epochs
+            if in_order and facts.astray:  # what is found of it goes before the rows of later epochs
                 break
     return min(book.pending_losses, default=None)
 
 
-def sendable(facts: LaneBook) -> Spans:
-    """What may go of a lane: rows behind one that is still looked for in a damaged file wait for it."""
-    if not facts.astray:
+def sendable(facts: LaneBook, *, in_order: bool) -> Spans:
+    """What may go of a lane: `in_order`, rows behind one that is still looked for in a damaged file wait for it."""
+    if not (in_order and facts.astray):
         return facts.queued
     return facts.queued.within(0, facts.astray.spans[0][0] - 1)
 
 
-def read_pick(connection: sqlite3.Connection, book: Book, epoch: int, limit_bytes: int) -> Pick:
+def read_pick(
+    connection: sqlite3.Connection, book: Book, epoch: int, limit_bytes: int, *, in_order: bool = True
+) -> Pick:
     """Reads up to `limit_bytes` of rows, and as much of the losses that wait.
 
-    Alarms go alone: over a link that hardly carries anything, they must not wait for what could come later.
+    Alarms go alone: over a link that hardly carries anything, they must not wait for what could come later. `in_order`
+    is as of `pick_epoch`.
     """
     runs: list[LaneRows] = []
     damaged: dict[str, Spans] = {}
@@ -68,10 +76,10 @@ def read_pick(connection: sqlite3.Connection, book: Book, epoch: int, limit_byte
     for lane in LANES:
         if runs:
             break
-        if any(book.lane(older, lane).astray for older in book.epochs if older < epoch):
+        if in_order and any(book.lane(older, lane).astray for older in book.epochs if older < epoch):
             continue
         prefix = lane_prefix(book.epochs[epoch], lane)
-        for first, last in sendable(book.lane(epoch, lane)):
+        for first, last in sendable(book.lane(epoch, lane), in_order=in_order):
             if room_bytes <= 0 or room_rows <= 0 or len(runs) >= RUNS_A_BATCH:
                 break
             span = (first, min(last, first + room_rows - 1))

@@ -2,6 +2,9 @@
 
 What is found is exactly what was put in; what is not is counted as lost, "at most" so much. A cut on the way costs
 nothing: the damaged file stays until all of it was looked through, and a row is taken once.
+
+Rows of a lane wait for those before them that are looked for. Not while the disk takes nothing of what was found: room
+comes with receipts, and so only if rows go.
 """
 
 import logging
@@ -46,6 +49,7 @@ class Salvage:
         self._run = run
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+        self.is_stuck = False  # what was found could not be kept the last time
 
     def start_if_needed(self) -> None:
         """Begins when something is astray or a damaged file lies there. From the writing thread, or before it runs."""
@@ -74,6 +78,7 @@ class Salvage:
         except (sqlite3.Error, OSError, StateError) as error:
             # A full disk, as a rule: `start_if_needed` is called again.
             LOG.warning("salvage of the outbox waits: %s", error)
+            self.is_stuck = True
             self._thread = None
 
     def _look_through(self) -> None:
@@ -101,12 +106,14 @@ class Salvage:
         wanted = [row for row in chunk if self._core.book.lane(row.epoch, row.lane).astray.within(row.seq, row.seq)]
         if wanted:
             self._run(lambda: self._core.adopt(wanted))
+            self.is_stuck = False
 
     def _conclude(self, done: list[Path]) -> bool:
         """In the writing thread: False when another file was damaged meanwhile."""
         if any(file not in done for file in damage.quarantined(self._path)):
             return False
         lost = self._core.give_up()
+        self.is_stuck = False
         if done:
             LOG.info("the damaged outbox was looked through: at most %d results are lost", lost)
         for file in done:

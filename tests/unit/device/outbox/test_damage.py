@@ -1,6 +1,7 @@
 """A damaged outbox: intake goes on, only damaged rows are lost, and each of those is counted."""
 
 import asyncio
+import errno
 import os
 import secrets
 import shutil
@@ -17,11 +18,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from device.day import Instant
-from device.outbox import carving, damage
+from device.outbox import carving, core, damage, schema
 from device.outbox.box import LaneCounts, Outbox
 from device.outbox.carving import carve
 from device.outbox.schema import PAGE_BYTES
 from protocol import limits
+from protocol.errors import StateError
 from protocol.ids import digest
 from protocol.objects import ReceiptsBody, RowRange
 from protocol.results import BatchBody, Loss, rows_sha256
@@ -318,3 +320,131 @@ async def test_rows_are_carved_whatever_became_of_the_tree_around_them(filled):
     assert not list(carve(filled / "outbox.db", {1: "f" * 32})), "rows of another epoch are not taken"
     assert not list(carve(filled / "nothing.db", epochs))
     assert carving.PAGE_BYTES == PAGE_BYTES
+
+
+def refused() -> sqlite3.OperationalError:
+    error = sqlite3.OperationalError("database or disk is full")
+    error.sqlite_errorcode = sqlite3.SQLITE_FULL
+    return error
+
+
+class Refusing:
+    """In the place of a function, which the disk refuses so often."""
+
+    def __init__(self, real: Callable, times: int, error: Exception) -> None:
+        self.real, self.times, self.error = real, times, error
+
+    def __call__(self, *arguments, **more):
+        if self.times:
+            self.times -= 1
+            raise self.error
+        return self.real(*arguments, **more)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "error"),
+    [
+        (core, "set_aside", OSError(errno.EROFS, "Read-only file system")),
+        (schema, "open_writer", refused()),
+        (schema, "open_reader", refused()),
+        (damage, "carry_over", refused()),
+    ],
+    ids=["set aside", "made", "read", "filled"],
+)
+async def test_an_outbox_that_could_not_be_begun_anew_is_begun_once_the_disk_lets_it(
+    tmp_path, monkeypatch, owner, name, error
+):
+    told: list[str] = []
+    box = await opened(tmp_path / "outbox.db", told)
+    await box.enqueue_all([("results", b"%d" % number) for number in range(5)])
+    refusing = Refusing(getattr(owner, name), 1_000_000, error)
+    monkeypatch.setattr(owner, name, refusing)
+    with pytest.raises(StateError, match="cannot be begun"):
+        await box._writer.run(lambda: box._begin_anew("page 7 is torn"))
+    for _ in range(5):  # each in words for a person, and none drives out the file that has the rows
+        with pytest.raises(StateError):
+            await box.enqueue("alarms", b"no room")
+        with pytest.raises(StateError):
+            await box.next_batch()
+        with pytest.raises(StateError):
+            await box.tend(Instant("b", 0, None))
+        with pytest.raises(StateError):
+            await box.begin_epoch()
+    assert box.counts()["results"].produced == 5
+    refusing.times = 0
+    assert await box.enqueue("alarms", b"a person is in front of the machine") == 0
+    await box.tend(Instant("b", 0, None))
+    await salvaged(box)
+    server = Server()
+    await server.take_all(box)
+    assert list(server.rows.values()) == [b"a person is in front of the machine", *(b"%d" % n for n in range(5))]
+    assert (server.lost(), len(told)) == (0, 1)
+    await box.close()
+
+
+async def test_what_a_machine_knew_of_an_outbox_that_was_never_begun_anew_outlives_its_end(tmp_path, monkeypatch):
+    box = await opened(tmp_path / "outbox.db")
+    await box.enqueue_all([("results", b"%d" % number) for number in range(5)])
+    with monkeypatch.context() as patch:
+        patch.setattr(damage, "carry_over", Refusing(damage.carry_over, 1_000_000, refused()))
+        with pytest.raises(StateError):
+            await box._writer.run(lambda: box._begin_anew("page 7 is torn"))
+        await box.close()
+    box = await opened(tmp_path / "outbox.db")
+    await salvaged(box)
+    server = Server()
+    await server.take_all(box)
+    await box.close()
+    assert (len(server.rows), server.lost()) == (5, 0)
+
+
+async def test_rows_go_while_the_disk_takes_nothing_of_what_was_found_and_the_rest_follows(tmp_path, monkeypatch):
+    box = await opened(tmp_path / "outbox.db")
+    await box.enqueue_all([("alarms", b"old alarm"), ("results", b"old result")])
+    refusing = Refusing(box._core.adopt, 1_000_000, refused())
+    monkeypatch.setattr(box._core, "adopt", refusing)
+    await box._writer.run(lambda: box._begin_anew("page 7 is torn"))
+    await salvaged(box)
+    await box.enqueue("alarms", b"new alarm")
+    server = Server()
+    await server.take_all(box)
+    assert list(server.rows.values()) == [b"new alarm"]
+    refusing.times = 0
+    await box.tend(Instant("b", 0, None))
+    await salvaged(box)
+    await server.take_all(box)
+    assert list(server.rows.values()) == [b"new alarm", b"old alarm", b"old result"]
+    assert server.lost() == 0
+    await box.close()
+
+
+async def test_what_is_found_takes_the_room_of_rows_that_the_server_has(tmp_path, monkeypatch):
+    path = tmp_path / "outbox.db"
+    box = await opened(path)
+    monkeypatch.setattr(box._salvage, "start_if_needed", lambda: None)
+    await box.enqueue_all([("results", b"%04d" % number * 250) for number in range(100)])
+    await box._writer.run(lambda: box._core.begin_anew("page 7 is torn"))
+    server = Server()
+    await box.enqueue_all([("alarms", b"%04d" % number * 250) for number in range(200)])
+    await server.take_all(box)
+    pages = box._core.connection.execute("PRAGMA page_count").fetchone()[0]
+    box._core.connection.execute(f"PRAGMA max_page_count={pages}")
+    found = list(carve(damage.quarantined(path)[0], box._core.book.epochs))
+    assert await box._writer.run(lambda: box._core.adopt(found)) == 100
+    assert box.counts()["results"] == LaneCounts(produced=100, queued=100)
+    await box.close()
+
+
+async def test_a_file_that_was_looked_through_goes_when_the_disk_is_low(tmp_path):
+    box = await opened(tmp_path / "outbox.db", keep_free_bytes=1000)
+    kept = [tmp_path / "outbox.salvaged-7.db", tmp_path / "outbox.salvaged-7.db-wal"]
+    for path in kept:
+        path.write_bytes(bytes(50_000))
+    await box.tend(Instant("b", 0, None), 1000)
+    assert all(path.exists() for path in kept), "a person may want it for as long as there is room"
+    assert await box.give_back(100_000) >= 100_000
+    assert not any(path.exists() for path in kept)
+    kept[0].write_bytes(bytes(50_000))
+    await box.tend(Instant("b", 0, None), 999)
+    assert not kept[0].exists()
+    await box.close()

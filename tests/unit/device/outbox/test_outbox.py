@@ -306,8 +306,8 @@ async def test_a_row_that_is_dropped_while_its_batch_is_read_does_not_go_out(ope
         await box.enqueue("results", b"row %d" % number)
     loop, real, raced = asyncio.get_running_loop(), box._core.read, []
 
-    def read(*arguments):
-        pick = real(*arguments)
+    def read(*arguments, **more):
+        pick = real(*arguments, **more)
         if not raced:
             raced.append(pick)
             drop = box._change(lambda draft: record_loss(draft, (1, "results"), Spans(((0, 0),)), "budget", 7))
