@@ -369,22 +369,10 @@ class Core:
         Raises:
             sqlite3.DatabaseError: It is damaged, or lacks rows.
         """
-        schema.check_header(self._means.path)
-        # A reader, for a writer's first step might end what a damaged log still holds.
-        connection = schema.open_reader(self._means.path)
-        try:
-            if schema.is_empty(connection):
-                return None
-            schema.check_version(connection, self._means.path)
-            schema.check(connection, CHECKED_BYTES)
-            book = load(connection)
-        except (OverflowError, TypeError, ValueError) as error:
-            raise schema.damaged(f"accounts that cannot be read: {error}") from error
-        finally:
-            connection.close()
-        if expected is not None and damage.missing_numbers(book, expected, has_log=has_log):
+        book = damage.checked_book(self._means.path, CHECKED_BYTES)
+        if book is not None and expected is not None and damage.missing_numbers(book, expected, has_log=has_log):
             raise schema.damaged(NEWEST_GONE)
-        return book if book.epochs else None
+        return book if book is not None and book.epochs else None
 
     def _connected(self, book: Book) -> tuple[sqlite3.Connection, sqlite3.Connection, Book]:
         connection = schema.open_writer(self._means.path)

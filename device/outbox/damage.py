@@ -5,6 +5,7 @@ What was queued in it is *astray* until `salvage.py` has looked for it in the ru
 
 import contextlib
 import sqlite3
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,10 @@ from device.damage import kept, mark_as, remove, with_logs
 from device.outbox import losses, schema
 from device.outbox.book import GENERATION, Book, Draft, LaneBook, load
 from device.outbox.highwater import Expected
+from device.outbox.keys import lane_prefix, place_of, row_seal
 from device.outbox.losses import LossRow
+from protocol.errors import StateError
+from protocol.results import LANES
 from protocol.spans import EMPTY, Spans
 
 _DONE: Final = ".salvaged-"
@@ -66,6 +70,61 @@ def remove_salvaged(path: Path) -> int:
             remove(file)
             length_bytes += file_bytes
     return length_bytes
+
+
+def checked_book(path: Path, whole_bytes: int) -> Book | None:
+    """The accounts of a file in which no damage shows; None when it was cut before it had any.
+
+    Args:
+        path: Of the database.
+        whole_bytes: Up to this length all of the file is looked at, else its accounts.
+
+    Raises:
+        sqlite3.DatabaseError: It is damaged.
+        StateError: A newer agent wrote it.
+    """
+    schema.check_header(path)
+    # A reader, for a writer's first step might end what a damaged log still holds.
+    connection = schema.open_reader(path)
+    try:
+        if schema.is_empty(connection):
+            return None
+        schema.check_version(connection, path)
+        schema.check(connection, whole_bytes)
+        return load(connection)
+    except (OverflowError, TypeError, ValueError) as error:
+        raise schema.damaged(f"accounts that cannot be read: {error}") from error
+    finally:
+        connection.close()
+
+
+def why_damaged(path: Path) -> str:
+    """What is wrong with an outbox, by a look at every page and row; empty when nothing is. Changes nothing. Blocking.
+
+    Raises:
+        StateError: A newer agent wrote it, or the disk does not let it be read.
+    """
+    if not path.exists():
+        return ""
+    try:
+        book = checked_book(path, sys.maxsize)
+        torn = 0 if book is None else _count_torn(path, book)
+    except sqlite3.DatabaseError as error:
+        if not schema.is_damage(error):
+            raise StateError(f"{path.name} cannot be read: {error}") from error
+        return str(error)
+    return f"{torn} of its rows are not what was put in" if torn else ""
+
+
+def _count_torn(path: Path, book: Book) -> int:
+    prefixes = {(epoch, lane): lane_prefix(token, lane) for epoch, token in book.epochs.items() for lane in LANES}
+    torn = 0
+    with contextlib.closing(schema.open_reader(path)) as connection:
+        for key, seal, body in connection.execute("SELECT id, seal, body FROM rows"):
+            place = place_of(key)
+            prefix = None if place is None else prefixes.get(place[:2])  # one of an epoch that began since is new
+            torn += place is None or (prefix is not None and row_seal(prefix, place[2], body) != seal)
+    return torn
 
 
 def read_accounts(path: Path) -> Accounts | None:

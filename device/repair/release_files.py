@@ -1,10 +1,12 @@
-"""Files of the committed release that are not what they were: the release is fetched again, by the hashes it has."""
+"""Files of releases that are not what they were. The committed one is fetched again, by the hashes it has; the one
+before it is a way back while it lasts, and whoever goes there fetches what is missing."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 
 from device.repair.fault import Fault, Place
 from device.repair.opened import opened_state
 from device.store import Store
+from device.update.states import Held
 from protocol import limits
 from protocol.errors import Refused, StateError
 from protocol.ids import Digest
@@ -16,7 +18,10 @@ FETCHED = "the machine tells the server that the release is not whole, and fetch
 def find(place: Place) -> list[Fault]:
     """The manifest, and each artifact that is here: by its length, and where there is time by its hash."""
     with opened_state(place) as state:
-        committed = state.record().committed if state is not None else None
+        record = state.record() if state is not None else None
+    if record is None:
+        return []
+    committed, previous = record.committed, record.previous
     if committed is None or not place.layout.store.is_dir():
         return []
     store = Store(place.layout.store, disk=place.disk, sweep=False)
@@ -32,7 +37,25 @@ def find(place: Place) -> list[Fault]:
         if harm:
             what = f"release {committed.version}: {artifact.sha256[:12]} in the store is {harm}"
             found.append(Fault(what, _dropping(store, artifact.sha256), FETCHED))
+    if previous is not None:
+        found += _harmed_before(place, store, previous, {artifact.sha256 for artifact in manifest.artifacts()})
     return [*found, *_missing(store, manifest)]
+
+
+def _harmed_before(place: Place, store: Store, previous: Held, seen: Container[Digest]) -> Iterator[Fault]:
+    """What of the previous release alone is harmed. What is missing of it may have been given up for room."""
+    what = f"release {previous.version}, the one before"
+    if not store.has(previous.digest):
+        return
+    try:
+        manifest = parse_manifest(store.read(previous.digest, limits.MANIFEST_BYTES))
+    except (StateError, Refused) as error:
+        yield Fault(f"{what}: {error}", _dropping(store, previous.digest))
+        return
+    for artifact in manifest.artifacts():
+        harm = "" if artifact.sha256 in seen else _harm(place, store, artifact)
+        if harm:
+            yield Fault(f"{what}: {artifact.sha256[:12]} in the store is {harm}", _dropping(store, artifact.sha256))
 
 
 def _harm(place: Place, store: Store, artifact: Artifact) -> str:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import secrets
 import shutil
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +16,7 @@ from device.agent import held
 from device.cli import main
 from device.doctor import FAULTS_LEFT
 from device.layout import Layout
+from device.outbox.box import Outbox
 from device.repair.examine import CHECKS, KIND, TOLD, examine, tell
 from device.repair.fault import Fault, Finding, Place
 from device.seal import Seals, read
@@ -160,6 +162,16 @@ def truncated_model(layout):
     replace(path, path.read_bytes()[:-1])
 
 
+def damaged_model_before(layout):
+    path = layout.store / "sha256" / FIRST.manifest.models[0].variants[0].artifact.sha256
+    replace(path, path.read_bytes()[::-1])
+
+
+def damaged_manifest_before(layout):
+    path = layout.store / "sha256" / FIRST.digest
+    replace(path, b"{" + path.read_bytes())
+
+
 def lost_model(layout):
     (layout.store / "sha256" / MODEL).unlink()
 
@@ -217,6 +229,8 @@ CASES = [
     Case(stray_part, "stray-parts", told=False),
     Case(damaged_model, "release-files", mended=False),
     Case(truncated_model, "release-files", mended=False),
+    Case(damaged_model_before, "release-files"),
+    Case(damaged_manifest_before, "release-files"),
     Case(lost_model, "release-files", mended=False),
     Case(damaged_manifest, "release-files", mended=False),
     Case(set_of_nothing, "release-sets", told=False),
@@ -393,6 +407,32 @@ def test_managers_hear_of_what_lasts_once_and_of_each_mending(layout):
 
 def test_every_check_has_a_test():
     assert {case.check for case in CASES} | {"settings", "disk-space", "identity", "outbox-database"} == set(CHECKS)
+
+
+@pytest.mark.parametrize(
+    ("hurt", "says"),
+    [
+        (lambda data: data[:4096] + bytes(len(data) - 4096), "damaged"),
+        (lambda data: data.replace(b"a result", b"A result"), "1 of its rows"),
+        (lambda data: data[:18] + b"\x07" + data[19:], "header"),
+    ],
+    ids=["pages", "row", "header"],
+)
+async def test_the_doctor_sees_a_damaged_outbox_and_leaves_it_to_the_agent(layout, hurt, says):
+    box = await Outbox.opened(
+        layout.outbox_db, "m", budget_bytes=1 << 20, now_ms=lambda: 1, draw_token=lambda: secrets.token_hex(16)
+    )
+    await box.enqueue("results", b"a result")
+    await box.close()
+    assert look(layout) == ()
+    replace(layout.outbox_db, hurt(layout.outbox_db.read_bytes()))
+    layout.outbox_db.chmod(0o600)
+    before = snapshot(layout)
+    (found,) = look(layout)
+    assert (found.check, found.mended, bool(found.advice)) == ("outbox-database", False, True)
+    assert says in found.what
+    assert snapshot(layout) == before, "looking changes nothing"
+    assert mend(layout, thorough=False) == (), "at a start the agent looks itself"
 
 
 def test_a_damaged_outbox_is_the_agents_to_salvage(layout):
