@@ -11,7 +11,7 @@ import json
 import os
 import sqlite3
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -37,7 +37,7 @@ from tests.simulation.fleet.releases import GOOD, PRODUCT, RULES
 from tests.simulation.fleet.world import World
 
 if TYPE_CHECKING:
-    from tests.simulation.fleet.machine import Machine
+    from tests.simulation.fleet.machine import LostRange, Machine
 
 MAY_FOLLOW = frozenset((before, after) for (before, _), after in NEXT.items()) | {(state, state) for state in State}
 """As the table stands when this is imported: a fault that is planted in it later is seen."""
@@ -60,7 +60,8 @@ WATCHED = (
     f"SELECT key, value FROM facts WHERE key IN ('update/record', '{CLOCK_KEY}')",
 )
 """What is looked at in `state.db` after each transaction."""
-FINAL = ("committed", "refused", "rolled-back")
+FAILED = ("refused", "rolled-back")
+FINAL = ("committed", *FAILED)
 
 
 class BrokenError(AssertionError):
@@ -130,6 +131,8 @@ class Checker:
         clock = decode(facts[CLOCK_KEY], ClockRecord, limit=limits.MIB) if CLOCK_KEY in facts else ClockRecord()
         self._clock(machine, known.clock, clock)
         self._demand(refused >= known.refused, machine, "I6: a refusal was forgotten")
+        wrongly = [name for name in refused - known.refused if self._is_good(machine, name)]
+        self._demand(not wrongly, machine, "a good release is remembered as refused")
         if "update/record" in facts:
             record = decode(facts["update/record"], UpdateRecord, limit=limits.MIB)
             self._record(machine, known, record, refused, floors)
@@ -179,6 +182,13 @@ class Checker:
             self._world.seen[f"ended-{record.last.reason or record.last.outcome}"] += 1
         if before.last != record.last and record.last is not None and record.last.reason in EVIDENCE:
             known.evidence.add(record.last.release.digest)
+        if before.last != record.last and record.last is not None:
+            ended = record.last
+            self._demand(
+                not _speaks_against(ended.outcome, ended.reason) or not self._is_good(machine, ended.release.digest),
+                machine,
+                f"a good release was {ended.outcome}: {ended.reason} {ended.detail}",
+            )
         self._demand(known.evidence <= refused, machine, "I6: what was refused on evidence is not remembered")
         if record.state is State.TRIAL and record.offer is not None:
             name = record.offer.release.digest
@@ -262,14 +272,26 @@ class Checker:
         """I3: what was promised is here, or at the server, or counted as lost."""
         if not machine.promised:
             return
-        here = set()
-        lost = 0
         with _reading(machine.layout.outbox_db) as db:
             here = {bytes(body).decode() for (body,) in db.execute("SELECT body FROM rows")}
-            lost = sum(last - first + 1 for first, last in db.execute("SELECT first, last FROM losses"))
+            told: list[LostRange] = db.execute(
+                'SELECT token, lane, "first", "last" FROM losses JOIN epochs ON losses.epoch = epochs.no'
+            ).fetchall()
         there = self._server_rows(machine)
-        missing = machine.promised.keys() - here - there.keys()
-        self._demand(len(missing) <= lost, machine, f"I3: promised rows are gone: {_heads(missing)}")
+        gone = self._gone(machine, machine.promised.keys() - here - there.keys(), told)
+        self._demand(not gone, machine, f"I3: promised rows are gone: {_heads(gone)}")
+
+    def _gone(self, machine: "Machine", missing: Collection[str], told: "Iterable[LostRange]" = ()) -> list[str]:
+        """Of these promised rows those that are not told as lost, by their own numbers: neither in `told`, nor at the
+        server, which keeps what the machine may forget."""
+        gone = [row for row in missing if not machine.promised[row].is_in(told)]
+        if not gone:
+            return []
+        with _reading(machine.air.house.state / "catalog.db") as db:
+            kept: list[LostRange] = db.execute(
+                'SELECT epoch, lane, "first", "last" FROM lost_ranges WHERE device = ?', (machine.name,)
+            ).fetchall()
+        return [row for row in gone if not machine.promised[row].is_in(kept)]
 
     def _server_rows(self, machine: "Machine") -> Counter[str]:
         house = machine.air.house
@@ -357,6 +379,12 @@ class Checker:
         self._demand(committed is not None, machine, "nothing is committed")
         assert committed is not None
         self._demand(record.active == committed.digest, machine, "what is active is not what is committed")
+        halted = [
+            one["name"]
+            for one in rollouts
+            if one["state"] == "halted" and one["release"] in listed and released[one["release"]].kind in GOOD
+        ]
+        self._demand(not halted, machine, f"rollouts of good releases were halted, and by nobody: {halted}")
         offered = {
             one["release"]
             for one in rollouts
@@ -393,6 +421,11 @@ class Checker:
                 if status.outcome in FINAL and status.reason not in NO_EVIDENCE:
                     ends[status.rollout, status.manifest] += 1
                     said.append(f"{status.rollout} {status.outcome} {status.reason}")
+                self._demand(
+                    not _speaks_against(status.outcome, status.reason) or not self._is_good(machine, status.manifest),
+                    machine,
+                    f"a good release was told to be {status.outcome}: {status.reason}",
+                )
         doubled = [rollout for (rollout, _), count in ends.items() if count > 1]
         self._demand(not doubled, machine, f"I9: told more than once as final: {doubled}: {said}")
 
@@ -408,8 +441,13 @@ class Checker:
         self._world.seen["rows"] += ingested
         self._world.seen["rows-lost"] += lost
         self._demand(produced == ingested + lost, machine, f"I3: {produced} produced, {ingested} there, {lost} lost")
-        gone = machine.promised.keys() - there.keys()
-        self._demand(len(gone) <= lost, machine, f"I3: {len(gone)} promised rows never came; {lost} are counted")
+        gone = self._gone(machine, machine.promised.keys() - there.keys())
+        self._demand(not gone, machine, f"I3: promised rows never came, and are not told as lost: {_heads(gone)}")
+
+    def _is_good(self, machine: "Machine", manifest: str) -> bool:
+        return any(
+            made.release.digest == manifest and made.kind in GOOD for made in machine.air.house.released.values()
+        )
 
     def _demand(self, holds: object, machine: "Machine", what: str) -> None:
         if not holds:
@@ -417,6 +455,11 @@ class Checker:
             broken = BrokenError(f"{machine.name}: {what}")
             self._world.break_off(broken)
             raise broken
+
+
+def _speaks_against(outcome: str | None, reason: Reason | None) -> bool:
+    """Whether this end of an update says that the release is bad."""
+    return outcome in FAILED and reason not in NO_EVIDENCE
 
 
 def _heads(rows: Iterable[str]) -> list[str]:

@@ -9,7 +9,8 @@ import contextlib
 import hashlib
 import json
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,32 @@ BULKY_BYTES = 190_000  # five of them fill the outbox
 BOOT_S = 20.0  # from power on to the agent
 
 
+LostRange = tuple[str, str, int, int]
+"""Token of the epoch, lane, first and last number."""
+
+
+@dataclass(frozen=True)
+class Promise:
+    """Where the outbox took a row in.
+
+    Args:
+        lane: That it came into.
+        number: Of the row.
+        epochs: Tokens: another epoch may begin while it is kept.
+    """
+
+    lane: str
+    number: int
+    epochs: frozenset[str]
+
+    def is_in(self, lost: Iterable[LostRange]) -> bool:
+        """Whether it is among what is told as lost."""
+        return any(
+            epoch in self.epochs and lane == self.lane and first <= self.number <= last
+            for epoch, lane, first, last in lost
+        )
+
+
 class Machine:
     """One machine over all its lives.
 
@@ -93,7 +120,7 @@ class Machine:
         self.boots = 0
         self.booted_s = 0.0
         self.off_s: float | None = None  # until when it stays off, when somebody switched it off
-        self.promised: dict[str, str] = {}  # rows that the outbox took, by their bytes: the lane
+        self.promised: dict[str, Promise] = {}  # rows that the outbox took, by their bytes
         self.produced = 0
         self.results_every_s = 5 * 3600.0
         self._power = world.chance.of(f"{name}/power")
@@ -210,15 +237,17 @@ class Machine:
         while True:
             await asyncio.sleep(self._produce.expovariate(1 / self.results_every_s))
             by = self.workers.by if self.workers is not None else None
-            if by is None:
+            if by is None or self.parts is None:
                 continue
+            outbox = self.parts.outbox
             self.produced += 1
             lane = "alarms" if self._produce.random() < 0.2 else "results"
             padding = " " * (BULKY_BYTES if self.ills.bulky else 0)
             row = json.dumps({"row": self.produced, "of": self.name, "by": by, "_": padding}).encode()
+            epoch = outbox.epoch
             (number,) = await sink.enqueue_all([(lane, row)])
             # From here on it is promised.
-            self.promised[row.decode()] = lane
+            self.promised[row.decode()] = Promise(lane, number, frozenset((epoch, outbox.epoch)))
             self.world.log(self.name, f"row {self.produced} is {lane}/{number}")
 
     async def _ignition(self) -> None:

@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
 
@@ -17,7 +17,7 @@ from device import clock, state_db
 from device.contact import Contact
 from device.outbox import losses
 from device.outbox.box import Outbox
-from device.update import states
+from device.update import states, trial, watching
 from device.update.serving import Serving
 from device.update.states import Event, State
 from device.update.telling import Teller
@@ -148,6 +148,29 @@ def loss_not_counted() -> contextlib.AbstractContextManager[Any]:
     return mock.patch.object(losses, "add", lambda *_: None)
 
 
+def loss_of_others() -> contextlib.AbstractContextManager[Any]:
+    """As many rows are told as lost as were given up, but the ones behind them."""
+    real = losses.add
+
+    def add(connection: Any, new: losses.LossRow) -> None:
+        real(connection, replace(new, first=new.first + 1, last=new.last + 1))
+
+    return mock.patch.object(losses, "add", add)
+
+
+def good_refused() -> contextlib.AbstractContextManager[Any]:
+    """A trial takes seconds for milliseconds: the good release is too slow, and its rollout is halted."""
+    real = trial.find_evidence
+
+    def find_evidence(health: Any, watched: Any, rules: Any, bounds: Any) -> Any:
+        shorter = {
+            model: msgspec.structs.replace(bound, latency_ms=bound.latency_ms / 1000) for model, bound in bounds.items()
+        }
+        return real(health, watched, rules, shorter)
+
+    return mock.patch.object(watching, "find_evidence", find_evidence)
+
+
 def end_told_twice() -> contextlib.AbstractContextManager[Any]:
     real = Teller.of_step
 
@@ -169,6 +192,8 @@ PLANTED = {
     "refusal forgotten after a trial": Planted(refusal_forgotten, _story(_release("crash")), "I6"),
     "promise before sync": Planted(promise_before_sync, _story(ignition=True, days=3), "I3"),
     "loss not counted": Planted(loss_not_counted, _story(bulky=True, away=0.6, days=3), "I3"),
+    "other rows are told as lost": Planted(loss_of_others, _story(bulky=True, away=0.6, days=3), "I3: promised rows"),
+    "a good release refused": Planted(good_refused, _story(_release("good")), "a good release"),
     "receipt before commit": Planted(receipt_before_commit, _story(), "I3"),
     "wall clock believed": Planted(
         wall_clock_believed, _story(_release("good"), clocks=("plus-ten-years",)), "a wall clock left a trace"
