@@ -51,12 +51,16 @@ class Unsynced:
         def see(fd: int) -> None:
             with self._lock:
                 fsync(fd)
-                opened = Path(f"/proc/self/fd/{fd}")  # its name may change meanwhile
-                if opened.readlink().is_relative_to(self._root):
-                    self._keep(opened)
+                self.synced(fd)
 
         with mock.patch.object(os, "fsync", see):
             yield
+
+    def synced(self, fd: int) -> None:
+        """A file or a folder was synced just now."""
+        opened = Path(f"/proc/self/fd/{fd}")  # its name may change meanwhile
+        if opened.readlink().is_relative_to(self._root):
+            self._keep(opened)
 
     def leave(self, target: Path) -> None:
         """Writes to `target` what is left. Nobody who waits for a sync comes back from it: there is no power."""
@@ -66,6 +70,16 @@ class Unsynced:
         except BaseException:
             self._lock.release()
             raise
+
+    def lose(self) -> None:
+        """Takes from the folder itself what is not left. Databases stay where they are: somebody may look at them."""
+        for path in sorted(self._root.rglob("*"), reverse=True):
+            if path.is_dir() and not path.is_symlink():
+                with contextlib.suppress(OSError):  # a database is in it
+                    path.rmdir()
+            elif not path.name.endswith(DATABASE):
+                path.unlink()
+        self._build(self._root, self._nodes[self._root.stat().st_ino], self._root)
 
     def _keep(self, path: Path) -> None:
         """Notes what was synced just now. What is named in a folder and was itself never synced is there, but empty."""
@@ -85,16 +99,15 @@ class Unsynced:
         self._nodes[found.st_ino] = node
 
     def _build(self, source: Path, node: Node, target: Path) -> None:
-        target.mkdir()
-        names = set(node.names)
-        with contextlib.suppress(OSError):
-            names |= {path.name for path in source.iterdir() if path.name.endswith(DATABASE)}
-        for name in sorted(names):
+        target.mkdir(exist_ok=True)
+        if source != target and source.is_dir():
+            for path in source.iterdir():
+                if path.name.endswith(DATABASE):
+                    shutil.copy2(path, target / path.name)
+        for name, inode in sorted(node.names.items()):
             if name.endswith(DATABASE):
-                with contextlib.suppress(FileNotFoundError):
-                    shutil.copy2(source / name, target / name)
                 continue
-            child = self._nodes[node.names[name]]
+            child = self._nodes[inode]
             if stat.S_ISDIR(child.mode):
                 self._build(source / name, child, target / name)
             elif stat.S_ISLNK(child.mode):

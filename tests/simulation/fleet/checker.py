@@ -250,6 +250,7 @@ class Checker:
 
     def _release(self, machine: "Machine", known: Known, name: str) -> None:
         store = machine.layout.store / "sha256"
+        self._demand((store / name).exists(), machine, "I1: the manifest of a release is gone")
         data = (store / name).read_bytes()
         self._demand(hashlib.sha256(data).hexdigest() == name, machine, "I1: a manifest is not what it was")
         manifest = parse_manifest(data)

@@ -182,7 +182,7 @@ class Machine:
         kind, self.wall_off_s = draw_wall(self._power, self.ills)
         at = draw_life(self._power, self.ills)
         self._ended.clear()
-        self.plug = plug = Plug(self, NEVER if at is None else at, self._cut)
+        self.plug = plug = Plug(self, NEVER if at is None else at, self._cut, self.layout.state)
         if kind not in ("right", "jumps"):
             self.world.fault(f"clock-{kind}", self.name)
         self.world.log(self.name, f"boot {self.boots}")

@@ -6,6 +6,8 @@ They are patched in for the length of one play, at the place where the product w
 import asyncio
 import contextlib
 import itertools
+import os
+import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,6 +28,7 @@ from server.storage.catalog import Session
 from signing.trust_store import NEVER as NEVER_EXPIRED
 from signing.trust_store import TrustStore
 from tests.simulation.fleet.faults import Ills
+from tests.simulation.fleet.power import Plug
 from tests.simulation.fleet.story import Act, Story
 from tests.simulation.fleet.world import DAY_S
 
@@ -144,6 +147,17 @@ def workers_do_not_follow() -> contextlib.AbstractContextManager[Any]:
     return mock.patch.object(Serving, "follow", follow)
 
 
+def no_sync_of(is_meant: Callable[[int], bool]) -> contextlib.AbstractContextManager[Any]:
+    """The product never says fsync to such files."""
+    real = Plug.synced
+
+    def synced(self: Plug, fd: int) -> None:
+        if not is_meant(os.fstat(fd).st_mode):
+            real(self, fd)
+
+    return mock.patch.object(Plug, "synced", synced)
+
+
 def loss_not_counted() -> contextlib.AbstractContextManager[Any]:
     return mock.patch.object(losses, "add", lambda *_: None)
 
@@ -181,6 +195,8 @@ def end_told_twice() -> contextlib.AbstractContextManager[Any]:
     return mock.patch.object(Teller, "of_step", of_step)
 
 
+CUT_OFTEN = _story(_release("good"), _release("good", 3, 0.6), ignition=True, power=True)
+
 PLANTED = {
     "workers do not follow": Planted(workers_do_not_follow, _story(ignition=True), "I8"),
     "an end told twice": Planted(end_told_twice, _story(_release("good")), "I9"),
@@ -203,6 +219,8 @@ PLANTED = {
         _story(Act(0.5 * DAY_S, "attack", ("tractor", "frozen", 20 * DAY_S)), days=12),
         "has expired, and was let in",
     ),
+    "no fsync of file": Planted(lambda: no_sync_of(stat.S_ISREG), CUT_OFTEN, "I4"),
+    "no fsync of folder": Planted(lambda: no_sync_of(stat.S_ISDIR), CUT_OFTEN, "I1"),
     "contact id not kept": Planted(contact_not_kept, _story(answer_lost=0.5), "it was taken for a clone"),
 }
 """By name."""

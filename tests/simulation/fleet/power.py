@@ -7,11 +7,14 @@ Which computer does something is told by the context of its tasks, so that many 
 import asyncio
 import contextlib
 import contextvars
+import os
 import random
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from tests.simulation.unsynced import Unsynced
 
 NEVER = 1 << 60
 SCRATCH = "headland-fleet-"
@@ -29,9 +32,10 @@ class Plug:
         owner: Whose life.
         at: The effect that it ends before, counted from 0.
         on_cut: Told why, once.
+        folder: Of which a cut may leave no more than what was synced; None: it is a process that ends, not a computer.
     """
 
-    def __init__(self, owner: Any, at: int, on_cut: Callable[[str], None]) -> None:
+    def __init__(self, owner: Any, at: int, on_cut: Callable[[str], None], folder: Path | None = None) -> None:
         self.owner = owner
         self.at = at
         self.effects = 0
@@ -39,6 +43,7 @@ class Plug:
         self._on_cut = on_cut
         self._connections: list[sqlite3.Connection] = []
         self._synced: dict[Path, int] = {}
+        self._disk = Unsynced(folder) if folder is not None else None
         self.tasks: dict[asyncio.Task[Any], None] = {}
         """All that this life has begun, in order."""
 
@@ -52,6 +57,11 @@ class Plug:
             self._synced.setdefault(path, path.stat().st_size)
         elif path in self._synced and effect == "fsync":
             self._synced[path] = path.stat().st_size
+
+    def synced(self, fd: int) -> None:
+        """A file or a folder was synced just now."""
+        if self._disk is not None:
+            self._disk.synced(fd)
 
     def check(self) -> None:
         """Raises when there is no power."""
@@ -67,10 +77,13 @@ class Plug:
         self._connections.append(connection)
 
     def bury(self, chance: random.Random) -> None:
-        """What the cut leaves: transactions that did not commit never were; appended bytes that nobody synced may be
-        there, be others, or not be there."""
+        """What the cut leaves: transactions that did not commit never were; of the rest either nothing is left but what
+        was synced, or all but appended bytes that nobody synced: they may be there, be others, or not be there."""
         for connection in self._connections:
             sqlite3.Connection.close(connection)
+        if self._disk is not None and chance.random() < 0.5:
+            self._disk.lose()
+            return
         for path, length in sorted(self._synced.items()):
             if path.exists() and (unsynced := path.stat().st_size - length) > 0:
                 fate = chance.choice(("kept", "lost", "torn"))
@@ -123,6 +136,15 @@ def forgetting(forget: Callable[[Path], None]) -> Callable[[Path], None]:
 
 
 _REAL_CONNECT = sqlite3.connect
+_REAL_FSYNC = os.fsync
+
+
+def fsync(fd: int) -> None:
+    """As `os.fsync`, for whoever does it."""
+    _REAL_FSYNC(fd)
+    plug = CURRENT.get()
+    if plug is not None:
+        plug.synced(fd)
 
 
 def connect(*arguments: Any, **more: Any) -> sqlite3.Connection:

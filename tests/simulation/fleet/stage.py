@@ -7,6 +7,7 @@ is replaced, by name.
 import contextlib
 import functools
 import logging
+import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -83,6 +84,7 @@ def staged(world: World) -> Iterator[None]:
             (app, "open_blobs", _opening(app.open_blobs)),
             (Catalog, "write", power.catalog_write(Catalog.write)),
             (durable.DISK, "before", power.before),
+            (os, "fsync", power.fsync),
             (durable, "_forget", power.forgetting(durable._forget)),
         ):
             stack.enter_context(mock.patch.object(target, name, value))
