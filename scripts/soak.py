@@ -116,6 +116,15 @@ def _play_all(seeds: Sequence[int], processes: int) -> Iterator["Played"]:
     from tests.simulation.fleet.template import scratch
 
     folder = scratch()
+
+    def end(*_: object) -> None:
+        """At once: a pool that is told to end may wait for ever for a process that waits for it."""
+        for child in multiprocessing.active_children():
+            child.kill()
+        shutil.rmtree(folder, ignore_errors=True)
+        os._exit(143)
+
+    signal.signal(signal.SIGTERM, end)
     try:
         with multiprocessing.get_context("spawn").Pool(processes, _begin, (str(folder),)) as pool:
             yield from pool.imap_unordered(_play, seeds)
