@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
-from device.damage import remove, set_aside
+from device.damage import set_aside
 from device.day import Instant
 from device.outbox import changes, damage, folding, highwater, losses, schema, ttl
 from device.outbox.book import Book, Draft, load
@@ -101,13 +101,18 @@ class Core:
 
     @property
     def connection(self) -> sqlite3.Connection:
-        """For the writing thread. Where a damaged file could not be followed by a new one, that is tried again.
+        """For the writing thread. Raises as `ensure_open`."""
+        self.ensure_open()
+        return self._connection
+
+    def ensure_open(self) -> None:
+        """Where a damaged file could not be followed by a new one, that is tried again.
 
         Raises:
             StateError: The disk still does not let it begin.
         """
-        self._ensure_open()
-        return self._connection
+        if self._damaged:
+            self._begin()
 
     def close(self) -> None:
         """Closes the file; what was written is durable with or without it."""
@@ -137,7 +142,7 @@ class Core:
         Raises:
             StateError: The disk did not take them. None is kept, and none has a number.
         """
-        self._ensure_open()
+        self.ensure_open()
         more = dict.fromkeys({lane for lane, _ in rows}, len(rows))  # at most
         self._highwater.reserve(self.book, more, self._told)
         try:
@@ -230,7 +235,7 @@ class Core:
 
     def tend(self, now: Instant) -> bool:
         """Looks after rows that are too old, and after the file beside this one. Returns whether more is to do."""
-        self._ensure_open()
+        self.ensure_open()
         policies = self._means.policies
         more = False
         if any(policy.ttl_s for policy in policies.values()):
@@ -291,10 +296,6 @@ class Core:
 
     # How
 
-    def _ensure_open(self) -> None:
-        if self._damaged:
-            self._begin()
-
     def _begin(self) -> None:
         """Goes on from a damaged file in a new one; each step may be done again.
 
@@ -308,7 +309,7 @@ class Core:
                 else:
                     # Begun before in vain. No row is in it, and set aside again and again it would drive out the
                     # damaged files that hold some.
-                    remove(self._means.path)
+                    damage.discard(self._means.path)
                 ruin = self._ruin
                 self._connection, self._reader, self.book = self._new(ruin.known, ruin.why, ruin.target)
             except (sqlite3.Error, OSError) as error:
@@ -341,7 +342,9 @@ class Core:
         target: Path | None = None
         known: Accounts | None = None
         why = DELETED
-        if has_log and not damage.has_pages(path):
+        if schema.was_cut_while_made(path):
+            damage.discard(path)
+        elif has_log and not damage.has_pages(path):
             target = set_aside(path)
         elif path.exists():
             try:
@@ -370,9 +373,11 @@ class Core:
             sqlite3.DatabaseError: It is damaged, or lacks rows.
         """
         book = damage.checked_book(self._means.path, CHECKED_BYTES)
-        if book is not None and expected is not None and damage.missing_numbers(book, expected, has_log=has_log):
+        if book is None or not book.epochs:
+            return None
+        if expected is not None and damage.missing_numbers(book, expected, has_log=has_log):
             raise schema.damaged(NEWEST_GONE)
-        return book if book is not None and book.epochs else None
+        return book
 
     def _connected(self, book: Book) -> tuple[sqlite3.Connection, sqlite3.Connection, Book]:
         connection = schema.open_writer(self._means.path)

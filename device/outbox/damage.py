@@ -20,6 +20,7 @@ from device.outbox.losses import LossRow
 from protocol.errors import StateError
 from protocol.results import LANES
 from protocol.spans import EMPTY, Spans
+from signing import durable
 
 _DONE: Final = ".salvaged-"
 
@@ -127,15 +128,25 @@ def _count_torn(path: Path, book: Book) -> int:
     return torn
 
 
+def discard(path: Path) -> None:
+    """Removes a file that no row was ever in: set aside, such files would drive out those that hold some.
+
+    Safe to repeat after a cut: no log is left without its database, and the journal goes last, which tells what it was.
+    """
+    for suffix in ("-wal", "-shm", "", "-journal"):
+        durable.unlink(path.with_name(path.name + suffix))
+
+
 def read_accounts(path: Path) -> Accounts | None:
-    """The accounts of a damaged file if they can still be believed, else None."""
+    """The accounts of a damaged file if it has any and they can still be believed, else None."""
     if not has_pages(path):
         return None
     try:
         connection = schema.open_reader(path)
         try:
             schema.check(connection, 0)
-            return Accounts(load(connection), tuple(losses.all_of(connection)))
+            book = load(connection)
+            return Accounts(book, tuple(losses.all_of(connection))) if book.epochs else None
         finally:
             connection.close()
     # A damaged text does not decode, a damaged number does not fit.

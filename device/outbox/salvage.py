@@ -84,7 +84,7 @@ class Salvage:
     def _look_through(self) -> None:
         done: list[Path] = []
         while True:
-            fresh = [file for file in damage.quarantined(self._path) if file not in done]
+            fresh = [file for file in self._run(self._quarantined) if file not in done]
             if not fresh:
                 if self._run(lambda: self._conclude(done)):
                     return
@@ -101,6 +101,11 @@ class Salvage:
                     chunk, length = [], 0
             self._take(chunk)
             done.append(fresh[0])
+
+    def _quarantined(self) -> list[Path]:
+        """In the writing thread: a file is set aside there before the book says what of it is astray."""
+        self._core.ensure_open()
+        return damage.quarantined(self._path)
 
     def _take(self, chunk: list[Found]) -> None:
         wanted = [row for row in chunk if self._core.book.lane(row.epoch, row.lane).astray.within(row.seq, row.seq)]

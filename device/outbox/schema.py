@@ -112,6 +112,15 @@ def is_empty(connection: sqlite3.Connection) -> bool:
     return bool(connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0)
 
 
+def was_cut_while_made(path: Path) -> bool:
+    """Whether the power went before the file was in WAL mode: no row was ever in it, and a reader cannot open it.
+
+    The journal of that one change is gone for good with the first commit, which syncs the folder for its log.
+    """
+    journal = path.with_name(f"{path.name}-journal")
+    return journal.exists() and not (path.exists() and path.stat().st_size > PAGE_BYTES)
+
+
 def check_version(connection: sqlite3.Connection, path: Path) -> None:
     """Looks at the format.
 
@@ -142,8 +151,6 @@ def check_header(path: Path) -> None:
     Raises:
         sqlite3.DatabaseError: They are not what this module writes.
     """
-    if path.with_name(f"{path.name}-journal").exists():  # cut while it was made: SQLite puts the header right
-        return
     if path.stat().st_size and (why := damage.check_header(path, PAGE_BYTES)):
         raise damaged(why)
 

@@ -31,6 +31,7 @@ SAMPLES = {
     "dying": Extent(states=80, recoveries=3, states_of_recovery=10),
     "outbox": Extent(states=150, recoveries=4, states_of_recovery=20),
     "outbox-full": Extent(states=80, recoveries=2, states_of_recovery=20),
+    "outbox-damaged": Extent(states=80, recoveries=2, states_of_recovery=20),
     "frames": Extent(states=120, recoveries=3, states_of_recovery=15),
     "sealed": Extent(states=60, recoveries=2, states_of_recovery=10),
     "rebuilt": Extent(states=40, recoveries=1, states_of_recovery=15),

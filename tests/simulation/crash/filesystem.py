@@ -452,6 +452,8 @@ class Reader:
             return  # in a volatile folder
         if before is None or after is None:
             raise UnknownCallError(f"line {call.end}: a rename into or out of the folder: {old} to {new}")
+        if before[1].endswith(LEFT_OUT) and after[1].endswith(LEFT_OUT):
+            return
         child = self._names[before[0]].pop(before[1])
         self._names[after[0]][after[1]] = child
         self._history.events.append(Rename(*before, *after, child, call.start, call.end))

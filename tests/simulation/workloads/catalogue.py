@@ -44,7 +44,7 @@ class Later:
 
 MODULES = {
     "updates": ("update", "rollback", "dying"),
-    "outbox": ("outbox", "outbox-full"),
+    "outbox": ("outbox", "outbox-full", "outbox-damaged"),
     "frames": ("frames",),
     "sealing": ("sealed", "rebuilt", "rebuilt-from-link"),
     "trust": ("trust",),
