@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from aiohttp import web_app
+
 from tests.simulation.fleet.checker import BrokenError, Checker
 from tests.simulation.fleet.house import House, running
 from tests.simulation.fleet.machine import Machine, switched_on
@@ -223,8 +225,8 @@ def _collected_afterwards() -> Iterator[None]:
     finally:
         if was_on:
             gc.enable()
+        web_app._cached_build_middleware.cache_clear()  # it keeps the last thousand doors, and with each a whole play
         gc.collect()
-        gc.freeze()  # what is still there stays, and need not be searched again
 
 
 def tail(played: Played, count: int = 60) -> str:
