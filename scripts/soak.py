@@ -99,14 +99,20 @@ def _soak(first: int, count: int, processes: int, *, as_json: bool) -> int:
             left_s = (told_s - began_s) / done * (count - done)
             said = f"{done} of {count} seeds, {steps} steps looked at, {len(wrong)} wrong, {left_s / 60:.0f} min to go"
             print(said, file=sys.stderr, flush=True)
+    from tests.simulation.fleet.faults import COUNTED
+
+    never = [name for name in COUNTED if not seen[name]]
     if as_json:
         facts = {"seeds": count, "first": first, "steps": steps, "virtual_days": round(days), "cpu_s": round(cpu_s, 1)}
-        print(json.dumps(facts | {"faults": dict(sorted(seen.items())), "wrong": [_facts(played) for played in wrong]}))
+        facts |= {"faults": dict(sorted(seen.items())), "never": never}
+        print(json.dumps(facts | {"wrong": [_facts(played) for played in wrong]}))
     else:
         print(
             f"{count} seeds from {first}: {steps} steps looked at, {days:.0f} virtual days, {cpu_s / count:.1f} s each"
         )
         print("faults: " + ", ".join(f"{name} {number}" for name, number in seen.most_common()))
+        if never:
+            print(f"never: {', '.join(never)}")
         print(f"wrong: {', '.join(str(played.seed) for played in wrong)}" if wrong else "everybody came home")
     return 1 if wrong else 0
 

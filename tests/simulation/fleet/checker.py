@@ -437,6 +437,13 @@ class Checker:
         self._demand(not doubled, machine, f"I3: rows came twice: {_heads(doubled)}")
         produced = machine.parts.outbox.produced() if machine.parts is not None else 0
         self._demand(not shown["set_apart"], machine, f"it was taken for a clone: {shown['set_apart']}")
+        with _reading(machine.air.house.state / "catalog.db") as db:
+            why = db.execute(
+                "SELECT what, detail FROM events WHERE kind = 'clone' AND device = ? ORDER BY what", (machine.name,)
+            ).fetchall()
+        # Somebody may have vouched for it since. Each copy gives one reason by its token, and perhaps one by its rows.
+        most = max(Counter(what for what, _ in why).values(), default=0)
+        self._demand(most <= machine.air.copies, machine, f"it was taken for a clone: {why}")
         lost = sum(shown["lost"].values())
         ingested = sum(there.values())
         self._world.seen["rows"] += ingested

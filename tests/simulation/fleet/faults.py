@@ -12,10 +12,23 @@ YEAR_S = 365 * DAY_S
 
 LINK = ("request-lost", "answer-lost", "delivered-twice", "late", "cut-in-blob", "bytes-changed", "out-of-range")
 CLOCKS = ("right", "1970", "minus-a-year", "plus-ten-years", "jumps")
-HAPPENS = ("overtaken", "gone-on-in-a-blob", "clock-jumps-in-update", "power-in-check", "power-in-trial", "rows-lost")
+HAPPENS = (
+    "overtaken",
+    "overtaken-contact",
+    "held-up",
+    "copy-called",
+    "readmitted",
+    "gone-on-in-a-blob",
+    "clock-jumps-in-update",
+    "power-in-check",
+    "power-in-trial",
+    "rows-lost",
+)
 """What faults lead to, and is counted beside them."""
 ATTACKS = ("frozen", "replayed")
 ROOTS = (0, 1, 3, 257, 300)
+COUNTED = (*LINK, *HAPPENS, *ATTACKS, "power", "server-crash", "clock-jumps", "clock-1970")
+"""What plays count under these names, and must all happen for a run of them to prove something."""
 
 
 @dataclass(frozen=True)

@@ -291,6 +291,15 @@ class House:
                 await self.must("POST", f"/api/v1/rollouts/{name}/halt", {}, fine=409)
                 self.world.log("people", f"halted {name}")
 
+    async def readmit(self, name: str) -> bool:
+        """Vouches for a machine, if it was set apart. Returns whether it was."""
+        if not (await self.must("GET", f"/api/v1/devices/{name}"))["set_apart"]:
+            return False
+        # 409: it was done by a request whose answer was lost in a crash.
+        await self.must("POST", f"/api/v1/devices/{name}/readmit", {}, fine=409)
+        self.world.fault("readmitted", "people", name)
+        return True
+
     async def sign_anew(self) -> None:
         """All roles that would run out."""
         managers = self.managers

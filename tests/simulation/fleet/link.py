@@ -14,13 +14,16 @@ import msgspec
 from device.link import Answer, refusal
 from protocol import limits
 from protocol.errors import LinkError, Reason, Refused
-from protocol.messages import SyncAnswer
+from protocol.messages import SyncAnswer, SyncRequest
 from protocol.wire import decode, encode
+from server import sync_token
 from signing.repository import RepositoryKind
 from tests.simulation.fleet.faults import Fate, Ills, draw_fate
 from tests.simulation.fleet.house import House
 from tests.simulation.fleet.power import CURRENT
 from tests.simulation.fleet.world import World
+
+SYNC = "/v1/sync"
 
 
 class Air:
@@ -46,6 +49,10 @@ class Air:
         self._held: SyncAnswer | None = None
         self._shown: SyncAnswer | None = None
         self._asked = 0  # requests that reached the server
+        self._answered: list[str] = []  # ids of contacts, in the order in which the server first answered them
+        self._called: SyncRequest | None = None  # the newest contact, as it was sent
+        self.copies = 0
+        """How often somebody called with a copy of this machine's disk."""
         self._late: set[asyncio.Task[Any]] = set()
 
     def line(self, tls: Any = None) -> "Line":
@@ -81,49 +88,84 @@ class Air:
             self.world.seen["out-of-range"] += 1
             raise LinkError("out of range")
         fate = draw_fate(self._chance, self.ills)
+        if path == SYNC:
+            self._called = decode(body, SyncRequest, limit=limits.SYNC_BYTES)
         await asyncio.sleep(fate.before_s)
         _check_power()
         if fate.before_s > 1:
             self.world.fault("late", self.name, path)
         if fate.lost:
+            self._copy(fate, method, path, body, headers, certificate)
             self.world.fault("request-lost", self.name, _short(path))
             raise LinkError("the request was lost")
         self._asked += 1
         self._copy(fate, method, path, body, headers, certificate)
         status, answer = await self.house.ask(method, path, body, headers, certificate)
+        if path == SYNC and status == 200:
+            self._note(answer)
         await asyncio.sleep(fate.after_s)
         _check_power()
         if fate.answer_lost:
             self.world.fault("answer-lost", self.name, _short(path))
             raise LinkError("the answer was lost")
-        if path == "/v1/sync" and status == 200:
+        if path == SYNC and status == 200:
             answer = self._say(answer)
         return status, answer
 
     def _copy(
         self, fate: Fate, method: str, path: str, body: bytes, headers: dict[str, str], certificate: bytes | None
     ) -> None:
-        """The same request arrives once more, perhaps when others have overtaken it."""
+        """The same request arrives once more, or one that was given up arrives after all; perhaps when others have
+        overtaken it. Nobody waits for the answer."""
         if fate.again_after_s is None or method != "POST":
             return
-
+        again_after_s = fate.again_after_s
         asked = self._asked
+        called = decode(body, SyncRequest, limit=limits.SYNC_BYTES).contact_id if path == SYNC else ""
 
         async def again() -> None:
-            # A contact is told once more at once; results may come again at any time. TLS lets nobody replay them.
-            await asyncio.sleep(0.01 if path == "/v1/sync" else fate.again_after_s or 0)
+            await asyncio.sleep(again_after_s)
+            overtaken_by = self._overtaken_by(called)
+            if overtaken_by > sync_token.REMEMBERED:
+                return  # no request stays on its way for so long, and the server counts on that
             try:
-                status, _ = await self.house.ask(method, path, body, headers, certificate)
+                status, answer = await self.house.ask(method, path, body, headers, certificate)
             except LinkError:
                 return
-            self.world.fault("delivered-twice", self.name, f"{_short(path)} {status}")
+            self.world.fault("held-up" if fate.lost else "delivered-twice", self.name, f"{_short(path)} {status}")
             if self._asked > asked:
                 self.world.seen["overtaken"] += 1
+            if called and status == 200:
+                self.world.seen["overtaken-contact"] += overtaken_by > 0
+                self._note(answer)
 
         # Of the air, not of the machine: no plug is in its context.
         task = self.world.loop.create_task(again(), context=contextvars.Context())
         self._late.add(task)
         task.add_done_callback(self._late.discard)
+
+    def _overtaken_by(self, contact: str) -> int:
+        """How many newer contacts were answered since this one was."""
+        return len(self._answered) - 1 - self._answered.index(contact) if contact in self._answered else 0
+
+    def _note(self, answer: bytes) -> None:
+        contact = decode(answer, SyncAnswer, limit=limits.ANSWER_BYTES).contact_id
+        if contact not in self._answered:
+            self._answered.append(contact)
+
+    async def call_from_a_copy(self) -> None:
+        """Somebody has started a copy of this machine's disk, as it was at its newest contact, and it calls."""
+        if self._called is None:
+            return
+        self.copies += 1
+        chance = self.world.chance.of(f"{self.name}/copy")
+        contact, nonce = (f"{chance.getrandbits(128):032x}" for _ in range(2))
+        body = encode(msgspec.structs.replace(self._called, contact_id=contact, nonce=nonce))
+        try:
+            await self.house.ask("POST", SYNC, body, {"Content-Type": "application/json"}, self.certificate())
+        except LinkError:
+            return
+        self.world.fault("copy-called", self.name)
 
     def _say(self, answer: bytes) -> bytes:
         """What reaches the machine of an answer to a contact."""

@@ -128,6 +128,7 @@ class Machine:
         self._produce = world.chance.of(f"{name}/results")
         self.contacts_s: list[float] = []
         self._calm_s = 0.0
+        self._calls_due = 1  # since then, before it can have heard of everything
         self._ended = asyncio.Event()
         self._certified: tuple[int, bytes] | None = None
 
@@ -282,6 +283,11 @@ class Machine:
             self.plug.at = NEVER
             self.plug.cut("the last time")
 
+    def readmitted(self) -> None:
+        """What it heard before does not count. Nor does one answer: to the contact that was answered last while it was
+        set apart the server says nothing new, however late it comes again."""
+        self._calm_s, self._calls_due = self.world.loop.time(), 2
+
     def contacts_since_calm(self) -> int:
         """Answers that were judged good since then."""
         return sum(at_s > self._calm_s for at_s in self.contacts_s)
@@ -307,7 +313,7 @@ class Machine:
             return f"{parts.outbox.queued()} rows wait; {parts.contact_loop.trouble}"
         if parts.contact_loop.trouble:
             return parts.contact_loop.trouble
-        return "" if self.contacts_since_calm() else "no contact yet"
+        return "" if self.contacts_since_calm() >= self._calls_due else "no contact yet"
 
     def draw_token(self) -> str:
         return f"{self._draws.getrandbits(128):032x}"

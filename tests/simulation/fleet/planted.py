@@ -23,6 +23,7 @@ from device.update import states, trial, watching
 from device.update.serving import Serving
 from device.update.states import Event, State
 from device.update.telling import Teller
+from server import sync_token
 from server.ingest import Ingest
 from server.storage.catalog import Session
 from signing.trust_store import NEVER as NEVER_EXPIRED
@@ -48,6 +49,12 @@ def _story(*acts: Act, days: float = 2.0, **ills: Any) -> Story:
 
 def _release(kind: str, number: int = 2, at_days: float = 0.1) -> Act:
     return Act(at_days * DAY_S, "release", (number, kind, 100.0, None))
+
+
+def _copied_each_day(days: int = 5, **ills: Any) -> Story:
+    """And readmitted eight hours later."""
+    times = ((day + share, kind) for day in range(days) for share, kind in ((0.3, "copied"), (0.6, "readmit")))
+    return _story(*(Act(at_days * DAY_S, kind, ("tractor",)) for at_days, kind in times), days=days, **ills)
 
 
 def floor_not_persisted() -> contextlib.AbstractContextManager[Any]:
@@ -138,6 +145,28 @@ def contact_not_kept() -> Iterator[None]:
         yield
 
 
+def late_contact_doubted() -> contextlib.AbstractContextManager[Any]:
+    """Of the contacts that it answered the server remembers the last one only."""
+    real = sync_token.judge
+
+    def judge(device: Any, *arguments: Any) -> sync_token.Standing:
+        return real(replace(device, recent={}), *arguments)
+
+    return mock.patch.object(sync_token, "judge", judge)
+
+
+def readmitted_doubted() -> contextlib.AbstractContextManager[Any]:
+    """A repetition is known by the number just before the last: after a readmission numbers jump."""
+    real = sync_token.judge
+
+    def judge(device: Any, shown: int | None, *arguments: Any) -> sync_token.Standing:
+        said = real(device, shown, *arguments)
+        jumped = said is sync_token.Standing.RETRY and shown is not None and shown < device.token_counter - 1
+        return sync_token.Standing.CLONE if jumped else said
+
+    return mock.patch.object(sync_token, "judge", judge)
+
+
 def workers_do_not_follow() -> contextlib.AbstractContextManager[Any]:
     """Workers take up a release on trial, and nothing after a start."""
 
@@ -221,6 +250,10 @@ PLANTED = {
     ),
     "no fsync of file": Planted(lambda: no_sync_of(stat.S_ISREG), CUT_OFTEN, "I4"),
     "no fsync of folder": Planted(lambda: no_sync_of(stat.S_ISDIR), CUT_OFTEN, "I1"),
+    "a late contact is doubted": Planted(late_contact_doubted, _story(twice=0.9), "it was taken for a clone"),
+    "a readmitted machine is doubted": Planted(
+        readmitted_doubted, _copied_each_day(answer_lost=0.5), "it was taken for a clone"
+    ),
     "contact id not kept": Planted(contact_not_kept, _story(answer_lost=0.5), "it was taken for a clone"),
 }
 """By name."""

@@ -147,15 +147,23 @@ class _Stage:
                 self.world.fault(f"roots-{count}", "people")
                 await self.house.rotate(repository, count, roots(repository, CHAIN))  # type: ignore[arg-type]
             case "attack":
-                name, attack, seconds = act.what
-                (machine,) = [one for one in self.machines if one.name == name]
+                _, attack, seconds = act.what
+                machine = self._machine(act)
                 machine.air.begin_attack(attack)  # type: ignore[arg-type]
                 self.world.loop.call_later(seconds, machine.air.end_attack)  # type: ignore[arg-type]
+            case "copied":
+                await self._machine(act).air.call_from_a_copy()
+            case "readmit":
+                await self.house.readmit(self._machine(act).name)
             case "crash":
                 if self.house.plug is not None:
                     self.house.plug.at = self.house.plug.effects + int(act.what[0])  # type: ignore[call-overload]
             case _:
                 raise AssertionError(act.kind)
+
+    def _machine(self, act: Act) -> Machine:
+        (machine,) = [one for one in self.machines if one.name == act.what[0]]
+        return machine
 
     async def _winter(self) -> None:
         """Eight months in the barn, all of them; the managers go on and sign what runs out."""
@@ -186,6 +194,9 @@ class _Stage:
         while quiet < 3:
             await asyncio.sleep(3600)
             await self._roll_out_again(again)
+            for machine in self.machines:
+                if machine.air.copies and await self.house.readmit(machine.name):
+                    machine.readmitted()
             quiet = 0 if any(machine.is_due() for machine in self.machines) else quiet + 1
             if self.world.loop.time() > until_s:
                 due = [f"{machine.name}: {machine.why_due()}" for machine in self.machines if machine.is_due()]

@@ -8,6 +8,7 @@ from tests.simulation.fleet.releases import EVIDENCE, GOOD, KILLERS
 from tests.simulation.fleet.template import COUNTERS, NAMES
 from tests.simulation.fleet.world import DAY_S
 
+HOUR_S = 3600.0
 WINTER_S = 243 * DAY_S
 
 
@@ -16,7 +17,7 @@ class Act:
     """Something that people or enemies do, so many seconds after the beginning.
 
     `kind`: `release` (number, kind, error_percent, floor), `delist` (number), `roots` (repository, count), `winter`,
-    `attack` (machine, attack, seconds), `crash` (effects).
+    `attack` (machine, attack, seconds), `copied` (machine), `readmit` (machine), `crash` (effects).
     """
 
     at_s: float
@@ -85,6 +86,11 @@ def draw_story(chance: random.Random) -> Story:
             acts.append(Act(at_s, "attack", (chance.choice(machines), attack, length_s)))
             if chance.random() < 0.5:  # as long as it lasts, which may be until what it holds has expired
                 ends_s = max(ends_s, at_s + length_s)
+    for _ in range(chance.choice((1, 1, 3)) if chance.random() < 0.3 else 0):
+        # A person vouches for it soon, or only when all is over.
+        name, at_s = chance.choice(machines), chance.uniform(0.1, 0.9) * lasts_s
+        acts.append(Act(at_s, "copied", (name,)))
+        acts.append(Act(at_s + chance.choice((HOUR_S, DAY_S / 2, DAY_S)) * chance.random(), "readmit", (name,)))
     return Story(
         machines=machines,
         lasts_s=ends_s,
