@@ -6,13 +6,12 @@ together is put together by it.
 
 import asyncio
 import contextlib
-import hashlib
 import json
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -26,9 +25,8 @@ from device.trust import keeper
 from device.trust.port import Verdict
 from device.trust.wire import LINE_BYTES, Asked, JudgeAsked, JudgeSaid, ReceiptsAsked, ReceiptsSaid
 from device.update import states
-from device.update.ports import Health, ReleaseSet
 from device.update.states import State
-from protocol.errors import Reason, Refused, StateError
+from protocol.errors import StateError
 from protocol.messages import Inventory, SyncAnswer
 from protocol.objects import ReceiptsBody
 from protocol.wire import decode, encode
@@ -36,8 +34,10 @@ from tests.simulation.fleet.faults import CALM, Ills, draw_jump, draw_life, draw
 from tests.simulation.fleet.house import House
 from tests.simulation.fleet.link import Air, Line, MetadataLine
 from tests.simulation.fleet.power import CURRENT, NEVER, Plug, context_of
-from tests.simulation.fleet.releases import kind_of
 from tests.simulation.fleet.world import START_MS, World, ended
+
+if TYPE_CHECKING:
+    from tests.simulation.fleet.workers import Workers
 
 INVENTORY = Inventory(agent="0.1.0", platform="linux-x86_64", accelerators=("cpu",))
 SETTINGS = """
@@ -329,100 +329,6 @@ def current() -> Machine:
     machine = plug.owner
     assert isinstance(machine, Machine)
     return machine
-
-
-class Workers:
-    """`device.update.ports.Workers` without processes: they do what the release says that it does."""
-
-    def __init__(self, **_: Any) -> None:
-        self._machine = current()
-        self._machine.workers = self
-        self._release: ReleaseSet | None = None
-        self._kind = ""
-        self._since_s = 0.0
-        self.by: str | None = None
-        """The version that answers now."""
-
-    @property
-    def digest(self) -> str | None:
-        """The manifest that serves."""
-        return self._release.digest if self._release is not None else None
-
-    async def close(self) -> None:
-        self.by = None
-
-    async def converge(self, release: ReleaseSet | None) -> None:
-        await asyncio.sleep(0.2)
-        if release is None:
-            self._release, self.by = None, None
-            return
-        if self._release is not None and self._release.digest == release.digest:
-            return
-        kind = await asyncio.to_thread(read_kind, release)
-        if kind == "hang":
-            await asyncio.sleep(60)
-            raise Refused(Reason.MODEL_LOAD, "it did not come up within 60 s")
-        if kind == "trial-golden":
-            raise Refused(Reason.TRIAL_GOLDEN, "a golden input does not hold in the worker")
-        machine = self._machine
-        self._release, self._kind, self._since_s = release, kind, machine.world.loop.time()
-        self.by = release.manifest.version
-        machine.checker.serves(machine, release)
-        if kind == "kills-trial":
-            machine.world.loop.call_later(machine.random() * 35, self._kill)
-
-    def _kill(self) -> None:
-        plug = self._machine.plug
-        if plug is not None and self._machine.workers is self and self._kind == "kills-trial":
-            self._machine.checker.killed(self._machine)
-            plug.cut(f"{self.by} took the machine down")
-
-    def health(self) -> Health:
-        if self._release is None:
-            return Health(digest=None, serving=False)
-        served_s = self._machine.world.loop.time() - self._since_s
-        # Soon, so that a machine that is cut again and again does not add up healthy seconds before it is seen.
-        crashed = self._kind == "crash" and served_s > 7
-        return Health(
-            digest=self._release.digest,
-            serving=not crashed,
-            inferences=int(served_s),
-            errors=int(served_s) // 4 if self._kind == "errors" else 0,
-            crashes=("SIGSEGV",) if crashed else (),
-            latency_ms={"pests": 5000.0 if self._kind == "slow" else 5.0},
-        )
-
-
-class Canary:
-    """`device.update.ports.Canary` likewise."""
-
-    def __init__(self, *_: Any, **__: Any) -> None:
-        self._machine = current()
-
-    async def check(self, release: ReleaseSet) -> None:
-        kind = await asyncio.to_thread(read_kind, release)
-        await asyncio.sleep(5)
-        if kind == "kills-check":
-            plug = self._machine.plug
-            if plug is not None:
-                self._machine.checker.killed(self._machine)
-                plug.cut(f"{release.manifest.version} took the machine down while it was tried")
-            await asyncio.Event().wait()
-        if kind == "golden":
-            raise Refused(Reason.GOLDEN, "its golden inputs do not hold")
-
-
-def read_kind(release: ReleaseSet) -> str:
-    """Reads all files of a release as a worker would; they must be what the manifest says."""
-    kinds = []
-    for name, path in release.files.items():
-        data = path.read_bytes()
-        if hashlib.sha256(data).hexdigest() != name:
-            raise Refused(Reason.HASH, f"{name[:12]} is not what it was")
-    for variant in release.variants.values():
-        kinds.append(kind_of(release.files[variant.artifact.sha256].read_bytes()))
-    (kind,) = kinds
-    return kind
 
 
 class Trust:

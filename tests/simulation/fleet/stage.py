@@ -24,7 +24,7 @@ from server import app
 from server.storage.blobs import BlobStore
 from server.storage.catalog import Catalog
 from signing import durable
-from tests.simulation.fleet import house, machine, power
+from tests.simulation.fleet import house, machine, power, workers
 from tests.simulation.fleet.machine import BUILT_MS, current
 from tests.simulation.fleet.memo import remembering
 from tests.simulation.fleet.world import World
@@ -49,8 +49,8 @@ def staged(world: World) -> Iterator[None]:
     replaced = {
         "Link": machine.line_of_current,
         "KeeperTrust": machine.Trust,
-        "ProcessWorkers": machine.Workers,
-        "SubprocessCanary": machine.Canary,
+        "ProcessWorkers": workers.Workers,
+        "SubprocessCanary": workers.Canary,
         "FolderSource": machine.Source,
         "Pump": machine.Pump,
         "Clock": lambda state: Clock(state, current().here, BUILT_MS),
