@@ -46,7 +46,7 @@ class AlarmSink(Protocol):
         ...
 
     async def close(self) -> None:
-        """Lets go, and leaves a raised line low."""
+        """Lets go; a line stays as it stands."""
         ...
 
 
@@ -100,10 +100,11 @@ class CommandSink:
 
 
 class FileSink:
-    """Raises a line: `1` at an alarm, `0` once none came for `hold_s`, and `0` when it is closed.
+    """Raises a line: `1` at an alarm, `0` once none came for `hold_s`.
 
-    A life before this one may have been killed while the line was up. It stays up then, for a machine that nobody looks
-    out for is to stand still; but only until frames are inferred again and none of them raised it for `hold_s`.
+    A life before this one may have been closed or killed while the line was up. It stays up then, for a machine that
+    nobody looks out for is to stand still; but only until frames are inferred again and none of them raised it for
+    `hold_s`.
     """
 
     def __init__(self, settings: FileAlarm) -> None:
@@ -129,10 +130,9 @@ class FileSink:
 
     async def close(self) -> None:
         """As in the port."""
-        if self._lowering is not None:
-            await cancel(self._lowering)
-        with contextlib.suppress(OSError):
-            await asyncio.to_thread(self._write, b"0")
+        async with self._writing:  # a `0` that is on its way must not land after a `1` of the sink that comes next
+            if self._lowering is not None:
+                await cancel(self._lowering)
 
     def _hold(self) -> None:
         self._until_s = asyncio.get_running_loop().time() + self._settings.hold_s

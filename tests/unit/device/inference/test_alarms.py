@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import sys
+import threading
 import time
 
 import pytest
@@ -71,10 +72,41 @@ async def test_a_line_is_raised_held_and_lowered(sink_of, tmp_path):
     await asyncio.sleep(0.2)
     assert line.read_text() == "1"
     await until(lambda: line.read_text() == "0")
+
+
+async def test_a_line_that_is_up_when_parts_are_taken_up_anew_stays_up_until_frames_are_inferred_again(
+    sink_of, tmp_path
+):
+    line = tmp_path / "value"
+    settings = FileAlarm(path=str(line), hold_s=0.2)
+    before = sink_of(settings)
+    await before.fire(ROW)
+    await before.close()
+    after = sink_of(settings)
+    await asyncio.sleep(0.3)
+    assert line.read_text() == "1", "between the two nobody looked out"
+    after.looked()
+    await until(lambda: line.read_text() == "0")
+
+
+async def test_a_line_that_is_being_lowered_at_the_close_is_not_lowered_after_it(sink_of, tmp_path, monkeypatch):
+    sink = sink_of(FileAlarm(path=str(tmp_path / "value"), hold_s=0.01))
+    begun, goes_on, write = threading.Event(), threading.Event(), sink._write
+
+    def slow_write(value: bytes) -> None:
+        if value == b"0":
+            begun.set()
+            assert goes_on.wait(10)
+        write(value)
+
+    monkeypatch.setattr(sink, "_write", slow_write)
     await sink.fire(ROW)
-    assert line.read_text() == "1"
-    await sink.close()
-    assert line.read_text() == "0"
+    assert await asyncio.to_thread(begun.wait, 10)
+    closing = asyncio.create_task(sink.close())
+    assert not (await asyncio.wait([closing], timeout=0.05))[0]
+    goes_on.set()
+    await closing
+    assert (tmp_path / "value").read_text() == "0"
 
 
 async def test_a_line_that_a_killed_agent_left_up_stays_up_until_frames_are_inferred_and_none_raises_it(
