@@ -344,7 +344,7 @@ class Outbox:
             await self.give_back(short_bytes)
         elif await self._writer.run(partial(space.is_over, self._core)):
             await self._shrink(lambda: space.is_over(self._core), receipted=False)
-        await self._writer.run(self._salvage.start_if_needed)
+        await self._writer.run(self._salvage.tend)
 
     async def give_back(self, need_bytes: int) -> int:
         """Gives space back to the file system: a damaged file that was looked through and is kept for a person, free

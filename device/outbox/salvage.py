@@ -8,7 +8,6 @@ comes with receipts, and so only if rows go.
 """
 
 import logging
-import sqlite3
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -17,13 +16,14 @@ from typing import Final, Protocol, TypeVar
 from device.outbox import damage
 from device.outbox.carving import Found, carve
 from device.outbox.core import Core
+from device.outbox.writer import EXPECTED
 from protocol import limits
-from protocol.errors import StateError
 
 _T = TypeVar("_T")
 LOG: Final = logging.getLogger("headland.outbox")
 CHUNK_ROWS: Final = 256  # one transaction: enqueues wait for no more than this between two
 CHUNK_BYTES: Final = 256 * limits.KIB
+LONGEST_REST: Final = 720  # looks after the outbox: about an hour
 
 
 class Runs(Protocol):
@@ -50,13 +50,25 @@ class Salvage:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self.is_stuck = False  # what was found could not be kept the last time
+        self._bugs = 0  # that ended it in a row
+        self._rest = 0  # so often `tend` leaves it alone after one: it would come to the same place again
 
     def start_if_needed(self) -> None:
         """Begins when something is astray or a damaged file lies there. From the writing thread, or before it runs."""
-        if self._thread is not None or not (self._core.astray or damage.quarantined(self._path)):
+        if self._thread is not None or self._rest or not (self._core.astray or damage.quarantined(self._path)):
             return
         self._thread = threading.Thread(target=self._work, name="outbox-salvage", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:  # the machine has no thread to give
+            LOG.warning("salvage of the outbox waits: %s", error)
+            self.is_stuck = True
+            self._thread = None
+
+    def tend(self) -> None:
+        """Goes on after something kept it from going on; from the writing thread, now and then."""
+        self._rest = max(0, self._rest - 1)
+        self.start_if_needed()
 
     def stop(self, timeout_s: float) -> None:
         """Ends it after the transaction that runs; the next start goes on."""
@@ -75,11 +87,18 @@ class Salvage:
     def _work(self) -> None:
         try:
             self._look_through()
-        except (sqlite3.Error, OSError, StateError) as error:
+        except EXPECTED as error:
             # A full disk, as a rule: `start_if_needed` is called again.
             LOG.warning("salvage of the outbox waits: %s", error)
-            self.is_stuck = True
-            self._thread = None
+        except BaseException:
+            LOG.exception("a bug ended the salvage of the outbox; it begins anew later")
+            self._rest = min(2**self._bugs, LONGEST_REST)
+            self._bugs += 1
+        else:
+            return
+        # Nobody waits for what is astray meanwhile; the damaged file stays until all of it was looked through.
+        self.is_stuck = True
+        self._thread = None
 
     def _look_through(self) -> None:
         done: list[Path] = []
@@ -119,6 +138,7 @@ class Salvage:
             return False
         lost = self._core.give_up()
         self.is_stuck = False
+        self._bugs = 0
         if done:
             LOG.info("the damaged outbox was looked through: at most %d results are lost", lost)
         for file in done:
