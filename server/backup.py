@@ -34,6 +34,7 @@ from server.backup_format import (
     alone,
     blob_path,
     hash_file,
+    next_name,
     read_blob_list,
     sets,
     take_blob,
@@ -114,7 +115,8 @@ def back_up(
     """Adds a set to a backup folder, which is made when absent. Blocks.
 
     Raises:
-        StateError: Not a server's folder, a folder inside it, or another backup is being written there.
+        StateError: Not a server's folder, a folder inside it, another backup is being written there, or the catalog
+            cannot be copied.
     """
     layout = open_layout(state)
     settings = read_settings(state)
@@ -125,6 +127,8 @@ def back_up(
         for entry in (backup / "sets").iterdir():
             if entry.name.startswith(PARTIAL):
                 durable.remove_tree(entry)
+        for shelf in (backup / "blobs" / "sha256").glob("??"):
+            durable.sweep(shelf)  # of a blob that the server may not have any more: nobody would copy it again
         return _Work(layout, settings, backup, options, meter).run(now_ms, random)
 
 
@@ -176,7 +180,7 @@ class _Work:
             left_out=tuple(left_out),
         )
         write_contents(folder, contents)
-        name = self._name(created_ms)
+        name = next_name(self.backup, datetime.fromtimestamp(created_ms / 1000, UTC).strftime("%Y%m%dT%H%M%SZ"))
         durable.rename(folder, self.backup / "sets" / name)
         removed = self._forget(sets(self.backup)[: -self.options.keep or None] if self.options.keep else [])
         self._tell(created_ms, ca, now_ms())
@@ -199,7 +203,15 @@ class _Work:
             yield f"the online key {role}: it is at {key.uri.partition(':')[0]}:, its public half in {key.public}"
 
     def _copy_catalog(self, folder: Path) -> dict[Digest, int]:
-        target = folder / CATALOG
+        try:
+            return self._copied_catalog(folder / CATALOG)
+        except sqlite3.Error as error:
+            raise StateError(
+                f"the catalog cannot be copied: {error}",
+                hint="is a disk full, or failing? The sets made before are whole",
+            ) from error
+
+    def _copied_catalog(self, target: Path) -> dict[Digest, int]:
         durable.unlink(target)
         with (
             closing(sqlite3.connect(self.layout.state / CATALOG, timeout=30)) as live,
@@ -308,13 +320,6 @@ class _Work:
             if path.is_file():
                 sha256, length = hash_file(path, lambda _: None)
                 yield BackupFile(path=str(path.relative_to(folder)), sha256=sha256, length_bytes=length)
-
-    def _name(self, created_ms: int) -> str:
-        stem = datetime.fromtimestamp(created_ms / 1000, UTC).strftime("%Y%m%dT%H%M%SZ")
-        name, number = stem, 1
-        while (self.backup / "sets" / name).exists():
-            name, number = f"{stem}-{number}", number + 1
-        return name
 
     def _forget(self, names: Sequence[str]) -> list[str]:
         """Removes sets, and then the blobs that no set names any more."""

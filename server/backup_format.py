@@ -27,7 +27,7 @@ from protocol.wire import Message, decode, encode
 from signing import durable
 from signing.locks import held
 
-SET_NAME: Final = re.compile(r"^[0-9]{8}T[0-9]{6}Z(?:-[0-9]+)?\Z")
+SET_NAME: Final = re.compile(r"^([0-9]{8}T[0-9]{6}Z)(?:-([0-9]{1,9}))?\Z")
 PARTIAL: Final = ".partial-"
 CATALOG: Final = "catalog.db"
 SEALED: Final = "state.sealed"
@@ -71,8 +71,16 @@ class Contents(Message):
 def sets(backup: Path) -> list[str]:
     """The names of all whole sets, oldest first."""
     folder = backup / "sets"
-    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
-    return sorted(name for name in names if SET_NAME.match(name))
+    found = [SET_NAME.match(entry.name) for entry in folder.iterdir()] if folder.is_dir() else []
+    # By number within a second: `-10` comes after `-9`.
+    return [each.string for each in sorted(filter(None, found), key=lambda each: (each[1], int(each[2] or 0)))]
+
+
+def next_name(backup: Path, stem: str) -> str:
+    """A name for a set of this second that comes after all that are there: a name that is free again may not."""
+    taken = [SET_NAME.match(name) for name in sets(backup)]
+    numbers = [int(each[2] or 0) for each in taken if each is not None and each[1] == stem]
+    return f"{stem}-{numbers[-1] + 1}" if numbers else stem
 
 
 def read_contents(folder: Path) -> Contents:

@@ -51,6 +51,7 @@ MODULES = {
     "enrolment": ("enrolment",),
     "renewal": ("renewal", "ca-rotation", "online-key-rotation"),
     "server": ("publish", "ingest"),
+    "backups": ("backup", "restore"),
 }
 
 WORKLOADS: dict[str, Workload] = {name: Later(name, module) for module, names in MODULES.items() for name in names}

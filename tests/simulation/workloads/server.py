@@ -162,9 +162,9 @@ def make_server(state: Path, managers: Managers) -> None:
 
 
 @contextlib.contextmanager
-def opened(home: Path, clock: NowMs = now_ms) -> Iterator[app.Parts]:
+def opened(home: Path, clock: NowMs = now_ms, *, folder: str = "state") -> Iterator[app.Parts]:
     """As a start of the server."""
-    parts = app.open_parts(home / "state", clock, no_secret)
+    parts = app.open_parts(home / folder, clock, no_secret)
     try:
         yield parts
     finally:

@@ -86,6 +86,15 @@ def test_a_server_that_lacks_blobs_is_backed_up_and_says_so_with_its_exit_code(s
     assert told("restore", tmp_path / "backup", "--state", tmp_path / "again")["lost"] == [digest(b"one")]
 
 
+def test_a_catalog_that_cannot_be_copied_is_said_in_words(state: Path, tmp_path: Path) -> None:
+    run("backup", tmp_path / "backup", "--state", state)
+    (state / "catalog.db").write_bytes(b"no catalog" * 500)
+    answer = told("backup", tmp_path / "backup", "--state", state, code=6)
+    assert "the catalog cannot be copied" in answer["error"] and "made before are whole" in answer["hint"]
+    (whole,) = (each for each in (tmp_path / "backup" / "sets").iterdir() if not each.name.startswith("."))
+    assert run("restore", tmp_path / "backup", "--state", tmp_path / "again", "--set", whole.name)
+
+
 def test_a_passphrase_seals_and_opens(state: Path, tmp_path: Path) -> None:
     (tmp_path / "good").write_text("correct horse battery\n")
     (tmp_path / "bad").write_text("wrong horse battery\n")
