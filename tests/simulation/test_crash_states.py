@@ -43,6 +43,8 @@ SAMPLES = {
     "online-key-rotation": Extent(states=100, recoveries=1, states_of_recovery=10),
     "publish": Extent(states=25, recoveries=1, states_of_recovery=8),
     "ingest": Extent(states=60, recoveries=2, states_of_recovery=10),
+    "backup": Extent(states=100, recoveries=1, states_of_recovery=10),
+    "restore": Extent(states=40, recoveries=1, states_of_recovery=8),
 }
 
 

@@ -118,9 +118,9 @@ class Restoring:
             record = restored.read(session)
             assert record is not None and record.how.startswith("restored from the set ")
             assert len(record.windows) == 1, "the same restore was begun twice"
-            for data in (OLD, KEPT):
-                assert b"".join(parts.blobs.read_now(digest(data), 1 << 20)) == data
         assert not (again / "restored.json").exists()
+        for data in (OLD, KEPT):
+            assert blob_path(again / "blobs", digest(data)).read_bytes() == data
         check_tidy(again)
         assert leftovers(home / "state") == []
 
@@ -141,10 +141,12 @@ def check_whole(backup: Path, name: str) -> None:
 
 
 def put(place: Path, *blobs: bytes) -> None:
-    """As managers push."""
+    """As managers push. Without the object store, whose threads no fork takes along."""
     with opened(place) as parts:
         for data in blobs:
-            parts.blobs.put_now(digest(data), [data])
+            path = blob_path(place / "state/blobs", digest(data))
+            durable.make_dir(path.parent)
+            durable.write(path, data)
             with parts.catalog.write() as session:
                 session.payloads.add_blob(digest(data), len(data), now_ms())
 
