@@ -171,7 +171,10 @@ class Contacts:
     def _answer_late(
         self, session: Session, device: Device, request: SyncRequest, token: Token, now_ms: int
     ) -> SyncAnswer:
-        """Nobody waits for it, if all is well: nothing of the request is taken in, and nothing new is told."""
+        """Nobody waits for it, if all is well: nothing of the request is taken in, and nothing new is told.
+
+        A machine that does wait was readmitted since, or lost many answers: it shall call again soon, and be told.
+        """
         version = max(device.object_version + 1, now_ms // 1000)
         session.devices.save(replace(device, object_version=version))
         image, director = self._publisher.offers(session, request.versions)
@@ -182,7 +185,7 @@ class Contacts:
             time=self._director.pen(session, request.versions).time(device.id, request.nonce, version, now_ms),
             image_timestamp=image,
             director_timestamp=director,
-            poll_s=self._settings.poll_s,
+            poll_s=min(self._settings.busy_poll_s, self._settings.poll_s),
             set_apart=bool(device.set_apart),
         )
 

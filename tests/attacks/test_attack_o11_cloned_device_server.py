@@ -3,6 +3,7 @@
 import secrets
 from pathlib import Path
 
+from server.settings import Contact
 from tests.fakes.server_house import Machine, body_of, published, status
 
 
@@ -51,6 +52,28 @@ async def test_attack_o11_a_readmitted_machine_whose_answer_is_lost_is_not_set_a
         assert code == 200
         assert not (await tractor.sync(contact_id=contact)).set_apart
         assert not (await tractor.sync()).set_apart
+
+
+async def test_a_machine_whose_last_answer_was_lost_before_it_was_readmitted_is_to_call_again_soon(
+    tmp_path: Path,
+) -> None:
+    async with published(tmp_path) as house:
+        await house.release("1.0.0", 1, [b"model"])
+        await house.rollout("first", "1.0.0")
+        tractor = await house.enrol("tractor-1")
+        await tractor.sync()
+        twin = copy_of(tractor)
+        await tractor.sync()
+        assert (await twin.sync()).set_apart
+        asked = tractor.request(contact_id=secrets.token_hex(16))
+        await tractor.contact(asked)  # its answer is lost
+        await house.must("POST", "/api/v1/devices/tractor-1/readmit", {})
+        _, late = await tractor.contact(asked)
+        assert late.get("assignment") is None
+        settings = Contact()
+        assert late["poll_s"] == settings.busy_poll_s < settings.poll_s
+        tractor.sync_token = late["sync_token"]
+        assert (await tractor.sync()).assignment
 
 
 async def test_attack_o11_an_old_token_shown_after_weeks_is_a_clone_too(tmp_path: Path) -> None:
