@@ -65,6 +65,7 @@ class Bench:
         self.db: StateDb
         self.store: Store
         self.updater: Updater
+        self.task: asyncio.Task[None] | None = None
 
     async def sleep(self, seconds: float) -> None:
         self.slept.append(seconds)
@@ -125,12 +126,12 @@ class Bench:
         threads = ThreadPoolExecutor(4)
         asyncio.get_running_loop().set_default_executor(threads)
         updater = self.boot()
-        task = None
         try:
             await updater.start()
-            task = asyncio.create_task(updater.run_forever())
+            self.task = asyncio.create_task(updater.run_forever())
             yield updater
         finally:
+            task, self.task = self.task, None
             if task is not None:
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
@@ -143,7 +144,9 @@ class Bench:
 
     async def until(self, condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
         async with asyncio.timeout(timeout_s):
-            while not condition():  # noqa: ASYNC110  (the condition may be anything that the test can see)
+            while not condition():
+                if self.task is not None and self.task.done():
+                    self.task.result()  # what ended it; nothing will come any more
                 await asyncio.sleep(0.001)
 
     async def settled(self) -> None:

@@ -1,7 +1,8 @@
 """Real machines in a live fleet, killed again and again, while good and bad releases come and frames arrive.
 
 Server, agents, workers and the managers' tool are the real programs over real TLS; only the frames are drawn ahead.
-Half the kills are aimed: a state of the update machine is drawn, and its machine killed as soon as it is seen there.
+The first kills after each release are aimed: a state of the update machine is drawn, and its machine killed as soon as
+it is seen there.
 """
 
 import os
@@ -21,11 +22,12 @@ from scripts.cast import MODELS, PRODUCT, expect, wait_for
 from tests.e2e.device_stage import FieldMachine, Stage
 
 FRAME_S = 0.3
-KILLS_A_RELEASE = 8
-AIMED = 0.5
-AIM_S = 6.0
+KILLS_A_RELEASE = 6
+AIMED = 4  # of these
+AIM_S = 4.0
 AIM_PAUSE_S = 0.005
 CALM_S = 240.0
+UNDER_WAY = tuple(state for state in State if state is not State.IDLE)
 GOOD, DAMAGED, CARELESS = "good", "damaged", "careless"
 KINDS = (GOOD, DAMAGED, GOOD, CARELESS)
 """Of the releases, again and again: one that holds, one that CHECK refuses, one that only its trial shows as bad."""
@@ -99,8 +101,8 @@ class Killing:
             for number in range(kills):
                 if number % KILLS_A_RELEASE == 0:
                     best = self._release(best)
-                if self._random.random() < AIMED:
-                    self._kill_in(self._random.choice(list(State)))
+                if number % KILLS_A_RELEASE < AIMED:
+                    self._kill_in(self._random.choice(UNDER_WAY))
                 else:
                     self._wait(min(self._random.expovariate(1 / 1.5), 6.0))
                     self._kill()
