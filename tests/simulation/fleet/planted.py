@@ -51,10 +51,12 @@ def _release(kind: str, number: int = 2, at_days: float = 0.1) -> Act:
     return Act(at_days * DAY_S, "release", (number, kind, 100.0, None))
 
 
-def _copied_each_day(days: int = 5, **ills: Any) -> Story:
-    """And readmitted eight hours later."""
-    times = ((day + share, kind) for day in range(days) for share, kind in ((0.3, "copied"), (0.6, "readmit")))
-    return _story(*(Act(at_days * DAY_S, kind, ("tractor",)) for at_days, kind in times), days=days, **ills)
+def _copied_often(**ills: Any) -> Story:
+    """Thirteen times in five days, and readmitted three hours later."""
+    times = (
+        (0.35 * number + after, kind) for number in range(1, 14) for after, kind in ((0, "copied"), (0.12, "readmit"))
+    )
+    return _story(*(Act(at_days * DAY_S, kind, ("tractor",)) for at_days, kind in times), days=5, **ills)
 
 
 def floor_not_persisted() -> contextlib.AbstractContextManager[Any]:
@@ -252,7 +254,7 @@ PLANTED = {
     "no fsync of folder": Planted(lambda: no_sync_of(stat.S_ISDIR), CUT_OFTEN, "I1"),
     "a late contact is doubted": Planted(late_contact_doubted, _story(twice=0.9), "it was taken for a clone"),
     "a readmitted machine is doubted": Planted(
-        readmitted_doubted, _copied_each_day(answer_lost=0.5), "it was taken for a clone"
+        readmitted_doubted, _copied_often(answer_lost=0.35), "it was taken for a clone"
     ),
     "contact id not kept": Planted(contact_not_kept, _story(answer_lost=0.5), "it was taken for a clone"),
 }
