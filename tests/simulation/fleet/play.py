@@ -145,7 +145,7 @@ class _Stage:
             case "roots":
                 repository, count = act.what
                 self.world.fault(f"roots-{count}", "people")
-                await self.house.rotate(repository, count, roots(repository, CHAIN))  # type: ignore[arg-type]
+                await self.house.rotate(repository, count, roots(repository, CHAIN))  # type: ignore[arg-type]  # one of its words
             case "attack":
                 _, attack, seconds = act.what
                 machine = self._machine(act)
