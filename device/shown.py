@@ -118,12 +118,12 @@ def update_line(update: UpdateNow) -> str:
 
 
 def _models(status: DeviceStatus) -> Table:
-    table = Table("model", "variant", "digest", "accelerator", "median ms", "95 % within ms", "restarts", "fall-back")
+    table = Table("model", "variant", "digest", "on", "ms: half", "95 %", "restarts", "fall-back")
     for name, model in status.models.items():
         table.add_row(
             name,
             model.variant,
-            model.model_digest[:12],
+            model.model_digest[:8],
             model.accelerator or "not up",
             f"{model.latency_p50_ms:.1f}",
             f"{model.latency_p95_ms:.1f}",

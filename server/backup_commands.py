@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import click
-from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 from rich.table import Table
+from rich.text import Text
 
 from protocol.errors import StateError
 from server.cli_state import STATE, opened
@@ -65,7 +65,7 @@ def backup(
     table.add_row("set", done.name)
     table.add_row("blobs", f"{contents.blobs}, of which {done.copied} ({done.copied_bytes:,} bytes) were copied now")
     for text in contents.left_out:
-        table.add_row("[bold]not in it[/]", escape(text))
+        table.add_row(Text("not in it", style="bold"), text)
     for title, digests in (("copied again: damaged", done.damaged), ("lacking on the server", done.lacking)):
         if digests:
             table.add_row(title, f"{len(digests)} blobs, such as {digests[0]}")
@@ -137,15 +137,15 @@ def restore(
     }
     when = datetime.fromtimestamp(contents.created_ms / 1000, UTC)
     table = Table("what", "value", show_header=False, box=None)
-    table.add_row("restored", f"{done.name}, a moment of {when:%Y-%m-%d %H:%M:%S} UTC, to {escape(str(state))}")
+    table.add_row("restored", f"{done.name}, a moment of {when:%Y-%m-%d %H:%M:%S} UTC, to {state}")
     table.add_row("blobs", str(done.blobs))
     if done.keys_from != done.name:
         table.add_row("CA and online keys", f"of the newer set {done.keys_from}")
     for text in contents.left_out:
-        table.add_row("[bold]not in it[/]", escape(text))
+        table.add_row(Text("not in it", style="bold"), text)
     for text in warnings:
-        table.add_row("[bold red]mind[/]", escape(text))
-    table.add_row("next", f"headland-server run --state {escape(str(state))}")
+        table.add_row(Text("mind", style="bold red"), text)
+    table.add_row("next", f"headland-server run --state {state}")
     emit(as_json, said, table)
 
 

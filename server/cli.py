@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from server.backup_commands import backup, restore, unhold
 from server.cli_ca import ca
@@ -142,16 +142,16 @@ def _status_table(found: dict[str, Any]) -> Table:
     if off_days:
         way = "ahead" if off_days > 0 else "back"
         told = f"{abs(off_days):.0f} days {way}, and is not followed: set it, or `headland-server believe-clock`"
-        table.add_row("[bold red]the clock jumped[/]", told)
+        table.add_row(Text("the clock jumped", style="bold red"), told)
     said = found["restored"]
     if said is not None:
         table.add_row("restored", f"{_when(said['at_ms'])}: {said['how']}; {said['called']} machines called since")
     if said is not None and said["held"]:
         why = said["why"] or "`headland release push --again` was not run since"
-        table.add_row("[bold red]publishing is held[/]", escape(why))
+        table.add_row(Text("publishing is held", style="bold red"), why)
     for each in found["missing"]:
         machines = f"{len(each['devices'])} machines, such as {each['devices'][0]}"
-        table.add_row("[bold red]missing here[/]", escape(f"{each['file']}: on {machines}; here is {each['here']}"))
+        table.add_row(Text("missing here", style="bold red"), f"{each['file']}: on {machines}; here is {each['here']}")
     table.add_row("last backup", _when(found["backup_ms"]) if found["backup_ms"] else "none")
     table.add_row("rollouts", ", ".join(f"{count} {state}" for state, count in found["rollouts"].items()))
     table.add_row("blobs", f"{found['blobs']['count']}, {found['blobs']['bytes']} bytes")
@@ -167,9 +167,9 @@ def _status_table(found: dict[str, Any]) -> Table:
     if found["ca"]["lacks"]:
         machines = f"{len(found['ca']['lacks'])} machines, such as {found['ca']['lacks'][0]}"
         text = f"{machines}, trust a newer one: put its ca/ back; without it, who enrolled since it cannot come"
-        table.add_row("[bold red]an older CA[/]", escape(text))
+        table.add_row(Text("an older CA", style="bold red"), text)
     if not found["ca"]["backed_up"]:
-        table.add_row("[bold red]not backed up[/]", "the CA: headland-server backup FOLDER")
+        table.add_row(Text("not backed up", style="bold red"), "the CA: headland-server backup FOLDER")
     return table
 
 

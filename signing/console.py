@@ -59,7 +59,7 @@ def emit(as_json: bool, value: Any, human: "RenderableType") -> None:
     Args:
         as_json: Whether a program reads it.
         value: What msgspec can encode: a record, a dict, a list.
-        human: What a person sees instead: text (printed as it is) or a rich table.
+        human: What a person sees instead: text, or a rich table. Both as they are: what should be bold is a `Text`.
     """
     if as_json:
         click.echo(msgspec.json.encode(value))
@@ -70,7 +70,20 @@ def emit(as_json: bool, value: Any, human: "RenderableType") -> None:
 
         # Piped tables go into logs and editors, which scroll; 80 columns would cut names there.
         width = None if sys.stdout.isatty() else PIPED_COLUMNS
-        Console(width=width, highlight=False).print(human)
+        # No markup: names and reasons come from other machines, and `[/]` in one would end the command.
+        Console(width=width, highlight=False, markup=False).print(_uncut(human))
+
+
+def _uncut(human: "RenderableType") -> "RenderableType":
+    """The same, with cells that wrap where the terminal is narrow: half a name in an ellipsis tells nobody which."""
+    from rich.console import Group
+    from rich.table import Table
+
+    for each in human.renderables if isinstance(human, Group) else (human,):
+        if isinstance(each, Table):
+            for column in each.columns:
+                column.overflow = "fold"
+    return human
 
 
 def progress_console() -> "Console":

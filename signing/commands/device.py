@@ -7,7 +7,6 @@ from urllib.parse import quote
 
 import click
 from rich.console import Group
-from rich.markup import escape
 from rich.table import Table
 
 from protocol.ids import parse_name
@@ -40,7 +39,7 @@ def list_devices(app: App, *, as_json: bool) -> None:
         groups = ", ".join(each.get("groups") or ())
         cells = (each.get("device"), each.get("product"), report.get("release"), report.get("state"), groups)
         notes = (_when(each.get("last_contact_ms")), _mind(each))
-        table.add_row(*(escape(str(cell or "")) for cell in (*cells, *notes)))
+        table.add_row(*(str(cell or "") for cell in (*cells, *notes)))
     emit(as_json, answer if isinstance(answer, dict) else {"devices": answer}, table)
 
 
@@ -143,13 +142,13 @@ def _one(name: str, one: Json) -> Iterator[Table]:
                 rows = [(_spoken(key), _words(value))]
         for label, text in rows:
             if text:
-                table.add_row(escape(label), escape(str(text)))
+                table.add_row(label, str(text))
     yield table
     if one.get("rollouts"):
         places = Table("rollout", "phase", "outcome", "reason")
         for rollout, place in one["rollouts"].items():
             cells = (rollout, place["phase"] + 1, place["outcome"] or "", place["reason"] or "")
-            places.add_row(*(escape(str(cell)) for cell in cells))
+            places.add_row(*map(str, cells))
         yield places
     for key, columns in (
         ("statuses", ("state", "outcome", "reason", "rollout", "detail")),
@@ -158,7 +157,7 @@ def _one(name: str, one: Json) -> Iterator[Table]:
         if one.get(key):
             told = Table("at", *columns, title=f"Newest {key}", title_justify="left")
             for each in one[key][:NEWEST]:
-                told.add_row(_when(each.get("at_ms")), *(escape(str(each.get(column) or "")) for column in columns))
+                told.add_row(_when(each.get("at_ms")), *(str(each.get(column) or "") for column in columns))
             yield told
 
 

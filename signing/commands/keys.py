@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 import msgspec
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 from securesystemslib.signer import Key
 from tuf.api.metadata import Root, Snapshot, Targets, Timestamp
 
@@ -252,7 +252,7 @@ def show(app: App, *, as_json: bool) -> None:
         table.add_column(column)
     for each in managers:
         coming = " (a new key is proposed)" if each.next_keyid else ""
-        table.add_row(escape(each.name), f"{each.keyid[:12]}{coming}", each.scheme, ", ".join(each.roles))
+        table.add_row(each.name, f"{each.keyid[:12]}{coming}", each.scheme, ", ".join(each.roles))
     listed = [{"role": role, "threshold": number, "keyids": list(ids)} for role, (number, ids) in roles.items()]
     events = [signing_steps.view(event) for event in open_events(workspace)]
     emit(as_json, {"managers": managers, "roles": listed, "events": events}, table)
@@ -417,18 +417,16 @@ def _due_table(listed: tuple[Standing, ...], machines: dict[str, int] | None) ->
     table = Table(
         title="What ends when: act from the top", caption=f"machines' certificates: {caption}" if caption else None
     )
-    for column in ("what", "version", "50 %", "80 %", "ends", "used", "", "what to do"):
+    for column in ("what", "80 %", "ends", "used", "", "what to do"):
         table.add_column(column)
     colours = {"fresh": "green", "due": "yellow", "urgent": "red", "expired": "bold red"}
     for each in listed:
         table.add_row(
-            escape(each.what if each.kind == "role" else f"{each.kind} {each.what}"),
-            escape(each.this[:12]),
-            each.half[:10],
+            each.what if each.kind == "role" else f"{each.kind} {each.what}",
             each.most[:10],
             each.expires[:10],
             f"{each.used:.0%}",
-            f"[{colours[each.state]}]{each.state}[/]",
-            "" if each.state == "fresh" else escape(each.act),
+            Text(each.state, style=colours[each.state]),
+            "" if each.state == "fresh" else each.act,
         )
     return table

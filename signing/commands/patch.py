@@ -4,7 +4,6 @@ from typing import Any
 from urllib.parse import quote
 
 import click
-from rich.markup import escape
 from rich.table import Table
 
 from signing.commands.app import App, pass_app
@@ -34,7 +33,7 @@ def list_patches(app: App, *, as_json: bool) -> None:
     for each in answer["patches"]:
         digests = (each[key][:SHOWN] for key in ("patch", "result", "base"))
         failed = ", ".join(f"{failure['device']} ({failure['reason']})" for failure in each["failures"])
-        table.add_row(*(escape(cell) for cell in (*digests, each["state"], each["why"], failed)))
+        table.add_row(*digests, each["state"], each["why"], failed)
     emit(as_json, answer, table if answer["patches"] else "No patch is in trouble.")
 
 

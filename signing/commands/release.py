@@ -4,8 +4,8 @@ from pathlib import Path
 
 import click
 import msgspec
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 from securesystemslib.exceptions import UnverifiedSignatureError
 from tuf.api.metadata import Metadata, Targets
 
@@ -199,9 +199,9 @@ def show(app: App, *, version: str | None, product: str | None, wanted: str | No
             kind = f"{variant.runtime} on {variant.accelerator}, {variant.artifact.length_bytes:,} bytes"
             table.add_row(f"model {model.name}", f"{variant.name}: {kind}")
     for key, value in msgspec.to_builtins(manifest.lineage).items():
-        table.add_row(key, escape(str(value)))
+        table.add_row(key, str(value))
     if content["untried"]:
-        table.add_row("[bold red]not tried[/]", escape(str(content["untried"])))
+        table.add_row(Text("not tried", style="bold red"), str(content["untried"]))
     emit(as_json, content, table)
 
 

@@ -4,7 +4,6 @@ from typing import Any
 from urllib.parse import quote
 
 import click
-from rich.markup import escape
 from rich.table import Table
 
 from protocol.errors import StateError
@@ -201,24 +200,23 @@ def _list_table(answer: Any) -> Table:
     for column in ("name", "release", "group", "state", "why"):
         table.add_column(column)
     for each in rollouts:
-        table.add_row(*(escape(str(each.get(key) or "")) for key in ("name", "release", "group", "state", "why")))
+        table.add_row(*(str(each.get(key) or "") for key in ("name", "release", "group", "state", "why")))
     return table
 
 
 def _one_table(one: Json) -> Table:
     table = Table(title=f"{one.get('name')}: {one.get('product')} {one.get('release')} to {one.get('group')}")
     columns = ("places", "contacted", "committed", "deferred", "failed", "unseen")
-    for column in ("phase", "for", *columns, "who failed or waits"):
+    for column in ("phase", "for", *columns):
         table.add_column(column)
+    said = [" ".join(str(one[key]) for key in ("state", "why") if one.get(key))]
     for number, phase in enumerate(one.get("phases", []), 1):
-        failed = ", ".join(
-            f"{device} ({_why(member)})"
+        table.add_row(str(number), _size(phase), *(str(phase.get(column, "")) for column in columns))
+        said += [
+            f"{device}: {_why(member)}"
             for device, member in phase.get("members", {}).items()
             if member.get("reason") and member.get("outcome") != "committed"
-        )
-        numbers = (str(phase.get(column, "")) for column in columns)
-        table.add_row(*(escape(cell) for cell in (str(number), _size(phase), *numbers, failed)))
-    said = [" ".join(str(one[key]) for key in ("state", "why") if one.get(key))]
+        ]
     said.append(show_budget(one.get("budget") or {}))
     spent = one.get("transfer") or {}
     if any(spent.values()):
@@ -226,7 +224,8 @@ def _one_table(one: Json) -> Table:
             f"over the air: {spent.get('delta_bytes', 0):,} in patches, {spent.get('full_bytes', 0):,} in full, "
             f"{spent.get('saved_bytes', 0):,} saved"
         )
-    table.caption = "; ".join(escape(part) for part in said if part)
+    table.caption = "\n".join(part for part in said if part)
+    table.caption_justify = "left"
     return table
 
 

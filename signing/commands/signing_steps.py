@@ -156,9 +156,9 @@ def needs_table(needs: Iterable[Need], title: str) -> Table:
     for need in needs:
         by = " (old root)" if need.by == "old root" else ""
         table.add_row(
-            escape(need.file + by),
+            need.file + by,
             str(need.threshold),
-            escape(", ".join(need.signed)),
-            escape(", ".join(need.missing)),
+            ", ".join(need.signed),
+            ", ".join(need.missing),
         )
     return table
