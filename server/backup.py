@@ -7,6 +7,7 @@ set gets its name when all that it needs is durable; what a cut leaves behind ha
 backup.
 """
 
+import contextlib
 import json
 import os
 import sqlite3
@@ -17,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Protocol
 
-from protocol.errors import StateError
+from protocol.errors import LinkError, Refused, StateError
 from protocol.ids import Digest, is_digest
 from protocol.messages import TrustMark
 from server import authorities
@@ -50,7 +51,7 @@ from server.storage.blobs import blob_folder
 from server.storage.catalog import Catalog
 from signing import durable
 from signing.locks import one_by_one
-from signing.sealed_file import SCRYPT_N, RandomBytes, seal
+from signing.sealed_file import SCRYPT_N, SEALED_BYTES, RandomBytes, seal
 
 CATALOG_TRIES: Final = 3  # a blob that the server withdrew while it was copied: the catalog is copied again
 CATALOG_PAGES: Final = 4096  # a step of the copy, between two looks at the bar
@@ -213,15 +214,18 @@ class _Work:
 
     def _copied_catalog(self, target: Path) -> dict[Digest, int]:
         durable.unlink(target)
+        source = self.layout.state / CATALOG
+        if not source.exists():  # or SQLite would make an empty one, which looks like a server's
+            raise StateError(f"{source} is missing", hint="`headland-server restore` brings one back from a backup")
         with (
-            closing(sqlite3.connect(self.layout.state / CATALOG, timeout=30)) as live,
+            closing(sqlite3.connect(source, timeout=30)) as live,
             closing(sqlite3.connect(target)) as copy,
         ):
             live.isolation_level = None
             size = live.execute("PRAGMA page_size").fetchone()[0]
             # One moment for the whole copy: without it each write of the server would begin it anew.
             live.execute("BEGIN")
-            total = live.execute("SELECT page_count FROM pragma_page_count, sqlite_schema LIMIT 1").fetchone()[0]
+            total = live.execute("SELECT page_count, count(*) FROM pragma_page_count, sqlite_schema").fetchone()[0] or 0
             moved = self.meter.start("catalog", total * size)
             left = total
 
@@ -268,10 +272,13 @@ class _Work:
                 return False
         except FileNotFoundError:
             return False
-        if self.options.check and hash_file(path, lambda _: None)[0] != sha256:
+        try:
+            whole = not self.options.check or hash_file(path, lambda _: None)[0] == sha256
+        except Refused:
+            whole = False
+        if not whole:
             self.damaged.append(sha256)
-            return False
-        return True
+        return whole
 
     def _copy_state(
         self, folder: Path, blobs: Path | None, keys: Mapping[str, bytes], random: RandomBytes
@@ -284,6 +291,12 @@ class _Work:
         ca = newest_mark(files[f"ca/{RECORD}"])
         if self.options.passphrase is not None:
             content = json.dumps({name: data.hex() for name, data in files.items()}).encode()
+            if len(content) > SEALED_BYTES:
+                largest = max(files, key=lambda name: len(files[name]))
+                raise StateError(
+                    f"{self.layout.state / largest} makes this too much to seal: no restore would open it",
+                    hint="move what is no part of the server out of its folder",
+                )
             durable.write(folder / SEALED, seal(content, self.options.passphrase, random, self.options.key_cost))
             return ca
         for name, data in files.items():
@@ -331,24 +344,24 @@ class _Work:
         if names:
             named: set[Digest] = set()
             for name in sets(self.backup):
-                named.update(read_blob_list(self.backup / "sets" / name))
+                try:
+                    named.update(read_blob_list(self.backup / "sets" / name))
+                except (Refused, OSError):
+                    return list(names)  # of an older set, and damaged: no one knows which blobs are its own
             unnamed = [sha256 for sha256 in _blobs_in(self.backup / "blobs") if sha256 not in named]
             for sha256 in unnamed:
                 durable.unlink(blob_path(self.backup / "blobs", sha256))
         return list(names)
 
     def _tell(self, created_ms: int, ca: TrustMark, now_ms: int) -> None:
-        try:
+        # The set is whole, and the status does not know, where the catalog is of another version, whose server may be
+        # running, or its disk is full or failing.
+        with contextlib.suppress(StateError, LinkError):
             catalog = Catalog(catalog_url(self.settings, self.layout.state), migrate=False)
-        except StateError:
-            return  # of another version, whose server may be running: the set is whole, and its status does not know
-        try:
-            with catalog.write() as session:
+            with closing(catalog), catalog.write() as session:
                 session.facts.put("backup_ms", created_ms)
                 session.facts.put(BACKED_UP, ca)
                 session.events.add(now_ms, "backed-up", what=str(self.backup))
-        finally:
-            catalog.close()
 
 
 def _files_in(entry: Path, leave: Path | None) -> Iterator[Path]:

@@ -18,7 +18,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Final, Literal
+from typing import BinaryIO, Final, Literal
 
 from protocol import limits
 from protocol.errors import Reason, Refused, StateError
@@ -36,6 +36,8 @@ BLOB_LIST: Final = "blobs.txt"
 CONTENTS: Final = "backup.json"
 CONTENTS_BYTES: Final = 4 * limits.MIB
 CHUNK_BYTES: Final = limits.MIB
+UNREADABLE: Final = frozenset({errno.EIO, errno.EUCLEAN, errno.ENODATA, errno.EBADMSG})
+"""What a disk says of a file that it cannot give back: to us, one that is damaged. Other errors are not the file's."""
 
 Moved = Callable[[int], None]
 """Hears how many bytes more were dealt with."""
@@ -77,10 +79,12 @@ def sets(backup: Path) -> list[str]:
 
 
 def next_name(backup: Path, stem: str) -> str:
-    """A name for a set of this second that comes after all that are there: a name that is free again may not."""
-    taken = [SET_NAME.match(name) for name in sets(backup)]
-    numbers = [int(each[2] or 0) for each in taken if each is not None and each[1] == stem]
-    return f"{stem}-{numbers[-1] + 1}" if numbers else stem
+    """A name for a set of this second that comes after all that are there: a name that is free again may not, nor does
+    one by a clock that was ahead and went back. The newest set is what a restore takes, and the last that goes."""
+    newest = SET_NAME.match(next(reversed(sets(backup)), ""))
+    if newest is None or newest[1] < stem:
+        return stem
+    return f"{newest[1]}-{int(newest[2] or 0) + 1}"
 
 
 def read_contents(folder: Path) -> Contents:
@@ -124,7 +128,7 @@ def read_blob_list(folder: Path) -> dict[Digest, int]:
         Refused: `METADATA`: misspelt.
     """
     found = {}
-    for line in (folder / BLOB_LIST).read_text(encoding="ascii").splitlines():
+    for line in (folder / BLOB_LIST).read_text(encoding="ascii", errors="replace").splitlines():
         sha256, _, length = line.partition(" ")
         if not is_digest(sha256) or not length.isdigit():
             raise Refused(Reason.METADATA, f"{folder / BLOB_LIST}: {line!r:.100} is no blob")
@@ -149,7 +153,7 @@ def take_blob(source: Path, target: Path, sha256: Digest, length: int, moved: Mo
         link: It gets a second name instead of a copy.
 
     Returns:
-        False: the source does not have it whole. Nothing of it stays then.
+        False: the source does not have it whole, or its disk cannot read it. Nothing of it stays then.
     """
     here, there = blob_path(target, sha256), blob_path(source, sha256)
     durable.make_dir(here.parent)
@@ -163,6 +167,8 @@ def take_blob(source: Path, target: Path, sha256: Digest, length: int, moved: Mo
             found = copy_file(there, part, moved)
     except FileNotFoundError:
         return False
+    except Refused:
+        found = ("", 0)
     if found != (sha256, length):
         durable.unlink(part)
         return False
@@ -171,11 +177,15 @@ def take_blob(source: Path, target: Path, sha256: Digest, length: int, moved: Mo
 
 
 def copy_file(source: Path, target: Path, moved: Moved) -> tuple[Digest, int]:
-    """Copies a file of any size; durable on return. Returns hash and length of what was copied."""
+    """Copies a file of any size; durable on return. Returns hash and length of what was copied.
+
+    Raises:
+        Refused: As `hash_file`.
+    """
     durable.unlink(target)
     hasher = hashlib.sha256()
     with source.open("rb") as reader, durable.open_part(target) as part:
-        while chunk := reader.read(CHUNK_BYTES):
+        while chunk := _read(reader, source):
             hasher.update(chunk)
             part.append(chunk)
             moved(len(chunk))
@@ -184,14 +194,27 @@ def copy_file(source: Path, target: Path, moved: Moved) -> tuple[Digest, int]:
 
 
 def hash_file(path: Path, moved: Moved) -> tuple[Digest, int]:
-    """Hash and length of a file."""
+    """Hash and length of a file.
+
+    Raises:
+        Refused: `HASH`: its disk cannot read it.
+    """
     hasher, length = hashlib.sha256(), 0
     with path.open("rb") as reader:
-        while chunk := reader.read(CHUNK_BYTES):
+        while chunk := _read(reader, path):
             hasher.update(chunk)
             length += len(chunk)
             moved(len(chunk))
     return hasher.hexdigest(), length
+
+
+def _read(reader: BinaryIO, path: Path) -> bytes:
+    try:
+        return reader.read(CHUNK_BYTES)
+    except OSError as error:
+        if error.errno not in UNREADABLE:
+            raise
+        raise Refused(Reason.HASH, f"{path} cannot be read: {error.strerror}") from error
 
 
 def alone(backup: Path) -> AbstractContextManager[None]:

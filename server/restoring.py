@@ -6,6 +6,7 @@ is left behind and named, for the managers' tool has it. The catalog, the keys a
 newest is taken that any set has (`server.newest_keys`).
 """
 
+import contextlib
 import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -276,8 +277,9 @@ def _copy_blobs(backup: Path, named: dict[Digest, int], target: Path, meter: Met
     lost = []
     for sha256, length in sorted(named.items()):
         here = blob_path(target, sha256)
-        if here.exists() and hash_file(here, moved) == (sha256, length):
-            continue
+        with contextlib.suppress(FileNotFoundError, Refused):
+            if hash_file(here, moved) == (sha256, length):
+                continue
         if not take_blob(backup / "blobs", target, sha256, length, moved):
             lost.append(sha256)
     return len(named) - len(lost), lost
