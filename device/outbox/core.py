@@ -277,7 +277,7 @@ class Core:
 
     def recall(self, next_seqs: Mapping[str, int], most: int) -> list[bytes]:
         """The newest rows of the current epoch from these numbers on, at most so many a lane."""
-        query = "SELECT body FROM rows WHERE id BETWEEN ? AND ? ORDER BY id DESC LIMIT ?"
+        query = f"SELECT {schema.BODY} FROM rows WHERE id BETWEEN ? AND ? ORDER BY id DESC LIMIT ?"  # noqa: S608  (fixed)
         book = self.book
         with self._reading:
             reader = self._open_reader()

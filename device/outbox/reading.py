@@ -9,6 +9,7 @@ from device.outbox import losses
 from device.outbox.book import Book, LaneBook, LaneKey
 from device.outbox.keys import lane_prefix, row_id, row_seal, seq_of
 from device.outbox.losses import LossRow
+from device.outbox.schema import BODY
 from protocol import limits
 from protocol.results import LANES, LaneRows
 from protocol.spans import EMPTY, Span, Spans
@@ -115,7 +116,7 @@ def _read_run(
     absent: list[Span] = []
     expected, end = span
     cursor = connection.execute(
-        "SELECT id, seal, body FROM rows WHERE id BETWEEN ? AND ? ORDER BY id",
+        f"SELECT id, seal, {BODY} FROM rows WHERE id BETWEEN ? AND ? ORDER BY id",  # noqa: S608  (fixed)
         (row_id(*key, expected), row_id(*key, end)),
     )
     for row, seal, body in cursor:

@@ -24,6 +24,8 @@ VERSION: Final = 1
 FORMAT: Final = "format"  # the version once more, sealed: a damaged version is not a newer agent's
 
 PAGE_BYTES: Final = 4096  # salvage counts on it
+# The bytes of a row, of whatever type a flipped bit makes them: SQLite gives a text back as it lies there, or none.
+BODY: Final = "COALESCE(CAST(body AS BLOB), x'')"
 ACCOUNTS: Final = ("meta", "epochs", "lanes", "spans", "losses", "moments", "frames")
 
 FULL_CODES: Final = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR})
