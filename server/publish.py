@@ -210,12 +210,13 @@ class Publisher:
         with self._catalog.read() as session:
             rendered_ms = int(session.facts.get("rendered_ms") or 0)
             published = any(session.repositories.served_names(repository) for repository in REPOSITORIES)
-            held = restored.is_held(session)
         fresh = 0 <= now_ms - rendered_ms < self._resign_after_ms
-        if not published or held or (fresh and not force):
+        if not published or (fresh and not force):
             return False
         try:
             with self._catalog.write() as session:
+                if restored.is_held(session):  # asked here: a machine may be showing this very moment that it must be
+                    return False
                 self._render(session, now_ms)
         except StateError as error:
             # Without the keys that the managers named nothing can be signed; what is on offer stays, and grows old.

@@ -1,11 +1,17 @@
 """Online versions that a machine trusts and the server has not: it gets ahead at once, within reason, never back."""
 
+import asyncio
 import json
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 
 import pytest
 
+from server import restored
+from server.app import open_parts
 from server.publish import VERSION_REACH
-from tests.fakes.server_house import House
+from server.storage.catalog import Session
+from tests.fakes.server_house import House, no_secret
 
 DAYS_30_S = 30 * 86_400
 
@@ -66,3 +72,31 @@ async def test_a_machine_that_is_set_apart_is_not_believed(house: House) -> None
     before = await versions(house)
     assert (await tractor.sync(versions={**before, "image/timestamp": 1 << 40})).set_apart
     assert await versions(house) == before
+async def test_nothing_is_signed_when_a_machine_shows_at_that_moment_that_the_catalog_is_a_backup(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await house.stop()
+
+    def work() -> None:
+        parts = open_parts(house.state, lambda: house.now_ms, no_secret)
+        write = parts.catalog.write
+
+        def stamp() -> bytes | None:
+            with parts.catalog.read() as session:
+                return session.repositories.served("image", "timestamp.json")
+
+        @contextmanager
+        def after_the_machine() -> Iterator[Session]:
+            with write() as session:
+                restored.begin(session, house.now_ms, restore="tractor-1 7", backup_ms=0, how="a token of later")
+            with write() as session:
+                yield session
+
+        with closing(parts.catalog):
+            before = stamp()
+            house.now_ms += DAYS_30_S * 1000
+            monkeypatch.setattr(parts.catalog, "write", after_the_machine)
+            assert not parts.publisher.resign()
+            assert stamp() == before
+
+    await asyncio.to_thread(work)
