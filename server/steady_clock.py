@@ -17,7 +17,9 @@ RUNNING_MS: Final = 7 * DAY_MS
 """A jump while it runs: a computer that slept over a holiday. Machines that were told a time so far ahead are right
 again when what was signed last expires."""
 STOPPED_MS: Final = 30 * DAY_MS
-"""Between two runs."""
+"""Between two runs, and until its clock was believed for an hour: one without a battery is set after the start, by
+NTP, and shows until then when it was stopped, or 1970."""
+SETTLED_MS: Final = 3_600_000
 BORN_MS: Final = 1_767_225_600_000
 """2026-01-01: a clock that shows less was not set yet, as after a start without a battery, and is no knowledge."""
 
@@ -42,16 +44,22 @@ class SteadyClock:
         self._known_ms = after_a_stop(now_ms, known_ms)
         self._off_ms = now_ms - self._known_ms
         self._jump_ms = self._off_ms
+        self._settled_ms = self._known_ms + SETTLED_MS
 
     def __call__(self) -> int:
         """The time that is believed, milliseconds since 1970 UTC."""
         with self._lock:
             wall_ms = self._wall()
-            if self._known_ms < BORN_MS or abs(wall_ms - self._known_ms) <= RUNNING_MS:
+            starting = self._known_ms < self._settled_ms
+            reach_ms = STOPPED_MS if starting else RUNNING_MS
+            if self._known_ms < BORN_MS or abs(wall_ms - self._known_ms) <= reach_ms:
                 self._off_ms = 0
             elif abs(wall_ms - self._off_ms - self._known_ms) > RUNNING_MS:
                 self._off_ms = self._jump_ms = wall_ms - self._known_ms
             self._known_ms = wall_ms - self._off_ms
+            if starting:
+                settled_ms = self._known_ms + SETTLED_MS
+                self._settled_ms = settled_ms if self._off_ms else min(settled_ms, self._settled_ms)
             return self._known_ms
 
     @property

@@ -22,6 +22,7 @@ from server.storage.catalog import Catalog
 from tests.fakes.server_house import START_MS, House, body_of, running
 from tests.unit.server.test_backup import backed_up
 
+HOUR_MS = 3_600_000
 TEN_YEARS_MS = 3650 * DAY_MS
 
 
@@ -35,8 +36,10 @@ class Wall:
 
 @pytest.mark.parametrize("jump_ms", [TEN_YEARS_MS, -START_MS, 8 * DAY_MS])
 def test_a_jump_is_not_followed_and_time_goes_on_until_the_clock_comes_back(jump_ms: int) -> None:
-    wall = Wall()
-    clock = SteadyClock(wall, START_MS)
+    wall = Wall(START_MS - HOUR_MS)
+    clock = SteadyClock(wall, wall.now_ms)
+    wall.now_ms = START_MS
+    assert clock() == START_MS
     wall.now_ms += jump_ms
     assert clock() == START_MS
     wall.now_ms += DAY_MS
@@ -60,6 +63,38 @@ def test_a_start_far_from_the_last_run_goes_on_from_that(pause_ms: int) -> None:
     assert clock() == START_MS
     clock.believe(wall.now_ms)
     assert (clock(), clock.off_ms) == (wall.now_ms, 0)
+
+
+@pytest.mark.parametrize("shown_ms", [0, START_MS, START_MS + TEN_YEARS_MS])
+@pytest.mark.parametrize("off_ms", [29 * DAY_MS, -29 * DAY_MS])
+def test_a_clock_without_a_battery_that_is_set_after_the_start_is_believed_as_one_that_was_right(
+    shown_ms: int, off_ms: int
+) -> None:
+    """Until the network is there it shows 1970, or when it was stopped."""
+    wall = Wall(shown_ms)
+    clock = SteadyClock(wall, START_MS)
+    for _ in range(3):
+        wall.now_ms += HOUR_MS // 4
+        clock()
+    if shown_ms != START_MS:  # it takes the network days, while this clock is believed at once
+        wall.now_ms += 3 * DAY_MS
+    known_ms = clock()
+    wall.now_ms = known_ms + off_ms
+    assert (clock(), clock.off_ms) == (known_ms + off_ms, 0)
+    # And that was that.
+    for _ in range(5):
+        wall.now_ms += HOUR_MS // 4
+        clock()
+    right_ms = wall.now_ms
+    wall.now_ms += 8 * DAY_MS
+    assert (clock(), clock.off_ms) == (right_ms, 8 * DAY_MS)
+
+
+def test_a_start_in_a_wrong_year_is_no_reason_to_follow_another_one() -> None:
+    wall = Wall(START_MS + TEN_YEARS_MS)
+    clock = SteadyClock(wall, START_MS)
+    wall.now_ms = START_MS + 31 * DAY_MS
+    assert (clock(), clock.off_ms) == (START_MS, 31 * DAY_MS)
 
 
 @pytest.mark.parametrize("known_ms", [0, 1, BORN_MS - 1])
