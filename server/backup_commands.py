@@ -42,8 +42,9 @@ def backup(
     The folder is a secret: it holds keys. A set is whole once it has its name; one that was cut is never taken.
     """
     from server.backup import BackupOptions, back_up
+    from signing.sealed_file import passphrase_in
 
-    passphrase = None if passphrase_file is None else _passphrase(passphrase_file)
+    passphrase = None if passphrase_file is None else passphrase_in(passphrase_file)
     options = BackupOptions(passphrase=passphrase, link=link, check=check, keep=keep or 0)
     with Bars() as bars:
         done = back_up(state, folder, options, bars, now_ms=system_now_ms, random=os.urandom)
@@ -97,8 +98,9 @@ def restore(
     import secrets
 
     from server.restoring import RestoreOptions, restore
+    from signing.sealed_file import passphrase_in
 
-    opens = None if passphrase_file is None else lambda: _passphrase(passphrase_file)
+    opens = None if passphrase_file is None else lambda: passphrase_in(passphrase_file)
     with Bars() as bars:
         done = restore(folder, state, RestoreOptions(name, opens, revoke), bars, lambda: secrets.token_hex(16))
     contents = done.contents
@@ -171,13 +173,6 @@ def unhold(state: Path, *, yes: bool, as_json: bool) -> None:
         with place.catalog.write() as session:
             restored.resume(session, "the operator of the server", system_now_ms())
     emit(as_json, {"held": False, "missing": missing}, "a server that runs publishes within a minute")
-
-
-def _passphrase(path: Path) -> str:
-    lines = path.read_text(encoding="utf-8").splitlines()
-    if not lines or not lines[0]:
-        raise StateError(f"{path}: its first line should be the passphrase")
-    return lines[0]
 
 
 class Bars:

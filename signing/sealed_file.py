@@ -9,6 +9,7 @@ import base64
 import binascii
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -116,6 +117,21 @@ def seal(
     line = encode(header)
     body = header.key(passphrase).encrypt(bytes.fromhex(header.nonce), content, line)
     return line + b"\n" + base64.b64encode(body) + b"\n"
+
+
+def passphrase_in(path: Path) -> str:
+    """The first line of a file, for programs that have nobody to ask.
+
+    Raises:
+        StateError: There is none, or it is no text.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        lines = []
+    if not lines or not lines[0]:
+        raise StateError(f"{path}: its first line should be the passphrase, in UTF-8")
+    return lines[0]
 
 
 def read(data: bytes, what: str, form: Format = "headland-sealed 1", limit: int = 2 * SEALED_BYTES) -> Sealed:

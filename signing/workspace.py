@@ -15,6 +15,7 @@ The folder may travel by any means (a share, a repository, a stick): what counts
 durable before it returns.
 """
 
+import contextlib
 import hashlib
 import re
 from contextlib import AbstractContextManager
@@ -132,13 +133,15 @@ class Workspace:
 
         Args:
             content: The file's.
-            random: Draws the name of this place, unless it has one.
+            random: Draws the name of this place, unless it has one that can be read.
 
         Raises:
             Refused: `METADATA`: not such a file.
         """
         access = decode(content, ServerAccess, limit=64 * limits.KIB)
-        place = self.server_access().workspace if self.knows_server() else None
+        place = None
+        with contextlib.suppress(StateError, Refused):  # none yet, or one that was edited wrong: this replaces it
+            place = self.server_access().workspace
         self._set_access(msgspec.structs.replace(access, workspace=place or random(16).hex()))
 
     def set_server_ca(self, ca_pem: str) -> None:

@@ -10,10 +10,9 @@ from pathlib import Path
 import click
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
-from protocol.errors import StateError
 from signing.checker import Checker
 from signing.console import progress_console
-from signing.sealed_file import RandomBytes
+from signing.sealed_file import RandomBytes, passphrase_in
 from signing.server_client import Operator
 from signing.server_client import Progress as Advance
 from signing.workspace import ServerAccess, Workspace
@@ -57,13 +56,10 @@ class App:
             new: Asked twice.
 
         Raises:
-            StateError: The passphrase file is empty.
+            StateError: The passphrase file is empty, or no text.
         """
         if self.passphrase_file is not None:
-            lines = self.passphrase_file.read_text(encoding="utf-8").splitlines()
-            if not lines or not lines[0]:
-                raise StateError(f"{self.passphrase_file}: its first line should be the passphrase")
-            return lines[0]
+            return passphrase_in(self.passphrase_file)
         answer: str = click.prompt(what, hide_input=True, confirmation_prompt=new, err=True)
         return answer
 

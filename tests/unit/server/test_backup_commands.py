@@ -100,7 +100,9 @@ def test_a_passphrase_seals_and_opens(state: Path, tmp_path: Path) -> None:
     (tmp_path / "bad").write_text("wrong horse battery\n")
     (tmp_path / "empty").write_text("\n")
     backup = ("backup", tmp_path / "backup", "--state", state)
-    assert "its first line" in run(*backup, "--passphrase-file", tmp_path / "empty", code=6).stderr
+    (tmp_path / "binary").write_bytes(b"\xff\xfe horse battery\n")
+    for wrong in ("empty", "binary"):
+        assert "its first line" in run(*backup, "--passphrase-file", tmp_path / wrong, code=6).stderr
     run(*backup, "--passphrase-file", tmp_path / "good")
     restore = ("restore", tmp_path / "backup", "--state", tmp_path / "again")
     assert "--passphrase-file" in run(*restore, code=6).stderr

@@ -72,6 +72,8 @@ async def test_a_machine_that_is_set_apart_is_not_believed(house: House) -> None
     before = await versions(house)
     assert (await tractor.sync(versions={**before, "image/timestamp": 1 << 40})).set_apart
     assert await versions(house) == before
+
+
 async def test_nothing_is_signed_when_a_machine_shows_at_that_moment_that_the_catalog_is_a_backup(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -382,6 +382,8 @@ def test_a_new_operator_file_is_taken_in(begun: ManagersTool, tmp_path: Path) ->
     assert before.token == "t0ken-2"
     begun.run("keys", "server", other)  # the place keeps its name
     assert before.workspace is not None and before.workspace == begun.workspace.server_access().workspace
+    (begun.workspace.path / "server.json").write_text('{"url": "https://typo')
+    assert begun.run("keys", "server", other)["server"] == "https://fake:1"
 
 
 def test_the_servers_next_keys_are_asked_of_the_server(begun: ManagersTool, tmp_path: Path) -> None:
