@@ -1,6 +1,7 @@
 """Work in threads that leaves something on the disk."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -14,7 +15,9 @@ async def to_its_end(step: Callable[..., T], *arguments: object) -> T:
     try:
         return await asyncio.shield(running)
     except asyncio.CancelledError:
-        await asyncio.wait({running})
+        while not running.done():
+            with contextlib.suppress(asyncio.CancelledError):  # whoever waits for our end may cancel again meanwhile
+                await asyncio.wait({running})
         if not running.cancelled():
             running.exception()  # whatever it was, it comes again when the same is tried again
         raise
