@@ -5,6 +5,7 @@ they take no space and can be mounted into containers. A set appears by one rena
 follows the update record: it decides nothing.
 """
 
+import contextlib
 import errno
 import os
 from collections.abc import Collection
@@ -32,8 +33,9 @@ class Sets:
         self._link = state / "active"
         self._sets = state / "sets"
         disk.make_dir(self._sets, READABLE)
-        for leftover in self._sets.glob(f"{TEMPORARY_PREFIX}*"):
-            disk.remove_tree(leftover)
+        with contextlib.suppress(OSError):  # a disk that takes no writes now still has what is to serve
+            for leftover in self._sets.glob(f"{TEMPORARY_PREFIX}*"):
+                disk.remove_tree(leftover)
 
     def show(self, release: ReleaseSet, manifest: Path) -> None:
         """Makes `active` the release; durable on return.
