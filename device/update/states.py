@@ -264,6 +264,11 @@ def resume(record: UpdateRecord) -> UpdateRecord:
     return RESUME[record.state](record)
 
 
+def without_trial(record: UpdateRecord) -> UpdateRecord:
+    """`record` as if nothing were on trial: what serves while a trial cannot go on."""
+    return _change(record, active=_committed_digest(record))
+
+
 def is_spent(record: UpdateRecord) -> bool:
     """Whether more starts failed than may, in CHECK or TRIAL: the release may be what takes the machine down."""
     return (

@@ -124,6 +124,7 @@ class Updater:
         self._withdrawn = False
         self._woken = asyncio.Event()
         self._needs_bytes = 0  # of a FETCH that waits for a budget
+        self._verdict: Step | None = None  # of a trial that failed, while the disk does not take it
 
     # What others call
 
@@ -183,28 +184,36 @@ class Updater:
     async def start(self) -> None:
         """Takes up the record after a restart and makes workers and `active` follow it. Needs no network.
 
-        Repeated after an error, it goes on: it counts one start.
+        Repeated after an error, it goes on: it counts one start. While `state.db` takes no write, what is committed
+        serves: a trial whose starts cannot be counted does not go on.
 
         Raises:
-            StateError: `state.db` cannot be read.
+            StateError: `state.db` cannot be read or written.
         """
+        found = self._record if self._resumed else await asyncio.to_thread(self._db.record)
+        try:
+            await self._resume(found)
+        except (HeadlandError, OSError):
+            await self._serving.follow(states.without_trial(found))
+            raise
+        if self._record.state is State.TRIAL:
+            return  # the trial's own work converges, and judges a release that does not come up
+        await self._serving.follow(self._record)
+        if self._record.state is State.IDLE:
+            # A link that was behind at the end of an update kept a release whose turn to go it was.
+            with contextlib.suppress(HeadlandError, OSError):
+                await self._clean_up()
+
+    async def _resume(self, found: UpdateRecord) -> None:
         if not self._resumed:
-            found = await asyncio.to_thread(self._db.record)
             self._record = states.resume(found)
             if self._record != found:
                 await asyncio.to_thread(self._db.write_record, self._record)
             self._resumed = True
         await asyncio.to_thread(self._treasury.settle, self._store.has)  # before anything is deleted
         self._started = True
-        if self._record.state is State.TRIAL:
-            if not states.is_spent(self._record):
-                return  # the trial's own work converges, and judges a release that does not come up
+        if self._record.state is State.TRIAL and states.is_spent(self._record):
             await self._go(spent(self._record))
-        await self._serving.follow(self._record)
-        if self._record.state is State.IDLE:
-            # A link that was behind at the end of an update kept a release whose turn to go it was.
-            with contextlib.suppress(HeadlandError, OSError):
-                await self._clean_up()
 
     async def offer(
         self, assignment: AssignmentBody, manifest_bytes: bytes, terms: Terms, may_install: bool
@@ -352,10 +361,20 @@ class Updater:
         statuses = self._teller.of_step(
             before, after, step.event, at_ms, reason=step.reason, detail=step.detail, needs_bytes=step.needs_bytes
         )
-        await asyncio.to_thread(
-            lambda: self._db.write_record(after, floors=floors, statuses=statuses, refusal=refusal, facts=step.facts)
-        )
+        try:
+            await asyncio.to_thread(
+                lambda: self._db.write_record(
+                    after, floors=floors, statuses=statuses, refusal=refusal, facts=step.facts
+                )
+            )
+        except (HeadlandError, OSError):
+            if after.state is State.ROLLBACK:
+                # A full disk must not keep what failed serving: the committed release does until this is written.
+                self._verdict = step
+                await self._serving.follow(after)
+            raise
         self._record = after
+        self._verdict = None
         self._needs_bytes = step.needs_bytes
         self._fetching.delay(step.event is Event.PAUSED)
         if before.state is not after.state:
@@ -419,6 +438,8 @@ class Updater:
         return Step(Event.NOT_NOW, detail=later.why) if later is not None else Step(Event.ACTIVATED)
 
     async def _trial(self) -> Step:
+        if self._verdict is not None:
+            return self._verdict
         if states.is_spent(self._record):
             return spent(self._record)
         self._woken.set()  # what was delisted before this start counts too
