@@ -25,6 +25,7 @@ from device.layout import Layout
 from device.parts import Parts, assembled, draw_token
 from device.repair.examine import examine
 from device.repair.fault import Place
+from device.repair.wrong_kind import make_way
 from device.rescue import why_unusable
 from device.settings import DeviceSettings
 from device.settings import load as load_settings
@@ -171,7 +172,11 @@ def held(layout: Layout) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         try:
             if not layout.run.is_dir():
+                if layout.run.exists():
+                    make_way(layout.run)
                 durable.make_dir(layout.run)
+            if layout.lock.is_dir():
+                make_way(layout.lock)
             stack.enter_context(locks.held(layout.lock, taken))
         except OSError as error:
             raise StateError(

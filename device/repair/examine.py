@@ -27,6 +27,7 @@ from device.repair import (
     stray_parts,
     trust_files,
     who_may_read,
+    wrong_kind,
 )
 from device.repair.fault import Check, Fault, Finding, Place
 from device.state_db import StateDb
@@ -43,6 +44,7 @@ EXPECTED: Final = (OSError, HeadlandError)
 
 CHECKS: Final[Mapping[str, Check]] = {
     "settings": settings_file.find,
+    "wrong-kind": wrong_kind.find,
     "disk-space": disk_space.find,
     "identity": identity_files.find,
     "who-may-read": who_may_read.find,
@@ -58,7 +60,8 @@ CHECKS: Final[Mapping[str, Check]] = {
     "release-sets": release_sets.find,
     "active-link": active_link.find,
 }
-"""All checks by the names that people see. The database comes before those that hold files against it."""
+"""All checks by the names that people see. What cannot be opened comes first, and
+the database before those that hold files against it."""
 
 
 def examine(place: Place, *, mend: bool, checks: Mapping[str, Check] = CHECKS) -> tuple[Finding, ...]:

@@ -203,6 +203,33 @@ def broken_link(layout):
     (layout.state / "active").symlink_to("sets/nowhere")
 
 
+def folder_as_database(layout):
+    damaged_seal(layout)
+    layout.state_db.unlink()
+    (layout.state_db / "lost+found").mkdir(parents=True)
+
+
+def folder_as_outbox(layout):
+    layout.outbox_db.unlink()
+    layout.outbox_db.mkdir()
+
+
+def folder_as_seal(layout):
+    path = Seals(layout.state_db).paths[0]
+    path.unlink()
+    path.mkdir()
+
+
+def file_as_store(layout):
+    shutil.rmtree(layout.store)
+    layout.store.write_bytes(b"x")
+
+
+def folder_as_link(layout):
+    lost_link(layout)
+    (layout.state / "active").mkdir()
+
+
 @dataclass(frozen=True)
 class Case:
     """A fault, the check that finds it, and whether it can be mended here and is told to the managers."""
@@ -238,6 +265,11 @@ CASES = [
     Case(lost_link, "active-link", told=False),
     Case(wrong_link, "active-link", told=False),
     Case(broken_link, "active-link", told=False),
+    Case(folder_as_outbox, "wrong-kind"),
+    Case(folder_as_seal, "wrong-kind"),
+    Case(file_as_store, "wrong-kind"),
+    Case(folder_as_link, "wrong-kind"),
+    Case(folder_as_database, "wrong-kind"),
 ]
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.fault.__name__)
 
@@ -515,3 +547,14 @@ def test_looking_beside_an_agent_sweeps_nothing(layout):
     Store(layout.store)
     Sets(layout.state)
     assert not (layout.store / "parts" / ".tmp-8x2").exists()
+
+
+@pytest.mark.parametrize("what", ["run", "lock"])
+def test_what_lies_where_the_lock_belongs_keeps_no_agent_from_starting(layout, what):
+    shutil.rmtree(layout.run)
+    if what == "run":
+        layout.run.write_bytes(b"x")
+    else:
+        layout.lock.mkdir(parents=True)
+    with held(layout):
+        assert layout.lock.is_file()

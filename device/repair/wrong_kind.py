@@ -1,0 +1,54 @@
+"""A folder where a file of ours belongs, or a file where a folder does: no other check can open what lies there.
+
+Repairing a file system after a cut may leave such things, and so may a person's slip.
+"""
+
+from pathlib import Path
+from typing import Final
+
+from device.damage import LOGS
+from device.layout import Layout
+from device.repair.fault import Fault, Place
+from device.seal import Seals
+from signing.durable import DISK, Disk
+
+KEPT: Final = ".wrong-kind"
+
+
+def find(place: Place) -> list[Fault]:
+    """A link counts as what it leads to: a store may lie on another disk."""
+    return [_fault(place, path) for path in _wrong(place.layout)]
+
+
+def make_way(path: Path, disk: Disk = DISK) -> Path:
+    """Renames what lies where a file or folder of ours belongs; of each name, the newest is kept.
+
+    Returns:
+        Where it is now.
+    """
+    kept = path.with_name(path.name + KEPT)
+    if kept.is_dir() and not kept.is_symlink():
+        disk.remove_tree(kept)
+    else:
+        disk.unlink(kept)
+    disk.rename(path, kept)
+    return kept
+
+
+def _wrong(layout: Layout) -> list[Path]:
+    state, store, trust = layout.state, layout.store, layout.state / "trust"
+    databases = [path.with_name(path.name + end) for path in (layout.state_db, layout.outbox_db) for end in ("", *LOGS)]
+    files = (*databases, *Seals(layout.state_db).paths, layout.status)
+    folders = (store, store / "sha256", store / "parts", state / "sets", trust, trust / "image", trust / "director")
+    wrong = [path for path in files if path.exists() and not path.is_file()]
+    wrong += [path for path in folders if path.exists() and not path.is_dir()]
+    active = state / "active"
+    return [*wrong, active] if active.exists() and not active.is_symlink() else wrong
+
+
+def _fault(place: Place, path: Path) -> Fault:
+    def mend() -> str:
+        return f"renamed to {make_way(path, place.disk).name}; what belongs here is made anew"
+
+    kind = "a folder" if path.is_dir() else "a file" if path.is_file() else "neither file nor folder"
+    return Fault(f"{path} is {kind}, which does not belong there", mend)
