@@ -112,15 +112,20 @@ class FileSink:
         self._settings = settings
         self._until_s = 0.0  # of the loop's clock
         self._writing = asyncio.Lock()  # a `0` that is on its way must not land after the next `1`
+        self._raising: asyncio.Task[None] | None = None
         self._lowering: asyncio.Task[None] | None = None
         self._is_known = False  # whether the line stands as this life has put it, or will
 
     async def fire(self, row: bytes) -> None:
-        """As in the port."""
+        """As in the port.
+
+        A disk that takes longer than the caller waits writes the `1` all the same: it is lowered like any other.
+        """
         self._hold()
-        async with self._writing:
-            await asyncio.to_thread(self._write, b"1")
-        self._lower_later()
+        if self._raising is None or self._raising.done():
+            self._raising = asyncio.get_running_loop().create_task(self._raise())
+            self._raising.add_done_callback(_heard)
+        await asyncio.shield(self._raising)
 
     def looked(self) -> None:
         """As in the port."""
@@ -133,6 +138,13 @@ class FileSink:
         async with self._writing:  # a `0` that is on its way must not land after a `1` of the sink that comes next
             if self._lowering is not None:
                 await cancel(self._lowering)
+
+    async def _raise(self) -> None:
+        try:
+            async with self._writing:
+                await asyncio.to_thread(self._write, b"1")
+        finally:
+            self._lower_later()
 
     def _hold(self) -> None:
         self._until_s = asyncio.get_running_loop().time() + self._settings.hold_s
@@ -187,6 +199,12 @@ class SocketSink:
 
     async def close(self) -> None:
         """As in the port."""
+
+
+def _heard(task: "asyncio.Task[None]") -> None:
+    """Takes note of how a task ended: who waited for it may have gone."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _make(settings: AlarmSettings) -> AlarmSink:

@@ -145,6 +145,26 @@ async def test_a_line_that_could_not_be_lowered_is_lowered_later(sink_of, tmp_pa
     assert failing == [0]
 
 
+@pytest.mark.parametrize("errs", [False, True])
+async def test_a_line_that_a_slow_disk_raises_after_its_time_is_lowered_too(sink_of, tmp_path, monkeypatch, errs):
+    line, goes_on = tmp_path / "value", threading.Event()
+    sink = sink_of(FileAlarm(path=str(line), hold_s=0.01))
+    write = sink._write
+
+    def slow_write(value: bytes) -> None:
+        assert value == b"0" or goes_on.wait(10)
+        write(value)
+        if errs and value == b"1":
+            raise OSError("written, and said to be not")
+
+    monkeypatch.setattr(sink, "_write", slow_write)
+    for _ in range(2):
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(sink.fire(ROW), 0.05)
+    goes_on.set()
+    await until(lambda: line.exists() and line.read_text() == "0")
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_socket_gets_a_line_and_its_listener_may_come_and_go(sink_of, tmp_path, stream):
     path = str(tmp_path / "s")
