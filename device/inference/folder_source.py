@@ -194,7 +194,8 @@ class FolderSource:
 
     def _sync(self) -> None:
         if self._keep:
-            durable.sync_dir(self._folder / DONE)
+            with contextlib.suppress(FileNotFoundError):  # whoever took it away has what was in it
+                durable.sync_dir(self._folder / DONE)
         durable.sync_dir(self._folder)
 
     def _prepare(self) -> None:
@@ -232,10 +233,15 @@ class FolderSource:
     def _remove(self, name: str, *, keep: bool) -> None:
         path = self._folder / name
         with contextlib.suppress(FileNotFoundError):
-            if keep:
-                path.rename(self._folder / DONE / name)
-            else:
+            if not keep:
                 path.unlink()
+                return
+            try:
+                path.rename(self._folder / DONE / name)
+            except FileNotFoundError:
+                # A person who empties `done/` may take the folder itself, and the frame must not be one that is gone.
+                (self._folder / DONE).mkdir(exist_ok=True)
+                path.rename(self._folder / DONE / name)
 
     async def _keep_rescanning(self) -> None:
         while True:

@@ -151,6 +151,21 @@ async def test_frames_are_kept_when_a_person_wants_them(opened, folder):
     assert source.waiting == 0
 
 
+async def test_a_frame_that_is_done_is_not_given_again_when_the_folder_of_kept_ones_was_taken_away(
+    opened, folder, marks
+):
+    source = await opened(keep=True, forget_at=1)
+    film(folder, "a.png")
+    frame = await take(source)
+    marks.done(frame)
+    (folder / "done").rmdir()
+    await source.finish(frame)
+    assert [path.name for path in (folder / "done").iterdir()] == ["a.png"]
+    assert not marks.done_frames
+    await source._rescan()
+    assert source.waiting == 0
+
+
 async def test_of_too_many_the_oldest_are_dropped_and_counted(opened, folder):
     for number in range(8):
         (folder / f"{number}.png").write_bytes(PNG)
