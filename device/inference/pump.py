@@ -22,6 +22,7 @@ from device.inference.alarms import FIRE_S, AlarmSink
 from device.inference.frames import Frame, FrameSource, Mark
 from device.inference.latency import Latencies
 from device.inference.replies import FrameReply, ModelReply
+from protocol import limits
 from protocol.release import Anomaly, Classify, Detect
 from protocol.results import ResultRow
 from protocol.wire import Message, encode
@@ -73,7 +74,7 @@ class PumpNumbers(Message):
     frames_dropped: int = 0  # before anybody took them, given up, or unfit for every model
     frames_unreadable: int = 0
     results_produced: int = 0  # rows that are durable
-    results_given_up: int = 0  # rows that the sink would not take
+    results_given_up: int = 0  # rows that the sink would not take, or never could
     inference_errors: int = 0
     alarms_fired: int = 0
     alarm_failures: int = 0  # sinks that did not take an alarm
@@ -123,7 +124,7 @@ class Pump:
         self._latency = Latencies(4096)
         self._counts: dict[str, int] = {}
         self._open: dict[str, Frame] = {}  # taken, and not yet finished
-        self._failing: set[str] = set()  # sinks whose failure was told already
+        self._failing: set[str] = set()  # sinks and the like whose failure was told already
 
     async def run(self) -> None:
         """Pumps until it is cancelled; may be run again then. Frames without durable rows go back to the source."""
@@ -181,8 +182,15 @@ class Pump:
             row = encode(_row(one, reply, frame, at_ms, sure))
             rows.append((ALARMS if one.finding.alarm else "results", row))
         await self._raise_alarms([row for lane, row in rows if lane == ALARMS], frame)
+        travels = [(lane, row) for lane, row in rows if len(row) <= limits.ROW_BYTES]
+        if len(travels) < len(rows):
+            # No sink would ever take one: those behind it would wait for it for ever.
+            if "length" not in self._failing:
+                _log.error("frame %s: rows of more than %d bytes are given up", frame.name, limits.ROW_BYTES)
+            self._failing.add("length")
+            self._give_up(len(rows) - len(travels))
         answered = self._tally(frame, reply)
-        return _Inferred(_bare(frame), tuple(rows), answered)
+        return _Inferred(_bare(frame), tuple(travels), answered)
 
     async def _raise_alarms(self, rows: Sequence[bytes], frame: Frame) -> None:
         if not rows or not self._alarms:
@@ -238,7 +246,7 @@ class Pump:
             if len(written) >= self._backlog:
                 lost = next((one for one in written if all(lane != ALARMS for lane, _ in one.rows)), written[0])
                 written.remove(lost)
-                self._give_up(lost)
+                self._give_up(len(lost.rows))
                 await self._finish(lost)
             written.append(done)
             news.set()
@@ -285,9 +293,9 @@ class Pump:
         await self._source.finish(one.frame)
         self._open.pop(one.frame.name, None)
 
-    def _give_up(self, lost: _Inferred) -> None:
+    def _give_up(self, rows: int) -> None:
         before = self._counts.get("results_given_up", 0)
-        self._count("results_given_up", len(lost.rows))
+        self._count("results_given_up", rows)
         now = self._counts["results_given_up"]
         # Where nothing can be written, the log is the only one to tell of it.
         if now > before and (not before or now // _TOLD_EACH > before // _TOLD_EACH):

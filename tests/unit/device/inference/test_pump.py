@@ -12,6 +12,8 @@ from device.inference.finding import Finding
 from device.inference.frames import Frame, Mark
 from device.inference.pump import Pump
 from device.inference.replies import FrameReply, ModelReply
+from protocol import limits
+from protocol.errors import Reason, Refused
 from protocol.release import Classify, ImagePreprocessing, Model
 from protocol.results import ResultRow, Score
 
@@ -227,6 +229,24 @@ async def test_results_are_given_up_before_alarms(bench):
     await bench.until(lambda: len(bench.frames.finished) == 12)
     assert bench.pump.numbers().results_given_up > 0
     assert {"00-alarm", "03-alarm"} <= set(bench.rows.names)
+
+
+async def test_a_row_that_is_too_long_to_travel_fires_its_alarm_is_counted_and_holds_up_no_other(bench, monkeypatch):
+    monkeypatch.setattr(limits, "ROW_BYTES", 400)
+
+    async def enqueue_all(rows, *, done_frames=(), take=bench.rows.enqueue_all):
+        if any(len(row) > limits.ROW_BYTES for _, row in rows):
+            raise Refused(Reason.LIMIT, "as the outbox does")
+        return await take(rows, done_frames=done_frames)
+
+    monkeypatch.setattr(bench.rows, "enqueue_all", enqueue_all)
+    bench.start()
+    bench.frames.put(f"{'long' * 100}-alarm", "short")
+    await bench.until(lambda: len(bench.frames.finished) == 2)
+    assert bench.rows.names == ["short"]
+    assert len(bench.horn.heard) == 1
+    numbers = bench.pump.numbers()
+    assert (numbers.frames_inferred, numbers.results_produced, numbers.results_given_up) == (2, 1, 1)
 
 
 async def test_frames_without_a_finding_are_counted_by_their_kind(bench):
