@@ -144,7 +144,8 @@ class Core:
         """
         self.ensure_open()
         more = dict.fromkeys({lane for lane, _ in rows}, len(rows))  # at most
-        self._highwater.reserve(self.book, more, self._told)
+        with self.watched():
+            self._highwater.reserve(self.book, more, self._told)
         try:
             return self.transact_in_room(partial(self._insert, rows, frames), self._free_receipted, self._free_queued)
         except sqlite3.Error as error:
@@ -240,10 +241,11 @@ class Core:
         more = False
         if any(policy.ttl_s for policy in policies.values()):
             more = self.transact(lambda draft: self._age(draft, now))
-        if self._highwater.is_stale(self.book, self._told()):
-            self._write_mark()
-        if folding.is_due(self.connection, self.book):
-            more = self.transact(self._fold) or more
+        with self.watched():
+            if self._highwater.is_stale(self.book, self._told()):
+                self._write_mark()
+            if folding.is_due(self.connection, self.book):
+                more = self.transact(self._fold) or more
         return more
 
     # Salvage
@@ -519,7 +521,8 @@ class Core:
         return losses.oldest_waiting(self.connection)
 
     def _write_mark(self) -> None:
-        with contextlib.suppress(OSError):
+        # After a commit, too, which must not be made once more: damage shows where accounts are read the next time.
+        with contextlib.suppress(OSError, sqlite3.Error):
             self._highwater.write(self.book, self._told())
 
 

@@ -213,6 +213,33 @@ async def test_only_what_was_damaged_is_lost_and_the_loss_is_counted(filled, nam
         assert missing > 0, "the test would show nothing"
 
 
+@pytest.mark.parametrize("while_it", ["takes a row", "is looked after", "begins an epoch"])
+async def test_loss_records_that_are_damaged_in_use_stop_no_intake(tmp_path, while_it):
+    told: list[str] = []
+    path = tmp_path / "outbox.db"
+    box = await opened(path, told)
+    await box.enqueue_all(bodies(30))
+    connection = box._core.connection
+    await box._writer.run(lambda: connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall())
+    (root,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'losses'").fetchone()
+    overwrite(path, (root - 1) * PAGE_BYTES, os.urandom(PAGE_BYTES))
+    await box._writer.run(lambda: connection.execute("PRAGMA shrink_memory").fetchall())  # it is read again
+    if while_it == "begins an epoch":
+        await box.begin_epoch()
+        assert len(box._core.book.epochs) == 2, "once: what was done is not done again"
+    if while_it != "is looked after":
+        box._core._highwater.forget_reserve()
+        await box.enqueue("results", b"it goes on")
+    await box.tend(Instant(boot_id="b", boot_ms=1, sure_ms=None))
+    await salvaged(box)
+    assert len(told) == 1
+    server = Server()
+    await server.take_all(box)
+    assert {row for _, row in bodies(30)} <= set(server.rows.values())
+    assert not server.losses
+    await box.close()
+
+
 async def test_an_outbox_that_was_deleted_with_all_its_files_is_told_by_what_was_kept_elsewhere(tmp_path):
     box = await opened(tmp_path / "outbox.db")
     await box.enqueue_all(bodies(30))
