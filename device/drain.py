@@ -81,9 +81,13 @@ class Drain:
         self._limit_bytes = min(BATCH_ROWS_BYTES, self._limit_bytes * 5 // 4)
         text = (answer.body if answer.status == CONFLICT else answer.content()).decode("utf-8", errors="replace")
         settled = 0
-        for receipt in await self._trust.receipts((text,)):
+        receipts = await self._trust.receipts((text,))
+        for receipt in receipts:
             settled += await self._outbox.apply_receipt(receipt)
-        if answer.status == CONFLICT:
+        if answer.status == CONFLICT and any(
+            (receipt.epoch, receipt.generation) == (batch.epoch, self._outbox.generation) for receipt in receipts
+        ):
+            # What such a receipt leaves out is in conflict. Without one, rows that are there would go twice.
             settled += await self._outbox.renumber(batch)
         if not settled:
             # Sending the same batch again at once would be a loop around a server that does not keep it.

@@ -94,3 +94,16 @@ async def test_a_short_batch_over_a_link_that_is_down_makes_the_next_no_shorter(
     await fill(machine, 1500)
     await visit(machine)
     assert max(link.sent) > 0.95 * BATCH_ROWS_BYTES
+
+
+@pytest.mark.parametrize("why", ["it does not verify", "it is of a generation that was not met yet"])
+async def test_in_a_conflict_without_a_receipt_that_holds_no_row_goes_twice(machine, why):
+    epoch, generation = machine.outbox.epoch, machine.server.generation
+    await machine.outbox.enqueue_all([("results", b"row %d" % number) for number in range(3)])
+    machine.server.rows[epoch, "results", 2] = b"of a clone"
+    machine.trust.distrusts_receipts = why == "it does not verify"
+    machine.server.generation = generation if machine.trust.distrusts_receipts else "8" * 32
+    assert await visit(machine) == 0
+    machine.trust.distrusts_receipts, machine.server.generation = False, generation
+    assert await visit(machine) == 4, "two that are there, one that is numbered anew and goes"
+    assert sorted(machine.server.rows.values()) == [b"of a clone", b"row 0", b"row 1", b"row 2"]
