@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Final
 
 from device.cancelling import cancel
+from device.damage import make_way
 from device.layout import Layout
 from device.parts import Parts, assembled, draw_token
 from device.repair.examine import examine
 from device.repair.fault import Place
-from device.repair.wrong_kind import make_way
 from device.rescue import why_unusable
 from device.settings import DeviceSettings
 from device.settings import load as load_settings

@@ -15,6 +15,7 @@ from signing.durable import DISK, Disk
 KEPT_FILES: Final = 3  # of one database; a disk that keeps damaging it must not be filled by that
 LOGS: Final = ("-wal", "-shm", "-journal")
 DAMAGED: Final = ".damaged-"
+SET_ASIDE: Final = ".set-aside"  # behind the name of what is no database
 
 # Primary codes (https://www.sqlite.org/rescode.html): SQLITE_CORRUPT, _CONSTRAINT, _MISMATCH, _NOTADB.
 # Our statements break no constraint of a whole database.
@@ -91,6 +92,21 @@ def set_aside(path: Path, disk: Disk = DISK) -> Path | None:
         disk.rename(part, _beside(target, path, part))
     for old in kept(path)[:-KEPT_FILES]:
         remove(old, disk)
+    return target
+
+
+def make_way(path: Path, disk: Disk = DISK) -> Path:
+    """Renames what lies where a file or folder of ours belongs; of each name, the newest is kept.
+
+    Returns:
+        Where it is now.
+    """
+    target = path.with_name(path.name + SET_ASIDE)
+    if target.is_dir() and not target.is_symlink():
+        disk.remove_tree(target)
+    else:
+        disk.unlink(target)
+    disk.rename(path, target)
     return target
 
 

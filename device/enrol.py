@@ -7,6 +7,7 @@ words that came by another way. Key and request are kept before they are sent: a
 import asyncio
 import base64
 import binascii
+import contextlib
 import json
 import random as chance
 import sqlite3
@@ -152,32 +153,29 @@ async def enrol(
 
 
 def _already(layout: Layout, token: TokenContent) -> Enrolment | None:
-    if not (layout.identity / "enrolment.json").exists():
-        return None
     try:
-        who = identities.load(layout.identity)
-    except StateError:  # made whole by this token, as far as it can be
+        known = identities.read_enrolment(layout.identity)
+    except (OSError, StateError):  # not enrolled yet; or made whole by this token, as far as it can be
         return None
-    known = who.enrolment
     if (known.device, known.product) != (token.device, token.product):
         raise StateError(
             f"{layout.state} is already {known.device} of {known.product}; the token is for "
             f"{token.device} of {token.product}",
             hint="use another state folder for another machine",
         )
-    if not _is_whole(who):
+    if not _is_whole(layout.identity):
         return None
     durable.unlink(_request_path(layout, known.device))
     return known
 
 
-def _is_whole(who: identities.Identity) -> bool:
-    """A certificate, CA or first root that the disk lost comes again with a new token; the key stays."""
+def _is_whole(folder: Path) -> bool:
+    """What the disk lost or damaged comes again with a new token; a key that can be read stays."""
     try:
-        who.tls()
+        identities.load(folder).tls()
     except StateError:
         return False
-    return all((who.folder / f"{name}.root.json").exists() for name in ("image", "director"))
+    return all((folder / f"{name}.root.json").exists() for name in ("image", "director"))
 
 
 def _keep_request(layout: Layout, token: TokenContent) -> tuple[ec.EllipticCurvePrivateKey, str]:
@@ -188,12 +186,13 @@ def _keep_request(layout: Layout, token: TokenContent) -> tuple[ec.EllipticCurve
         durable.sweep(layout.state)
     key = identities.keep_key(layout.identity / "key.pem")
     path = _request_path(layout, token.device)
-    try:
-        return key, path.read_text(encoding="ascii")
-    except FileNotFoundError:
-        csr = identities.make_csr(key, token.device)
-        durable.write(path, csr.encode())
-        return key, csr
+    with contextlib.suppress(FileNotFoundError, ValueError):  # a damaged one is made anew
+        csr = path.read_text(encoding="ascii")
+        if x509.load_pem_x509_csr(csr.encode()).public_key() == key.public_key():
+            return key, csr
+    csr = identities.make_csr(key, token.device)
+    durable.write(path, csr.encode())
+    return key, csr
 
 
 def _request_path(layout: Layout, device: str) -> Path:

@@ -7,7 +7,6 @@ must still reach the one who can tell it the time, and the server judges dates f
 key and certificate fit, and the server is verified through links whether the old CA is trusted or the new.
 """
 
-import contextlib
 import ssl
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import NameOID
 
+from device.damage import make_way
 from protocol import limits
 from protocol.errors import Reason, Refused, StateError
 from protocol.ids import DeviceId, ProductName
@@ -141,7 +141,7 @@ def load(folder: Path) -> Identity:
         StateError: The machine is not enrolled, or its files cannot be read.
     """
     try:
-        return Identity(folder, _read_enrolment(folder), load_key(folder / "key.pem"))
+        return Identity(folder, read_enrolment(folder), load_key(folder / "key.pem"))
     except FileNotFoundError as error:
         raise StateError(
             f"this machine is not enrolled: {error.filename} is missing",
@@ -171,7 +171,7 @@ def load_or_stranger(folder: Path, *, has_run: bool) -> tuple[Identity, str]:
             raise
         why = f"no server is spoken to: the identity is damaged or incomplete: {error.message}"
     try:
-        enrolment = _read_enrolment(folder)
+        enrolment = read_enrolment(folder)
     except (OSError, StateError):
         enrolment = Enrolment(server="https://unknown.invalid", device=STRANGER, product=STRANGER)
     return Identity(folder, enrolment, ec.generate_private_key(ec.SECP256R1())), why
@@ -203,7 +203,13 @@ def unverified_context() -> ssl.SSLContext:
     return context
 
 
-def _read_enrolment(folder: Path) -> Enrolment:
+def read_enrolment(folder: Path) -> Enrolment:
+    """As whom this machine was enrolled, whatever became of its key.
+
+    Raises:
+        OSError: The file is missing, or cannot be read.
+        StateError: It is damaged.
+    """
     path = folder / "enrolment.json"
     try:
         return decode(path.read_bytes(), Enrolment, limit=limits.ENROL_BYTES)
@@ -212,9 +218,19 @@ def _read_enrolment(folder: Path) -> Enrolment:
 
 
 def keep_key(path: Path) -> ec.EllipticCurvePrivateKey:
-    """The private key in `path`; made there, durable and readable by its owner only, when there is none."""
-    with contextlib.suppress(FileNotFoundError):
+    """The private key in `path`; made there, durable and readable by its owner only, when there is none.
+
+    What lies there and holds none is kept beside it, for a person who may still read it.
+
+    Raises:
+        OSError: The disk does not give it back, or takes none.
+    """
+    try:
         return load_key(path)
+    except FileNotFoundError:
+        pass
+    except StateError:
+        make_way(path)
     key = ec.generate_private_key(ec.SECP256R1())
     durable.write(path, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), mode=0o600)
     return key
@@ -231,7 +247,7 @@ def load_key(path: Path) -> ec.EllipticCurvePrivateKey:
     try:
         key = load_pem_private_key(data, password=None)
     except (ValueError, TypeError) as error:
-        raise StateError(f"{path} is damaged: {error}") from error
+        raise StateError(f"{path} is damaged: it holds no private key") from error
     if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
         raise StateError(f"{path} is no P-256 key")
     return key

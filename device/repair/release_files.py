@@ -22,8 +22,10 @@ def find(place: Place) -> list[Fault]:
     if record is None:
         return []
     committed, previous = record.committed, record.previous
-    if committed is None or not place.layout.store.is_dir():
+    if committed is None:
         return []
+    if not place.layout.store.is_dir():  # to look must not make it
+        return [Fault(f"the store with release {committed.version} is gone", advice=FETCHED)]
     store = Store(place.layout.store, disk=place.disk, sweep=False)
     try:
         manifest = parse_manifest(store.read(committed.digest, limits.MANIFEST_BYTES))

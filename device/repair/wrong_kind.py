@@ -4,35 +4,16 @@ Repairing a file system after a cut may leave such things, and so may a person's
 """
 
 from pathlib import Path
-from typing import Final
 
-from device.damage import LOGS
+from device.damage import LOGS, make_way
 from device.layout import Layout
 from device.repair.fault import Fault, Place
 from device.seal import Seals
-from signing.durable import DISK, Disk
-
-KEPT: Final = ".wrong-kind"
 
 
 def find(place: Place) -> list[Fault]:
     """A link counts as what it leads to: a store may lie on another disk."""
     return [_fault(place, path) for path in _wrong(place.layout)]
-
-
-def make_way(path: Path, disk: Disk = DISK) -> Path:
-    """Renames what lies where a file or folder of ours belongs; of each name, the newest is kept.
-
-    Returns:
-        Where it is now.
-    """
-    kept = path.with_name(path.name + KEPT)
-    if kept.is_dir() and not kept.is_symlink():
-        disk.remove_tree(kept)
-    else:
-        disk.unlink(kept)
-    disk.rename(path, kept)
-    return kept
 
 
 def _wrong(layout: Layout) -> list[Path]:

@@ -245,6 +245,34 @@ async def test_a_piece_of_the_identity_that_the_disk_lost_comes_again_and_the_ke
     identity.load(layout.identity).tls()
 
 
+async def test_a_machine_whose_key_is_damaged_enrols_anew_with_another_key_and_as_itself_only(layout, server):
+    await enrolled(layout, server)
+    key = layout.identity / "key.pem"
+    key.write_bytes(b"-----BEGIN")
+    server.requests.clear()  # of a token that was used
+    with pytest.raises(StateError, match="already tractor-1"):
+        await enrolled(layout, server, server.token(device="tractor-2"))
+    server.cut_answers = 1
+    await enrolled(layout, server)
+    identity.load(layout.identity).tls()
+    assert len({key_of(request.csr_pem) for request in server.requests}) == 1
+    assert (layout.identity / "key.pem.set-aside").read_bytes() == b"-----BEGIN"
+
+
+async def test_a_request_that_the_disk_damaged_or_that_is_of_another_key_is_made_anew(layout, server):
+    server.cut_answers = 10
+    with pytest.raises(LinkError):
+        await enrolled(layout, server)
+    (layout.identity / "key.pem").unlink()
+    server.requests.clear()
+    with pytest.raises(LinkError):
+        await enrolled(layout, server)
+    (layout.identity / "tractor-1.csr.pem").write_bytes(b"\xff")
+    server.cut_answers = 0
+    await enrolled(layout, server)
+    assert len({key_of(request.csr_pem) for request in server.requests}) == 1
+
+
 async def test_settings_that_a_person_wrote_before_are_kept(layout, server):
     layout.state.mkdir()
     layout.settings.write_text("[outbox]\nbudget_bytes = 2000000\n")

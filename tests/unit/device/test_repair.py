@@ -11,7 +11,6 @@ from functools import partial
 import pytest
 from click.testing import CliRunner
 
-from device import identity
 from device.agent import held
 from device.cli import main
 from device.doctor import FAULTS_LEFT
@@ -203,6 +202,10 @@ def broken_link(layout):
     (layout.state / "active").symlink_to("sets/nowhere")
 
 
+def lost_store(layout):
+    shutil.rmtree(layout.store)
+
+
 def folder_as_database(layout):
     damaged_seal(layout)
     layout.state_db.unlink()
@@ -258,6 +261,7 @@ CASES = [
     Case(truncated_model, "release-files", mended=False),
     Case(damaged_model_before, "release-files"),
     Case(damaged_manifest_before, "release-files"),
+    Case(lost_store, "release-files", mended=False),
     Case(lost_model, "release-files", mended=False),
     Case(damaged_manifest, "release-files", mended=False),
     Case(set_of_nothing, "release-sets", told=False),
@@ -530,14 +534,6 @@ def test_beside_a_running_agent_the_doctor_only_looks(roomy):
 
 def test_a_folder_that_is_none_is_named(tmp_path):
     doctor(Layout(tmp_path / "nowhere"), code=StateError.exit_code)
-
-
-def test_enrolling_again_with_a_new_token_is_what_makes_an_identity_whole(layout):
-    from device.enrol import _is_whole
-
-    assert _is_whole(identity.load(layout.identity))
-    (layout.identity / "image.root.json").unlink()
-    assert not _is_whole(identity.load(layout.identity))
 
 
 def test_looking_beside_an_agent_sweeps_nothing(layout):
