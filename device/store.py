@@ -163,9 +163,14 @@ class Store:
 
         Raises:
             Refused: `LENGTH`, `HASH`.
+            OSError: The disk does not read it, and it is deleted, or does not move it.
         """
         found = part.stat().st_size
-        actual = _hash_file(part) if found == length_bytes else None
+        try:
+            actual = _hash_file(part) if found == length_bytes else None
+        except OSError:
+            self.disk.unlink(part)  # kept, it would be gone on from for ever
+            raise
         if actual != name:
             self.disk.unlink(part)
             if actual is None:  # not even hashed

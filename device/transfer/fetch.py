@@ -7,6 +7,7 @@ and never replaced by something else that was not planned.
 """
 
 import asyncio
+import errno
 import logging
 import random as chance
 import time
@@ -246,6 +247,10 @@ class Transfer:
         except ApplierEndedError:
             self._notes.note_end()
             raise
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.ENOMEM):
+                await to_its_end(self._look_at_base, patch)
+            raise
         await asyncio.to_thread(patching.forget, self._store, patch.payload)
         if step.index is not None:
             await asyncio.to_thread(self._store.disk.unlink, index_path(self._store, step.index))
@@ -300,13 +305,23 @@ class Transfer:
             self._store.doubt(patch.base)
             raise patching.baseless(patch) from failed
 
+    def _look_at_base(self, patch: Patch) -> None:
+        """A base that the disk does not read any more would stop its patch for ever.
+
+        Raises:
+            LinkError: It is not what it was.
+        """
+        if not self._store.is_whole(patch.base):
+            self._store.doubt(patch.base)
+            raise patching.baseless(patch)
+
     async def _index(self, step: Step, progress: Callable[[int], None], toll: _Toll) -> bytes:
         """The index, hashed: kept beside its part, so that it travels once."""
         signed, payload = step.index, step.payload
         assert signed is not None
         assert payload is not None
         path = index_path(self._store, signed)
-        kept = await asyncio.to_thread(lambda: path.read_bytes() if path.exists() else None)
+        kept = await asyncio.to_thread(_read, path)
         spool = WholeSpool(signed, limits.INDEX_BYTES)
         try:
             if kept is not None and len(kept) == signed.length_bytes:
@@ -450,6 +465,14 @@ def _patch_index(patch: Patch, data: bytes) -> PatchIndex:
         return parse_patch_index(data, patch.length_bytes, patch.payload.length_bytes)
     except Refused as refused:
         raise _failed(patch, refused) from refused
+
+
+def _read(path: Path) -> bytes | None:
+    """A small file; None when there is none, or none that the disk reads: then it is fetched again."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
 
 
 def _failed(patch: Patch, refused: Refused) -> PatchFailedError:

@@ -153,10 +153,16 @@ class SegmentSpool:
             keep_rest(self._store, self._payload, self._number, self._open)
 
     def _find_verified(self) -> None:
-        """Goes on after the last whole segment whose output still has its hash: a cut may have torn the tail."""
+        """Goes on after the last whole segment whose output still has its hash.
+
+        A cut may have torn the tail, and a disk may not read it any more.
+        """
         with self._path.open("rb", buffering=0) as file:
             for number, segment in enumerate(self._index.segments):
-                output = file.read(self._index.output_length(number))
+                try:
+                    output = file.read(self._index.output_length(number))
+                except OSError:
+                    break
                 if hashlib.sha256(output).digest() != segment.output_sha256:
                     break
                 self._number = number + 1
