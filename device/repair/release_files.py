@@ -45,7 +45,7 @@ def find(place: Place) -> list[Fault]:
 
 
 def _harmed_before(place: Place, store: Store, previous: Held, seen: Container[Digest]) -> Iterator[Fault]:
-    """What of the previous release alone is harmed. What is missing of it may have been given up for room."""
+    """What of the previous release alone is harmed. What is missing of it is not fetched for that."""
     what = f"release {previous.version}, the one before"
     if not store.has(previous.digest):
         return

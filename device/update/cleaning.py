@@ -23,7 +23,10 @@ def collect(record: UpdateRecord, memory: Memory, library: Library, sets: Sets) 
     """
     if memory.is_partial():
         return
-    named = {held.digest for held in (record.committed, record.previous) if held is not None}
+    named = {record.committed.digest} if record.committed is not None else set()
+    if record.previous is not None and library.is_here(record.previous.digest):
+        # Without its manifest it is no way back any more, and nobody brings that: it must not end all cleaning.
+        named.add(record.previous.digest)
     named |= {record.active} if record.active is not None else set()
     parts: frozenset[Digest] = frozenset()
     patched: frozenset[Digest] = frozenset()

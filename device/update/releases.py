@@ -38,6 +38,10 @@ class Library:
         """
         return parse_manifest(self._store.read(name, limits.MANIFEST_BYTES))
 
+    def is_here(self, name: Digest) -> bool:
+        """Whether the manifest is there. Does not read it."""
+        return self._store.has(name)
+
     def needed(self, manifest: ReleaseManifest) -> tuple[Artifact, ...]:
         """What this machine needs of a release, here or not.
 

@@ -6,17 +6,19 @@ from device.layout import Layout
 from device.rescue import _in_memory
 from device.update.ports import Health
 from device.update.states import State
+from protocol.errors import Reason
 from tests.fakes.machines import Bench
 from tests.fakes.updates import BlobSource, Release, noise, terms
 
 MIB = 1 << 20
 OLD = Release("1.0.0", 1, noise(1000, 1))
 NEW = Release("1.1.0", 2, noise(3 * MIB, 2))
+THIRD = Release("1.2.0", 3, noise(2000, 3))
 
 
 @pytest.fixture
 def bench(tmp_path):
-    return Bench(tmp_path, BlobSource(OLD, NEW, chunk_bytes=MIB // 4))
+    return Bench(tmp_path, BlobSource(OLD, NEW, THIRD, chunk_bytes=MIB // 4))
 
 
 @pytest.mark.parametrize("state", [State.FETCH, State.TRIAL])
@@ -40,6 +42,19 @@ async def test_a_start_whose_disk_is_too_full_for_state_db_costs_the_update_unde
         assert updater.record.state is State.IDLE
         assert bench.workers.serving == OLD.digest
         assert files(bench) == lying
+
+
+async def test_a_release_before_that_lost_its_manifest_does_not_keep_the_disk_from_being_cleaned(bench):
+    """A check drops a damaged manifest, and nobody fetches it again: what is refused would fill the store for ever."""
+    bench.canary.refuses[THIRD.digest] = Reason.GOLDEN
+    async with bench.running():
+        await bench.install(OLD)
+        await bench.install(NEW, OLD)
+        bench.store.discard(OLD.digest)
+        await bench.install(THIRD, NEW, OLD)
+        wanted = {NEW.digest, *NEW.artifacts}
+        assert {path.name for path in (bench.folder / "store" / "sha256").iterdir()} == wanted
+        assert bench.workers.serving == bench.active == NEW.digest
 
 
 def files(bench):
