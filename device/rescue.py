@@ -191,7 +191,7 @@ def _open_whole(path: Path, disk: Disk, on_damage: Callable[[str], None] | None,
         stack.callback(state.close)
         state.check()
         if seal:
-            state.seal()
+            state.seal(both=True)  # a cut may have come between the two generations
         state.on_damage = on_damage
         stack.pop_all()
     return state

@@ -86,6 +86,10 @@ class Seals:
         found = [sealed for sealed in map(read, self.paths) if sealed is not None]
         return max(found, key=lambda sealed: sealed.serial, default=None)
 
+    def behind(self, serial: int) -> list[Path]:
+        """Generations that are missing, damaged, or of an earlier change than the one with this serial number."""
+        return [path for path in self.paths if (found := read(path)) is None or found.serial < serial]
+
     def unreadable(self) -> list[Path]:
         """Generations that are missing or not what was written."""
         return [path for path in self.paths if read(path) is None]

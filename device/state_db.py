@@ -76,6 +76,7 @@ class StateDb:
         self._lock = threading.RLock()
         self.seal_trouble = ""
         """Why the seal is behind; empty when it is not. It is tried again at the next occasion."""
+        self._owes_both = False  # a change that is to stand in both generations is not there yet
         with self._named_errors():
             self._connection = self._connect(create)
             try:
@@ -307,15 +308,18 @@ class StateDb:
         if self._seals is None:
             return
         with self._transaction() as connection:  # nobody else changes or seals anything meanwhile
-            now, newest = self._sealed(connection), self._seals.newest()
-            if newest is None or newest.serial < now.serial or (both and self._seals.unreadable()):
+            now = self._sealed(connection)
+            self._owes_both = self._owes_both or both
+            behind = self._seals.behind(now.serial)
+            if len(behind) == len(self._seals.paths) or (behind and self._owes_both):
                 try:
-                    self._seals.write(now, both=both)
+                    self._seals.write(now, both=self._owes_both)
                 except OSError as error:
                     if not self.seal_trouble:
                         LOG.warning("the seal of %s is behind: %s", self._path, error)
                     self.seal_trouble = str(error)
                     return
+            self._owes_both = False
         self.seal_trouble = ""
 
     def restore(self, sealed: Sealed, facts: Mapping[str, bytes], alert: Alert) -> None:

@@ -18,7 +18,7 @@ from device.layout import Layout
 from device.recovery import FLOORS_DUE
 from device.refusals import Refusal
 from device.rescue import open_for_reading, open_state, read_rebuilt, why_unusable
-from device.seal import Seals
+from device.seal import Seals, read
 from device.state_db import StateDb
 from device.update.memory import Memory, floors_of
 from device.update.rules import Floor
@@ -354,6 +354,17 @@ def test_a_cut_before_every_effect_of_rebuilding_and_of_that_again_comes_to_the_
             break
     assert len(effects) >= 10
     assert states > 40
+
+
+def test_a_start_seals_both_generations_where_a_cut_came_between_them(layout):
+    seals = Seals(layout.state_db)
+    before = seals.paths[0].read_bytes()
+    newer = Held(digest="dd" * 32, version="10.0.0", release_counter=100)
+    with contextlib.closing(StateDb(layout.state_db)) as state:
+        state.write_record(UpdateRecord(active=newer.digest, committed=newer), floors=floors_of(newer))
+    seals.paths[0].write_bytes(before)
+    opened(layout).state.close()
+    assert [read(path).committed for path in seals.paths] == [newer, newer]
 
 
 def test_a_log_that_a_cut_left_behind_never_meets_the_new_database(layout, tmp_path):

@@ -21,15 +21,15 @@ REFUSAL = Refusal(manifest="cc" * 32, release="1.2.0", reason=Reason.GOLDEN, at_
 
 
 class Recorder:
-    """Counts what is written to the seal; a full disk when told so."""
+    """Counts what is written to the seal; a full disk after so many, when told so."""
 
     def __init__(self):
         self.written = []
-        self.full = False
+        self.full_after = None
 
     def before(self, effect, path):
         if effect == "create":
-            if self.full:
+            if len(self.written) == self.full_after:
                 raise OSError(errno.ENOSPC, "No space left on device")
             self.written.append(path.name)
 
@@ -116,6 +116,22 @@ def test_another_process_seals_what_is_newest(db, tmp_path, seals):
     assert seals.newest().floors == {"image/root": 3, "image/targets": 4}
 
 
+def test_a_refusal_stands_in_both_generations_although_another_process_seals_it_first(db, seals, tmp_path, monkeypatch):
+    plain, others = StateDb.seal, []
+
+    def later(self, *, both=False):
+        if not others:
+            others.append(StateDb(tmp_path / "state.db"))
+            others[0].put("clock", b'{"floor_ms":1790000000000}')
+        plain(self, both=both)
+
+    monkeypatch.setattr(StateDb, "seal", later)
+    with contextlib.ExitStack() as stack:
+        db.write_record(UpdateRecord(), refusal=REFUSAL)
+        stack.callback(others[0].close)
+    assert [read(path).refusals for path in seals.paths] == [(REFUSAL,), (REFUSAL,)]
+
+
 def test_what_another_process_seals_while_the_database_is_checked_is_no_damage(db, tmp_path, monkeypatch):
     """The keeper raises floors beside whoever asks for the status."""
     plain = StateDb.record
@@ -171,16 +187,17 @@ def test_a_cut_while_it_is_written_leaves_the_old_or_the_new(tmp_path, both):
     assert at > 5
 
 
-def test_a_full_disk_stops_no_commit_and_the_seal_is_brought_up_later(db, seals, recorder):
-    recorder.full = True
+@pytest.mark.parametrize("room", [0, 1])
+def test_a_full_disk_stops_no_commit_and_the_seal_is_brought_up_later(db, seals, recorder, room):
+    recorder.full_after = room
     commit(db)
     assert db.record().committed == NEW
     assert "No space" in db.seal_trouble
-    assert seals.newest().committed is None
-    recorder.full = False
+    assert seals.newest().committed == (NEW if room else None)
+    recorder.full_after = None
     db.seal()
     assert db.seal_trouble == ""
-    assert seals.newest().committed == NEW
+    assert [read(path).committed for path in seals.paths] == [NEW, NEW]
 
 
 def test_only_the_owner_may_read_it(db, seals):
