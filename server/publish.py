@@ -552,8 +552,11 @@ def _keep(session: Session, repository: RepositoryKind, published: RepositorySet
 
 
 def _versions(session: Session) -> dict[str, int]:
-    return {
-        f"{repository}/{role}": state["version"]
-        for repository in REPOSITORIES
-        for role, state in role_states(session, repository).items()
-    }
+    found = session.repositories.newest()
+    for repository in REPOSITORIES:
+        stamp = session.repositories.served(repository, "timestamp.json")
+        if stamp is not None:
+            # One number for both, always: `signing.repository.render_online`.
+            version = parse(stamp, Timestamp, "timestamp.json").signed.version
+            found |= {f"{repository}/{role}": version for role in ONLINE}
+    return found

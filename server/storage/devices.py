@@ -1,9 +1,9 @@
 """Machines in the catalog: identity, what they reported, their statuses and alerts."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import Connection, Row, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select, update
 
 from protocol.messages import Alert, Counters, Inventory, LanePosition, UpdateStatus, VersionReport
 from server.storage.ageing import remove_oldest
@@ -12,6 +12,18 @@ from server.storage.records import Certified, Device
 from server.storage.schema import alerts, devices, group_members, statuses
 
 _LISTED = [column for column in devices.c if column.name != "answer"]
+
+# Built once: each request of a machine asks.
+_THIS: Final = devices.c.id == bindparam("device")
+_GET: Final = select(devices).where(_THIS)
+_GET_LOCKED: Final = _GET.with_for_update()
+_SAVE: Final = update(devices).where(_THIS)
+_GROUP_SIZE: Final = (
+    select(func.count())
+    .select_from(group_members)
+    .where(group_members.c.device_group == bindparam("of"), group_members.c.product == bindparam("product"))
+)
+_STANDING: Final = select(devices.c.public_key, devices.c.revoked_ms).where(_THIS)
 
 
 class Devices:
@@ -22,12 +34,12 @@ class Devices:
 
     def get(self, device: str) -> Device | None:
         """The machine, or None."""
-        row = self._connection.execute(select(devices).where(devices.c.id == device)).one_or_none()
+        row = self._connection.execute(_GET, {"device": device}).one_or_none()
         return None if row is None else _device(row)
 
     def lock(self, device: str) -> Device | None:
         """As `get`, and nobody else changes it until the transaction ends."""
-        row = self._connection.execute(select(devices).where(devices.c.id == device).with_for_update()).one_or_none()
+        row = self._connection.execute(_GET_LOCKED, {"device": device}).one_or_none()
         return None if row is None else _device(row)
 
     def all(self) -> list[Device]:
@@ -49,7 +61,7 @@ class Devices:
 
     def save(self, device: Device) -> None:
         """Writes a machine that was read by `lock`, all but its groups and its revocation."""
-        self._connection.execute(update(devices).where(devices.c.id == device.id).values(_columns(device)))
+        self._connection.execute(_SAVE, {"device": device.id, **_columns(device)})
 
     def set_groups(self, device: str, groups: Sequence[str]) -> None:
         """Replaces a machine's groups."""
@@ -94,9 +106,7 @@ class Devices:
 
     def standing(self, device: str) -> tuple[bytes, bool] | None:
         """What every request asks: the present public key, and whether the machine is revoked. None: unknown."""
-        row = self._connection.execute(
-            select(devices.c.public_key, devices.c.revoked_ms).where(devices.c.id == device)
-        ).one_or_none()
+        row = self._connection.execute(_STANDING, {"device": device}).one_or_none()
         return None if row is None else (row.public_key, row.revoked_ms is not None)
 
     def next_version(self, device: str, now_s: int) -> int:
@@ -140,11 +150,7 @@ class Devices:
 
     def group_size(self, product: str, group: str) -> int:
         """How many unrevoked machines of a product are in a group."""
-        return self._connection.execute(
-            select(func.count())
-            .select_from(group_members)
-            .where(group_members.c.device_group == group, group_members.c.product == product)
-        ).scalar_one()
+        return self._connection.execute(_GROUP_SIZE, {"of": group, "product": product}).scalar_one()
 
     def add_statuses(self, device: str, news: Sequence[UpdateStatus], at_ms: int) -> list[UpdateStatus]:
         """Keeps each status once, however often it comes. Returns those that are new, in their order."""

@@ -1,8 +1,15 @@
 """Single values of the catalog's own life."""
 
-from sqlalchemy import Connection, insert, select, update
+from typing import Final
+
+from sqlalchemy import Connection, bindparam, insert, select, update
 
 from server.storage.schema import facts
+
+# Built once: at each contact several are asked for.
+_GET: Final = select(facts.c.value).where(facts.c.name == bindparam("called"))
+_GET_LOCKED: Final = _GET.with_for_update()
+_PUT: Final = update(facts).where(facts.c.name == bindparam("called")).values(value=bindparam("value"))
 
 
 class Facts:
@@ -16,15 +23,13 @@ class Facts:
 
     def get(self, name: str) -> str | None:
         """The value, or None when it was never set."""
-        return self._connection.execute(select(facts.c.value).where(facts.c.name == name)).scalar_one_or_none()
+        return self._connection.execute(_GET, {"called": name}).scalar_one_or_none()
 
     def number(self, name: str) -> int:
         """The value as a number; 0 when it was never set. In a `write` it stays ours until the transaction ends."""
-        query = select(facts.c.value).where(facts.c.name == name).with_for_update()
-        return int(self._connection.execute(query).scalar_one_or_none() or 0)
+        return int(self._connection.execute(_GET_LOCKED, {"called": name}).scalar_one_or_none() or 0)
 
     def put(self, name: str, value: str | int) -> None:
         """Sets the value."""
-        changed = self._connection.execute(update(facts).where(facts.c.name == name).values(value=str(value)))
-        if not changed.rowcount:
+        if not self._connection.execute(_PUT, {"called": name, "value": str(value)}).rowcount:
             self._connection.execute(insert(facts).values(name=name, value=str(value)))

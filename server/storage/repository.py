@@ -1,13 +1,43 @@
 """Signed metadata in the catalog: what managers signed (every version, exact bytes) and what is served of it now."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import Connection, Row, delete, func, insert, select, update
+from sqlalchemy import BindParameter, Connection, Row, bindparam, delete, func, insert, select, update
 
 from server.storage.codec import pairs
 from server.storage.records import Release, RepositoryKind
 from server.storage.schema import releases, served_files, signed_metadata
+
+_kept = signed_metadata.c
+_OF: Final[BindParameter[str]] = bindparam("of")
+# Built once: they are asked at each contact and each time that something is signed.
+_ALL_SIGNED: Final = (
+    select(_kept.version, _kept.content)
+    .where(_kept.repository == _OF, _kept.role == bindparam("named"))
+    .order_by(_kept.version)
+)
+_NEWEST_OF_ROLES: Final = (
+    select(_kept.role, func.max(_kept.version).label("version"))
+    .where(_kept.repository == _OF, _kept.role != "root")
+    .group_by(_kept.role)
+    .subquery()
+)
+_NEWEST_SIGNED: Final = (
+    select(_kept.role, _kept.content)
+    .join(_NEWEST_OF_ROLES, (_kept.role == _NEWEST_OF_ROLES.c.role) & (_kept.version == _NEWEST_OF_ROLES.c.version))
+    .where(_kept.repository == _OF)
+    .order_by(_kept.role)
+)
+_NEWEST: Final = select(_kept.repository, _kept.role, func.max(_kept.version)).group_by(_kept.repository, _kept.role)
+_SERVED: Final = select(served_files.c.content).where(
+    served_files.c.repository == _OF, served_files.c.name == bindparam("named")
+)
+_RELEASES: Final = select(releases).order_by(
+    releases.c.product, releases.c.era.desc(), releases.c.release_counter.desc(), releases.c.manifest
+)
+_RELEASES_OF: Final = _RELEASES.where(releases.c.product == _OF)
+_SERVED_NAMES: Final = select(served_files.c.name).where(served_files.c.repository == _OF)
 
 
 class Repositories:
@@ -32,36 +62,15 @@ class Repositories:
 
     def all_signed(self, repository: RepositoryKind, role: str) -> dict[int, bytes]:
         """Every version that is kept of one role, oldest first."""
-        rows = self._connection.execute(
-            select(signed_metadata.c.version, signed_metadata.c.content)
-            .where(signed_metadata.c.repository == repository, signed_metadata.c.role == role)
-            .order_by(signed_metadata.c.version)
-        )
-        return pairs(rows)
+        return pairs(self._connection.execute(_ALL_SIGNED, {"of": repository, "named": role}))
 
     def newest_signed(self, repository: RepositoryKind) -> dict[str, bytes]:
         """The newest version of each role but root. Reads no older one: they are kept for ever, and asked for often."""
-        kept = signed_metadata.c
-        newest = (
-            select(kept.role, func.max(kept.version).label("version"))
-            .where(kept.repository == repository, kept.role != "root")
-            .group_by(kept.role)
-            .subquery()
-        )
-        rows = self._connection.execute(
-            select(kept.role, kept.content)
-            .join(newest, (kept.role == newest.c.role) & (kept.version == newest.c.version))
-            .where(kept.repository == repository)
-            .order_by(kept.role)
-        )
-        return pairs(rows)
+        return pairs(self._connection.execute(_NEWEST_SIGNED, {"of": repository}))
 
     def newest(self) -> dict[str, int]:
         """The highest version kept of each offline role, by `REPOSITORY/ROLE`."""
-        kept = signed_metadata.c
-        rows = self._connection.execute(
-            select(kept.repository, kept.role, func.max(kept.version)).group_by(kept.repository, kept.role)
-        )
+        rows = self._connection.execute(_NEWEST)
         return {f"{repository}/{role}": version for repository, role, version in rows}
 
     def serve(self, repository: RepositoryKind, files: Mapping[str, bytes], *, forget: Iterable[str] = ()) -> None:
@@ -84,17 +93,11 @@ class Repositories:
 
     def served(self, repository: RepositoryKind, name: str) -> bytes | None:
         """One file on offer, or None."""
-        return self._connection.execute(
-            select(served_files.c.content).where(served_files.c.repository == repository, served_files.c.name == name)
-        ).scalar_one_or_none()
+        return self._connection.execute(_SERVED, {"of": repository, "named": name}).scalar_one_or_none()
 
     def served_names(self, repository: RepositoryKind) -> list[str]:
         """The names of all files on offer."""
-        return list(
-            self._connection.execute(
-                select(served_files.c.name).where(served_files.c.repository == repository)
-            ).scalars()
-        )
+        return list(self._connection.execute(_SERVED_NAMES, {"of": repository}).scalars())
 
     def put_releases(self, product: str, listed: Iterable[Release]) -> list[Release]:
         """Makes `listed` what the product's role lists now. Returns those that were listed and no longer are."""
@@ -129,12 +132,9 @@ class Repositories:
 
     def releases(self, product: str | None = None) -> list[Release]:
         """All releases ever listed, by product, newest counter first."""
-        query = select(releases).order_by(
-            releases.c.product, releases.c.era.desc(), releases.c.release_counter.desc(), releases.c.manifest
-        )
-        if product is not None:
-            query = query.where(releases.c.product == product)
-        return [_release(row) for row in self._connection.execute(query)]
+        execute = self._connection.execute
+        rows = execute(_RELEASES) if product is None else execute(_RELEASES_OF, {"of": product})
+        return [_release(row) for row in rows]
 
 
 def _release(row: Row[Any]) -> Release:

@@ -1,10 +1,10 @@
 """Rollouts in the catalog, and the machines that have a place in them."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 from msgspec.structs import asdict
-from sqlalchemy import Connection, Row, func, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, func, insert, select, update
 
 from protocol.errors import Reason
 from protocol.messages import Outcome, TransferBytes
@@ -12,6 +12,10 @@ from protocol.objects import Budget, Conditions
 from server.storage.codec import from_json, pairs, to_json
 from server.storage.records import Member, Phase, Rollout, RolloutState
 from server.storage.schema import members, rollouts
+
+# Built once: each contact asks.
+_ALL: Final = select(rollouts).order_by(rollouts.c.sequence.desc())
+_OF: Final = _ALL.where(rollouts.c.product == bindparam("of"))
 
 
 class Rollouts:
@@ -53,10 +57,8 @@ class Rollouts:
 
     def all(self, product: str | None = None) -> list[Rollout]:
         """Newest first."""
-        query = select(rollouts).order_by(rollouts.c.sequence.desc())
-        if product is not None:
-            query = query.where(rollouts.c.product == product)
-        return [_rollout(row) for row in self._connection.execute(query)]
+        rows = self._connection.execute(_ALL) if product is None else self._connection.execute(_OF, {"of": product})
+        return [_rollout(row) for row in rows]
 
     def count(self) -> dict[str, int]:
         """How many there are in each state."""
