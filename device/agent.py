@@ -23,7 +23,7 @@ from typing import Final
 from device.cancelling import cancel
 from device.damage import make_way
 from device.layout import Layout
-from device.parts import Parts, assembled, draw_token
+from device.parts import Parts, assembled, draw_token, why_cut_off
 from device.repair.examine import examine
 from device.repair.fault import Place
 from device.rescue import why_unusable
@@ -47,7 +47,7 @@ TEND_S: Final = 5.0  # how often old results are dropped, and space is given bac
 CLOCK_S: Final = 600.0  # how often it is looked whether sure time is due for its hourly checkpoint
 INFERENCE_FAILURES: Final = 5
 REBUILDS: Final = 3  # of state.db in one life of the agent; then its supervisor starts it afresh
-RETRY_S: Final = 10.0  # how often it is looked whether a database that could not be used can be; doubles when vain
+RETRY_S: Final = 10.0  # how often it is looked whether what could not be used can be; doubles when vain
 LONGEST_RETRY_S: Final = 3600.0
 
 
@@ -85,7 +85,7 @@ async def run(layout: Layout, settings: DeviceSettings, *, on_ready: Callable[[P
             place = Place(layout, draw_token, keep_free_bytes=settings.store.keep_free_bytes)
             found = await asyncio.to_thread(examine, place, mend=True)
             async with assembled(layout, settings, found=found, on_damage=change.damaged) as parts:
-                vain = vain + 1 if parts.waits_for_disk else 0
+                vain = vain + 1 if parts.waits_for_disk or parts.waits_for_identity else 0
                 work = asyncio.create_task(_work(parts, notifier, change, on_ready, retry_s(vain)))
                 waits = [asyncio.create_task(event.wait()) for event in (stop, change.found)]
                 await asyncio.wait({work, *waits}, return_when=asyncio.FIRST_COMPLETED)
@@ -113,7 +113,7 @@ async def run(layout: Layout, settings: DeviceSettings, *, on_ready: Callable[[P
 
 
 class _Change:
-    """What makes all parts be taken up anew: `state.db` is damaged, or a database that could not be used can be now.
+    """What makes all parts be taken up anew: `state.db` is damaged, or what could not be used or read can be now.
 
     Args:
         loop: The agent's.
@@ -129,28 +129,33 @@ class _Change:
         self.why = self.why or why
         self._loop.call_soon_threadsafe(self.found.set)
 
-    async def look_for_usable(
-        self, layout: Layout, wait_s: float, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    async def look_until(
+        self, why_not: Callable[[], str], wait_s: float, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     ) -> None:
-        """Looks until both databases seem to be usable, and has all parts taken up anew then.
+        """Looks until nothing speaks against it any more, and has all parts taken up anew then.
 
-        Waits first: one could not be used a moment ago, and to take all up anew interrupts inference.
+        Waits first: a moment ago something did, and to take all up anew interrupts inference.
+
+        Args:
+            why_not: Looks; blocking.
+            wait_s: Between looks.
+            sleep: Waits.
         """
-
-        def why_not() -> str:
-            return why_unusable(layout) or why_unopenable(layout.outbox_db)
-
         await sleep(wait_s)
         while await asyncio.to_thread(why_not):
             await sleep(wait_s)
         self.found.set()
 
 
+def _why_no_databases(layout: Layout) -> str:
+    return why_unusable(layout) or why_unopenable(layout.outbox_db)
+
+
 def retry_s(vain: int) -> float:
-    """How long to wait, in seconds, before looking whether both databases can be used.
+    """How long to wait, in seconds, before looking whether what was missing is there.
 
     Args:
-        vain: Times in a row that all was taken up without one of them.
+        vain: Times in a row that all was taken up without it.
     """
     return min(LONGEST_RETRY_S, RETRY_S * 2.0 ** min(max(vain - 1, 0), 20))
 
@@ -221,7 +226,9 @@ async def _work(
         if not parts.isolated:
             group.create_task(up("contact", contact))
         if parts.waits_for_disk:
-            group.create_task(up("rescue", lambda: change.look_for_usable(parts.layout, wait_s)))
+            group.create_task(up("rescue", lambda: change.look_until(partial(_why_no_databases, parts.layout), wait_s)))
+        if parts.waits_for_identity:
+            group.create_task(up("identity", lambda: change.look_until(partial(why_cut_off, parts.layout), wait_s)))
         group.create_task(up("status", lambda: _tell(parts, started_ms)))
         group.create_task(up("counts", lambda: _every(COUNTS_S, parts.totals.keep)))
         group.create_task(up("outbox", lambda: _tend(parts)))

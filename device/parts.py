@@ -61,7 +61,8 @@ LOG: Final = logging.getLogger("headland.agent")
 @dataclass(frozen=True)
 class Parts:
     """What the agent's tasks work with. `isolated`: why no server may be spoken to; empty when all is well. `found`:
-    what the checks at the start said. `waits_for_disk`: all parts are to be taken up anew once it can be used."""
+    what the checks at the start said. All parts are to be taken up anew once what some of them wait for is there:
+    `waits_for_disk`: that both databases can be used; `waits_for_identity`: that key, CA and enrolment can be read."""
 
     layout: Layout
     state: StateDb
@@ -78,6 +79,7 @@ class Parts:
     found: tuple[Finding, ...] = ()
     isolated: str = ""
     waits_for_disk: bool = False
+    waits_for_identity: bool = False
 
 
 class WakingSink:
@@ -289,6 +291,7 @@ async def assembled(
             found=tuple(found),
             isolated="; ".join(why for why in (unkept, opened.isolated, cut_off) if why),
             waits_for_disk=state.is_in_memory or bool(unkept),
+            waits_for_identity=bool(cut_off),
         )
 
 
@@ -322,6 +325,19 @@ def open_tls(who: identity.Identity) -> tuple[ssl.SSLContext, str]:
             return bare, ""
         LOG.critical("no server is spoken to: %s", error.message)
         return identity.closed_context(), f"no server is spoken to: {error.message}"
+
+
+def why_cut_off(layout: Layout) -> str:
+    """What of its identity keeps the machine from speaking to its server; empty when nothing does. Blocking."""
+    try:
+        who = identity.load(layout.identity)
+        try:
+            who.tls()
+        except StateError:
+            who.bare_tls()
+    except StateError as error:
+        return error.message
+    return ""
 
 
 def _trusts(who: identity.Identity) -> tuple[TrustMark, ...]:

@@ -9,19 +9,18 @@ from device.layout import Layout
 from device.settings import DeviceSettings
 
 
-async def test_a_state_db_that_could_not_be_used_is_looked_at_after_a_wait_only(tmp_path, monkeypatch):
+async def test_what_could_not_be_used_is_looked_at_after_a_wait_only():
     done, answers = [], ["the disk is full", ""]
 
-    def look(_):
+    def look():
         done.append("looked")
         return answers.pop(0)
 
     async def sleep(seconds):
         done.append(seconds)
 
-    monkeypatch.setattr(agent, "why_unusable", look)
     change = agent._Change(asyncio.get_running_loop())
-    await change.look_for_usable(Layout(tmp_path), 60.0, sleep)
+    await change.look_until(look, 60.0, sleep)
     assert done == [60.0, "looked", 60.0, "looked"]
     assert change.found.is_set()
 
@@ -32,7 +31,7 @@ async def test_the_wait_doubles_while_it_seems_usable_and_is_not_and_begins_anew
 
     @contextlib.asynccontextmanager
     async def assembled(*_, **__):
-        yield SimpleNamespace(waits_for_disk=waiting.pop(0))
+        yield SimpleNamespace(waits_for_disk=waiting.pop(0), waits_for_identity=False)
 
     async def work(parts, notifier, change, on_ready, wait_s):
         waits.append(wait_s)

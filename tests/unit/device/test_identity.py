@@ -1,6 +1,9 @@
 """Identity: mutual TLS 1.3 with one CA's servers, with a dead clock too, and renewal under an expired certificate."""
 
 import asyncio
+import contextlib
+import os
+import signal
 import ssl
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,12 +13,12 @@ from aiohttp import web
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from device import identity
+from device import agent, identity
 from device.clock import Reading
 from device.identity import STRANGER, Enrolment
 from device.layout import Layout
 from device.link import Link
-from device.parts import assembled, open_identity, open_tls
+from device.parts import assembled, open_identity, open_tls, why_cut_off
 from device.renewal import Renewal
 from device.settings import DeviceSettings
 from device.state_db import StateDb
@@ -193,14 +196,44 @@ async def test_a_damaged_key_or_enrolment_cuts_the_machine_off_and_results_are_k
     House(tmp_path)
     (tmp_path / "active").symlink_to("sets/of-a-release")
     path = layout.identity / name
+    good = path.read_bytes()
     path.unlink() if damage is None else path.write_bytes(damage)
     async with assembled(layout, DeviceSettings()) as parts:
         assert parts.isolated.startswith("no server is spoken to")
+        assert parts.waits_for_identity
+        assert name in why_cut_off(layout)
         assert await parts.outbox.enqueue("alarms", b"stop") == 0
     status = read_status(layout)
     assert any(name in line for line in status.trouble)
     assert status.lanes["alarms"].queued == 1
     assert status.device == ("tractor-1" if name == "key.pem" else STRANGER)
+    path.write_bytes(good)
+    assert why_cut_off(layout) == ""
+
+
+async def test_an_agent_that_could_not_read_its_key_goes_on_once_it_can(tmp_path: Path, monkeypatch) -> None:
+    """A disk that refused one read must not cut a machine off until somebody starts the agent again."""
+    layout, lives = Layout(tmp_path), []
+    House(tmp_path)
+    (tmp_path / "active").symlink_to("sets/of-a-release")
+    aside = layout.identity / "aside"
+    (layout.identity / "key.pem").rename(aside)
+
+    @contextlib.asynccontextmanager
+    async def noted(*arguments, **more):
+        async with assembled(*arguments, **more) as parts:
+            lives.append(parts.isolated)
+            if parts.isolated:
+                aside.rename(layout.identity / "key.pem")
+            else:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield parts
+
+    monkeypatch.setattr(agent, "assembled", noted)
+    monkeypatch.setattr(agent, "RETRY_S", 0.01)
+    async with asyncio.timeout(60.0):
+        await agent.run(layout, DeviceSettings())
+    assert [bool(why) for why in lives] == [True, False]
 
 
 def test_a_machine_that_never_ran_and_was_not_enrolled_is_no_damaged_one(tmp_path: Path) -> None:
