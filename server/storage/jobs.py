@@ -60,10 +60,14 @@ class Jobs:
         )
 
     def claim(self, kind: str, now_ms: int, lease_ms: int) -> Claim | None:
-        """Takes a job that nobody holds, for `lease_ms`: the least tried, then the heaviest, then the oldest."""
+        """Takes a job that nobody holds, for `lease_ms`: the least tried, then the heaviest, then the oldest.
+
+        No wait is longer than `LONGEST_WAIT_S`: one that seems so was begun under a clock that was ahead.
+        """
+        until = jobs.c.claimed_until_ms
         row = self._connection.execute(
             select(jobs.c.subject, jobs.c.tries)
-            .where(jobs.c.kind == kind, jobs.c.claimed_until_ms <= now_ms)
+            .where(jobs.c.kind == kind, (until <= now_ms) | (until > now_ms + LONGEST_WAIT_S * 1000))
             .order_by(jobs.c.tries, jobs.c.weight.desc(), jobs.c.created_ms, jobs.c.subject)
             .limit(1)
             .with_for_update(skip_locked=True)

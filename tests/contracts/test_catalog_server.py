@@ -401,6 +401,9 @@ def test_a_job_is_claimed_by_one_and_by_another_after_its_lease(catalog: Catalog
         assert again is not None and (again.subject, again.tries) == ("b" * 64, 2)
         assert not session.jobs.renew(claimed[1], 4000, 1)  # it is no longer the first one's
         assert session.jobs.renew(again, 4000, 1)
+        # A clock that was ahead and went back keeps nobody waiting until it is there again.
+        assert session.jobs.renew(again, 4000 + 6 * 86_400_000, 60_000)
+        assert session.jobs.claim(COMPRESS, 5000, 1) is not None
 
 
 def test_rollouts_keep_their_order_and_their_members(catalog: Catalog) -> None:
