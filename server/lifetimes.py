@@ -4,6 +4,7 @@ An alarm is an event of the audit trail (`lifetime`) and stands in the status un
 raised is kept in the catalog, so that neither a restart nor a day more raises it again.
 """
 
+import contextlib
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -49,9 +50,10 @@ def collect(session: Session, held: Authorities, tls: Path) -> list[Life]:
     current = held.current.certificate
     act = "headland-server ca rotate (by itself at 80 %)"
     found.append(_certificate_life("authority", "ca", current, act, this=key_id(current), backdated=CA_BACKDATED))
-    server = x509.load_pem_x509_certificate((tls / "server.pem").read_bytes())
-    act = "it renews itself: the server's log says why not"
-    found.append(_certificate_life("server-certificate", "server", server, act, by_itself=True))
+    with contextlib.suppress(FileNotFoundError):  # out of a backup, and not started yet
+        server = x509.load_pem_x509_certificate((tls / "server.pem").read_bytes())
+        act = "it renews itself: the server's log says why not"
+        found.append(_certificate_life("server-certificate", "server", server, act, by_itself=True))
     for each in session.devices.certificates():
         certificate = x509.load_pem_x509_certificate(each.certificate_pem.encode())
         act = "it renews at its next contact: where is it?"

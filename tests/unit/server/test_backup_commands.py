@@ -56,6 +56,12 @@ def test_a_program_gets_the_facts_and_a_person_what_to_mind(state: Path, tmp_pat
     assert "last backup" in run("status", "--state", state).stdout
 
 
+def test_a_restored_server_says_how_it_is_before_its_first_start(state: Path, tmp_path: Path) -> None:
+    run("backup", tmp_path / "backup", "--state", state)
+    run("restore", tmp_path / "backup", "--state", tmp_path / "again")
+    assert told("status", "--state", tmp_path / "again")["listening"] is None
+
+
 def test_a_ca_that_no_backup_has_yet_is_shown(state: Path, tmp_path: Path) -> None:
     def is_backed_up() -> bool:
         shown = "not backed up" not in run("status", "--state", state).stdout
