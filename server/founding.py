@@ -236,24 +236,33 @@ def prepare_catalog(catalog: Catalog) -> None:
 
 def write_operator_url(layout: Layout, url: str) -> None:
     """Brings the address in `operator.json` up to date: a port may be chosen at each start."""
-    content = json.loads(layout.operator.read_bytes())
-    if content.get("url") != url:
-        durable.write(layout.operator, json.dumps({**content, "url": url}, indent=2).encode() + b"\n")
+    _update_operator(layout, "url", url)
 
 
 def write_operator_ca(layout: Layout, trusted_pem: str) -> None:
-    """Brings the CAs in `operator.json` up to date; who took the secret away after the start keeps it away."""
+    """Brings the CAs in `operator.json` up to date."""
+    _update_operator(layout, "ca_pem", trusted_pem)
+
+
+def _update_operator(layout: Layout, name: str, value: str) -> None:
+    """Who took the secret away after the start keeps it away, and what is no such file waits for `init`."""
+    content = _kept_operator(layout)
+    if content and content.get(name) != value:
+        durable.write(layout.operator, json.dumps({**content, name: value}, indent=2).encode() + b"\n")
+
+
+def _kept_operator(layout: Layout) -> dict[str, object]:
+    """What `operator.json` says; nothing, when it is away or was edited wrong."""
     try:
         content = json.loads(layout.operator.read_bytes())
-    except FileNotFoundError:
-        return
-    if content.get("ca_pem") != trusted_pem:
-        durable.write(layout.operator, json.dumps({**content, "ca_pem": trusted_pem}, indent=2).encode() + b"\n")
+    except (FileNotFoundError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _operator_file(layout: Layout, catalog: Catalog, settings: ServerSettings, held: Authorities, now_ms: int) -> None:
-    if layout.operator.exists():
-        kept = json.loads(layout.operator.read_bytes())
+    kept = _kept_operator(layout)
+    if kept:
         with catalog.read() as session:
             known = session.tokens.operator(secret_sha256(str(kept.get("token", ""))), now_ms) is not None
             newest = {token.name: token for token in session.tokens.operators()}.get("operator")

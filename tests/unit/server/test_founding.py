@@ -18,7 +18,15 @@ from protocol.errors import SettingsError, StateError
 from server.ca import Authority, ensure_server_certificate
 from server.cli import main
 from server.clock import as_datetime
-from server.founding import FirstAnswers, Layout, found, hold, open_layout
+from server.founding import (
+    FirstAnswers,
+    Layout,
+    found,
+    hold,
+    open_layout,
+    write_operator_ca,
+    write_operator_url,
+)
 from server.notify import Notifier
 from server.settings import read_settings
 from signing import durable
@@ -80,6 +88,18 @@ def test_init_brings_back_what_is_missing_and_keeps_the_rest(tmp_path: Path) -> 
     old, new = (parse_online_keys(each["online-keys.json"]) for each in (before, after))
     assert old["image"]["timestamp"].keyid == new["image"]["timestamp"].keyid
     assert old["director"]["clock"].keyid != new["director"]["clock"].keyid
+
+
+@pytest.mark.parametrize("edited", [b"", b"null", b'{"url": "https://typo', b"\xff"])
+def test_an_operator_file_that_was_edited_wrong_stops_no_server_and_is_made_anew(tmp_path: Path, edited: bytes) -> None:
+    init(tmp_path)
+    layout = open_layout(tmp_path)
+    layout.operator.write_bytes(edited)
+    write_operator_url(layout, "https://farm.example:8444")
+    write_operator_ca(layout, "another")
+    assert layout.operator.read_bytes() == edited
+    init(tmp_path)
+    assert json.loads(layout.operator.read_bytes())["token"]
 
 
 def test_the_exported_keys_are_those_of_the_files_one_a_role(tmp_path: Path) -> None:
