@@ -2,22 +2,25 @@
 beside this the list of faults. Here is a fixed handful of seeds; `scripts/soak --seeds N` plays as many as one likes.
 """
 
+import asyncio
 import os
 import subprocess
 import sys
 from collections import Counter
 from functools import cache
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from tests.simulation.fleet import faults
-from tests.simulation.fleet.faults import Ills
+from tests.simulation.fleet.faults import CALM, Ills
+from tests.simulation.fleet.machine import Machine
 from tests.simulation.fleet.planted import PLANTED
 from tests.simulation.fleet.play import Played, play, tail
 from tests.simulation.fleet.releases import GOOD, KINDS
-from tests.simulation.fleet.story import Act, Story
-from tests.simulation.fleet.world import DAY_S
+from tests.simulation.fleet.story import WINTER_S, Act, Story
+from tests.simulation.fleet.world import DAY_S, World, ended
 
 SEEDS = (2, 3, 6, 7)
 REPLAYED = 3
@@ -124,6 +127,27 @@ def test_a_winter_in_the_barn_locks_nobody_out_whatever_the_wall_clock_says(wall
     story = directed(Act(0.3 * DAY_S, "winter"), release("good", at_days=0.5), days=1, clocks=(wall,))
     played = check(play(3, story))
     assert any("trial -> commit 2.0.0" in line for line in played.lines)
+
+
+def test_winter_keeps_a_machine_off_that_was_off_when_it_came(tmp_path: Path) -> None:
+    world = World(1)
+    machine = Machine("tractor", tmp_path, world, None, CALM, None)  # type: ignore[arg-type]  # it lives no real life
+    lives: list[float] = []
+
+    async def live() -> None:
+        lives.append(world.loop.time())
+
+    async def winter() -> None:
+        driving = world.loop.create_task(machine.drive())
+        await asyncio.sleep(0.1)
+        machine.switch_off(WINTER_S)
+        await asyncio.sleep(WINTER_S + DAY_S)
+        await ended(driving)
+
+    with mock.patch.object(machine, "_live", live):
+        world.loop.run_until_complete(winter())
+    world.loop.close()
+    assert lives[0] == 0 and lives[1] > WINTER_S
 
 
 def test_a_server_that_holds_its_timestamps_back_stops_installs_once_they_expire_and_inference_never() -> None:

@@ -79,7 +79,8 @@ class Known:
     refused: set[str] = field(default_factory=set)
     digests: dict[tuple[int, int, int], str] = field(default_factory=dict)
     versions: dict[str, int] = field(default_factory=dict)
-    tries: Counter[str] = field(default_factory=Counter)
+    tries: Counter[tuple[str, str]] = field(default_factory=Counter)
+    ends: set[tuple[str, str, str, str]] = field(default_factory=set)
     kills: Counter[tuple[int, int]] = field(default_factory=Counter)
     offers: int = 0
     evidence: set[str] = field(default_factory=set)
@@ -184,6 +185,7 @@ class Checker:
             known.evidence.add(record.last.release.digest)
         if before.last != record.last and record.last is not None:
             ended = record.last
+            known.ends.add((ended.rollout, ended.release.digest, ended.outcome, ended.reason or ""))
             self._demand(
                 not _speaks_against(ended.outcome, ended.reason) or not self._is_good(machine, ended.release.digest),
                 machine,
@@ -194,10 +196,17 @@ class Checker:
             name = record.offer.release.digest
             self._demand(name not in known.refused, machine, "I6: a refused release is on trial again")
             if step[0] is not State.TRIAL:
-                known.tries[name] += 1
-                rules = record.offer.trial
-                most = (rules.max_retries + 1) * len(machine.air.house.released) * 4
-                self._demand(known.tries[name] <= most, machine, f"I6: it flaps: {known.tries[name]} trials")
+                offer = name, record.offer.rollout
+                known.tries[offer] += 1
+                # A trial that gave way to another release is not counted by the machine.
+                most = record.offer.trial.max_retries + len(machine.air.house.released)
+                self._demand(known.tries[offer] <= most, machine, f"I6: it flaps: {known.tries[offer]} trials")
+            else:
+                self._demand(
+                    (record.healthy_s, record.inferences) >= (before.healthy_s, before.inferences),
+                    machine,
+                    f"a trial of {before.healthy_s:.0f} healthy seconds has {record.healthy_s:.0f} after a start",
+                )
         if record.state is State.FETCH and before.offer != record.offer:
             known.offers += 1
 
@@ -415,9 +424,11 @@ class Checker:
         """I9."""
         ends: Counter[tuple[str, str]] = Counter()
         said = []
+        told = set()
         with _reading(machine.air.house.state / "catalog.db") as db:
             for (body,) in db.execute("SELECT body FROM statuses WHERE device = ?", (machine.name,)):
                 status = decode(str(body).encode(), UpdateStatus, limit=limits.MIB)
+                told.add((status.rollout, status.manifest, status.outcome or "", status.reason or ""))
                 # What says nothing against the release is no end of it: the next contact may mend it.
                 if status.outcome in FINAL and status.reason not in NO_EVIDENCE:
                     ends[status.rollout, status.manifest] += 1
@@ -429,6 +440,8 @@ class Checker:
                 )
         doubled = [rollout for (rollout, _), count in ends.items() if count > 1]
         self._demand(not doubled, machine, f"I9: told more than once as final: {doubled}: {said}")
+        unheard = sorted(self._known[machine.name].ends - told)
+        self._demand(not unheard, machine, f"I9: ended, and never told: {unheard}")
 
     def _counted(self, machine: "Machine", shown: dict[str, Any]) -> None:
         """Produced = ingested + lost, each once."""

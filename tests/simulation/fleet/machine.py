@@ -166,9 +166,10 @@ class Machine:
         while True:
             await self._live()
             off_s = self._power.choice((1.0, 30.0, 600.0, 20_000.0)) * self._power.uniform(0.5, 1.5)
-            if self.off_s is not None:
+            self.off_s = off_s if self.off_s is None else self.off_s
+            while self.off_s is not None:  # winter may come while it is off
                 off_s, self.off_s = self.off_s, None
-            await asyncio.sleep(off_s)
+                await asyncio.sleep(off_s)
 
     def switch_off(self, off_s: float | None = None) -> None:
         """Somebody turns the key."""
@@ -313,6 +314,8 @@ class Machine:
             return f"{parts.outbox.queued()} rows wait; {parts.contact_loop.trouble}"
         if parts.contact_loop.trouble:
             return parts.contact_loop.trouble
+        if parts.state.pending_statuses(1):  # a contact that is made again tells no more than it did
+            return "what became of an update is not told yet"
         return "" if self.contacts_since_calm() >= self._calls_due else "no contact yet"
 
     def draw_token(self) -> str:

@@ -226,11 +226,32 @@ def end_told_twice() -> contextlib.AbstractContextManager[Any]:
     return mock.patch.object(Teller, "of_step", of_step)
 
 
+def end_never_told() -> contextlib.AbstractContextManager[Any]:
+    return mock.patch.object(Teller, "of_step", lambda *_, **__: ())
+
+
+def trial_begins_anew() -> contextlib.AbstractContextManager[Any]:
+    """What a start before had shown of a trial is forgotten: an ignition key turned often is a trial without end."""
+    real = states.RESUME[State.TRIAL]
+
+    def resume(record: states.UpdateRecord) -> states.UpdateRecord:
+        return msgspec.structs.replace(real(record), healthy_s=0.0, inferences=0, errors=0)
+
+    return mock.patch.dict(states.RESUME, {State.TRIAL: resume})
+
+
+def tried_for_ever() -> contextlib.AbstractContextManager[Any]:
+    return mock.patch.object(states, "is_worn_out", lambda *_: False)
+
+
 CUT_OFTEN = _story(_release("good"), _release("good", 3, 0.6), ignition=True, power=True)
 
 PLANTED = {
     "workers do not follow": Planted(workers_do_not_follow, _story(ignition=True), "I8"),
     "an end told twice": Planted(end_told_twice, _story(_release("good")), "I9"),
+    "an end never told": Planted(end_never_told, _story(_release("good")), "I9: ended, and never told"),
+    "a trial begins anew": Planted(trial_begins_anew, CUT_OFTEN, "after a start"),
+    "tried for ever": Planted(tried_for_ever, _story(_release("kills-trial")), "I6: it flaps"),
     "floor not persisted": Planted(floor_not_persisted, _story(_release("good")), "I4"),
     "no start counter": Planted(no_start_counter, _story(_release("kills-trial")), "I5"),
     "no start counter in the check": Planted(no_start_counter, _story(_release("kills-check")), "I5"),
