@@ -36,6 +36,7 @@ class Totals:
         self._live = dict.fromkeys((INFERRED, DROPPED, GIVEN_UP), 0)
         self._counted = dict.fromkeys((BYTES, DELTA, FULL, SAVED), 0)
         self._counting = threading.Lock()
+        self._keeping = threading.Lock()  # the last call, at a clean end, may meet one whose waiter was cancelled
         self._ahead = 0  # frames that were counted by their rows at the start, and are not kept yet
         self._seen: tuple[dict[str, int], Mark] | None = None
 
@@ -80,13 +81,14 @@ class Totals:
 
     def keep(self) -> None:
         """Makes the frames' counts durable. A cut loses those since the last call whose rows do not tell of them."""
-        if self._seen is None:
-            return
-        counts, mark = self._seen
-        more = {name: count - self._kept[name] for name, count in counts.items() if count != self._kept[name]}
-        if more:
-            self._state.count_all(more, {MARK: encode(mark)})
-            self._kept = counts
+        with self._keeping:
+            if self._seen is None:
+                return
+            counts, mark = self._seen
+            more = {name: count - self._kept[name] for name, count in counts.items() if count != self._kept[name]}
+            if more:
+                self._state.count_all(more, {MARK: encode(mark)})
+                self._kept = counts
 
     def now(self, results_produced: int) -> Counters:
         """The totals at this moment."""

@@ -1,5 +1,8 @@
 """Frames' counts survive a kill: what was not kept is told by the rows that were."""
 
+import asyncio
+import threading
+
 import pytest
 
 from device.outbox.box import Outbox
@@ -99,3 +102,24 @@ async def test_rows_of_another_epoch_and_of_another_kind_count_no_frames(state, 
     assert (await start(state, outbox)).now(1).frames_inferred == 1
     mark = totals.last_mark(outbox.epoch)
     assert await outbox.rows_since(type(mark)(epoch="f" * 32, next_seqs={"results": 0})) == []
+
+
+async def test_frames_are_counted_once_where_the_end_comes_while_they_are_kept(state, outbox, monkeypatch):
+    totals = await start(state, outbox)
+    totals.saw(3, 0, 0, outbox.mark())
+    begun, goes_on, count_all = threading.Event(), threading.Event(), state.count_all
+
+    def slow(more, facts) -> None:
+        begun.set()
+        assert goes_on.wait(10)
+        count_all(more, facts)
+
+    monkeypatch.setattr(state, "count_all", slow)
+    keeping = [threading.Thread(target=totals.keep) for _ in range(2)]
+    for thread in keeping:
+        thread.start()
+        assert await asyncio.to_thread(begun.wait, 10)
+    goes_on.set()
+    for thread in keeping:
+        await asyncio.to_thread(thread.join, 10)
+    assert state.counters()["frames_inferred"] == 3
