@@ -57,6 +57,7 @@ BATCH_BODY_BYTES: Final = 8 * MIB  # decompressed
 BATCH_ROWS: Final = 10_000
 ROW_BYTES: Final = 256 * KIB
 RECEIPT_RANGES: Final = 4096
+ROW_NUMBERS: Final = 1 << 36  # of a lane in one epoch: eleven years at 200 rows a second; then a new epoch begins
 
 # Models
 GOLDEN_BYTES: Final = 64 * MIB

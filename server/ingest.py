@@ -148,6 +148,9 @@ def _check(body: BatchBody) -> list[tuple[Loss, bytes]]:
     for lane in itertools.chain((lane.lane for lane in body.lanes), (loss.lane for loss, _ in losses)):
         if lane not in LANES:
             raise Refused(Reason.BATCH, f"there is no lane {lane!r}; lanes: {', '.join(LANES)}")
+    ends = [*(lane.first + len(lane.rows) for lane in body.lanes), *(loss.last + 1 for loss, _ in losses)]
+    if max(ends, default=0) > limits.ROW_NUMBERS:  # larger ones would add up to more than a database can sum
+        raise Refused(Reason.LIMIT, f"a number that no row has: there are {limits.ROW_NUMBERS} in an epoch")
     if any(loss.last < loss.first for loss, _ in losses):
         raise Refused(Reason.BATCH, "a loss that ends before it begins")
     return losses

@@ -8,11 +8,12 @@ twentieth of what a cryptographic hash would cost each new row; whoever can writ
 from binascii import crc32
 from typing import Final
 
+from protocol import limits
 from protocol.results import LANES
 
-_SEQ_BITS: Final = 36
+SEQ_LIMIT: Final = limits.ROW_NUMBERS
+_SEQ_BITS: Final = SEQ_LIMIT.bit_length() - 1
 _LANE_BITS: Final = 3
-SEQ_LIMIT: Final = 1 << _SEQ_BITS  # eleven years at 200 rows a second; then a new epoch begins
 EPOCH_LIMIT: Final = 1 << 24
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from protocol.results import BatchBody, LaneRows, SignedBatch, rows_sha256
+from protocol import limits
+from protocol.results import BatchBody, LaneRows, Loss, SignedBatch, rows_sha256
 from protocol.wire import pack, unpack
 from tests.fakes.server_house import Machine, body_of, published
 
@@ -103,3 +104,18 @@ async def test_attack_o10_a_lane_that_does_not_exist_is_refused(tmp_path: Path) 
         tractor = await house.enrol("tractor-1")
         code, answer = await tractor.send(tractor.batch("gossip", [b"x"], first=0))
         assert (code, answer["reason"]) == (400, "batch")
+
+
+async def test_attack_o10_numbers_that_no_row_has_are_refused_before_they_add_up_to_no_sum(tmp_path: Path) -> None:
+    async with published(tmp_path) as house:
+        tractor = await house.enrol("tractor-1")
+        end = limits.ROW_NUMBERS
+        for first, last in ((0, end), (0, 1 << 53)):
+            loss = Loss(lane="results", first=first, last=last, reason="budget", at_ms=1)
+            code, answer = await tractor.send(tractor.batch("results", [], first=0, losses=[loss]))
+            assert (code, answer["reason"]) == (413, "limit")
+        code, answer = await tractor.send(tractor.batch("results", [b"x", b"y"], first=end - 1))
+        assert (code, answer["reason"]) == (413, "limit")
+        whole = Loss(lane="results", first=0, last=end - 1, reason="budget", at_ms=1)
+        assert (await tractor.send(tractor.batch("results", [b"x"], first=end - 1, losses=[whole])))[0] == 200
+        assert (await house.must("GET", "/api/v1/devices/tractor-1"))["lost"]["results"] == end - 1
