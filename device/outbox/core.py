@@ -9,7 +9,7 @@ import contextlib
 import logging
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from device.outbox.room import Policies, make_room, record_loss
 from device.outbox.writer import Frames, Rows
 from protocol import limits
 from protocol.errors import StateError
+from protocol.results import LANES
 from protocol.spans import Spans
 from signing import durable
 
@@ -137,7 +138,7 @@ class Core:
         done. Returns the number of each row.
 
         A disk that refuses is first asked again for the same rows: in the room that it has given before, then in that
-        of rows which the server has. Only then queued rows go.
+        of rows which the server has. Only then queued rows go, of no lane before those of the new ones.
 
         Raises:
             StateError: The disk did not take them. None is kept, and none has a number.
@@ -147,7 +148,8 @@ class Core:
         with self.watched():
             self._highwater.reserve(self.book, more, self._told)
         try:
-            return self.transact_in_room(partial(self._insert, rows, frames), self._free_receipted, self._free_queued)
+            free_queued = partial(self._free_queued, LANES[min(map(LANES.index, more), default=0) :])
+            return self.transact_in_room(partial(self._insert, rows, frames), self._free_receipted, free_queued)
         except sqlite3.Error as error:
             if not schema.is_full(error):
                 raise
@@ -494,10 +496,10 @@ class Core:
         return changes.insert(draft, rows, self.fresh_epoch)
 
     def _free_receipted(self, draft: Draft) -> None:
-        make_room(draft, self._squeezed_bytes(draft), self._means.policies, self._means.now_ms(), spare_queued=True)
+        make_room(draft, self._squeezed_bytes(draft), self._means.policies, self._means.now_ms(), of=())
 
-    def _free_queued(self, draft: Draft) -> None:
-        make_room(draft, self._squeezed_bytes(draft), self._means.policies, self._means.now_ms())
+    def _free_queued(self, lanes: Collection[str], draft: Draft) -> None:
+        make_room(draft, self._squeezed_bytes(draft), self._means.policies, self._means.now_ms(), of=lanes)
 
     def _squeezed_bytes(self, draft: Draft) -> int:
         return schema.used_bytes(draft.connection) - SQUEEZE_BYTES

@@ -5,7 +5,7 @@ rows those that were never in a batch go before those that were: the server may 
 got lost, and a row must not be both ingested and counted as lost.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
@@ -44,15 +44,20 @@ Policies = Mapping[str, LanePolicy]
 """By lane; one that is not named drops its oldest and keeps rows for ever."""
 
 
-def make_room(draft: Draft, budget_bytes: int, policies: Policies, now_ms: int, *, spare_queued: bool = False) -> None:
-    """Deletes until the database fits its budget or holds no row; with `spare_queued` none that is still to be sent.
+def make_room(draft: Draft, budget_bytes: int, policies: Policies, now_ms: int, *, of: Collection[str] = LANES) -> None:
+    """Deletes until the database fits its budget or holds no row. Part of the caller's transaction.
 
-    Part of the caller's transaction.
+    Args:
+        draft: The transaction.
+        budget_bytes: See there.
+        policies: Of the lanes.
+        now_ms: The time, sure or not.
+        of: The lanes whose rows may go though they are still to be sent.
     """
     while used_bytes(draft.connection) > budget_bytes:
         if delete_receipted(draft, CHUNK_ROWS):
             continue
-        if spare_queued or not _drop_queued(draft, policies, now_ms):
+        if not _drop_queued(draft, policies, now_ms, of):
             return
 
 
@@ -99,8 +104,8 @@ def delete_receipted_of(draft: Draft, key: LaneKey, most: int) -> int:
     return len(oldest)
 
 
-def _drop_queued(draft: Draft, policies: Policies, now_ms: int) -> bool:
-    for lane in reversed(LANES):
+def _drop_queued(draft: Draft, policies: Policies, now_ms: int, of: Collection[str]) -> bool:
+    for lane in (lane for lane in reversed(LANES) if lane in of):
         policy = policies.get(lane, LanePolicy())
         for unsent_only in (True, False):
             for epoch in sorted(draft.epochs, reverse=policy.when_full == "drop-newest"):

@@ -344,6 +344,17 @@ async def test_a_full_disk_drops_older_results_for_newer_rows(opened):
     assert counts["results"].lost > 0
 
 
+async def test_on_a_full_disk_no_result_drives_out_an_alarm(opened):
+    box = await opened()
+    await fill(box, "alarms", (b"y" * 1000 for _ in range(100)))
+    box._core.connection.execute("PRAGMA max_page_count=1")  # no more than there are
+    with pytest.raises(StateError, match="full"):
+        await fill(box, "results", (b"x" * 1000 for _ in range(10)))
+    assert box.counts()["alarms"] == LaneCounts(produced=100, queued=100)
+    await fill(box, "alarms", (b"z" * 1000 for _ in range(10)))
+    assert box.counts()["alarms"].lost > 0, "a newer one does"
+
+
 async def test_a_row_that_a_full_disk_did_not_take_has_no_number(opened, monkeypatch):
     box = await opened()
     await box.enqueue("results", b"0")
