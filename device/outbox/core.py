@@ -322,6 +322,7 @@ class Core:
                     hint="is its disk full, or failing?",
                 ) from error
             self._damaged, self._ruin = "", None
+        self._highwater.forget_reserve()
         self._write_mark()
 
     def _set_aside(self) -> _Ruin:

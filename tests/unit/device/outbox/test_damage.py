@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from device.day import Instant
-from device.outbox import carving, core, damage, salvage, schema
+from device.outbox import carving, core, damage, highwater, salvage, schema
 from device.outbox.box import LaneCounts, Outbox
 from device.outbox.carving import carve
 from device.outbox.schema import PAGE_BYTES
@@ -340,6 +340,16 @@ def test_a_file_cut_off_anywhere_costs_what_lay_behind_and_is_counted(filled, na
     end = data.draw(st.integers(0, size - 1))
     server, box, _ = asyncio.run(hurt(filled, lambda folder: os.truncate(folder / name, end)))
     check(server, box, most_lost=120)
+
+
+async def test_an_outbox_that_is_begun_anew_reserves_no_numbers_of_the_one_before_it(tmp_path):
+    box = await opened(tmp_path / "outbox.db")
+    await box.enqueue_all([("results", b"row")] * 50_000)
+    await box._writer.run(lambda: box._begin_anew("page 7 is torn"))
+    await box.enqueue("results", b"it goes on")
+    mark = highwater.read(tmp_path / "outbox.mark", "another boot")
+    assert 0 < mark.at_most[box.epoch, "results"] <= highwater.RESERVED_MOST + 1
+    await box.close()
 
 
 async def test_rows_are_carved_whatever_became_of_the_tree_around_them(filled):
