@@ -25,18 +25,10 @@ PUSH_AGAIN: Final = "`headland release push --again`"
 FACT: Final = "restored"
 ONLINE: Final = ("timestamp", "snapshot")
 SLACK_MS: Final = 300_000  # a clock that was set between the backup and an enrolment
-WINDOWS_KEPT: Final = 16
 WORKSPACES_KEPT: Final = 64
 WORKSPACES: Final = "workspaces"
 QUIET_MS: Final = 365 * 86_400_000
 """A workspace that has not pushed for so long is not waited for: nothing that it signed last is still good."""
-
-
-class Window(Message):
-    """What a backup cannot know: from its moment to the moment of the restore."""
-
-    first_ms: Millis
-    last_ms: Millis
 
 
 class Restored(Message):
@@ -51,7 +43,7 @@ class Restored(Message):
         roles: That came back in whole pushes, as `REPOSITORY/ROLE`.
         workspaces: That have pushed all that they have since, by their ids.
         why: What kept the hold when files came last, in words.
-        windows: Of this restore and earlier ones, newest first.
+        oldest_ms: The moment of the oldest backup that it ever came out of.
         revoked: Machines that a person revoked again and that the backup does not know.
     """
 
@@ -63,7 +55,7 @@ class Restored(Message):
     roles: tuple[str, ...] = ()
     workspaces: tuple[Token, ...] = ()
     why: str = ""
-    windows: tuple[Window, ...] = ()
+    oldest_ms: Millis = 0
     revoked: tuple[DeviceId, ...] = ()
 
 
@@ -99,14 +91,13 @@ def begin(
     for name in sorted(known):
         session.devices.revoke(name, now_ms)
         session.events.add(now_ms, "revoked", device=name, reason="revoked", detail="named at the restore")
-    windows = () if before is None else before.windows
     record = Restored(
         id=restore,
         at_ms=now_ms,
         backup_ms=backup_ms,
         how=how,
         held=any(session.repositories.served_names(repository) for repository in REPOSITORIES),
-        windows=(Window(first_ms=backup_ms, last_ms=now_ms), *windows)[:WINDOWS_KEPT],
+        oldest_ms=backup_ms if before is None else min(backup_ms, before.oldest_ms),
         revoked=tuple(sorted({*(before.revoked if before else ()), *revoke} - known)),
     )
     _put(session, record)
@@ -226,8 +217,8 @@ def may_return(session: Session, device: DeviceId, issued_ms: int) -> bool:
     record = read(session)
     if record is None or device in record.revoked:
         return False
-    # What was issued after the restore is known here: no slack at that end.
-    return any(each.first_ms - SLACK_MS <= issued_ms <= each.last_ms for each in record.windows)
+    # There is no end to it: what was issued after the restore is known here, and the server's clock may be behind.
+    return issued_ms >= record.oldest_ms - SLACK_MS
 
 
 def wanted(session: Session, trusted: Mapping[str, int]) -> tuple[str, ...]:

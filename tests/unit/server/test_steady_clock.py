@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sqlite3
 from collections.abc import Awaitable, Callable
 from contextlib import closing
 from datetime import timedelta
@@ -20,6 +21,7 @@ from server.founding import Layout
 from server.steady_clock import BORN_MS, DAY_MS, SteadyClock
 from server.storage.catalog import Catalog
 from tests.fakes.server_house import START_MS, House, body_of, running
+from tests.fakes.trusting_machine import TrustingMachine
 from tests.unit.server.test_backup import backed_up
 
 HOUR_MS = 3_600_000
@@ -215,3 +217,34 @@ async def test_a_ca_of_the_future_is_replaced_so_that_peoples_tools_speak_again(
     assert await asyncio.to_thread(heal) == ["current", "retiring", "retiring"]
     await house.start()
     assert "it begins in the future" in (await house.events("ca-rotated"))[0]["detail"]
+
+
+async def test_a_machine_that_enrolled_since_an_old_database_is_taken_back_also_where_the_clock_is_doubted(
+    tmp_path: Path,
+) -> None:
+    """The server goes by the time of the database then, and the machine's certificate is of after it."""
+    async with running(tmp_path, steady=True) as house:
+        await house.publish()
+        catalog, kept = house.state / "catalog.db", tmp_path / "kept.db"
+
+        def copy(source: Path, target: Path) -> None:
+            with closing(sqlite3.connect(source)) as live, closing(sqlite3.connect(target)) as made:
+                live.backup(made)
+
+        await asyncio.to_thread(copy, catalog, kept)
+        await house.stop()
+        for _ in range(2):  # 42 days, and two more starts than the copy counts
+            house.now_ms += 21 * DAY_MS
+            await house.start()
+            assert await off(house) == 0
+            if house.now_ms > START_MS + 30 * DAY_MS:
+                newcomer = TrustingMachine(house, "newcomer", tmp_path / "newcomer")
+                assert (await newcomer.enrol(await house.make_token("newcomer")))[0] == 200
+            await house.stop()
+        for path in house.state.glob("catalog.db*"):
+            path.unlink()
+        await asyncio.to_thread(copy, kept, catalog)
+        await house.start()
+        assert await off(house) == 42 * DAY_MS
+        assert (await newcomer.contact(newcomer.request()))[0] == 200
+        assert (await house.must("GET", "/api/v1/devices/newcomer"))["returned"]
