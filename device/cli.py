@@ -18,6 +18,7 @@ from device.state_db import StateDb
 from device.status import read_status
 from device.transfer.patch_book import PatchBook
 from protocol.errors import StateError
+from signing.child import python_command
 from signing.console import emit, headland_errors, json_option
 
 DEFAULT_STATE: Final = "/var/lib/headland-device"
@@ -75,7 +76,7 @@ def enroll(state: Path, token: str, server: str, frames: Path | None, as_json: b
 def run(state: Path, log_level: str, as_json: bool) -> None:
     """Run the agent until it is stopped: inference, updates, results. With --json one line says when it is up."""
     # A process of its own image: the agent must not carry what only this command needs.
-    arguments = [sys.executable, "-m", "device.agent", "--state", str(state.absolute()), "--log-level", log_level]
+    arguments = [*python_command("device.agent"), "--state", str(state.absolute()), "--log-level", log_level]
     if as_json:
         arguments.append("--json")
     sys.stdout.flush()

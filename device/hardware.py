@@ -25,6 +25,7 @@ from protocol.ids import Digest, Name, Version, digest
 from protocol.messages import Inventory
 from protocol.release import Accelerator
 from protocol.wire import decode, encode
+from signing.child import python_command
 
 PROBE_S: Final = 60.0  # a cold onnxruntime on a slow card takes several seconds to import
 BOARDS: Final[dict[str, Name]] = {
@@ -58,9 +59,7 @@ async def probe(tags: Iterable[Name], folder: Path, known: Inventory | None = No
     found = known or Inventory(agent=agent_version(), platform=_platform(), accelerators=("cpu",))
     try:
         child = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "device.hardware",
+            *python_command("device.hardware"),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,

@@ -8,7 +8,6 @@ import importlib.util
 import json
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from protocol.errors import Reason, Refused, StateError
 from protocol.ids import Digest
 from protocol.release import ReleaseManifest, Runtime, Tensor
 from protocol.wire import Message, decode, encode
+from signing.child import python_command
 
 DESCRIBE: Final = "device.inference.describe"
 CANARY: Final = "device.inference.canary"
@@ -105,7 +105,7 @@ def _run(module: str, argument: Path, limit_s: float) -> dict[str, Any]:
             "models cannot be tried here: the device's checker is not installed",
             hint="install it: pip install 'headland[device]'",
         )
-    command = [sys.executable, "-m", module, str(argument)]
+    command = [*python_command(module), str(argument)]
     try:
         done = subprocess.run(command, capture_output=True, timeout=limit_s, check=False, stdin=subprocess.DEVNULL)
     except subprocess.TimeoutExpired as error:

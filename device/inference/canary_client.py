@@ -11,11 +11,12 @@ import msgspec
 
 from device.inference.canary_request import CanaryAnswer, CanaryRequest, cpu_limit_s, wall_limit_s
 from device.inference.endings import ending_of, once_more_if_killed, verdict_of
-from device.inference.spawning import end_process, python_command, worker_environment
+from device.inference.spawning import end_process, worker_environment
 from device.update.ports import ReleaseSet
 from protocol import limits
 from protocol.errors import Reason, Refused
 from protocol.wire import decode, encode
+from signing.child import python_command
 
 _ANSWER_BYTES: Final = limits.MIB
 _TAIL_BYTES: Final = 400

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import sys
 from collections.abc import Mapping
 from typing import Final
 
@@ -18,11 +17,6 @@ _SETTINGS: Final = {
     "TF_CPP_MIN_LOG_LEVEL": "2",
     "PYTHONUNBUFFERED": "1",
 }
-
-
-def python_command(module: str) -> tuple[str, ...]:
-    """Runs a module of ours; `-P` keeps the working folder out of the import path."""
-    return (sys.executable, "-P", "-m", module)
 
 
 def worker_environment(environ: Mapping[str, str]) -> dict[str, str]:

@@ -13,9 +13,10 @@ from device.cancelling import cancel
 from device.inference.dialogue import HEAD_BYTES, PREFIX, Answer, Failed, FromWorker, Order, Ready, Task
 from device.inference.endings import ending_of, verdict_of
 from device.inference.frames import Frame
-from device.inference.spawning import end_process, python_command
+from device.inference.spawning import end_process
 from protocol.errors import Reason, Refused
 from protocol.wire import pack, unpack
+from signing.child import python_command
 
 _log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
-from device.inference.spawning import python_command, worker_environment
+from device.inference.spawning import worker_environment
 from device.transfer.applier import ApplierEndedError, Write
 from device.transfer.patch_wire import (
     DONE,
@@ -30,6 +30,7 @@ from device.transfer.patch_wire import (
 from protocol import limits
 from protocol.errors import Reason, Refused
 from protocol.wire import decode
+from signing.child import python_command
 
 SILENCE_S: Final = 600.0  # streams are decoded before anything is written: minutes, where a slow card is busy as well
 START_S: Final = 60.0  # a cold numpy on a slow card

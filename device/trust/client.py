@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
@@ -14,6 +13,7 @@ from protocol.errors import LinkError, Refused, StateError
 from protocol.messages import SyncAnswer
 from protocol.objects import ReceiptsBody
 from protocol.wire import decode, encode
+from signing.child import python_command
 
 ANSWER_S: Final = 1800.0
 """A long chain of roots over a bad link is slow but goes on; a keeper that hangs is ended after this."""
@@ -37,7 +37,7 @@ class KeeperTrust:
         state: Path,
         *,
         server: str | None = None,
-        command: Sequence[str] = (sys.executable, "-m", "device.trust.keeper"),
+        command: Sequence[str] = python_command("device.trust.keeper"),
         answer_s: float = ANSWER_S,
         on_damage: Callable[[str], None] = lambda _: None,
     ) -> None:

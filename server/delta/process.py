@@ -8,7 +8,6 @@ import os
 import selectors
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from protocol import limits
 from protocol.errors import StateError
 from server.delta.order import Answer, Order
 from server.settings import Patches
+from signing.child import python_command
 
 BEAT_S: Final = 0.25
 ENDS_S: Final = 10.0  # from closing its output to its end
@@ -103,7 +103,7 @@ class ProcessEncoder:
         )
         with tempfile.TemporaryFile() as said:
             child = subprocess.Popen(
-                [sys.executable, "-m", self._module],
+                python_command(self._module),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=said,
