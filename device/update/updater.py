@@ -447,6 +447,14 @@ class Updater:
         if forbidden is not None:
             return forbidden
         try:
+            return await self._watch()
+        except (HeadlandError, OSError):
+            # A full disk must not leave it serving with nobody looking: the committed release does until it goes on.
+            await self._serving.follow(states.without_trial(self._record))
+            raise
+
+    async def _watch(self) -> Step:
+        try:
             release = await self._serving.bring_up(self._offer().release.digest)
         except Refused as refused:
             return failed(refused, self._record)

@@ -86,6 +86,39 @@ async def test_what_failed_its_trial_does_not_serve_on_because_the_disk_is_full(
         assert ("rolled-back", "trial-crash") in bench.outcomes()
 
 
+@pytest.mark.parametrize("what", ["record", "link"])
+async def test_nothing_on_trial_serves_while_nobody_can_watch_it(bench, full, what):
+    def no_link(effect, path):
+        if effect == "symlink":
+            raise OSError(errno.ENOSPC, "no room: the disk is full", str(path))
+
+    async with bench.running() as updater:
+        await offer(bench, State.TRIAL)
+        await bench.until(lambda: bench.active == NEW.digest)
+    disk, plain = bench.disk, bench.workers.converge
+    converged = []
+
+    async def converge(release):
+        converged.append(release.digest)
+        await plain(release)
+
+    if what == "link":
+        (bench.folder / "active").unlink()
+        bench.disk = Disk(no_link)
+    async with bench.running() as updater:
+        bench.workers.converge = converge
+        if what == "record":
+            full.append(True)
+        await bench.until(lambda: "full" in updater.progress().why and len(converged) >= 4)
+        assert converged[:4] == [NEW.digest, OLD.digest, NEW.digest, OLD.digest]
+        assert updater.record.state is State.TRIAL
+        full.clear()
+        bench.disk.before = disk.before
+        bench.workers.shown[NEW.digest] = Health(digest=NEW.digest, serving=True, inferences=1000)
+        await bench.settled()
+        assert bench.workers.serving == bench.active == NEW.digest
+
+
 async def test_what_a_cut_left_behind_keeps_nothing_from_serving_on_a_disk_that_takes_no_writes(bench):
     async with bench.running():
         await bench.install(OLD)
