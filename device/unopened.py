@@ -108,6 +108,8 @@ def why_unopenable(path: Path) -> str:
     try:
         with contextlib.closing(schema.open_reader(path)) as connection:
             schema.is_empty(connection)
+    except UnicodeDecodeError:  # of SQLite's own words about a damaged schema
+        return ""
     except sqlite3.Error as error:
         return "" if schema.is_damage(error) else f"the outbox cannot be opened: {error}"  # a damaged one is begun anew
     return ""

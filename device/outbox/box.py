@@ -429,5 +429,5 @@ def read_counts(path: Path) -> Mapping[str, LaneCounts]:
             return count(load(connection))
         finally:
             connection.close()
-    except sqlite3.Error as error:
+    except (sqlite3.Error, OverflowError, TypeError, ValueError) as error:  # a damaged text does not even decode
         raise StateError(f"{path} cannot be read: {error}") from error

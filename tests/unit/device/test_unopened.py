@@ -5,7 +5,8 @@ import sqlite3
 import pytest
 
 from device.outbox import schema
-from device.outbox.box import Mark, Outbox
+from device.outbox.box import Mark, Outbox, read_counts
+from device.outbox.damage import why_damaged
 from device.unopened import UnopenedOutbox, opened_or_not, why_unopenable
 from protocol import limits
 from protocol.errors import StateError
@@ -73,3 +74,19 @@ async def test_what_is_not_the_disks_fault_ends_the_agent_as_before(tmp_path, mo
     monkeypatch.setattr(schema, "VERSION", 0)
     with pytest.raises(StateError, match="newer agent"):
         await opened(tmp_path)
+
+
+async def test_a_damaged_outbox_whose_schema_is_no_text_can_be_begun_anew_and_is_told_of(tmp_path):
+    """SQLite puts the words of a damaged schema into its error, and they do not even decode."""
+    path = tmp_path / "outbox.db"
+    box = await opened(tmp_path)
+    await box.enqueue("results", b"row")
+    await box.close()
+    path.write_bytes(path.read_bytes().replace(b"CREATE TABLE", b"CREATE \xb9ABLE"))
+    assert why_unopenable(path) == ""
+    with pytest.raises(StateError, match="cannot be read"):
+        read_counts(path)
+    assert why_damaged(path)
+    box = await opened(tmp_path)
+    await box.enqueue("results", b"another")
+    await box.close()
