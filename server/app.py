@@ -62,6 +62,7 @@ ALARMS_CHECK_S: Final = 3600.0
 FORGET_S: Final = 3600.0
 COUNT_S: Final = 60.0  # a restored backup that is older than this is noticed at the start
 IDLE_CHECK_S: Final = 0.5  # between looks for work when there was none
+FAILED_S: Final = 10.0  # where it failed: a full disk is not freed by what the log says of it twice a second
 KEEPALIVE_S: Final = 75.0
 HANDSHAKE_S: Final = 20.0
 LINGER_S: Final = 1.0  # reading on after an early answer, so that the client sees it before the door closes
@@ -397,14 +398,14 @@ async def _listen(
 async def _every(pause_s: float, what: str, threads: Threads, work: Callable[[], bool]) -> None:
     """Does `work` again and again: at once while there is some, after a pause when there was none or it failed."""
     while True:
-        done = False
         try:
-            done = await threads.run(work)
+            wait_s = 0.0 if await threads.run(work) else pause_s
         except Exception:
             # Nobody waits for it: it must be in the log, and the next try may fare better.
             log.exception("%s failed", what)
-        if not done:
-            await asyncio.sleep(pause_s)
+            wait_s = max(pause_s, FAILED_S)
+        if wait_s:
+            await asyncio.sleep(wait_s)
 
 
 @asynccontextmanager
