@@ -4,12 +4,14 @@
 was told is kept, so that a machine that is switched on each morning does not say it each morning.
 """
 
+import contextlib
 from collections.abc import Callable
 from typing import Final
 
 from device.inference.workers import WorkersStatus
 from device.state_db import StateDb
 from protocol import limits
+from protocol.errors import Refused
 from protocol.ids import Digest, Millis, Token
 from protocol.messages import Alert
 from protocol.wire import Message, decode, encode
@@ -33,8 +35,10 @@ class Fallbacks:
     def __init__(self, state: StateDb, draw_token: Callable[[], Token]) -> None:
         self._state = state
         self._draw_token = draw_token
+        self._told: dict[Digest, str] = {}
         kept = state.get(KEY)
-        self._told = {} if kept is None else dict(decode(kept, _Told, limit=limits.SYNC_BYTES).why)
+        with contextlib.suppress(Refused):  # written by another version of the agent: then it is told once more
+            self._told = {} if kept is None else dict(decode(kept, _Told, limit=limits.SYNC_BYTES).why)
 
     def changed(self, status: WorkersStatus) -> bool:
         """Whether there is something to tell or to forget. A worker that is not up yet says neither."""

@@ -29,7 +29,7 @@ from device.state_db import RECOVERING, SCHEMA, StateDb
 from device.update.memory import floors_of
 from device.update.states import Held
 from protocol import limits
-from protocol.errors import HeadlandError, StateError
+from protocol.errors import HeadlandError, Refused, StateError
 from protocol.ids import Millis, Token, digest
 from protocol.messages import Alert
 from protocol.release import parse_manifest
@@ -179,9 +179,13 @@ def known(layout: Layout) -> tuple[Sealed, Literal["seal", "link", "nothing"]]:
 
 
 def read_rebuilt(state: StateDb) -> Rebuilt | None:
-    """How this database came to be; None when it is the one that the machine was enrolled with."""
+    """How this database came to be; None when it is the one that the machine was enrolled with, or when nobody knows
+    any more: another version of the agent wrote it."""
     found = state.get(REBUILT)
-    return None if found is None else decode(found, Rebuilt, limit=_RECORD_BYTES)
+    try:
+        return None if found is None else decode(found, Rebuilt, limit=_RECORD_BYTES)
+    except Refused:
+        return None
 
 
 def _open_whole(path: Path, disk: Disk, on_damage: Callable[[str], None] | None, *, seal: bool = True) -> StateDb:

@@ -81,10 +81,10 @@ def examine(place: Place, *, mend: bool, checks: Mapping[str, Check] = CHECKS) -
             faults = check(place)
         except Exception as error:
             _note(name, error)
-            findings.append(Finding(check=name, what=f"it could not be looked at: {_words(error)}"))
+            findings.append(_legible(Finding(check=name, what=f"it could not be looked at: {_words(error)}")))
             continue
         for fault in faults:
-            finding = _treat(name, fault) if mend else _as_found(name, fault)
+            finding = _legible(_treat(name, fault) if mend else _as_found(name, fault))
             LOG.log(logging.INFO if fault.quiet else logging.WARNING, "%s", finding.line())
             findings.append(finding)
     return tuple(findings)
@@ -130,3 +130,12 @@ def _words(error: Exception) -> str:
 
 def _as_found(name: str, fault: Fault) -> Finding:
     return Finding(check=name, what=fault.what, advice=fault.advice, quiet=fault.quiet)
+
+
+def _legible(finding: Finding) -> Finding:
+    """With words that can be sent and shown: a name that the disk damaged need not be text."""
+    return msgspec.structs.replace(finding, what=_text(finding.what), done=_text(finding.done))
+
+
+def _text(words: str) -> str:
+    return words.encode(errors="backslashreplace").decode()

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from device.fallbacks import KIND, Fallbacks
+from device.fallbacks import KEY, KIND, Fallbacks
 from device.inference.workers import ModelStatus, WorkersStatus
 from device.state_db import StateDb
 from protocol.errors import StateError
@@ -67,3 +67,9 @@ def test_what_the_alert_costs_when_the_disk_is_full_is_no_more_than_another_try(
     with pytest.raises(StateError):
         fallbacks.tell(status(WHY), 5)
     assert fallbacks.changed(status(WHY))
+
+
+def test_what_another_version_of_the_agent_kept_ends_no_start(db):
+    db.put(KEY, b'{"why":[1]}')
+    see(started(db), status(WHY))
+    assert len(db.pending_alerts(9)) == 1

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import os
 import secrets
 import shutil
 from dataclasses import dataclass
@@ -411,6 +412,18 @@ def test_a_bug_in_a_check_keeps_no_agent_from_starting(layout, caplog):
     assert one.what == "it could not be looked at: ValueError: not a digest"
     assert (two.mended, two.done) == (False, "not mended: ValueError: not a digest")
     assert caplog.text.count("Traceback") == 2, "its author hears where"
+
+
+def test_a_name_that_is_no_text_keeps_no_agent_from_starting_and_is_told(layout):
+    """A disk that damages a folder leaves such names; it may be mounted read-only then, and each start finds them."""
+    with os.fdopen(os.open(os.fsencode(layout.state / "trust" / "image") + b"/\xff.json", os.O_CREAT | os.O_WRONLY)):
+        pass
+    for mends in (False, True):
+        [finding] = examine(place(layout), mend=mends)
+        assert r"image/\udcff.json is damaged" in finding.what
+        with contextlib.closing(StateDb(layout.state_db)) as state:
+            tell(state, [finding], tokens(), 5)
+            assert r"\udcff.json" in state.pending_alerts(9)[-1].detail
 
 
 def test_what_was_told_in_words_of_another_version_is_told_once_more(layout):

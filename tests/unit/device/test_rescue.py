@@ -17,7 +17,7 @@ from device.damage import KEPT_FILES, StateDamagedError, kept, set_aside
 from device.layout import Layout
 from device.recovery import FLOORS_DUE
 from device.refusals import Refusal
-from device.rescue import open_for_reading, open_state, read_rebuilt, why_unusable
+from device.rescue import REBUILT, open_for_reading, open_state, read_rebuilt, why_unusable
 from device.seal import Seals, read
 from device.state_db import StateDb
 from device.update.memory import Memory, floors_of
@@ -365,6 +365,12 @@ def test_a_start_seals_both_generations_where_a_cut_came_between_them(layout):
     seals.paths[0].write_bytes(before)
     opened(layout).state.close()
     assert [read(path).committed for path in seals.paths] == [newer, newer]
+
+
+def test_what_another_version_of_the_agent_said_of_a_rebuild_is_no_error(layout):
+    with contextlib.closing(StateDb(layout.state_db)) as state:
+        state.put(REBUILT, b'{"at_ms":5}')
+        assert read_rebuilt(state) is None
 
 
 def test_a_log_that_a_cut_left_behind_never_meets_the_new_database(layout, tmp_path):
