@@ -230,7 +230,10 @@ class Store:
                 if entry.name.partition(".")[0] in kept or entry.name.startswith(TEMPORARY_PREFIX):
                     continue
                 freed += entry.stat(follow_symlinks=False).st_size
-                self.disk.unlink(Path(entry.path))
+                if entry.is_dir(follow_symlinks=False):  # none of ours; left there, it would end every cleaning
+                    self.disk.remove_tree(Path(entry.path))
+                else:
+                    self.disk.unlink(Path(entry.path))
         return freed
 
 

@@ -3,6 +3,7 @@ opened gives back what can be had again, or is only kept for a person: inference
 
 from pathlib import Path
 
+from device.damage import with_logs
 from device.outbox.damage import salvaged
 from device.repair.fault import Fault, Place
 from device.rescue import NEEDED_BYTES
@@ -17,7 +18,7 @@ def find(place: Place) -> list[Fault]:
     spare = _spare(place) if free < NEEDED_BYTES else []
 
     def mend() -> str:
-        place.disk.unlink_all(spare)
+        place.remove_all(spare)
         return f"removed {len(spare)} files of unfinished downloads and old outboxes"
 
     return [
@@ -33,4 +34,7 @@ def find(place: Place) -> list[Fault]:
 
 def _spare(place: Place) -> list[Path]:
     parts = place.layout.store / "parts"
-    return [*(sorted(parts.iterdir()) if parts.is_dir() else ()), *salvaged(place.layout.outbox_db)]
+    return [
+        *(sorted(parts.iterdir()) if parts.is_dir() else ()),
+        *(file for old in salvaged(place.layout.outbox_db) for file in with_logs(old)),
+    ]

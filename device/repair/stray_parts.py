@@ -28,7 +28,7 @@ def find(place: Place) -> list[Fault]:
     total = sum(path.stat().st_size for path in stray)
 
     def mend() -> str:
-        place.disk.unlink_all(stray)
+        place.remove_all(stray)
         return f"removed: {total} bytes"
 
     return [Fault(f"{len(stray)} unfinished downloads of no plan, {total} bytes", mend, quiet=True)]

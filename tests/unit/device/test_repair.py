@@ -362,16 +362,18 @@ def test_a_quick_look_at_a_start_reads_no_large_files(layout):
 
 def test_on_a_full_disk_what_can_be_had_again_makes_room_for_results(layout):
     part = layout.store / "parts" / f"{'ab' * 32}.result"
+    folder = layout.store / "parts" / "aa-lost+found"
+    (folder / "inside").mkdir(parents=True)
     old = layout.state / "outbox.salvaged-000000000000005.db"
-    for path in (part, old):
+    log = layout.state / "outbox.salvaged-000000000000005.db-wal"
+    for path in (part, old, log):
         path.write_bytes(b"x")
     assert [one.mended for one in look_at_disk(layout, 1 << 20)] == [False]
     assert part.exists(), "low is not full"
     (found,) = look_at_disk(layout, (1 << 20) - 1)
-    assert not part.exists()
-    assert not old.exists()
+    assert not any(path.exists() for path in (part, folder, old, log))
     assert "no result can be kept" in found.what
-    assert "removed 2 files" in found.done
+    assert "removed 4 files" in found.done
     assert layout.outbox_db.exists()
 
 

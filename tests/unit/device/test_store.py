@@ -117,6 +117,14 @@ def test_only_what_is_not_kept_is_deleted(store):
     assert store.collect({NAME}, {"open"}) == 0
 
 
+def test_a_folder_among_the_files_ends_no_cleaning(store):
+    for folder in (store.path(NAME), store.part("lost+found")):
+        (folder / "inside").mkdir(parents=True)
+    store.collect(())
+    assert not store.path(NAME).exists()
+    assert not store.part("lost+found").exists()
+
+
 def test_a_fetch_that_does_not_fit_is_known_before_it_begins(tmp_path):
     store = Store(tmp_path / "store", keep_free_bytes=100, free=lambda _: 1000)
     store.check_space(900)
