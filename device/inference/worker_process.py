@@ -227,6 +227,8 @@ class WorkerProcess:
         self._hung = True
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
+        # A process that hangs in a driver outlives a kill, and its socket stays open: nobody waits for it.
+        self._writer.transport.abort()
 
 
 class _Tail:

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from device.inference import worker_process
 from device.inference.frames import Frame
 from device.inference.keeper import Backoff
 from device.inference.worker_process import WorkerProcess
@@ -203,6 +204,31 @@ async def test_a_hang_is_ended_and_told(tmp_path):
         assert reply.replies[0].kind == "given-up"
         assert workers.health().crashes == ("hang", "hang")
     finally:
+        await workers.close()
+
+
+async def test_a_frame_does_not_wait_for_a_worker_that_outlives_a_kill(tmp_path, monkeypatch):
+    async def in_vain(process) -> None: ...
+
+    monkeypatch.setattr(worker_process, "end_process", in_vain)
+    monkeypatch.setattr(worker_process, "_STOP_S", 0.1)
+    monkeypatch.setattr(asyncio.subprocess.Process, "kill", lambda _: None)
+    spec = ModelSpec(tiny.spins_on_white(10**9))
+    spec.bounds = type(spec.bounds)(latency_ms=10.0, memory_mib=128)
+    workers = ProcessWorkers(clock=time.monotonic, backoff=Backoff(first_s=3600.0, most_s=3600.0), frame_limit_s=0.2)
+    await workers.converge(make_release(tmp_path / "spins", spec))
+    (keeper,) = workers._crew.keepers.values()
+    hung = keeper.process._process
+    try:
+        waits = asyncio.create_task(workers.infer(frame(255)))
+        async with asyncio.timeout(20):
+            while workers.health().serving:  # noqa: ASYNC110  (health tells nobody)
+                await asyncio.sleep(0.01)
+        assert workers.health().crashes == ("hang",)
+        waits.cancel()
+    finally:
+        os.kill(hung.pid, signal.SIGKILL)
+        await hung.wait()
         await workers.close()
 
 
