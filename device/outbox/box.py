@@ -331,20 +331,30 @@ class Outbox:
         Raises:
             StateError: The disk did not take it; the next time it goes on.
         """
-        try:
-            await self._tend(now, free_bytes)
-        except sqlite3.Error as error:
-            raise StateError(f"the outbox could not be looked after: {error}") from error
+        failed: list[Exception] = []
+        # What one cannot do on a full disk must not keep the next from making room.
+        for piece in (
+            partial(self._tend, now),
+            partial(self._give_back_if_short, free_bytes),
+            partial(self._writer.run, self._salvage.tend),
+        ):
+            try:
+                await piece()
+            except (sqlite3.Error, OSError, StateError) as error:
+                failed.append(error)
+        if failed:
+            raise StateError(f"the outbox could not be looked after: {failed[0]}") from failed[0]
 
-    async def _tend(self, now: Instant, free_bytes: int | None) -> None:
+    async def _tend(self, now: Instant) -> None:
         while await self._writer.run(partial(self._core.tend, now)):
             pass
+
+    async def _give_back_if_short(self, free_bytes: int | None) -> None:
         short_bytes = 0 if free_bytes is None else self._keep_free_bytes - free_bytes
         if short_bytes > 0:
             await self.give_back(short_bytes)
         elif await self._writer.run(partial(space.is_over, self._core)):
             await self._shrink(lambda: space.is_over(self._core), receipted=False)
-        await self._writer.run(self._salvage.tend)
 
     async def give_back(self, need_bytes: int) -> int:
         """Gives space back to the file system: a damaged file that was looked through and is kept for a person, free

@@ -561,3 +561,18 @@ async def test_a_file_that_was_looked_through_goes_when_the_disk_is_low(tmp_path
     await box.tend(Instant("b", 0, None), 999)
     assert not kept[0].exists()
     await box.close()
+
+
+async def test_what_a_full_disk_does_not_let_be_done_keeps_nothing_from_making_room(tmp_path, monkeypatch):
+    box = await opened(tmp_path / "outbox.db", keep_free_bytes=1000)
+    kept = tmp_path / "outbox.salvaged-7.db"
+    kept.write_bytes(bytes(50_000))
+
+    def full(now: Instant) -> bool:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(box._core, "tend", full)
+    with pytest.raises(StateError, match="disk is full"):
+        await box.tend(Instant("b", 0, None), 0)
+    assert not kept.exists()
+    await box.close()
