@@ -191,8 +191,9 @@ def settle(folder: Path) -> None:
 def _settle(folder: Path) -> None:
     durable.sweep(folder)
     record = _read(folder)
-    if not (folder / "ca.pem").exists() or (folder / "ca.pem").read_text() != _trusted_pem(record):
-        durable.write(folder / "ca.pem", _trusted_pem(record).encode(), mode=0o644)
+    trusted = _trusted_pem(record).encode()
+    if not (folder / "ca.pem").exists() or (folder / "ca.pem").read_bytes() != trusted:
+        durable.write(folder / "ca.pem", trusted, mode=0o644)
     waiting = folder / "next.key"
     if not waiting.exists():
         return
@@ -215,7 +216,9 @@ def _trusted_pem(record: Record) -> str:
 def _read(folder: Path) -> Record:
     try:
         record = decode((folder / RECORD).read_bytes(), Record, limit=limits.MIB)
-    except (OSError, HeadlandError) as error:
+        for each in record.generations:
+            _certificate(each)
+    except (OSError, HeadlandError, ValueError) as error:
         raise SettingsError(
             f"{folder / RECORD} cannot be read: {error}", hint="put ca/ back whole, from the newest backup"
         ) from error

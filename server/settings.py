@@ -139,4 +139,6 @@ def read_settings(state: Path) -> ServerSettings:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise SettingsError(f"{path} is missing", hint="`headland-server init --state DIR` makes it") from error
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{path}: cannot be read as text: {error}", hint="save it as UTF-8") from error
     return parse_settings(text, ServerSettings, source=SETTINGS_FILE)

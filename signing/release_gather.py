@@ -58,7 +58,7 @@ class Gathering:
         """A model with all its variants.
 
         Raises:
-            SettingsError: A file that is not there, labels twice.
+            SettingsError: A file that is not there, labels twice or no text.
             StateError: Tensors that are neither stated nor readable here.
             Refused: A file that no machine would take.
         """
@@ -66,7 +66,11 @@ class Gathering:
         if model.labels_file is not None:
             if labels:
                 raise SettingsError(f"model {model.name}: labels or labels_file, not both")
-            labels = tuple(self._path(model.labels_file).read_text(encoding="utf-8").splitlines())
+            path = self._path(model.labels_file)
+            try:
+                labels = tuple(path.read_text(encoding="utf-8").splitlines())
+            except UnicodeDecodeError as error:
+                raise SettingsError(f"{path}: cannot be read as text: {error}", hint="save it as UTF-8") from error
         return Model(
             name=model.name,
             task=model.task,

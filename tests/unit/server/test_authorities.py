@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from protocol.errors import HeadlandError, SettingsError
+from protocol.errors import SettingsError
 from server import authorities
 from server.clock import as_datetime
 from signing import anchors, durable
@@ -101,6 +101,15 @@ def test_a_folder_without_its_key_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="key of the CA is not there") as caught:
         authorities.load(tmp_path)
     assert "backup" in caught.value.hint
-    (tmp_path / "authorities.json").write_bytes(b"{}")
-    with pytest.raises(HeadlandError, match="cannot be read"):
-        authorities.load(tmp_path)
+    record = (tmp_path / "authorities.json").read_bytes()
+    for damaged in (b"{}", record.replace(b"-----BEGIN", b"-----BEGUN"), b"\xff"):
+        (tmp_path / "authorities.json").write_bytes(damaged)
+        with pytest.raises(SettingsError, match="cannot be read"):
+            authorities.load(tmp_path)
+
+
+def test_what_is_derived_is_made_anew_where_it_is_damaged(tmp_path: Path) -> None:
+    authorities.found(tmp_path, NOW)
+    (tmp_path / "ca.pem").write_bytes(b"\xff\xfe")
+    authorities.settle(tmp_path)
+    assert (tmp_path / "ca.pem").read_text() == authorities.load(tmp_path).trusted_pem

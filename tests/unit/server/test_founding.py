@@ -143,6 +143,9 @@ def test_a_wrong_setting_is_refused_with_its_line_and_the_nearest_name(tmp_path:
         SettingsError, match=r"server.toml, line \d+: unknown key 'polls_s' in \[contact\]; did you mean 'poll_s'"
     ):
         read_settings(tmp_path)
+    path.write_bytes(b"# caf\xe9\n")
+    with pytest.raises(SettingsError, match=r"server\.toml: cannot be read as text"):
+        read_settings(tmp_path)
     path.write_text('[online_keys."director.clocks"]\nuri = "hsm:2"\npublic = "x"\n')
     with pytest.raises(SettingsError, match=r"director\.clocks"):
         init(tmp_path)

@@ -59,6 +59,8 @@ def test_labels_may_stand_in_a_file(tool: ManagersTool) -> None:
     folder = tool.describe("1.0.0", 1)
     text = (folder / "release.toml").read_text()
     (folder / "release.toml").write_text(text.replace('labels = ["healthy", "pest"]', 'labels_file = "labels.txt"'))
+    (folder / "labels.txt").write_bytes(b"caf\xe9\n")
+    assert "labels.txt: cannot be read as text" in fails(tool, folder, 3)
     (folder / "labels.txt").write_text("healthy\npest\n")
     built = tool.run("release", "build", folder)
     manifest = parse_manifest(tool.workspace.read_blob(built["manifest_sha256"], MANIFEST_BYTES))
