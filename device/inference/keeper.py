@@ -100,6 +100,11 @@ class Keeper:
         """The worker that serves now; None while it is being started again."""
         return self._process
 
+    @property
+    def is_kept(self) -> bool:
+        """Whether it was started and not stopped since: a worker that is gone then comes back by itself."""
+        return self._task is not None
+
     async def start(self) -> None:
         """Brings the worker up.
 

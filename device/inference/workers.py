@@ -217,7 +217,7 @@ class ProcessWorkers:
         except BaseException:
             await new.stop()
             try:
-                await old.start(name for name in old.keepers if old.keepers[name].process is None)
+                await old.start(name for name in old.keepers if not old.keepers[name].is_kept)
             except (Refused, OSError) as error:
                 # Nobody would start it again: without it, the next convergence brings up whatever it is asked for.
                 _log.warning("release %s does not come up again: %s", old.release.manifest.version, error)

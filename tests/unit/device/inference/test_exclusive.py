@@ -56,7 +56,8 @@ class Owner:
         if not self.stopping:
             self.stopping = True
             self.tpu.owners -= self.exclusive
-            self.ended.set_result("exit 0")
+            if not self.ended.done():
+                self.ended.set_result("exit 0")
 
     async def last_words(self) -> str:
         return ""
@@ -143,3 +144,24 @@ async def test_an_accelerator_that_nobody_gets_back_is_asked_for_anew_and_no_fra
     tpu.broken.clear()
     await asyncio.wait_for(workers.converge(old), 10)
     assert (await asyncio.wait_for(waiting, 10)).manifest == old.digest
+
+
+async def test_a_failed_swap_while_another_worker_is_being_started_again_holds_up_no_frame(bench, tmp_path):
+    tpu, workers = bench
+    goes_on = asyncio.Event()
+
+    async def until_then(_: float) -> None:
+        await goes_on.wait()
+
+    workers._sleep = until_then
+    old, new = release(tmp_path, "old", "edgetpu", "cpu"), release(tmp_path, "newer", "edgetpu", "cpu")
+    await workers.converge(old)
+    workers._crew.keepers["m1"].process.ended.set_result("SIGSEGV")
+    await asyncio.sleep(0)
+    tpu.broken.add(new.variants["m0"].artifact.sha256)
+    with pytest.raises(Refused):
+        await workers.converge(new)
+    waiting = asyncio.create_task(workers.infer(Frame("f", "image/png", b"", 0.0)))
+    goes_on.set()
+    assert (await asyncio.wait_for(waiting, 10)).manifest == old.digest
+    assert workers.health().serving
