@@ -20,7 +20,7 @@ from tests.simulation.fleet.planted import PLANTED
 from tests.simulation.fleet.play import Played, play, tail
 from tests.simulation.fleet.releases import GOOD, KINDS
 from tests.simulation.fleet.story import WINTER_S, Act, Story
-from tests.simulation.fleet.world import DAY_S, World, ended
+from tests.simulation.fleet.world import DAY_S, StuckError, World, ended
 
 SEEDS = (2, 3, 6, 7)
 REPLAYED = 3
@@ -156,6 +156,18 @@ def test_a_server_that_holds_its_timestamps_back_stops_installs_once_they_expire
     judged = [line for line in played.lines if "judged" in line]
     assert any("waits" in line and "/expired" in line for line in judged)
     assert "may install" in judged[-1]
+
+
+def test_what_is_done_again_and_again_while_no_time_passes_ends_a_play() -> None:
+    world = World(1)
+
+    async def spin() -> None:
+        while True:  # noqa: ASYNC110  (that it waits for nothing is the point)
+            await asyncio.sleep(0)
+
+    with pytest.raises(StuckError, match="no time passes"):
+        world.loop.run_until_complete(spin())
+    world.loop.close()
 
 
 @cache

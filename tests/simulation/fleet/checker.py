@@ -417,6 +417,8 @@ class Checker:
         wanted = kept | {artifact.sha256 for manifest in manifests for artifact in manifest.artifacts()}
         here = {path.name for path in (state / "store" / "sha256").iterdir()}
         self._demand(here <= wanted, machine, f"I7: {len(here - wanted)} files in the store that nothing names")
+        sets = {path.name for path in (state / "sets").iterdir()}
+        self._demand(sets <= kept, machine, f"I7: {len(sets - kept)} sets of releases that nothing names")
         left = list(state.rglob(".tmp-*"))
         self._demand(not left, machine, f"I7: temporary files stay in {sorted(path.parent.name for path in left)}")
 

@@ -20,8 +20,12 @@ START_MS = 1_790_000_000_000
 DAY_S = 86_400.0
 
 
+STILL_TURNS = 50_000
+"""Of the loop at one moment: far more than anything takes that ever comes to an end."""
+
+
 class StuckError(AssertionError):
-    """Nobody waits for a time any more, and nothing is left to do."""
+    """Nobody waits for a time any more, and nothing is left to do; or there is always something to do at once."""
 
 
 class Chance:
@@ -109,6 +113,9 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def pass_s(self, seconds: float) -> None:
         self._virtual_s += seconds
 
+    def add_signal_handler(self, *_: Any) -> None:
+        """What ends a process ends the plays in it, not an agent in one of them."""
+
     def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> Any:
         """As the real one, but the thread is this one."""
         future = self.create_future()
@@ -137,10 +144,14 @@ class _Impatient(selectors.DefaultSelector):
     def __init__(self, loop: VirtualLoop) -> None:
         super().__init__()
         self._loop = loop
+        self._still = 0
 
     def select(self, timeout: float | None = None) -> list[Any]:
         if timeout is None:
             raise StuckError("nothing will ever happen again")
+        self._still = self._still + 1 if timeout <= 0 else 0
+        if self._still > STILL_TURNS:
+            raise StuckError("something is done again and again, and no time passes")
         if timeout > 0:
             self._loop.pass_s(timeout)
         return []
