@@ -23,6 +23,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -131,10 +132,17 @@ def _play_all(seeds: Sequence[int], processes: int) -> Iterator["Played"]:
         os._exit(143)
 
     signal.signal(signal.SIGTERM, end)
+    # Not a `multiprocessing.Pool`: that waits for ever for the seed of a process that was killed.
+    pool = ProcessPoolExecutor(
+        processes, multiprocessing.get_context("spawn"), initializer=_begin, initargs=(str(folder),)
+    )
     try:
-        with multiprocessing.get_context("spawn").Pool(processes, _begin, (str(folder),)) as pool:
-            yield from pool.imap_unordered(_play, seeds)
+        for done in as_completed([pool.submit(_play, seed) for seed in seeds]):
+            yield done.result()
     finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for child in multiprocessing.active_children():
+            child.kill()
         shutil.rmtree(folder, ignore_errors=True)
 
 

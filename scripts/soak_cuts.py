@@ -59,7 +59,8 @@ def crash(names: Sequence[str], states: int | None, processes: int, *, as_json: 
         for report in pool.map(lambda each: explore(*each), wanted):
             reports.append(report)
             print(_line(report), file=sys.stderr if as_json else sys.stdout, flush=True)
-    broken = [report for report in reports if report["broken"] and report["model"] == MODELS[0]]
+    # Of the second reading only this counts: whether it was looked at.
+    broken = [each for each in reports if each["broken"] and (each["model"] == MODELS[0] or "checked" not in each)]
     if as_json:
         print(json.dumps({"workloads": reports}))
     else:
