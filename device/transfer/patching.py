@@ -395,11 +395,19 @@ def held_bytes(store: Store, payload: Payload) -> int:
     note = read_note(store, payload)
     applied = note.applied_bytes if note is not None and result_path(store, payload).exists() else 0
     end = applied - applied % SEGMENT_BYTES
-    pieces = {int(path.suffix[1:]): path.stat().st_size for path in held_pieces(store, payload)}
+    pieces = {int(path.suffix[1:]): _length(path) for path in held_pieces(store, payload)}
     while (more := pieces.get(end // SEGMENT_BYTES, 0)) and end < payload.length_bytes:
         end += more
     end += len(read_rest(store, payload, end // SEGMENT_BYTES, min(SEGMENT_BYTES, payload.length_bytes - end)))
     return min(max(end, applied), payload.length_bytes)
+
+
+def _length(path: Path) -> int:
+    """0 for one that the applier has just dropped."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def forget(store: Store, payload: Payload) -> None:

@@ -176,10 +176,10 @@ class Updater:
             return {}
         try:
             assignment = self._memory.assignment()
-        except StateError:
-            assignment = None
-        steps = assignment.plan.steps if assignment is not None else ()
-        return {name: held for step in steps for name, held in held_bytes(self._store, step).items()}
+            steps = assignment.plan.steps if assignment is not None else ()
+            return {name: held for step in steps for name, held in held_bytes(self._store, step).items()}
+        except (StateError, OSError):  # what the disk does not tell must keep no contact from being made
+            return {}
 
     async def start(self) -> None:
         """Takes up the record after a restart and makes workers and `active` follow it. Needs no network.

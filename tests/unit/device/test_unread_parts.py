@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from device.store import Store
-from device.transfer import Transfer, TransferSettings
+from device.transfer import Transfer, TransferSettings, patching
 from device.transfer.patching import result_path
 from protocol.errors import LinkError
 from protocol.limits import MIB
@@ -114,3 +114,17 @@ async def test_a_base_that_cannot_be_read_any_more_is_told_to_be_gone(tmp_path, 
         await rig.fetch()
     assert rig.store.digests() == (() if is_bad else (SMALL_PATCH.step.base,)), "the next plan does without it"
     assert rig.book.failed() == ()
+
+
+async def test_a_segment_that_is_dropped_while_it_is_looked_at_is_not_counted(tmp_path, monkeypatch):
+    """A contact asks what is held while the patch is applied."""
+    source = source_of(PATCH)
+    source.drops_at = {900_000}
+    rig = Rig(tmp_path, source, PATCH)
+    with pytest.raises(LinkError):
+        await rig.fetch()
+    here = patching.held_bytes(rig.store, PATCH.step.payload)
+    gone = rig.store.part(f"{PATCH.step.payload.sha256}.000099")
+    found = patching.held_pieces
+    monkeypatch.setattr(patching, "held_pieces", lambda *of: [*found(*of), gone])
+    assert patching.held_bytes(rig.store, PATCH.step.payload) == here > 0

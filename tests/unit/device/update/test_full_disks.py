@@ -6,6 +6,7 @@ import errno
 import pytest
 
 from device.state_db import StateDb
+from device.update import updater as updates
 from device.update.ports import Health
 from device.update.states import State
 from protocol.errors import StateError
@@ -132,3 +133,16 @@ async def test_what_a_cut_left_behind_keeps_nothing_from_serving_on_a_disk_that_
     bench.disk = Disk(read_only)
     async with bench.running():
         assert bench.workers.serving == bench.active == OLD.digest
+
+
+async def test_parts_that_the_disk_does_not_tell_of_keep_no_contact_from_being_made(bench, monkeypatch):
+    async with bench.running() as updater:
+        bench.source.up = False
+        await updater.offer(NEW.assignment(), NEW.manifest_bytes, terms(NEW), may_install=True)
+        await bench.until(lambda: updater.record.failures > 0)
+        monkeypatch.setattr(updates, "held_bytes", unreadable)
+        assert updater.parts() == {}
+
+
+def unreadable(*_):
+    raise OSError(errno.EIO, "Input/output error")
