@@ -308,10 +308,11 @@ class StateDb:
         if self._seals is None:
             return
         with self._transaction() as connection:  # nobody else changes or seals anything meanwhile
-            now = self._sealed(connection)
+            now, newest = self._sealed(connection), self._seals.newest()
             self._owes_both = self._owes_both or both
-            behind = self._seals.behind(now.serial)
-            if len(behind) == len(self._seals.paths) or (behind and self._owes_both):
+            serial = newest.serial if newest is not None else -1
+            # One that is ahead stays: by that a database that went back shows.
+            if serial < now.serial or (serial == now.serial and self._owes_both and self._seals.behind(serial)):
                 try:
                     self._seals.write(now, both=self._owes_both)
                 except OSError as error:

@@ -200,6 +200,21 @@ def test_a_full_disk_stops_no_commit_and_the_seal_is_brought_up_later(db, seals,
     assert [read(path).committed for path in seals.paths] == [NEW, NEW]
 
 
+def test_a_database_that_went_back_leaves_the_seal_that_shows_it(db, seals, tmp_path):
+    commit(db, OLD, None)
+    old = (tmp_path / "state.db").read_bytes(), (tmp_path / "state.db-wal").read_bytes()
+    db.put("clock", b'{"floor_ms":1790000000000}')
+    (tmp_path / "back").mkdir()
+    (tmp_path / "back" / "state.db").write_bytes(old[0])
+    (tmp_path / "back" / "state.db-wal").write_bytes(old[1])
+    for path in seals.paths:
+        (tmp_path / "back" / path.name).write_bytes(path.read_bytes())
+    ahead = seals.newest()
+    with contextlib.closing(StateDb(tmp_path / "back" / "state.db")) as back:
+        back.seal(both=True)
+    assert Seals(tmp_path / "back" / "state.db").newest() == ahead
+
+
 def test_only_the_owner_may_read_it(db, seals):
     commit(db)
     assert all(path.stat().st_mode & 0o077 == 0 for path in seals.paths)
