@@ -255,6 +255,9 @@ class Outbox:
 
         Args:
             limit_bytes: Of the rows' bytes together, and of the losses'; one comes even if it is longer.
+
+        Raises:
+            StateError: The disk does not let it be read, or what goes be noted.
         """
         while True:
             in_order = not self._salvage.is_stuck
@@ -266,7 +269,7 @@ class Outbox:
                 pick = await asyncio.to_thread(self._core.read, book, number, limit_bytes, in_order=in_order)
             except sqlite3.DatabaseError as error:
                 if not schema.is_damage(error):
-                    raise
+                    raise StateError(f"the outbox cannot be read: {error}", hint="is its disk failing?") from error
                 await self._writer.run(partial(self._begin_anew, str(error)))
                 continue
             if not (pick.lanes or pick.losses or pick.damaged or pick.missing):

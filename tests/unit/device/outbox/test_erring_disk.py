@@ -145,6 +145,15 @@ async def test_on_a_full_disk_rows_that_the_server_has_go_before_any_that_it_lac
     assert len(box._core.book.lane(1, "results").gone) > 0, "the disk was full"
 
 
+async def test_rows_that_cannot_be_read_now_are_the_words_of_a_disk_and_go_later(box, monkeypatch):
+    await box.enqueue("results", b"row")
+    with monkeypatch.context() as patched:
+        patched.setattr(box._core, "read", mock.Mock(side_effect=failed(sqlite3.SQLITE_IOERR_LOCK)))
+        with pytest.raises(StateError, match="cannot be read"):
+            await box.next_batch()
+    assert b"row" in (await box.next_batch()).lanes[0].rows
+
+
 async def test_a_receipt_whose_commit_erred_is_applied_once(box, disk, tmp_path):
     server = Server()
     await box.meet_generation(GENERATION)
