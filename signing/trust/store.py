@@ -177,7 +177,7 @@ class TrustStore:
     def _stored(self, role: str) -> bytes | None:
         try:
             return (self._folder / file_name(role)).read_bytes()
-        except FileNotFoundError:
+        except OSError:  # absent, or a disk that does not read it any more: it is fetched again
             return None
 
     @contextlib.contextmanager
@@ -383,7 +383,7 @@ class _DurableUpdater(Updater):
         try:
             if path.read_bytes() == data:
                 return
-        except FileNotFoundError:
+        except OSError:  # absent, or a disk that does not read it any more
             pass
         self._store._disk.write(path, data)
 
