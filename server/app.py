@@ -231,6 +231,7 @@ def open_parts(state: Path, now_ms: NowMs, secrets: SecretsHandler, *, steady: b
     layout = open_layout(state)
     durable.unlink(layout.run)  # of a server that was killed: nobody listens there
     for folder in (layout.state, layout.ca, layout.tls, layout.keys):
+        durable.make_dir(folder)
         durable.sweep(folder)
     settings = read_settings(state)
     durable.remove_tree(layout.scratch)
@@ -238,6 +239,7 @@ def open_parts(state: Path, now_ms: NowMs, secrets: SecretsHandler, *, steady: b
     keyring = open_keys(layout, settings, secrets)
     blobs = open_blobs(settings.storage.blobs, state)
     catalog = Catalog(catalog_url(settings, state))
+    _demand_known(layout, catalog)
     prepare_catalog(catalog)
     if not settings.storage.catalog:
         _free_jobs(catalog)
@@ -306,10 +308,7 @@ def _count(layout: Layout, catalog: Catalog, clock: NowMs) -> bool:
     Returns:
         False: there is no more to do now.
     """
-    try:
-        outside = int(layout.starts.read_text())
-    except (FileNotFoundError, ValueError):
-        outside = 0
+    outside = _starts(layout)
     with catalog.write() as session:
         if isinstance(clock, SteadyClock):
             steady_clock.keep(session, clock)
@@ -324,6 +323,33 @@ def _count(layout: Layout, catalog: Catalog, clock: NowMs) -> bool:
         session.facts.put("alive_ms", now_ms)
     durable.write(layout.starts, str(count).encode())
     return False
+
+
+def _demand_known(layout: Layout, catalog: Catalog) -> None:
+    """Refuses an empty catalog where there was a full one: its disk may not be mounted.
+
+    A server without knowledge would take results, give receipts for them, and lose them when the true catalog comes
+    back.
+
+    Raises:
+        StateError: It is empty, and this is not the first start.
+    """
+    with catalog.read() as session:
+        known = session.facts.get("generation") is not None
+    starts = _starts(layout)
+    if not known and starts:
+        catalog.close()
+        raise StateError(
+            f"the catalog is empty, and this server started {starts} times: it had another one",
+            hint="is its disk mounted? Put it back, or `headland-server restore`; `headland-server init` begins anew",
+        )
+
+
+def _starts(layout: Layout) -> int:
+    try:
+        return int(layout.starts.read_text())
+    except (FileNotFoundError, ValueError):
+        return 0
 
 
 def _free_jobs(catalog: Catalog) -> None:

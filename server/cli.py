@@ -149,6 +149,8 @@ def _status_table(found: dict[str, Any]) -> Table:
     if said is not None and said["held"]:
         why = said["why"] or "`headland release push --again` was not run since"
         table.add_row(Text("publishing is held", style="bold red"), why)
+    if found["cannot_sign"]:
+        table.add_row(Text("nothing can be signed", style="bold red"), found["cannot_sign"])
     for each in found["missing"]:
         machines = f"{len(each['devices'])} machines, such as {each['devices'][0]}"
         table.add_row(Text("missing here", style="bold red"), f"{each['file']}: on {machines}; here is {each['here']}")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 from rich.table import Table
+from rich.text import Text
 
 from protocol.errors import HeadlandError, StateError
 from server.cli_state import STATE, Opened, opened
@@ -112,7 +113,7 @@ def _told(at: Opened) -> dict[str, Any]:
     from server.keyring import NAMES, read_named
 
     ring = open_keys(at.layout, at.settings, online_secret)
-    waiting = ring.waiting()
+    waiting, held = ring.waiting(), ring.keyids()
     with at.catalog.read() as session:
         named = read_named(session)
     listed = []
@@ -124,6 +125,7 @@ def _told(at: Opened) -> dict[str, Any]:
                 "role": name,
                 "keyid": signs,
                 "since_ms": named.since_ms.get(name) if named is not None else None,
+                "here": named is None or signs in held[name],
                 "waiting_keyid": waiting.get(name),
             }
         )
@@ -134,7 +136,10 @@ def _table(found: dict[str, Any]) -> Table:
     table = Table("role", "signs with", "since", "waits for the managers", title="Online keys")
     for each in found["keys"]:
         since = f"{as_datetime(each['since_ms']):%Y-%m-%d}" if each["since_ms"] is not None else "not published yet"
-        table.add_row(each["role"], each["keyid"][:12], since, (each["waiting_keyid"] or "")[:12])
+        signs = Text(each["keyid"][:12])
+        if not each["here"]:
+            signs.append(", which is not here", style="bold red")
+        table.add_row(each["role"], signs, since, (each["waiting_keyid"] or "")[:12])
     return table
 
 

@@ -36,6 +36,10 @@ NAMES: Final = tuple(f"{repository}.{role}" for repository, roles in ONLINE_ROLE
 """Every online role as `REPOSITORY.ROLE`."""
 
 FACT: Final = "named_keys"
+LOST_KEY: Final = (
+    "put it back from the newest backup; where there is none, `headland-server init` makes another one, and the "
+    "managers delegate to it: `headland keys rotate --online-of-server`"
+)
 
 
 class NamedKeys(Message):
@@ -83,6 +87,10 @@ class Keyring:
                 for repository, roles in ONLINE_ROLES.items()
             }
         )
+
+    def keyids(self) -> dict[str, tuple[str, ...]]:
+        """Of all keys that are here, by `REPOSITORY.ROLE`."""
+        return {name: tuple(signer.public_key.keyid for signer in held) for name, held in self._signers.items()}
 
     def waiting(self) -> dict[str, str]:
         """Key ids that wait to be named, by `REPOSITORY.ROLE`."""
@@ -246,11 +254,9 @@ def _read(path: Path, name: str) -> Signer:
     except FileNotFoundError:
         if path.name.endswith(".next.pem"):
             raise
-        raise SettingsError(
-            f"online key {name}: {path.name} is missing", hint="`headland-server init` makes keys that are missing"
-        ) from None
+        raise SettingsError(f"online key {name}: {path.name} is missing", hint=LOST_KEY) from None
     except (OSError, ValueError, TypeError) as error:
-        raise SettingsError(f"online key {name}: {path.name} cannot be read: {error}") from error
+        raise SettingsError(f"online key {name}: {path.name} cannot be read: {error}", hint=LOST_KEY) from error
     if not isinstance(private, ed25519.Ed25519PrivateKey):
         raise SettingsError(f"online key {name}: {path.name} is no Ed25519 key")
     return CryptoSigner(private)

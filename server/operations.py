@@ -338,6 +338,7 @@ def read_status(catalog: Catalog, held: Authorities, tls: Path, now_ms: int) -> 
             "blobs": {"count": blobs, "bytes": blob_bytes},
             "payloads_waiting": session.jobs.waiting(COMPRESS),
             "patches": {**session.patches.count(), "surveyed": session.fleet.is_surveyed()},
+            "cannot_sign": session.facts.get("resign_trouble") or "",
             "missing": [msgspec.to_builtins(each) for each in restored.missing(session)],
             "restored": _restored(session),
             "backup_ms": session.facts.number("backup_ms") or None,

@@ -5,6 +5,7 @@ signed files for ever, renders what is served, notes what is listed now, and ask
 """
 
 import hashlib
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -28,6 +29,8 @@ from server.storage.records import REPOSITORIES, Release, RepositoryKind
 from signing.metadata import parse
 from signing.online_keys import named_keys
 from signing.repository import ListedRelease, RepositorySet, accept, read_release_list, render_online
+
+log = logging.getLogger("headland.server")
 
 ONLINE = ("timestamp", "snapshot")
 VERSION_REACH = 1 << 52  # of what machines report; above that only rotated keys help. Half of what JSON numbers hold
@@ -239,6 +242,7 @@ class Publisher:
             if (session.facts.get("resign_trouble") or "") != why:
                 session.facts.put("resign_trouble", why)
                 if why:
+                    log.error("snapshot and timestamp cannot be signed: %s", why)
                     session.events.add(self._now_ms(), "resign-failed", detail=why)
 
     def catch_up(self, session: Session, seen: Mapping[str, int], now_ms: int) -> bool:

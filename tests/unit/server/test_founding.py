@@ -1,7 +1,9 @@
 """`init` and the parts that are made at start: complete, once, never replacing a key."""
 
+import asyncio
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -31,7 +33,7 @@ from server.notify import Notifier
 from server.settings import read_settings
 from signing import durable
 from signing.online_keys import parse_online_keys
-from tests.fakes.server_house import START_MS, no_secret
+from tests.fakes.server_house import START_MS, no_secret, published
 
 ANSWERS = FirstAnswers("127.0.0.1", 0, ("farm.example", "127.0.0.1"), "127.0.0.1", 0)
 
@@ -290,3 +292,30 @@ def test_a_taken_port_is_said_in_words(tmp_path: Path) -> None:
     assert f"port {port}: Address already in use" in result.stderr
     assert "hint:" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+async def test_an_empty_catalog_where_there_was_a_full_one_takes_no_results_until_a_person_says_so(tmp_path):
+    async with published(tmp_path) as house:
+        await house.stop()
+        await asyncio.to_thread((house.state / "catalog.db").unlink)
+        for _ in range(2):
+            with pytest.raises(StateError, match="it had another one") as caught:
+                await house.start()
+            assert "restore" in caught.value.hint
+        done = await asyncio.to_thread(CliRunner().invoke, main, ["init", "--state", str(house.state)])
+        assert done.exit_code == 0, done.output
+        await house.start()
+        _, status = await house.ask("GET", "/api/v1/status")
+        assert status["restored"]["how"].startswith("the catalog counts 0 of")
+
+
+async def test_a_lost_tls_folder_is_made_anew_and_lost_online_keys_are_asked_for_from_the_backup(tmp_path):
+    async with published(tmp_path) as house:
+        await house.stop()
+        await asyncio.to_thread(shutil.rmtree, house.state / "tls")
+        await house.start()
+        await house.stop()
+        await asyncio.to_thread(shutil.rmtree, house.state / "keys")
+        with pytest.raises(SettingsError, match="is missing") as caught:
+            await house.start()
+        assert "backup" in caught.value.hint

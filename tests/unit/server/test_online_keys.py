@@ -160,6 +160,12 @@ async def test_a_server_whose_keys_are_older_than_its_catalog_starts_and_says_so
         assert "image.timestamp" in event["detail"]
         status, _ = await house.ask("GET", "/api/v1/tuf/image/timestamp.json")
         assert status == 200, "what was on offer stays"
+        told = await asyncio.to_thread(CliRunner().invoke, main, ["status", "--state", str(house.state), "--json"])
+        assert "does not name this server's key" in json.loads(told.output)["cannot_sign"]
+        shown = await asyncio.to_thread(
+            CliRunner().invoke, main, ["keys", "show", "--state", str(house.state), "--json"]
+        )
+        assert [each["role"] for each in json.loads(shown.output)["keys"] if not each["here"]] == [STAMP]
         await house.stop()
         await house.start()
         assert len(await house.events("resign-failed")) == 1
