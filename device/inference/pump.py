@@ -38,6 +38,7 @@ ALARMS: Final = "alarms"
 _TOLD_EACH: Final = 1000  # results given up; the first one too
 _WINDOW: Final = 2  # one frame in the worker, one on its way to it: the worker never waits for the agent
 _BATCH: Final = 64  # frames whose rows may share a transaction of the outbox
+_KEEP_S: Final = 10.0  # rows on their way to a slow disk, when the pump ends
 _RETRY_S: Final = (0.05, 0.2, 1.0, 5.0)  # the last one again and again
 
 Rows = Sequence[tuple[str, bytes]]
@@ -124,6 +125,7 @@ class Pump:
         self._latency = Latencies(4096)
         self._counts: dict[str, int] = {}
         self._open: dict[str, Frame] = {}  # taken, and not yet finished
+        self._keeping: set[asyncio.Task[None]] = set()
         self._failing: set[str] = set()  # sinks and the like whose failure was told already
 
     async def run(self) -> None:
@@ -146,9 +148,17 @@ class Pump:
             for task in left:
                 task.cancel()
             await asyncio.gather(*left, return_exceptions=True)
-            for frame in self._open.values():
-                self._source.give_back(frame)
-            self._open.clear()
+            try:
+                # Rows on their way to the disk get there all the same: given back now, their frames would have them
+                # twice.
+                if self._keeping:
+                    await asyncio.wait(self._keeping, timeout=_KEEP_S)
+            finally:
+                for task in self._keeping:
+                    task.cancel()
+                for frame in self._open.values():
+                    self._source.give_back(frame)
+                self._open.clear()
 
     def numbers(self) -> PumpNumbers:
         """The counts so far. Never blocks."""
@@ -268,10 +278,15 @@ class Pump:
 
     async def _enqueue(self, batch: Sequence[_Inferred]) -> list[_Inferred]:
         """Makes the rows of these frames durable, and tells which frames still have rows to write."""
-        outcomes = await asyncio.gather(*(self._keep(one) for one in batch), return_exceptions=True)
+        tasks = [asyncio.create_task(self._keep(one)) for one in batch]
+        for task in tasks:
+            self._keeping.add(task)
+            task.add_done_callback(self._kept)
+        await asyncio.wait(tasks)
         failed: list[_Inferred] = []
-        for one, outcome in zip(batch, outcomes, strict=True):
-            if isinstance(outcome, BaseException):
+        for one, task in zip(batch, tasks, strict=True):
+            outcome = task.exception()
+            if outcome is not None:
                 failed.append(one)
                 if "sink" not in self._failing:
                     _log.error("results cannot be kept: %s", outcome)
@@ -286,6 +301,11 @@ class Pump:
             await self._sink.enqueue_all(one.rows, done_frames=() if mark is None else (mark,))
             self._count("results_produced", len(one.rows))
             self._failing.discard("sink")
+
+    def _kept(self, task: "asyncio.Task[None]") -> None:
+        self._keeping.discard(task)
+        if not task.cancelled():
+            task.exception()  # heard, also where the pump has ended
 
     async def _finish(self, one: _Inferred) -> None:
         if one.answered:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
+from device.inference import pump
 from device.inference.finding import Finding
 from device.inference.frames import Frame, Mark
 from device.inference.pump import Pump
@@ -283,7 +284,22 @@ async def test_a_frame_whose_rows_were_not_taken_is_not_done(bench):
     await bench.until(lambda: bench.rows.done == [("1", "x")])
 
 
-async def test_what_is_not_durable_goes_back_to_the_source_when_the_pump_ends(bench):
+async def test_frames_whose_rows_are_on_their_way_to_the_disk_go_back_only_once_those_are_there(bench):
+    bench.rows.gate.clear()
+    bench.start()
+    bench.frames.put("1")
+    await bench.until(lambda: bench.pump.numbers().frames_inferred == 1)
+    await asyncio.sleep(0.02)
+    bench.task.cancel()
+    await asyncio.wait([bench.task], timeout=0.05)
+    assert bench.frames.given_back == []
+    bench.rows.gate.set()
+    await asyncio.wait([bench.task], timeout=5)
+    assert (bench.rows.done, bench.frames.given_back) == ([("1", "x")], ["1"])
+
+
+async def test_what_is_not_durable_goes_back_to_the_source_when_the_pump_ends(bench, monkeypatch):
+    monkeypatch.setattr(pump, "_KEEP_S", 0.01)
     bench.rows.gate.clear()
     bench.start()
     bench.frames.put("1", "2")
