@@ -121,10 +121,12 @@ class Story:
             return role_states(session, kind)
 
     def nothing_ends_unheard(self) -> None:
-        """Whatever has passed a mark has its alarm, and no alarm was raised twice."""
+        """Whatever has passed a mark has its alarm, and no alarm was raised twice. What renews itself has done so."""
         raised = [(event.what, event.detail) for event in self.yard.events("lifetime")]
         for each in self.yard.status()["lives"]:
-            if each.state != "fresh" and not each.by_itself:
+            if each.by_itself:
+                assert each.state in ("fresh", "due"), f"{self.yard.now}: nobody renews {each}"
+            elif each.state != "fresh":
                 until = f"({each.expires[:10]})"
                 mine = [detail for what, detail in raised if what == f"{each.kind} {each.what}" and until in detail]
                 mark = {"due": "50%", "urgent": "80%", "expired": "it has ended"}[each.state]
