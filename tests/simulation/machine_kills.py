@@ -62,9 +62,10 @@ class Report:
         where = ", ".join(f"{state} {count}" for state, count in self.states.most_common())
         what = ", ".join(f"{name} {count}" for name, count in sorted(self.kills.items()))
         kinds = ", ".join(f"{count} {kind}" for kind, count in self.releases.items())
+        counted = f"{self.rows} rows of {self.frames} frames, {self.dropped} counted as dropped"
         return (
             f"seed {self.seed}: {self.killed} kills ({what}; in state {where}), releases: {kinds},"
-            f" {self.rows} rows of {self.frames} frames, {self.dropped} counted as dropped, {self.seconds:.0f} s"
+            f" {counted if self.frames else 'frames are counted at the end'}, {self.seconds:.0f} s"
         )
 
 
