@@ -164,6 +164,9 @@ class Serving:
                 await self.follow(record)
             except (HeadlandError, OSError) as error:
                 log.warning("what should serve cannot be followed: %s", error)
+            except Exception:
+                # A bug: nobody else would begin this again before something happens to the update.
+                log.exception("what should serve cannot be followed")
 
     async def _show_or_later(self, release: ReleaseSet | None) -> None:
         """A full disk must not keep a release from serving: `active` follows once it can."""

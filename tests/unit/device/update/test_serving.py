@@ -45,6 +45,24 @@ async def test_a_committed_release_that_did_not_come_up_is_mended_whatever_offer
         assert updater.record.state is state
 
 
+async def test_a_bug_does_not_end_the_mending(bench):
+    async with bench.running():
+        await bench.install(OLD)
+    bench.workers.dead = {OLD.digest}
+    plain, bugs = bench.workers.converge, [ValueError("a bug"), ValueError("another")]
+
+    async def broken(release):
+        if bugs:
+            raise bugs.pop()
+        await plain(release)
+
+    async with bench.running():
+        bench.workers.dead = set()
+        bench.workers.converge = broken
+        await bench.until(lambda: bench.workers.serving == OLD.digest)
+        assert bugs == []
+
+
 async def test_nothing_is_mended_behind_a_trial(bench):
     """An old release that comes up at last must not take workers or link back from the one on trial."""
     async with bench.running():
