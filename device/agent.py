@@ -22,13 +22,13 @@ from typing import Final
 
 from device.cancelling import cancel
 from device.damage import make_way
+from device.last_settings import load_or_last
 from device.layout import Layout
 from device.parts import Parts, assembled, draw_token, why_cut_off
 from device.repair.examine import examine
 from device.repair.fault import Place
 from device.rescue import why_unusable
 from device.settings import DeviceSettings
-from device.settings import load as load_settings
 from device.status import AgentStatus, UpdateNow, blank_status, write_status
 from device.store import free_bytes
 from device.supervision import GivenUpError, keep_up
@@ -349,7 +349,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
 
     try:
-        asyncio.run(run(layout, load_settings(layout.settings), on_ready=ready))
+        settings, trouble = load_or_last(layout)
+        if trouble:
+            LOG.error("%s", trouble)
+        asyncio.run(run(layout, settings, on_ready=ready))
     except HeadlandError as error:
         sys.stderr.write(f"error: {error.message}\n")
         if error.hint and error.hint not in error.message:

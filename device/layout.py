@@ -20,6 +20,11 @@ class Layout:
         return self.state / "device.toml"
 
     @property
+    def last_settings(self) -> Path:
+        """What `device.toml` was when the agent last started with it."""
+        return self.state / "device.toml.last"
+
+    @property
     def identity(self) -> Path:
         """Key, certificate, CA, first roots, enrolment."""
         return self.state / "identity"

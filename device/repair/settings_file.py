@@ -1,15 +1,12 @@
-"""`device.toml` that an agent could not start with."""
+"""A `device.toml` that an agent cannot start with; one that has run starts with the settings of its last start."""
 
+from device.last_settings import why_unusable
 from device.repair.fault import Fault, Place
-from device.settings import load
-from protocol.errors import SettingsError, StateError
 
 
 def find(place: Place) -> list[Fault]:
     """What the settings' own reader says."""
-    try:
-        load(place.layout.settings)
-    except (SettingsError, StateError) as error:
-        advice = error.hint or "correct the file; device/README.md lists what may stand there"
-        return [Fault(error.message, advice=advice)]
-    return []
+    error = why_unusable(place.layout)
+    if error is None:
+        return []
+    return [Fault(error.message, advice=error.hint or "correct the file; device/README.md lists what may stand there")]
