@@ -438,7 +438,9 @@ class Core:
         before, self.book = self.book, after
         if self.book.current != before.current:
             self._highwater.forget_reserve()
-            self._write_mark()
+            # The commit is done and must not be made once more: what is wrong shows where accounts are read next.
+            with contextlib.suppress(sqlite3.Error):
+                self._write_mark()
         elif self.book.next_seqs != before.next_seqs:
             self._highwater.reached(self.book)
         return result
@@ -524,8 +526,7 @@ class Core:
         return losses.oldest_waiting(self.connection)
 
     def _write_mark(self) -> None:
-        # After a commit, too, which must not be made once more: damage shows where accounts are read the next time.
-        with contextlib.suppress(OSError, sqlite3.Error):
+        with contextlib.suppress(OSError):
             self._highwater.write(self.book, self._told())
 
 
