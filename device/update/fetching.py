@@ -88,7 +88,7 @@ class Fetching:
         return self._underway
 
     def delay(self, wanted: bool) -> None:
-        """Whether a paused fetch waits before it goes on: not after a start, nor when its obstacle went away."""
+        """Whether a fetch that is begun again waits first: not after a start, nor when its obstacle went away."""
         self._delay = wanted
 
     async def fetch(self, record: UpdateRecord, show: Callable[[Progress], None]) -> Step:
@@ -98,8 +98,9 @@ class Fetching:
             record: In FETCH.
             show: Told of the bytes that came.
         """
-        if record.failures and self._delay:
-            await self._world.sleep(self._settings.backoff_s(record.failures, self._world.random()))
+        again = record.failures or record.damages
+        if again and self._delay:
+            await self._world.sleep(self._settings.backoff_s(again, self._world.random()))
         self._obstacle = Obstacle.NONE
         self._underway = True
         try:

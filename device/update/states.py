@@ -23,6 +23,7 @@ from protocol.objects import Conditions
 from protocol.release import TrialRules
 from protocol.wire import Message
 
+DAMAGES_BORNE: Final = 3  # in a row, before a disk that keeps nothing is taken for what it is
 TRIED_KEPT: Final = 32  # offers; a machine meets a few in a season, and the record is written at each step
 
 
@@ -114,6 +115,7 @@ class UpdateRecord(Message):
         starts: Consecutive starts in this state that never became settled.
         settled: This start has reached the trial's `min_healthy_s`.
         failures: Pauses in a row, for the back-off.
+        damages: Times in a row that a kept file of this offer was not what it was.
         paused: Why the last pause was, for people; empty when it goes on.
         last: How the last update ended.
         tried: Offers that ended unfinished, also those of before; the one that did so last stands last.
@@ -130,6 +132,7 @@ class UpdateRecord(Message):
     starts: Count = 0
     settled: bool = False
     failures: Count = 0
+    damages: Count = 0
     paused: str = ""
     last: Ended | None = None
     tried: tuple[Tried, ...] = ()
@@ -174,6 +177,7 @@ NEXT: Final[dict[tuple[State, Event], State]] = {
     (State.ACTIVATE, Event.NOT_NOW):    State.WAIT,
     (State.ACTIVATE, Event.FORBIDDEN):  State.CLEANUP,
     (State.ACTIVATE, Event.DAMAGED):    State.FETCH,
+    (State.ACTIVATE, Event.SPENT):      State.CLEANUP,
 
     (State.TRIAL,    Event.HEALTHY):    State.COMMIT,
     (State.TRIAL,    Event.FAILED):     State.ROLLBACK,
@@ -226,7 +230,7 @@ def advance(
             outcome: Outcome = "rolled-back" if new.state is State.ROLLBACK else "refused"
             new = _change(_end(new, outcome, reason, detail), active=_committed_digest(record))
         case Event.DAMAGED if new.state is State.FETCH:
-            new = _change(_fresh(new), paused=detail)
+            new = _change(_fresh(new), damages=record.damages + 1, paused=detail)
         case Event.SPENT | Event.DAMAGED:
             new = _tried_once_more(_unfinished(new, reason, detail))
         case Event.SUPERSEDED:
@@ -333,7 +337,8 @@ RESUME: Final[dict[State, Callable[[UpdateRecord], UpdateRecord]]] = {
 
 def _fresh(record: UpdateRecord) -> UpdateRecord:
     """Without the counts of one attempt."""
-    return _change(record, healthy_s=0.0, inferences=0, errors=0, starts=0, settled=False, failures=0, paused="")
+    record = _change(record, healthy_s=0.0, inferences=0, errors=0, starts=0, settled=False)
+    return _change(record, failures=0, damages=0, paused="")
 
 
 def _end(record: UpdateRecord, outcome: Outcome, reason: Reason | None, detail: str) -> UpdateRecord:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from device.trust.port import Terms
-from device.update.states import Event, Offer, UpdateRecord
+from device.update.states import DAMAGES_BORNE, Event, Offer, UpdateRecord
 from protocol.errors import Reason, Refused
 
 DAMAGE: Final = frozenset({Reason.HASH, Reason.LENGTH})  # of a source or of our disk: nothing against the release
@@ -52,6 +52,17 @@ def failed(refused: Refused, record: UpdateRecord) -> Step:
         case _:
             event = Event.FAILED
     return Step(event, refused.reason, refused.message)
+
+
+def damage_seen(record: UpdateRecord, reason: Reason, detail: str) -> Step:
+    """A kept file is not what it was: it is fetched again, and a disk that never keeps it ends the try.
+
+    Args:
+        record: In CHECK or ACTIVATE.
+        reason: What showed it.
+        detail: The facts for a person.
+    """
+    return Step(Event.SPENT if record.damages >= DAMAGES_BORNE else Event.DAMAGED, reason, detail)
 
 
 def delisted(offer: Offer | None, terms: Terms | None) -> Step | None:

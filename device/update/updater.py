@@ -28,7 +28,7 @@ from device.update.releases import Library
 from device.update.serving import Serving
 from device.update.sets import Sets
 from device.update.states import Event, Held, Offer, State, UpdateRecord
-from device.update.steps import DAMAGE, Step, delisted, failed, spent
+from device.update.steps import DAMAGE, Step, damage_seen, delisted, failed, spent
 from device.update.telling import Teller, Word, is_told
 from device.update.trial import Watched
 from device.update.watching import Watcher
@@ -376,7 +376,8 @@ class Updater:
         self._record = after
         self._verdict = None
         self._needs_bytes = step.needs_bytes
-        self._fetching.delay(step.event is Event.PAUSED)
+        # What this disk damaged a moment ago it may damage again: a plan of data is not spent at full speed on that.
+        self._fetching.delay(step.event in (Event.PAUSED, Event.DAMAGED))
         if before.state is not after.state:
             log.info("update: %s -> %s%s", before.state, after.state, f" ({step.detail})" if step.detail else "")
         if statuses:
@@ -400,12 +401,13 @@ class Updater:
         try:
             release = await asyncio.to_thread(self._library.load, self._offer().release.digest)
         except (Refused, StateError) as error:
-            return Step(Event.DAMAGED, Reason.HASH, error.message)
+            return damage_seen(self._record, Reason.HASH, error.message)
         try:
             await self._canary.check(release)
         except Refused as refused:
-            event = Event.DAMAGED if refused.reason in DAMAGE else Event.REFUSED
-            return Step(event, refused.reason, refused.message)
+            if refused.reason in DAMAGE:
+                return damage_seen(self._record, refused.reason, refused.message)
+            return Step(Event.REFUSED, refused.reason, refused.message)
         return Step(Event.CHECKED)
 
     async def _wait(self) -> Step:
@@ -428,9 +430,9 @@ class Updater:
             needed = self._library.needed(release.manifest)
             damaged = await asyncio.to_thread(self._library.drop_damaged, needed)
         except (Refused, StateError) as error:
-            return Step(Event.DAMAGED, Reason.HASH, error.message)
+            return damage_seen(self._record, Reason.HASH, error.message)
         if damaged:
-            return Step(Event.DAMAGED, Reason.HASH, f"{damaged[0][:12]} in the store is not what it was")
+            return damage_seen(self._record, Reason.HASH, f"{damaged[0][:12]} in the store is not what it was")
         try:
             later = await asyncio.to_thread(self._judge.activation, self._offer(), self._record)
         except Refused as refused:

@@ -12,7 +12,7 @@ from device.store import KEEP_FREE_BYTES
 from device.update.ports import Health
 from device.update.rules import Accepted, Later
 from device.update.serving import Serving
-from device.update.states import State
+from device.update.states import DAMAGES_BORNE, State
 from protocol.errors import Reason, Refused
 from protocol.objects import Conditions
 from protocol.release import TrialRules
@@ -24,6 +24,7 @@ MIB = 1 << 20
 
 OLD = Release("1.0.0", 1, noise(1000, 1))
 NEW = Release("1.1.0", 2, noise(2 * MIB + 5000, 2))
+NEW_MODEL = next(name for name, content in NEW.artifacts.items() if content == NEW.model)
 
 
 @pytest.fixture
@@ -415,8 +416,7 @@ async def test_a_committed_release_that_lost_a_file_is_reported_missing_and_repa
     async with bench.running():
         await bench.install(OLD)
         await bench.install(NEW, OLD)
-    model = next(name for name, content in NEW.artifacts.items() if content == NEW.model)
-    path = bench.folder / "store/sha256" / model
+    path = bench.folder / "store/sha256" / NEW_MODEL
     path.chmod(0o600)
     path.write_bytes(b"torn")  # in place: its second name under `active` is torn with it
     async with bench.running() as updater:
@@ -428,6 +428,25 @@ async def test_a_committed_release_that_lost_a_file_is_reported_missing_and_repa
         assert bench.workers.serving == NEW.digest
         assert (bench.folder / "active/models/pests").read_bytes() == NEW.model
         assert updater.record.previous.digest == OLD.digest
+
+
+async def test_a_disk_that_never_gives_back_what_it_took_ends_the_update_and_costs_a_bounded_plan(bench):
+    async def damaged_each_time(release):
+        bench.store.path(NEW_MODEL).unlink()
+        raise Refused(Reason.HASH, "the model is not what it was")
+
+    async with bench.running() as updater:
+        await bench.install(OLD)
+        before, waits = len(bench.source.asked), len(bench.slept)
+        bench.canary.check = damaged_each_time
+        await updater.offer(NEW.assignment(), NEW.manifest_bytes, terms(NEW), may_install=True)
+        await bench.until(lambda: len(bench.outcomes()) > 1 + QUICK.max_retries and updater.record.offer is None)
+        tries = (QUICK.max_retries + 1) * (DAMAGES_BORNE + 1)
+        assert bench.canary.checked == [OLD.digest]
+        assert len(bench.source.asked) - before <= tries * len(NEW.artifacts)
+        assert len(bench.slept) - waits == tries - 1, "before each but the first"
+        assert set(bench.outcomes()[1:]) == {("unfinished", Reason.HASH)}
+        assert bench.workers.serving == OLD.digest
 
 
 async def test_a_kept_file_that_changed_before_activation_is_fetched_again(bench):
