@@ -123,16 +123,21 @@ def kill_server(kills: int | None, seed: int | None, *, as_json: bool) -> int:
     import asyncio
     import itertools
 
-    from tests.simulation.server_kills import at_points, at_random
+    from tests.simulation.server_kills import Report, at_points, at_random
+
+    def show(report: Report) -> None:
+        done = report.kills if kills is not None else sum(report.points.values())
+        if done % 50 == 0:
+            print(f"{done} kills, {report.rows} rows, {report.publications} publications", file=sys.stderr, flush=True)
 
     seed = seed if seed is not None else random.SystemRandom().randrange(1 << 32)
     print(f"seed {seed}", file=sys.stderr, flush=True)
     root = Path(tempfile.mkdtemp(prefix="headland-soak-"))
     try:
         if kills is None:
-            report = asyncio.run(at_points(root, points=itertools.count(1), seed=seed))
+            report = asyncio.run(at_points(root, points=itertools.count(1), seed=seed, show=show))
         else:
-            report = asyncio.run(at_random(root, kills=kills, seed=seed))
+            report = asyncio.run(at_random(root, kills=kills, seed=seed, show=show))
     except AssertionError as error:
         print(f"seed {seed}: {error}\nall is left in {root}", file=sys.stderr)
         return 1

@@ -468,7 +468,15 @@ async def staged(folder: Path, zygote: Zygote, machines: int, report: Report) ->
             await driver.close()
 
 
-async def at_random(folder: Path, *, kills: int, seed: int, machines: int = 2, fault: str = "") -> Report:
+async def at_random(
+    folder: Path,
+    *,
+    kills: int,
+    seed: int,
+    machines: int = 2,
+    fault: str = "",
+    show: Callable[[Report], None] = lambda _: None,
+) -> Report:
     """Kills it at moments drawn from `seed`, also while it starts, under everybody's traffic.
 
     Args:
@@ -477,6 +485,7 @@ async def at_random(folder: Path, *, kills: int, seed: int, machines: int = 2, f
         seed: Of what is drawn; the order in which the processes run is not in our hands.
         machines: How many drain.
         fault: Planted in the server, by its name in `server_zygote.FAULTS`.
+        show: Told after each kill.
 
     Raises:
         AssertionError: A promise was broken.
@@ -501,6 +510,7 @@ async def at_random(folder: Path, *, kills: int, seed: int, machines: int = 2, f
                 for task in broken:
                     task.result()
                 await stage.kill(pid)
+                show(report)
             pid = await stage.start()
             assert await stage.house.meet(pid), stage.log.read_text()[-2000:]
         finally:
@@ -515,7 +525,9 @@ async def at_random(folder: Path, *, kills: int, seed: int, machines: int = 2, f
     return report
 
 
-async def at_points(folder: Path, *, points: Iterable[int], seed: int = 1) -> Report:
+async def at_points(
+    folder: Path, *, points: Iterable[int], seed: int = 1, show: Callable[[Report], None] = lambda _: None
+) -> Report:
     """Kills it at chosen hits of one story, told again and again to one server: a start, a contact, results, a push,
     and the same again. A point behind the story's end ends it all.
 
@@ -531,6 +543,7 @@ async def at_points(folder: Path, *, points: Iterable[int], seed: int = 1) -> Re
             where = (await asyncio.to_thread(stage.log.read_text)).partition(f"killed at hit {point}: ")[2]
             where = DIGITS.sub("N", where.partition("\n")[0])
             report.points[where] = report.points.get(where, 0) + 1
+            show(report)
         await stage.settle()
     return report
 
