@@ -218,6 +218,11 @@ def folder_as_outbox(layout):
     layout.outbox_db.mkdir()
 
 
+def folder_as_certificate(layout):
+    (layout.identity / "cert.pem").unlink(missing_ok=True)
+    (layout.identity / "cert.pem").mkdir()
+
+
 def folder_as_seal(layout):
     path = Seals(layout.state_db).paths[0]
     path.unlink()
@@ -271,6 +276,7 @@ CASES = [
     Case(wrong_link, "active-link", told=False),
     Case(broken_link, "active-link", told=False),
     Case(folder_as_outbox, "wrong-kind"),
+    Case(folder_as_certificate, "wrong-kind"),
     Case(folder_as_seal, "wrong-kind"),
     Case(file_as_store, "wrong-kind"),
     Case(folder_as_link, "wrong-kind"),
