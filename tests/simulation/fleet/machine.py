@@ -284,9 +284,9 @@ class Machine:
             self.plug.at = NEVER
             self.plug.cut("the last time")
 
-    def readmitted(self) -> None:
-        """What it heard before does not count. Nor does one answer: to the contact that was answered last while it was
-        set apart the server says nothing new, however late it comes again."""
+    def has_news(self) -> None:
+        """People readmitted it, or made it another offer: what it heard before does not count. Nor does one answer: to
+        the contact that was answered last before that the server says nothing new, however late it comes again."""
         self._calm_s, self._calls_due = self.world.loop.time(), 2
 
     def contacts_since_calm(self) -> int:

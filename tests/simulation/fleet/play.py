@@ -196,7 +196,7 @@ class _Stage:
             await self._roll_out_again(again)
             for machine in self.machines:
                 if machine.air.copies and await self.house.readmit(machine.name):
-                    machine.readmitted()
+                    machine.has_news()
             quiet = 0 if any(machine.is_due() for machine in self.machines) else quiet + 1
             if self.world.loop.time() > until_s:
                 due = [f"{machine.name}: {machine.why_due()}" for machine in self.machines if machine.is_due()]
@@ -214,6 +214,8 @@ class _Stage:
                 done.add(version)
                 self.world.seen["rolled-out-again"] += 1
                 await self.house.rollout(f"r{version.partition('.')[0]}-again", version, 100.0)
+                for machine in self.machines:
+                    machine.has_news()
 
 
 @contextlib.contextmanager
