@@ -255,6 +255,8 @@ def test_an_agent_that_starts_on_a_disk_that_takes_no_writes_infers(tractor):
     try:
         with small_disk(tractor):
             tractor.settle(pace_s=0.3, more=f'[[inference.alarms]]\nkind = "file"\npath = "{line}"\nhold_s = 60.0\n')
+            for folder in ("store/sha256", "store/parts", "sets"):  # what a cut leaves, and nobody can sweep now
+                (tractor.state / folder / ".tmp-of-a-cut").write_bytes(b"half")
             subprocess.run(["mount", "-o", "remount,ro", tractor.state], check=True)
             tractor.start()
             tractor.show(3)

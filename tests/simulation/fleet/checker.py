@@ -400,7 +400,8 @@ class Checker:
             for one in rollouts
             if one["state"] == "active" and one["release"] in listed and released[one["release"]].kind in GOOD
         }
-        best = max((released[version].release.counter for version in offered), default=0)
+        counters = [released[version].release.counter for version in offered]
+        best = max((counter for counter in counters if counter >= machine.air.house.floor), default=0)
         self._demand(
             committed.release_counter >= best,
             machine,

@@ -300,12 +300,16 @@ class House:
         self.world.fault("readmitted", "people", name)
         return True
 
+    @property
+    def floor(self) -> int:
+        """The release counter below which the managers let no machine install."""
+        return terms(self.managers.current_product(), ProductTerms, "").floor
+
     async def sign_anew(self) -> None:
         """All roles that would run out."""
-        managers = self.managers
+        managers, floor = self.managers, self.floor
         managers.now = self.world.now()
         product = managers.current_product()
-        floor = terms(product, ProductTerms, "").floor
         files = {
             "targets.json": managers.sign(managers.make_image_targets(_version(managers.image.targets) + 1)),
             f"{PRODUCT}.json": managers.sign(managers.make_product(product.version + 1, dict(product.targets), floor)),

@@ -154,7 +154,9 @@ class _Stage:
             case "copied":
                 await self._machine(act).air.call_from_a_copy()
             case "readmit":
-                await self.house.readmit(self._machine(act).name)
+                machine = self._machine(act)
+                if await self.house.readmit(machine.name):
+                    machine.has_news()
             case "crash":
                 if self.house.plug is not None:
                     self.house.plug.at = self.house.plug.effects + int(act.what[0])  # type: ignore[call-overload]
