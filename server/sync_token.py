@@ -14,7 +14,7 @@ from typing import Final
 from protocol.ids import Token
 from server.storage.records import Device
 
-REMEMBERED: Final = 8  # contacts before the last whose requests may still be on their way
+REMEMBERED: Final = 32  # contacts before the last whose requests may still be on their way: minutes, at the fastest
 
 
 class Standing(Enum):

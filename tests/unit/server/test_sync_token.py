@@ -176,3 +176,12 @@ def test_a_retry_gets_the_number_of_the_last_answer_also_where_no_contacts_are_r
     forgetful = replace(server, device=replace(server.device, recent={}))
     _, number = forgetful.take(machine.begin()[1])
     assert number == server.device.token_counter
+
+
+def test_a_request_that_was_held_up_while_a_machine_called_every_few_seconds_is_late_and_no_clone():
+    server, machine = play(Server(), Machine("a"), ("k",))
+    machine, held_up = machine.begin()
+    server, number = server.take(held_up)
+    server, _ = play(server, machine.hear(number), ("k",) * 30)
+
+    assert not server.take(held_up)[0].clones
