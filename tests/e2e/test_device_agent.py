@@ -239,7 +239,7 @@ def test_an_agent_that_starts_on_a_full_disk_infers_and_keeps_results_once_there
         status = wait_for("the alarms of four frames", lambda: (s := tractor.status())["alarms_fired"] >= 4 and s)
         assert status["serving"]
         assert status["release"]["version"] == "1.0.0"
-        # Whether SQLite opens it there depends on what the kill left of its log: the outbox says so, or the disk's check.
+        # Whether SQLite opens it there depends on what the kill left of its log: the outbox says so, or the disk check.
         words = ("results cannot be kept", "no result can be kept")
         assert any(word in status["trouble"][0] for word in words), status["trouble"]
         found = run_json(BIN / "headland-device", "doctor", "--state", tractor.state, code=7)
