@@ -32,6 +32,7 @@ from protocol.ids import digest
 from protocol.limits import MIB
 from protocol.release import parse_manifest
 from scripts.cast import PRODUCT, Process, Server, wait_for
+from signing import durable
 from signing.trust_store import DirectorStore, ImageStore
 from tests.e2e.device_stage import FieldMachine, Stage
 from tests.fakes.machines import Bench
@@ -96,6 +97,9 @@ class Running:
             opened = open_state(layout, draw_token=draw_token)
             opened.state.close()
             assert not opened.isolated, opened.isolated
+            for name in ("image", "director"):  # as the keeper does that opens them
+                durable.sweep(layout.state / "trust" / name)
+                durable.sweep(layout.state / "trust" / name / "root_history")
             asyncio.run(self.live(home, layout))
 
     async def live(self, home: Path, layout: Layout) -> None:
