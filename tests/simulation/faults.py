@@ -171,9 +171,9 @@ def _receipt_before_commit() -> Iterator[None]:
 
 
 FAULTS = {
-    "no fsync of file": Fault("enrolment", "key.pem is damaged", lambda: _unsynced(stat.S_ISDIR), harm="cut"),
+    "no fsync of file": Fault("renewal", "ca.pem or cert.pem in", lambda: _unsynced(stat.S_ISDIR), harm="cut"),
     "no fsync of folder": Fault("enrolment", "this token was used before", lambda: _unsynced(stat.S_ISREG), harm="cut"),
-    "swap in place": Fault("enrolment", "key.pem is damaged", _swap_in_place),
+    "swap in place": Fault("renewal", "ca.pem or cert.pem in", _swap_in_place),
     "state skipped": Fault("update", "is committed without a trial", _state_skipped),
     "no start counter": Fault("dying", "lives, and it still tries", _no_start_counter),
     "promise before sync": Fault("outbox", "is gone", _promise_before_sync),
