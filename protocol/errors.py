@@ -82,11 +82,13 @@ class Reason(StrEnum):
     MODEL_SHAPE = "model-shape"
     GOLDEN = "golden"
     BOUNDS = "bounds"  # memory or latency over what the manifest allows
+    IMAGE = "image"  # a config that does not fit its layers, or asks for what is not granted
     # TRIAL
     TRIAL_CRASH = "trial-crash"
     TRIAL_LATENCY = "trial-latency"
     TRIAL_ERRORS = "trial-errors"
     TRIAL_GOLDEN = "trial-golden"
+    TRIAL_CONTAINER = "trial-container"  # it does not start, ended, is unhealthy, or sees another model
     TRIAL_UNFINISHED = "trial-unfinished"
     # Results
     BATCH = "batch"

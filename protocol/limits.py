@@ -65,3 +65,12 @@ TENSORS: Final = 64
 TENSOR_BYTES: Final = 256 * MIB
 IMAGE_PIXELS: Final = 50_000_000  # a decompression bomb is larger, a farm camera is not
 LABELS: Final = 100_000
+
+# Containers
+CONTAINERS: Final = 32  # of one release
+CONTAINER_IMAGES: Final = 16  # of one container, one a platform
+CONTAINER_MOUNTS: Final = 32
+CONTAINER_WORDS: Final = 128  # of a command, and variables of an environment
+CONTAINER_TEXT_BYTES: Final = 8192  # of one of them
+IMAGE_LAYERS: Final = 127  # overlay2 stacks no more
+IMAGE_CONFIG_BYTES: Final = MIB

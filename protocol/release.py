@@ -10,22 +10,11 @@ from typing import Annotated, Literal
 import msgspec
 
 from protocol import limits
+from protocol.artifact import Artifact
+from protocol.container import Container, check_container
 from protocol.errors import Reason, Refused
-from protocol.ids import Count, Digest, Length, Millis, Name, ProductName, Version
+from protocol.ids import Count, Millis, Name, ProductName, Version
 from protocol.wire import Message, decode
-
-MediaType = Literal[
-    "application/onnx",
-    "application/vnd.tflite",
-    "application/x-npz",
-    "application/json",
-    "application/toml",
-    "application/octet-stream",
-    "image/jpeg",
-    "image/png",
-    "text/plain",
-]
-"""All that may travel. Pickles, shared objects and scripts are not on the list, so they do not (ATTACKS.md O8)."""
 
 MODEL_MEDIA_TYPES = {"onnxruntime": "application/onnx", "litert": "application/vnd.tflite"}
 
@@ -35,14 +24,6 @@ DType = Literal["float32", "float16", "uint8", "int8", "int32", "int64", "bool"]
 Layout = Literal["NHWC", "NCHW", "any"]
 FramePolicy = Literal["never", "alarms", "always"]
 """Whether frames may leave the machine: never (the default), those of alarms, or all."""
-
-
-class Artifact(Message):
-    """One signed payload, named by its content."""
-
-    sha256: Digest
-    length_bytes: Length
-    media_type: MediaType
 
 
 class Tensor(Message):
@@ -204,6 +185,7 @@ class ReleaseManifest(Message):
     min_agent: Version = "0.1.0"
     hardware: tuple[Name, ...] = ()
     configs: tuple[Config, ...] = ()
+    containers: Annotated[tuple[Container, ...], msgspec.Meta(max_length=limits.CONTAINERS)] = ()
     sbom: Artifact | None = None
     trial: TrialRules = TrialRules()
     frame_policy: FramePolicy = "never"
@@ -221,6 +203,10 @@ class ReleaseManifest(Message):
                     found.setdefault(golden.expected.sha256, golden.expected)
         for config in self.configs:
             found.setdefault(config.artifact.sha256, config.artifact)
+        for container in self.containers:
+            for image in container.images:
+                for artifact in image.artifacts():
+                    found.setdefault(artifact.sha256, artifact)
         if self.sbom is not None:
             found.setdefault(self.sbom.sha256, self.sbom)
         return tuple(found.values())
@@ -247,8 +233,8 @@ def _check(manifest: ReleaseManifest) -> None:
     def refuse(text: str, reason: Reason = Reason.MANIFEST) -> None:
         raise Refused(reason, f"release {manifest.product} {manifest.version}: {text}")
 
-    if not manifest.models and not manifest.configs:
-        refuse("names neither a model nor a config file")
+    if not manifest.models and not manifest.configs and not manifest.containers:
+        refuse("names neither a model nor a config file nor a container")
     if len(manifest.artifacts()) > limits.MANIFEST_ARTIFACTS:
         refuse(f"more than {limits.MANIFEST_ARTIFACTS} artifacts", Reason.LIMIT)
     lengths: dict[str, int] = {}
@@ -259,6 +245,7 @@ def _check(manifest: ReleaseManifest) -> None:
     for kind, names in (
         ("model", [model.name for model in manifest.models]),
         ("config", [config.name for config in manifest.configs]),
+        ("container", [container.name for container in manifest.containers]),
     ):
         if len(set(names)) != len(names):
             refuse(f"two {kind}s of one name")
@@ -279,3 +266,5 @@ def _check(manifest: ReleaseManifest) -> None:
                 refuse(f"{where}: the task reads output {model.task.output!r}, which the variant does not have")
             if not variant.golden:
                 refuse(f"{where}: no golden input, so nobody could tell whether it works")
+    for container in manifest.containers:
+        check_container(container)

@@ -13,13 +13,14 @@ from typing import Final
 import msgspec
 
 from protocol import limits
+from protocol.artifact import Artifact
 from protocol.delta.patch import CODEC
 from protocol.errors import HeadlandError, Reason, Refused, StateError
 from protocol.ids import Token
 from protocol.messages import SyncAnswer, SyncRequest, TransferBytes, UpdateStatus
 from protocol.objects import AssignmentBody, Payload, ReportedBody, TransferPlan
-from protocol.release import Artifact, ReleaseManifest, parse_manifest
-from protocol.selection import needed_artifacts, select_variants
+from protocol.release import ReleaseManifest, parse_manifest
+from protocol.selection import needed_artifacts, select_images, select_variants
 from protocol.wire import decode, encode
 from server import restored, rollouts, sync_token
 from server.clock import NowMs
@@ -353,7 +354,8 @@ class Contacts:
             return _Offer(busy=True)
         place = Member(rollout=rollout.name, device=device.id, phase=chosen.phase, offered_ms=now_ms)
         try:
-            needed = needed_artifacts(manifest, select_variants(manifest, device.inventory))
+            chosen = select_variants(manifest, device.inventory)
+            needed = needed_artifacts(manifest, chosen, select_images(manifest, device.inventory))
         except Refused as error:
             if chosen.member is None:
                 session.rollouts.join(place)

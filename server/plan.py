@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from protocol import limits
+from protocol.artifact import Artifact
 from protocol.objects import Payload, Step, TransferPlan
-from protocol.release import Artifact
 from server.storage.records import Compressed, Pair, Patch
 
 MEMORY_SHARE: Final = 4  # applying may take this part of a machine's memory: the rest runs models

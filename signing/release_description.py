@@ -24,6 +24,7 @@ from typing import Annotated
 
 import msgspec
 
+from protocol.artifact import MediaType
 from protocol.errors import SettingsError
 from protocol.ids import Name, ProductName, Version
 from protocol.release import (
@@ -32,7 +33,6 @@ from protocol.release import (
     FramePolicy,
     Layout,
     Lineage,
-    MediaType,
     Preprocessing,
     Runtime,
     Task,

@@ -7,18 +7,9 @@ from typing import Final
 
 import msgspec
 
+from protocol.artifact import Artifact, MediaType
 from protocol.errors import Reason, Refused, SettingsError, StateError
-from protocol.release import (
-    Artifact,
-    Config,
-    Golden,
-    Layout,
-    MediaType,
-    Model,
-    Runtime,
-    Tensor,
-    Variant,
-)
+from protocol.release import Config, Golden, Layout, Model, Runtime, Tensor, Variant
 from signing.checker import Checker, Described
 from signing.release_description import ConfigDescription, GoldenDescription, ModelDescription, VariantDescription
 from signing.workspace import Workspace

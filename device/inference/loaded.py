@@ -13,9 +13,10 @@ from device.inference.npz import read_npz
 from device.inference.preprocess import Prepared, UnreadableFrame, prepare
 from device.inference.tasks import Finding, interpret
 from protocol import limits
+from protocol.artifact import Artifact
 from protocol.errors import Reason, Refused
 from protocol.ids import Digest, digest
-from protocol.release import Artifact, Golden, Model, Tensor, TensorPreprocessing, Variant
+from protocol.release import Golden, Model, Tensor, TensorPreprocessing, Variant
 
 _SCALE_TOLERANCE: Final = 1e-6  # of itself: a scale is a float32 that went through JSON
 

@@ -8,9 +8,10 @@ from device.repair.opened import opened_state
 from device.store import Store
 from device.update.states import Held
 from protocol import limits
+from protocol.artifact import Artifact
 from protocol.errors import Refused, StateError
 from protocol.ids import Digest
-from protocol.release import Artifact, ReleaseManifest, parse_manifest
+from protocol.release import ReleaseManifest, parse_manifest
 
 FETCHED = "the machine tells the server that the release is not whole, and fetches what is missing"
 

@@ -32,12 +32,12 @@ from device.transfer.reserving import release, reserve
 from device.transfer.rest import rest_path
 from device.transfer.spool import SegmentSpool, Spool, WholeSpool, unpack_whole
 from protocol import limits
+from protocol.artifact import Artifact
 from protocol.delta.patch import CODEC, PatchIndex, parse_patch_index
 from protocol.errors import LinkError, Reason, Refused
 from protocol.ids import is_digest
 from protocol.messages import FailedPatch
 from protocol.objects import Payload, Step, TransferPlan
-from protocol.release import Artifact
 from protocol.settings import Settings
 from protocol.transfer import parse_index
 

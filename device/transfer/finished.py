@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from device.store import Store
 from device.transfer.patching import NOTE, RESULT, read_note_file
 from device.transfer.purse import Purse
-from protocol.release import Artifact
+from protocol.artifact import Artifact
 
 
 def adopt_finished(store: Store, artifacts: Iterable[Artifact], purse: Purse) -> None:

@@ -1,10 +1,11 @@
 """What the update machine needs of the rest of the device, in its own words."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from protocol.container import Image
 from protocol.ids import Digest
 from protocol.release import ReleaseManifest, Variant
 
@@ -17,13 +18,15 @@ class ReleaseSet:
         digest: sha256 of the manifest's bytes; the identity of the release.
         manifest: Parsed.
         variants: The variant chosen for this machine, by model name.
-        files: Where each needed artifact lies, by digest.
+        files: Where each needed artifact lies, by digest. Layers that the engine holds may lie nowhere else.
+        images: The image chosen for this machine, by container name.
     """
 
     digest: Digest
     manifest: ReleaseManifest
     variants: Mapping[str, Variant]
     files: Mapping[Digest, Path]
+    images: Mapping[str, Image] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,11 @@ from device.store import Store
 from device.update.hardware import Hardware
 from device.update.ports import ReleaseSet
 from protocol import limits
+from protocol.artifact import Artifact
 from protocol.errors import Refused, StateError
 from protocol.ids import Digest
-from protocol.release import Artifact, Model, ReleaseManifest, parse_manifest
-from protocol.selection import needed_artifacts, select_variants
+from protocol.release import Model, ReleaseManifest, parse_manifest
+from protocol.selection import needed_artifacts, select_images, select_variants
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,8 @@ class Library:
         Raises:
             Refused: `WRONG_HARDWARE`.
         """
-        return needed_artifacts(manifest, select_variants(manifest, self._hardware.inventory))
+        inventory = self._hardware.inventory
+        return needed_artifacts(manifest, select_variants(manifest, inventory), select_images(manifest, inventory))
 
     def has(self, artifact: Artifact) -> bool:
         """Whether the artifact is there with its length."""
@@ -68,12 +70,13 @@ class Library:
         manifest = self.manifest(name)
         here = msgspec.structs.replace(manifest, models=tuple(self._held(model) for model in manifest.models))
         variants = select_variants(here, self._hardware.inventory)
-        needed = needed_artifacts(manifest, variants)
+        images = select_images(manifest, self._hardware.inventory)
+        needed = needed_artifacts(manifest, variants, images)
         for artifact in needed:
             if not self.has(artifact):
                 raise StateError(f"release {manifest.version} lacks {artifact.sha256[:12]} in the store")
         files = {artifact.sha256: self._store.path(artifact.sha256) for artifact in needed}
-        return ReleaseSet(digest=name, manifest=manifest, variants=variants, files=files)
+        return ReleaseSet(digest=name, manifest=manifest, variants=variants, images=images, files=files)
 
     def drop_damaged(self, artifacts: Collection[Artifact]) -> list[Digest]:
         """Reads and hashes the artifacts that are here and deletes those that are not what they were.

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 
 from device.trust.port import Terms
 from device.update.states import Held, Offer, UpdateRecord, is_worn_out
+from protocol.artifact import Artifact
 from protocol.errors import Reason, Refused
 from protocol.ids import DeviceId, Digest, ProductName, Version, digest
 from protocol.messages import Inventory
 from protocol.objects import AssignmentBody, Conditions
-from protocol.release import Artifact, ReleaseManifest, Variant, parse_manifest
-from protocol.selection import needed_artifacts, select_variants
+from protocol.release import ReleaseManifest, Variant, parse_manifest
+from protocol.selection import needed_artifacts, select_images, select_variants
 
 DAY_MINUTES = 1440
 
@@ -106,12 +107,13 @@ def judge_offer(
     if not is_repair(release, record):
         _check_floors(release, terms, floor, record)
     variants = select_variants(manifest, machine.inventory)
+    images = select_images(manifest, machine.inventory)
     if _version_key(manifest.min_agent) > _version_key(machine.agent):
         return Later(f"agent: release {manifest.version} needs {manifest.min_agent}, this is {machine.agent}")
     offer = Offer(release=release, rollout=assignment.rollout, conditions=assignment.conditions, trial=manifest.trial)
     if is_worn_out(record, offer):
         return Later(f"release {manifest.version} used up its retries in this rollout: it waits for another one")
-    return Accepted(offer, manifest, variants, needed_artifacts(manifest, variants))
+    return Accepted(offer, manifest, variants, needed_artifacts(manifest, variants, images))
 
 
 def look_again(

@@ -9,10 +9,10 @@ from typing import Protocol
 from device.retry import backoff_s
 from device.transfer.purse import Purse
 from device.update.signals import Signals
+from protocol.artifact import Artifact
 from protocol.ids import Digest
 from protocol.messages import Inventory, TransferBytes
 from protocol.objects import Budget, Payload, TransferPlan
-from protocol.release import Artifact
 from protocol.settings import Settings
 
 

@@ -191,7 +191,7 @@ def _release(description: Path, scratch: Path) -> tuple[ReleaseSet, bytes]:
         models=(gathered,),
     )
     chosen = {gathered.name: variant}
-    files = {one.sha256: workspace.blob(one.sha256) for one in needed_artifacts(manifest, chosen)}
+    files = {one.sha256: workspace.blob(one.sha256) for one in needed_artifacts(manifest, chosen, {})}
     picture = files[variant.golden[0].input.sha256].read_bytes()
     return ReleaseSet(digest=digest(encode(manifest)), manifest=manifest, variants=chosen, files=files), picture
 

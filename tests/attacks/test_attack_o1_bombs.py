@@ -8,11 +8,11 @@ import zstandard
 
 from device.store import Store
 from device.transfer import Transfer, TransferSettings
+from protocol.artifact import Artifact
 from protocol.errors import Reason, Refused
 from protocol.ids import digest
 from protocol.limits import MIB
 from protocol.objects import Step, TransferPlan
-from protocol.release import Artifact
 from protocol.transfer import Segment, SegmentIndex
 from protocol.wire import pack
 from signing.durable import Disk

@@ -10,10 +10,11 @@ import pytest
 from device.trust.port import Verdict
 from device.update.rules import Accepted, Floor, judge_offer
 from device.update.states import UpdateRecord
+from protocol.artifact import Artifact
 from protocol.errors import Reason, Refused
 from protocol.ids import digest
 from protocol.objects import Payload
-from protocol.release import Artifact, Config, ReleaseManifest
+from protocol.release import Config, ReleaseManifest
 from protocol.wire import encode
 from tests.fakes.field import PRODUCT, Field
 from tests.fakes.updates import MACHINE

@@ -13,10 +13,10 @@ from device.transfer.applier import in_process
 from device.transfer.patch_book import PatchBook
 from device.transfer.purse import Unlimited
 from protocol import limits
+from protocol.artifact import Artifact
 from protocol.delta.patch import CODEC, PatchIndex, read_group_header, write_group
 from protocol.ids import digest
 from protocol.objects import Payload, Step, TransferPlan
-from protocol.release import Artifact
 from protocol.wire import pack
 from signing.durable import DISK, Disk
 from tests.fakes.updates import INVENTORY, BlobSource, noise

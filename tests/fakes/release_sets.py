@@ -9,10 +9,10 @@ from PIL import Image
 
 from device.inference.npz import write_npz
 from device.update.ports import ReleaseSet
+from protocol.artifact import Artifact
 from protocol.ids import digest
 from protocol.release import (
     MODEL_MEDIA_TYPES,
-    Artifact,
     Bounds,
     Classify,
     Golden,

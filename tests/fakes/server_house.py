@@ -28,6 +28,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 from tuf.api.metadata import Metadata
 
+from protocol.artifact import Artifact
 from protocol.delta.patch import CODEC
 from protocol.ids import digest
 from protocol.messages import (
@@ -43,7 +44,7 @@ from protocol.messages import (
     VersionReport,
 )
 from protocol.objects import FIELD
-from protocol.release import Artifact, Classify, Golden, Model, ReleaseManifest, Tensor, TensorPreprocessing, Variant
+from protocol.release import Classify, Golden, Model, ReleaseManifest, Tensor, TensorPreprocessing, Variant
 from protocol.results import SIGNING_CONTEXT, BatchBody, LaneRows, Loss, SignedBatch, compress_body
 from protocol.wire import encode, pack
 from server.app import Running, serve

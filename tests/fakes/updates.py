@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from device.trust.port import Listed, Terms
 from device.update.rules import Machine
 from protocol import limits
+from protocol.artifact import Artifact
 from protocol.errors import LinkError
 from protocol.ids import digest
 from protocol.messages import Inventory
 from protocol.objects import AssignmentBody, Conditions, Payload, Step, TransferPlan
 from protocol.release import (
-    Artifact,
     Bounds,
     Classify,
     Config,

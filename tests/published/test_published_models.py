@@ -66,7 +66,7 @@ def installed(tool: ManagersTool, manifest_bytes: bytes, folder: Path, inventory
     chosen = select_variants(manifest, inventory)
     files = {}
     folder.mkdir(exist_ok=True)
-    for artifact in needed_artifacts(manifest, chosen):
+    for artifact in needed_artifacts(manifest, chosen, {}):
         files[artifact.sha256] = folder / artifact.sha256
         files[artifact.sha256].write_bytes(tool.server.blobs[artifact.sha256])
     return ReleaseSet(digest=digest(manifest_bytes), manifest=manifest, variants=chosen, files=files)

@@ -265,7 +265,7 @@ class Checker:
         manifest = parse_manifest(data)
         from tests.simulation.fleet.machine import INVENTORY
 
-        for artifact in needed_artifacts(manifest, select_variants(manifest, INVENTORY)):
+        for artifact in needed_artifacts(manifest, select_variants(manifest, INVENTORY), {}):
             self._demand(
                 _is_whole(known, store / artifact.sha256, artifact.sha256),
                 machine,

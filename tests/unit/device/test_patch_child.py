@@ -305,7 +305,7 @@ from device.store import Store
 from device.transfer import Transfer, TransferSettings
 from device.transfer.child_applier import ChildApplier
 from protocol.objects import TransferPlan
-from protocol.release import Artifact
+from protocol.artifact import Artifact
 from protocol.wire import decode
 import device.agent
 

@@ -23,7 +23,7 @@ from device.store import Store
 from device.transfer import Transfer, TransferSettings
 from device.transfer.applier import in_process
 from protocol.objects import TransferPlan
-from protocol.release import Artifact
+from protocol.artifact import Artifact
 from protocol.wire import decode
 from tests.fakes.patches import apply_plainly
 

@@ -8,10 +8,10 @@ import msgspec
 import pytest
 
 from device.transfer import part_names
+from protocol.artifact import Artifact
 from protocol.delta.patch import CODEC
 from protocol.errors import LinkError
 from protocol.objects import TransferPlan
-from protocol.release import Artifact
 from tests.fakes.patches import BIG, SMALL, PlainPatch, Purse, Rig, group, source_of
 from tests.fakes.power import PowerCut
 from tests.fakes.updates import Release, noise

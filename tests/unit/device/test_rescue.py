@@ -23,9 +23,10 @@ from device.state_db import StateDb
 from device.update.memory import Memory, floors_of
 from device.update.rules import Floor
 from device.update.states import Held, State, UpdateRecord
+from protocol.artifact import Artifact
 from protocol.errors import Reason, StateError
 from protocol.messages import Alert, UpdateStatus
-from protocol.release import Artifact, Config, ReleaseManifest
+from protocol.release import Config, ReleaseManifest
 from protocol.wire import encode
 from signing.durable import Disk
 from tests.fakes.power import Fuse, PowerCut

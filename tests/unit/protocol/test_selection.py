@@ -51,5 +51,5 @@ def test_attack_t11_wrong_hardware_is_refused_with_what_is_missing():
 
 def test_only_the_chosen_variant_travels_with_its_golden_inputs_and_the_config_files():
     parsed = release(configs=[{"name": "rates", "artifact": artifact("9")}])
-    needed = needed_artifacts(parsed, select_variants(parsed, machine("cpu")))
+    needed = needed_artifacts(parsed, select_variants(parsed, machine("cpu")), {})
     assert [item.sha256[0] for item in needed] == ["3", IMAGE["sha256"][0], "c", "9"]

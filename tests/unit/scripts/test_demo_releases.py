@@ -46,7 +46,9 @@ def release_of(tool: ManagersTool, manifest_sha256: str, *tags: str) -> ReleaseS
     manifest = parse_manifest(data)
     inventory = Inventory(agent="0.1.0", platform="linux-x86_64", accelerators=("cpu",), hardware=tags)
     chosen = select_variants(manifest, inventory)
-    files = {artifact.sha256: tool.workspace.blob(artifact.sha256) for artifact in needed_artifacts(manifest, chosen)}
+    files = {
+        artifact.sha256: tool.workspace.blob(artifact.sha256) for artifact in needed_artifacts(manifest, chosen, {})
+    }
     return ReleaseSet(digest=digest(data), manifest=manifest, variants=chosen, files=files)
 
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from protocol import limits
+from protocol.artifact import Artifact
 from protocol.ids import digest
 from protocol.objects import Step
-from protocol.release import Artifact
 from server.plan import Means, make_plan
 from server.storage.records import Compressed, Pair, Patch
 

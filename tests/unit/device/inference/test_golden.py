@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from device.inference.golden import compare
+from protocol.artifact import Artifact
 from protocol.errors import Reason, Refused
-from protocol.release import Artifact, Golden
+from protocol.release import Golden
 
 NAN, INF = float("nan"), float("inf")
 PART = Artifact(sha256="0" * 64, length_bytes=0, media_type="application/x-npz")
