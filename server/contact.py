@@ -354,8 +354,8 @@ class Contacts:
             return _Offer(busy=True)
         place = Member(rollout=rollout.name, device=device.id, phase=chosen.phase, offered_ms=now_ms)
         try:
-            chosen = select_variants(manifest, device.inventory)
-            needed = needed_artifacts(manifest, chosen, select_images(manifest, device.inventory))
+            variants = select_variants(manifest, device.inventory)
+            needed = needed_artifacts(manifest, variants, select_images(manifest, device.inventory))
         except Refused as error:
             if chosen.member is None:
                 session.rollouts.join(place)
