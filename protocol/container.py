@@ -53,7 +53,8 @@ class Layer(Message):
     """One layer as an uncompressed tar; the artifact's sha256 is its diff id.
 
     origin: What made it, by name: layers of one origin are likely versions of each other, so that patches lead from
-        one to the other. The first 16 hexadecimal digits of the sha256 of the build step, or empty.
+        one to the other. The first 16 hexadecimal digits of the sha256 of the build step, its digests and versions
+        taken out; or empty.
     """
 
     artifact: Artifact
@@ -61,12 +62,16 @@ class Layer(Message):
 
 
 class Image(Message):
-    """One form of a container for one kind of machine. Lowest layer first. The config's sha256 is its identity."""
+    """One form of a container for one kind of machine. Lowest layer first. The config's sha256 is its identity.
+
+    `image_config.check_image` is the rule for the config's content.
+    """
 
     platform: Platform
     config: Artifact
     layers: Annotated[tuple[Layer, ...], msgspec.Meta(min_length=1, max_length=limits.IMAGE_LAYERS)]
     hardware: tuple[Name, ...] = ()  # the device must carry every one of these tags; empty fits all
+    source: Text = ""  # where the builder took it from, and the digest that it found there: shown, never interpreted
 
     def artifacts(self) -> tuple[Artifact, ...]:
         """The config, then the layers, lowest first."""
