@@ -1,0 +1,208 @@
+"""What the engine is asked for: a container of a release, on this machine. Everything is decided here and in `RunSpec`.
+
+Looks at the machine (device nodes, folders of the machine's settings) and makes what a container needs of it, and
+nothing else: so it blocks.
+"""
+
+import glob
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, assert_never
+
+import msgspec
+
+from device.containers.engine import Bind, Wish
+from protocol.container import (
+    Container,
+    DataMount,
+    HealthCheck,
+    HostMount,
+    Image,
+    LinkMount,
+    ReleaseMount,
+    ScratchMount,
+    spec_digest,
+)
+from protocol.errors import Reason, Refused, StateError
+from signing.durable import DISK, Disk
+
+CLOSED: Final = (Path("/proc"), Path("/sys"), Path("/dev"))
+"""Never mounted, nor anything in them: what is granted of the machine's devices stands in `RunSpec.devices`."""
+NO_CHECK: Final = HealthCheck(command=("",))  # its numbers mean nothing: there is no command
+WHOLE: Final = (Path("/run"), Path("/var/run"))
+"""Full of other programs' sockets: never mounted as a whole; a folder in them is a choice that somebody may make."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """What this machine mounts into containers.
+
+    Args:
+        sets: The folder in which `active` is what serves.
+        link: The folder with the machine's local socket.
+        data: In which each data mount has its folder.
+        host: Folders of the machine that its settings allow, with all below them.
+        never: Neither these nor what is above or below them: the state folder, the engine's socket.
+    """
+
+    sets: Path
+    link: Path
+    data: Path
+    host: tuple[Path, ...] = ()
+    never: tuple[Path, ...] = ()
+
+
+class _ConfigPart(msgspec.Struct, frozen=True):
+    environment: tuple[str, ...] | None = msgspec.field(name="Env", default=None)
+
+
+class _ImageConfig(msgspec.Struct, frozen=True):
+    config: _ConfigPart | None = None
+
+
+def variables(config: bytes) -> tuple[str, ...]:
+    """Names of the variables that an image's config sets; none of them is granted.
+
+    Raises:
+        Refused: `IMAGE`: it is no image config.
+    """
+    try:
+        part = msgspec.json.decode(config, type=_ImageConfig).config
+    except msgspec.DecodeError as error:
+        raise Refused(Reason.IMAGE, f"an image config that cannot be read: {error}") from error
+    names = (one.partition("=")[0] for one in (part.environment if part else None) or ())
+    return tuple(dict.fromkeys(name for name in names if name))
+
+
+def make_wish(
+    container: Container, image: Image, config: bytes, places: Places, *, disk: Disk = DISK, dev: Path = Path("/dev")
+) -> Wish:
+    """The wish for one container; its data folders are there on return. Blocking; may be repeated.
+
+    Args:
+        container: Of the release.
+        image: The one that was chosen for this machine.
+        config: The bytes of its config.
+        places: What is mounted.
+        disk: Through which every effect goes.
+        dev: The machine's device nodes.
+
+    Raises:
+        Refused: `WRONG_HARDWARE`: a device is not there now. `IMAGE`: what was checked before the release was
+            activated is not so any more.
+        StateError: A folder cannot be made.
+    """
+    run = container.run
+    health = run.health or NO_CHECK
+    return Wish(
+        name=container.name,
+        spec=spec_digest(container.name, image.config.sha256, run),
+        image=image.config.sha256,
+        command=run.command,
+        environment=dict(run.environment),
+        hidden=tuple(name for name in variables(config) if name not in run.environment),
+        workdir=run.workdir,
+        user=run.user,
+        binds=tuple(_binds(container, places, disk)),
+        scratch={mount.at: mount.size_mib for mount in run.mounts if isinstance(mount, ScratchMount)} or None,
+        devices=tuple(_devices(container, dev)),
+        gpu=run.gpu,
+        network=run.network,
+        ports=tuple((port.container, port.protocol, port.address, port.host) for port in run.ports),
+        memory_mib=run.resources.memory_mib,
+        cpus=run.resources.cpus,
+        pids=run.resources.pids,
+        capabilities=run.capabilities,
+        writable_root=run.writable_root,
+        init=run.init,
+        stop_s=run.stop_s,
+        health_command=run.health.command if run.health is not None else (),
+        health_interval_s=health.interval_s,
+        health_timeout_s=health.timeout_s,
+        health_retries=health.retries,
+        health_start_s=health.start_s,
+    )
+
+
+def check_host_mounts(container: Container, places: Places) -> None:
+    """Whether this machine allows what a container wants of its folders. Blocking.
+
+    Raises:
+        Refused: `IMAGE`: it does not.
+    """
+    for mount in container.run.mounts:
+        if isinstance(mount, HostMount):
+            _host_folder(container.name, mount, places)
+
+
+def _binds(container: Container, places: Places, disk: Disk) -> Iterator[Bind]:
+    for mount in container.run.mounts:
+        match mount:
+            case ReleaseMount():
+                yield Bind(str(places.sets), mount.at, read_only=True)
+            case LinkMount():
+                yield Bind(str(places.link), mount.at, read_only=True)
+            case DataMount():
+                folder = places.data / mount.name
+                _make_data(folder, container.run.user, disk)
+                yield Bind(str(folder), mount.at, mount.read_only)
+            case HostMount():
+                yield Bind(str(_host_folder(container.name, mount, places)), mount.at, mount.read_only)
+            case ScratchMount():
+                pass  # memory, no folder
+            case _:
+                assert_never(mount)
+
+
+def _make_data(folder: Path, user: str, disk: Disk) -> None:
+    """The folder belongs to the user of the container; what lies in it is the container's."""
+    uid, gid = (int(part) for part in user.split(":"))
+    try:
+        disk.make_dir(folder)
+        now = folder.stat()
+        if (now.st_uid, now.st_gid) != (uid, gid):  # nothing of it is synced: each start looks again
+            os.chown(folder, uid, gid, follow_symlinks=False)
+    except OSError as error:
+        raise StateError(f"the data folder {folder.name} cannot be made for user {user}: {error}") from error
+
+
+def _host_folder(name: str, mount: HostMount, places: Places) -> Path:
+    """The folder without symlinks, so that none can lead elsewhere after it was looked at."""
+    try:
+        real = Path(mount.path).resolve(strict=True)
+    except (OSError, RuntimeError) as error:
+        raise Refused(Reason.WRONG_HARDWARE, f"container {name} needs {mount.path}, which is not there") from error
+    allowed = any(real.is_relative_to(folder.resolve()) for folder in places.host)
+    closed = any(real.is_relative_to(folder) for folder in CLOSED)
+    above = any(folder.resolve().is_relative_to(real) for folder in (*CLOSED, *WHOLE, *places.never))
+    within = any(real.is_relative_to(folder.resolve()) for folder in places.never)
+    if not allowed or closed or above or within:
+        raise Refused(
+            Reason.IMAGE,
+            f"container {name}: this machine does not allow {mount.path} to be mounted",
+            hint="`host_paths` of `[containers]` in device.toml says what it allows",
+        )
+    return real
+
+
+def _devices(container: Container, dev: Path) -> Iterator[str]:
+    """Raises `WRONG_HARDWARE` for one that is not there: it may be plugged in, or enumerated late at a boot."""
+    found: dict[str, None] = {}
+    for wanted in container.run.devices:
+        name = wanted.removeprefix("/dev/")
+        if name.endswith("*"):
+            found |= dict.fromkeys(f"/dev/{path.relative_to(dev)}" for path in _numbered(dev, name.removesuffix("*")))
+        elif (dev / name).exists():
+            found[wanted] = None
+        else:
+            raise Refused(Reason.WRONG_HARDWARE, f"container {container.name} needs {wanted}, which is not there")
+    yield from found
+
+
+def _numbered(dev: Path, stem: str) -> list[Path]:
+    """Only with a number behind it, as where it is named in full: `/dev/video*` is no `/dev/video-tuner`."""
+    number = re.compile(re.escape(stem) + r"[0-9]{1,3}\Z")
+    return sorted(path for path in dev.glob(f"{glob.escape(stem)}*") if number.match(path.name))
