@@ -1,0 +1,43 @@
+"""Real container engines for all rooms. `shared_docker` and `shared_podman` are started once for all tests of a worker:
+whoever uses them has an owner of his own and takes away what he made. Who kills, fills or freezes one takes a
+`new_engine`."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.fakes.private_engine import PrivateEngine
+
+
+@pytest.fixture(scope="session")
+def shared_docker() -> Iterator[PrivateEngine]:
+    yield from _running(PrivateEngine("docker"))
+
+
+@pytest.fixture(scope="session")
+def shared_podman() -> Iterator[PrivateEngine]:
+    yield from _running(PrivateEngine("podman"))
+
+
+def _running(engine: PrivateEngine) -> Iterator[PrivateEngine]:
+    try:
+        engine.start()
+        yield engine
+    finally:
+        engine.remove()
+
+
+@pytest.fixture
+def new_engine() -> Iterator[Callable[..., PrivateEngine]]:
+    """`new_engine(kind, size_mib=..., live_restore=...)`: started, the test's alone, gone after it."""
+    made: list[PrivateEngine] = []
+
+    def make(*arguments: object, **options: object) -> PrivateEngine:
+        engine = PrivateEngine(*arguments, **options)  # type: ignore[arg-type]  # checked by the class
+        made.append(engine)
+        engine.start()
+        return engine
+
+    yield make
+    for engine in made:
+        engine.remove()

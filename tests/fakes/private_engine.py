@@ -1,0 +1,82 @@
+"""A container engine of a test's own, by `scripts/engine`: real, in a folder, and easily killed."""
+
+import os
+import signal
+import subprocess
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "engine"
+CANNOT = 77
+
+Kind = Literal["docker", "podman"]
+
+
+@dataclass
+class PrivateEngine:
+    """One engine; `start` before use. Its folder has a short path: a socket's may have 108 bytes.
+
+    Args:
+        kind: Which program.
+        size_mib: What it holds lies in memory and may take this much.
+        live_restore: Whether containers outlive a Docker engine. Podman's always do.
+    """
+
+    kind: Kind = "docker"
+    size_mib: int | None = None
+    live_restore: bool = False
+    folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="headland-engine-")))
+
+    @property
+    def socket(self) -> Path:
+        return self.folder / f"{self.kind}.sock"
+
+    @property
+    def data(self) -> Path:
+        return self.folder / "data"
+
+    @property
+    def pid(self) -> int:
+        return int((self.folder / "pid").read_text())
+
+    def start(self) -> None:
+        """Starts it, or starts it again after a kill. Skips the test where none can run; under CI that is a failure."""
+        options = [
+            *(["--podman"] if self.kind == "podman" else []),
+            *(["--size-mib", str(self.size_mib)] if self.size_mib else []),
+            *(["--live-restore"] if self.live_restore else []),
+        ]
+        done = self._script("start", options)
+        if done.returncode == CANNOT:
+            message = f"no {self.kind} here: {done.stderr.strip()}"
+            if os.environ.get("CI") == "true":
+                pytest.fail(message)
+            pytest.skip(message)
+        assert done.returncode == 0, done.stderr
+
+    def kill(self) -> None:
+        """SIGKILL, as when the machine's memory ran out. What it ran may live on for a moment."""
+        os.kill(self.pid, signal.SIGKILL)
+
+    def freeze(self) -> None:
+        """It neither answers nor ends, until `thaw`."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        os.kill(self.pid, signal.SIGCONT)
+
+    def stop(self) -> None:
+        """An orderly end; what it holds stays for the next start."""
+        assert self._script("stop").returncode == 0
+
+    def remove(self) -> None:
+        """The end of it and of all that it left: processes, mounts, files."""
+        self._script("remove")
+
+    def _script(self, what: str, options: list[str] | None = None) -> subprocess.CompletedProcess[str]:
+        words = [str(SCRIPT), what, str(self.folder), *(options or [])]
+        return subprocess.run(words, capture_output=True, text=True, timeout=110, check=False)
