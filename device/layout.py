@@ -45,6 +45,21 @@ class Layout:
         return self.state / "store"
 
     @property
+    def sets(self) -> Path:
+        """What outside readers and containers see of releases: one folder a release, and `active`."""
+        return self.state / "sets"
+
+    @property
+    def active(self) -> Path:
+        """A link to the set that serves, beside the sets: where only `sets` is mounted, it leads there too."""
+        return self.sets / "active"
+
+    @property
+    def shortcut(self) -> Path:
+        """A link to `active`, for readers on the machine. It stays once a release has served here."""
+        return self.state / "active"
+
+    @property
     def run(self) -> Path:
         """What does not outlive the agent: its status, its sockets."""
         return self.state / "run"

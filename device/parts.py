@@ -303,7 +303,7 @@ def open_identity(layout: Layout) -> tuple[identity.Identity, ssl.SSLContext, st
     Raises:
         StateError: Not enrolled.
     """
-    who, why = identity.load_or_stranger(layout.identity, has_run=(layout.state / "active").is_symlink())
+    who, why = identity.load_or_stranger(layout.identity, has_run=layout.shortcut.is_symlink())
     if why:
         LOG.critical("%s", why)
         return who, identity.closed_context(), why

@@ -171,7 +171,7 @@ def known(layout: Layout) -> tuple[Sealed, Literal["seal", "link", "nothing"]]:
     sealed = Seals(layout.state_db).newest()
     if sealed is not None:
         return sealed, "seal"
-    held = _linked(layout.state / "active")
+    held = _linked(layout.active)
     empty = Sealed(format=1, schema=SCHEMA, serial=0)
     if held is None:
         return empty, "nothing"

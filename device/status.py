@@ -237,7 +237,7 @@ def read_status(layout: Layout) -> DeviceStatus:
     Raises:
         StateError: The machine is not enrolled, or neither its state database nor a seal is there.
     """
-    who, stranger = identity.load_or_stranger(layout.identity, has_run=(layout.state / "active").is_symlink())
+    who, stranger = identity.load_or_stranger(layout.identity, has_run=layout.shortcut.is_symlink())
     enrolment = who.enrolment
     running = locks.is_held(layout.lock)
     said = read_agent_status(layout.status)

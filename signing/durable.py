@@ -141,7 +141,8 @@ class Disk:
         self.sync_dir(path.parent)
 
     def make_dir(self, path: Path, mode: int = 0o700) -> None:
-        """Makes the folder and those above it; one that exists is left as it is."""
+        """Makes the folder and those above it, with these permissions whatever the umask; one that exists is left as
+        it is."""
         missing = []
         folder = path
         while not folder.is_dir():
@@ -151,6 +152,7 @@ class Disk:
             self.before("mkdir", each)
             with contextlib.suppress(FileExistsError):
                 each.mkdir(mode)
+                each.chmod(mode)
             self.sync_dir(each.parent)
 
     def rename(self, old: Path, new: Path) -> None:

@@ -13,7 +13,7 @@ from protocol.ids import digest, is_digest
 
 def find(place: Place) -> list[Fault]:
     """Sets are second names of the store's files, so that they can be made anew at any time."""
-    folder = place.layout.state / "sets"
+    folder = place.layout.sets
     with opened_state(place) as state:
         if state is None or not folder.is_dir():
             return []

@@ -17,17 +17,17 @@ def find(place: Place) -> list[Fault]:
 
 
 def _wrong(layout: Layout) -> list[Path]:
-    state, store, trust = layout.state, layout.store, layout.state / "trust"
+    store, trust = layout.store, layout.state / "trust"
     databases = [path.with_name(path.name + end) for path in (layout.state_db, layout.outbox_db) for end in ("", *LOGS)]
     names = ("key.pem", "cert.pem", "ca.pem", "enrolment.json")
     identity = [layout.identity / name for name in names]
     files = (*databases, *identity, *Seals(layout.state_db).paths, layout.status)
-    folders = [layout.identity, store, store / "sha256", store / "parts", state / "sets"]
+    folders = [layout.identity, store, store / "sha256", store / "parts", layout.sets]
     folders += [trust, trust / "image", trust / "director"]
     wrong = [path for path in files if path.exists() and not path.is_file()]
     wrong += [path for path in folders if path.exists() and not path.is_dir()]
-    active = state / "active"
-    return [*wrong, active] if active.exists() and not active.is_symlink() else wrong
+    links = (layout.active, layout.shortcut)
+    return [*wrong, *(path for path in links if path.exists() and not path.is_symlink())]
 
 
 def _fault(place: Place, path: Path) -> Fault:

@@ -1,41 +1,53 @@
-"""What outside readers see: `active`, a link to a folder of the release that serves.
+"""What outside readers see: `sets/active`, a link to the folder of the release that serves.
 
 `sets/DIGEST/` holds `manifest.json`, `models/MODEL` and `config/NAME` as second names of the store's files, so that
-they take no space and can be mounted into containers. A set appears by one rename and is complete then. `active` only
-follows the update record: it decides nothing.
+they take no space. A set appears by one rename and is complete then. The link lies in the folder of the sets and is
+flipped there in one step: a container that has this folder mounted sees it flip. `active` in the state folder is a
+link to it that never changes. Both only follow the update record: they decide nothing.
 """
 
 import contextlib
 import errno
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Final
 
+from device.layout import Layout
 from device.update.ports import ReleaseSet
 from protocol.ids import Digest, is_digest
 from signing.durable import DISK, TEMPORARY_PREFIX, Disk
 
-READABLE: Final = 0o755  # readers may be other users and containers; the state folder above says who gets this far
+READABLE: Final = 0o755  # readers may be other users; the state folder above, or a mount, says who gets this far
+SHORTCUT: Final = "sets/active"
 NO_LINKS: Final = frozenset({errno.EPERM, errno.EXDEV, errno.EMLINK, errno.ENOTSUP})
 
 
 class Sets:
-    """The folder `sets` and the link `active` of a state folder. Blocking; every call may be repeated.
+    """The folder `sets` and the links `active` of a state folder. Blocking; every call may be repeated.
 
     Args:
         state: The state folder.
         disk: Through which every effect goes.
+        tell: Called, in the caller's thread, with what `active` names once it does.
     """
 
-    def __init__(self, state: Path, *, disk: Disk = DISK) -> None:
+    def __init__(
+        self, state: Path, *, disk: Disk = DISK, tell: Callable[[ReleaseSet | None], None] = lambda _: None
+    ) -> None:
+        layout = Layout(state)
         self._disk = disk
-        self._link = state / "active"
-        self._sets = state / "sets"
+        self._tell = tell
+        self._link = layout.active
+        self._shortcut = layout.shortcut
+        self._sets = layout.sets
         disk.make_dir(self._sets, READABLE)
         with contextlib.suppress(OSError):  # a disk that takes no writes now still has what is to serve
             for leftover in self._sets.glob(f"{TEMPORARY_PREFIX}*"):
-                disk.remove_tree(leftover)
+                if leftover.is_symlink():  # to a set, which a walk into it would empty
+                    disk.unlink(leftover)
+                else:
+                    disk.remove_tree(leftover)
 
     def show(self, release: ReleaseSet, manifest: Path) -> None:
         """Makes `active` the release; durable on return.
@@ -45,19 +57,20 @@ class Sets:
             manifest: Where its manifest lies.
         """
         self._build(release.digest, _layout(release, manifest))
-        if self.shown() != release.digest:
-            self._disk.point(self._link, f"sets/{release.digest}")
+        if _target(self._link) != release.digest:
+            self._disk.point(self._link, release.digest)
+        if _target(self._shortcut) != SHORTCUT:
+            self._disk.point(self._shortcut, SHORTCUT)
+        self._tell(release)
 
     def hide(self) -> None:
-        """Removes `active`: nothing serves."""
+        """Removes `sets/active`: nothing serves."""
         self._disk.unlink(self._link)
+        self._tell(None)
 
     def shown(self) -> Digest | None:
         """The release that `active` names."""
-        try:
-            return self._link.readlink().name
-        except OSError:
-            return None
+        return _target(self._link)
 
     def collect(self, keep: Collection[Digest]) -> None:
         """Deletes the sets of all other releases."""
@@ -90,6 +103,13 @@ class Sets:
             if error.errno not in NO_LINKS:
                 raise
             self._disk.copy(source, place)
+
+
+def _target(link: Path) -> str | None:
+    try:
+        return str(link.readlink())
+    except OSError:
+        return None
 
 
 def _layout(release: ReleaseSet, manifest: Path) -> dict[str, Path]:

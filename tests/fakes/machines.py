@@ -164,7 +164,7 @@ class Bench:
     @property
     def active(self) -> str | None:
         try:
-            return (self.folder / "active").readlink().name
+            return str((self.folder / "sets/active").readlink())
         except FileNotFoundError:
             return None
 

@@ -246,10 +246,10 @@ class Checker:
         known = self._known.setdefault(machine.name, Known())
         state = machine.layout.state
         # I1, I2
-        for name in {known.record.active} | {_link(state / "active")} - {None}:
+        for name in {known.record.active} | {_link(state / "sets/active")} - {None}:
             if name is not None:
                 self._release(machine, known, name)
-        link = _link(state / "active")
+        link = _link(state / "sets/active")
         self._demand(
             link is None or link in _named(known.record), machine, "I1: `active` names what the record does not"
         )
@@ -418,7 +418,7 @@ class Checker:
         wanted = kept | {artifact.sha256 for manifest in manifests for artifact in manifest.artifacts()}
         here = {path.name for path in (state / "store" / "sha256").iterdir()}
         self._demand(here <= wanted, machine, f"I7: {len(here - wanted)} files in the store that nothing names")
-        sets = {path.name for path in (state / "sets").iterdir()}
+        sets = {path.name for path in (state / "sets").iterdir()} - {"active"}
         self._demand(sets <= kept, machine, f"I7: {len(sets - kept)} sets of releases that nothing names")
         left = list(state.rglob(".tmp-*"))
         self._demand(not left, machine, f"I7: temporary files stay in {sorted(path.parent.name for path in left)}")

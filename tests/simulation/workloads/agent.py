@@ -137,7 +137,7 @@ class Running:
         assert record.committed is not None
         version = NEW if f"accepted {NEW}" in promised or record.committed.version == NEW else OLD
         assert (record.committed.version, record.active) == (version, record.committed.digest), record
-        link = layout.state / "active"
+        link = layout.active
         assert link.readlink().name == record.active, "the link follows the record"
         store = Store(layout.store, keep_free_bytes=0)
         manifest = parse_manifest(store.read(record.active, limit=MIB))

@@ -133,7 +133,7 @@ class Rebuilding:
         folder = state / "sets" / NEW.digest
         folder.mkdir(parents=True)
         (folder / "manifest.json").write_bytes(NEW.manifest_bytes)
-        (state / "active").symlink_to(f"sets/{NEW.digest}")
+        (state / "sets/active").symlink_to(NEW.digest)
         db = StateDb(state / "state.db")
         commit(db, NEW, OLD)
         for name, value in FLOORS.items():

@@ -134,11 +134,12 @@ class Updating:
         assert record.committed is not None, record
         assert (record.committed.digest, record.active) == (kept.digest, kept.digest), record
         assert floors == floors_of(record.committed), "the floor is that of what was committed"
-        assert (state / "active").readlink() == Path(f"sets/{kept.digest}"), "the link follows the record"
+        assert (state / "sets/active").readlink() == Path(kept.digest), "the link follows the record"
+        assert (state / "active").readlink() == Path("sets/active"), "readers on the machine find it"
         named = {held.digest: held for held in (record.committed, record.previous) if held is not None}
         releases = [release for release in (self.old, self.new) if release.digest in named]
         wanted = {name for release in releases for name in (*release.artifacts, release.digest)}
-        assert {path.name for path in (state / "sets").iterdir()} == set(named)
+        assert {path.name for path in (state / "sets").iterdir()} == {"active", *named}
         assert {path.name for path in (state / "store/sha256").iterdir()} == wanted, "the store holds what is named"
         store = Store(state / "store", keep_free_bytes=0)
         assert all(store.is_whole(name) for name in wanted), "what the record names is whole"

@@ -123,7 +123,7 @@ async def test_until_then_nothing_of_what_it_fetched_is_deleted(bench):
     async with bench.running():
         await bench.install(TWO, THREE)
         files = set(bench.store.digests())
-    for path in (*bench.folder.glob("state*"), bench.folder / "active"):
+    for path in (*bench.folder.glob("state*"), bench.folder / "sets/active"):
         path.unlink()
     with contextlib.closing(StateDb(bench.folder / "state.db")) as state:
         state.put(RECOVERING, b"1")

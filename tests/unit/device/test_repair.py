@@ -190,17 +190,26 @@ def set_without_manifest(layout):
 
 
 def lost_link(layout):
-    (layout.state / "active").unlink()
+    layout.active.unlink()
 
 
 def wrong_link(layout):
-    (layout.state / "active").unlink()
-    (layout.state / "active").symlink_to(f"sets/{FIRST.digest}")
+    layout.active.unlink()
+    layout.active.symlink_to(FIRST.digest)
 
 
 def broken_link(layout):
-    (layout.state / "active").unlink()
-    (layout.state / "active").symlink_to("sets/nowhere")
+    layout.active.unlink()
+    layout.active.symlink_to("nowhere")
+
+
+def lost_shortcut(layout):
+    layout.shortcut.unlink()
+
+
+def wrong_shortcut(layout):
+    layout.shortcut.unlink()
+    layout.shortcut.symlink_to(f"sets/{SECOND.digest}")
 
 
 def lost_store(layout):
@@ -236,7 +245,12 @@ def file_as_store(layout):
 
 def folder_as_link(layout):
     lost_link(layout)
-    (layout.state / "active").mkdir()
+    layout.active.mkdir()
+
+
+def folder_as_shortcut(layout):
+    lost_shortcut(layout)
+    layout.shortcut.mkdir()
 
 
 @dataclass(frozen=True)
@@ -275,11 +289,14 @@ CASES = [
     Case(lost_link, "active-link", told=False),
     Case(wrong_link, "active-link", told=False),
     Case(broken_link, "active-link", told=False),
+    Case(lost_shortcut, "active-link", told=False),
+    Case(wrong_shortcut, "active-link", told=False),
     Case(folder_as_outbox, "wrong-kind"),
     Case(folder_as_certificate, "wrong-kind"),
     Case(folder_as_seal, "wrong-kind"),
     Case(file_as_store, "wrong-kind"),
     Case(folder_as_link, "wrong-kind"),
+    Case(folder_as_shortcut, "wrong-kind"),
     Case(folder_as_database, "wrong-kind"),
 ]
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.fault.__name__)

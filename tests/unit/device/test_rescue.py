@@ -68,7 +68,7 @@ def layout(tmp_path):
     folder.mkdir(parents=True)
     layout.run.mkdir()
     (folder / "manifest.json").write_bytes(MANIFEST)
-    (layout.state / "active").symlink_to(f"sets/{LINKED.digest}")
+    layout.active.symlink_to(LINKED.digest)
     state = StateDb(layout.state_db)
     live(state)
     state.close()
@@ -411,7 +411,7 @@ def test_without_a_seal_what_active_names_goes_on_and_nothing_is_installed(layou
 def test_a_manifest_that_is_not_what_the_link_names_is_not_believed(layout):
     unseal(layout)
     garbage(layout)
-    path = layout.state / "active" / "manifest.json"
+    path = layout.active / "manifest.json"
     path.write_bytes(path.read_bytes().replace(b"1.1.0", b"9.1.0"))
     found = opened(layout)
     assert found.state.record() == UpdateRecord()
@@ -423,7 +423,7 @@ def test_a_manifest_that_is_not_what_the_link_names_is_not_believed(layout):
 def test_without_an_active_release_there_is_nothing_to_serve_and_no_crash(layout):
     unseal(layout)
     garbage(layout)
-    (layout.state / "active").unlink()
+    layout.active.unlink()
     found = opened(layout)
     assert found.state.record() == UpdateRecord()
     found.state.close()

@@ -1,5 +1,7 @@
 """Durable writes: a cut at any effect leaves the old or the new, and what has returned stays."""
 
+import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -107,6 +109,15 @@ def test_make_dir_makes_all_folders_above_and_may_be_repeated(tmp_path: Path) ->
     durable.make_dir(tmp_path / "a" / "b" / "c")
     durable.make_dir(tmp_path / "a" / "b" / "c")
     assert (tmp_path / "a" / "b" / "c").is_dir()
+
+
+def test_the_permissions_of_a_folder_do_not_hang_on_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        durable.make_dir(tmp_path / "for-all", 0o755)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "for-all").stat().st_mode) == 0o755
 
 
 def test_a_part_goes_on_where_it_stopped(tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ async def test_nothing_on_trial_serves_while_nobody_can_watch_it(bench, full, wh
         await plain(release)
 
     if what == "link":
-        (bench.folder / "active").unlink()
+        (bench.folder / "sets/active").unlink()
         bench.disk = Disk(no_link)
     async with bench.running() as updater:
         bench.workers.converge = converge

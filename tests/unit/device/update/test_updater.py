@@ -62,6 +62,7 @@ async def test_after_a_restart_the_committed_release_serves_without_network_or_t
         await bench.install(NEW)
     bench.source.up = False
     (bench.folder / "active").unlink()
+    (bench.folder / "sets/active").unlink()
     async with bench.running() as updater:
         assert bench.workers.serving == NEW.digest
         assert bench.active == NEW.digest
@@ -77,7 +78,7 @@ async def test_what_no_release_needs_any_more_is_deleted_and_nothing_else(bench)
         await bench.install(third, NEW, OLD)
         kept = set(bench.store.digests())
         assert kept == {NEW.digest, third.digest, *NEW.artifacts, *third.artifacts}
-        assert {path.name for path in (bench.folder / "sets").iterdir()} == {NEW.digest, third.digest}
+        assert {path.name for path in (bench.folder / "sets").iterdir()} == {"active", NEW.digest, third.digest}
         assert list((bench.folder / "store/parts").iterdir()) == []
 
 
@@ -119,7 +120,10 @@ async def test_however_an_update_ends_cleanup_leaves_nothing_of_it_behind(bench,
         wanted = {name for release in named for name in (release.digest, *release.artifacts)}
         assert {path.name for path in (store / "sha256").iterdir()} == wanted
         assert list((store / "parts").iterdir()) == []
-        assert {path.name for path in (bench.folder / "sets").iterdir()} == {release.digest for release in named}
+        assert {path.name for path in (bench.folder / "sets").iterdir()} == {
+            "active",
+            *(release.digest for release in named),
+        }
         assert bench.active == named[1].digest
         assert not list(bench.folder.rglob(".tmp-*"))
 
