@@ -182,8 +182,16 @@ class Engine(Protocol):
         """
         ...
 
-    async def export(self, image: Digest, layers: Mapping[Digest, Path]) -> None:
+    async def export(self, image: Digest, layers: Mapping[Digest, Path], lengths: Mapping[Digest, int]) -> None:
         """Writes layers of an image as uncompressed tars. Each is hashed on the way: it has its digest or is not there.
+
+        An engine gives an image only as a whole: Docker puts one together under its folder first, which takes the
+        length of all its layers there for as long as this lasts.
+
+        Args:
+            image: That has them.
+            layers: Where each goes. Nothing else is written.
+            lengths: Of these layers: whatever of the image is of another length is passed over unwritten.
 
         Raises:
             StateError: The engine does not hold the image, or gives other bytes.
@@ -194,7 +202,8 @@ class Engine(Protocol):
     async def start(self, wish: Wish) -> None:
         """Makes and starts the container; returns once it was started. The image is looked at again before each start.
 
-        One of the same name and spec that is there is started again; one that runs is left alone.
+        One of the same name and spec that runs is left alone; one that does not is made anew, with its log gone: its
+        device nodes may be others by now, and a start that was cut short leaves what nobody should rely on.
 
         Raises:
             Refused: `TRIAL_CONTAINER`: it cannot be started as it is wished for (no such program, no such user, a

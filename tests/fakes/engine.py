@@ -273,7 +273,7 @@ class FakeEngine:
         daemon.marked.add(image.config.sha256)
         await self._leave(fate)
 
-    async def export(self, image: Digest, layers: Mapping[Digest, Path]) -> None:
+    async def export(self, image: Digest, layers: Mapping[Digest, Path], lengths: Mapping[Digest, int]) -> None:
         fate = await self._enter("export")
         if fate.moment == "half":
             await self._leave(fate)
