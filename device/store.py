@@ -1,11 +1,12 @@
 """The content-addressed store: every file is named by the sha256 of its bytes, and is whole or not there at all.
 
-`FOLDER/sha256/DIGEST` holds what was verified, `FOLDER/parts/` what is being fetched. A file enters by one rename after
-its hash held and its bytes were synced. What may go is decided by the caller (`collect`); the store itself deletes
-nothing that it is told to keep, and never deletes to make room.
+`FOLDER/sha256/DIGEST` holds what was verified, `FOLDER/parts/` what is being fetched; `FOLDER/aside` holds room for
+others on this disk. A file enters by one rename after its hash held and its bytes were synced. What may go is decided
+by the caller (`collect`); the store itself deletes nothing that it is told to keep, and never deletes to make room.
 """
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
@@ -29,11 +30,13 @@ class NoSpaceError(StateError):
         message: As `HeadlandError`.
         hint: Likewise.
         lacks_bytes: So much more free on the disk would do; 0 where that would not help.
+        over_bytes: So much less in the store would do; 0 where that would not help.
     """
 
-    def __init__(self, message: str, *, hint: str = "", lacks_bytes: int = 0) -> None:
+    def __init__(self, message: str, *, hint: str = "", lacks_bytes: int = 0, over_bytes: int = 0) -> None:
         super().__init__(message, hint=hint)
         self.lacks_bytes = lacks_bytes
+        self.over_bytes = over_bytes
 
 
 def free_bytes(path: Path) -> int:
@@ -70,8 +73,11 @@ class Store:
         sweep: bool = True,
     ) -> None:
         self.disk = disk
+        self.folder = folder
         self._files = folder / "sha256"
         self._parts = folder / "parts"
+        self._aside = folder / "aside"
+        self._aside_bytes = 0
         self._doubted: set[Digest] = set()
         self._keep_free_bytes = keep_free_bytes
         self._budget_bytes = budget_bytes
@@ -81,6 +87,9 @@ class Store:
             if sweep:
                 with contextlib.suppress(OSError):  # a disk that takes no writes now still has what is to serve
                     disk.sweep(each)
+        if sweep and self._aside.exists():  # it was for something that a cut has ended
+            with contextlib.suppress(OSError):
+                disk.unlink(self._aside)
 
     def path(self, name: Digest) -> Path:
         """Where the artifact lies, or would lie."""
@@ -126,6 +135,10 @@ class Store:
         do so later.
         """
         self._doubted.add(name)
+
+    def can_count_on(self, name: Digest) -> bool:
+        """Whether the artifact is there and not doubted. Cheap: does not read it."""
+        return name not in self._doubted and self.has(name)
 
     def digests(self) -> tuple[Digest, ...]:
         """All that is kept and not doubted, in no order that means anything."""
@@ -201,6 +214,47 @@ class Store:
         Raises:
             NoSpaceError: With both numbers.
         """
+        self._check_free(need_bytes + self._aside_bytes - self._held_aside())
+        used = self.used_bytes()
+        if self._budget_bytes is not None and used + need_bytes > self._budget_bytes:
+            raise NoSpaceError(
+                f"{need_bytes} bytes are needed on top of {used}; the budget is {self._budget_bytes}",
+                hint="raise the store's budget in the settings",
+                over_bytes=used + need_bytes - self._budget_bytes,
+            )
+
+    def set_aside(self, length_bytes: int) -> None:
+        """Holds room on this disk for what others are about to write there; it counts against no budget of the store.
+
+        A cut forgets it. Where the file system holds none, `check_space` counts it all the same.
+
+        Args:
+            length_bytes: All that is held from now on; 0 gives it back.
+
+        Raises:
+            NoSpaceError: There is not so much, and nothing is held.
+        """
+        self._aside_bytes = 0
+        if self._aside.exists():
+            self.disk.unlink(self._aside)
+        if not length_bytes:
+            return
+        self._check_free(length_bytes)
+        try:
+            with self.disk.open_part(self._aside) as part:
+                part.reserve(length_bytes)
+        except OSError as error:
+            self.disk.unlink(self._aside)
+            if error.errno != errno.ENOSPC:
+                raise
+            raise NoSpaceError(
+                f"the disk has no room for the {length_bytes} bytes that an engine will take",
+                hint="free space on the disk of the state folder",
+                lacks_bytes=length_bytes,
+            ) from error
+        self._aside_bytes = length_bytes
+
+    def _check_free(self, need_bytes: int) -> None:
         free = self._free(self._files) - self._keep_free_bytes
         if need_bytes > free:
             raise NoSpaceError(
@@ -208,11 +262,12 @@ class Store:
                 hint="free space on the disk of the state folder",
                 lacks_bytes=need_bytes - free,
             )
-        if self._budget_bytes is not None and self.used_bytes() + need_bytes > self._budget_bytes:
-            raise NoSpaceError(
-                f"{need_bytes} bytes are needed on top of {self.used_bytes()}; the budget is {self._budget_bytes}",
-                hint="raise the store's budget in the settings",
-            )
+
+    def _held_aside(self) -> int:
+        try:
+            return min(taken_bytes(self._aside.stat()), self._aside_bytes)
+        except FileNotFoundError:
+            return 0
 
     def collect(self, keep: Collection[Digest], keep_parts: Collection[str] = ()) -> int:
         """Deletes what is not to be kept; safe to repeat.
