@@ -7,7 +7,7 @@ counts what travels, and `holding` tells what is here already.
 from device.transfer.applier import ApplierEndedError
 from device.transfer.fetch import Source, Transfer, TransferSettings
 from device.transfer.finished import adopt_finished
-from device.transfer.holding import bases, held_bytes, part_names
+from device.transfer.holding import bases, begun_bases, held_bytes, part_names
 from device.transfer.patching import PatchFailedError
 from device.transfer.purse import OverBudgetError, Purse
 
@@ -21,6 +21,7 @@ __all__ = [
     "TransferSettings",
     "adopt_finished",
     "bases",
+    "begun_bases",
     "held_bytes",
     "part_names",
 ]

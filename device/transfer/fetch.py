@@ -22,6 +22,7 @@ from device.store import Store
 from device.threads import to_its_end
 from device.transfer import patching
 from device.transfer.applier import ApplierEndedError, Appliers, in_process
+from device.transfer.elsewhere import Elsewhere, Nowhere
 from device.transfer.finished import adopt_finished
 from device.transfer.holding import held_bytes, index_path, payload_held, peak_bytes
 from device.transfer.patch_book import NoNotes, Notes
@@ -35,7 +36,7 @@ from protocol import limits
 from protocol.artifact import Artifact
 from protocol.delta.patch import CODEC, PatchIndex, parse_patch_index
 from protocol.errors import LinkError, Reason, Refused
-from protocol.ids import is_digest
+from protocol.ids import Digest, is_digest
 from protocol.messages import FailedPatch
 from protocol.objects import Payload, Step, TransferPlan
 from protocol.settings import Settings
@@ -100,6 +101,7 @@ class Transfer:
             in a thread.
         notes: What is known of patches.
         appliers: Make what applies patches.
+        elsewhere: What else on this machine holds bases of patches.
         monotonic: Seconds that never go back.
         sleep: Waits so many seconds.
         random: Draws from 0 to 1.
@@ -114,6 +116,7 @@ class Transfer:
         count: Callable[[int], None],
         notes: Notes | None = None,
         appliers: Appliers | None = None,
+        elsewhere: Elsewhere | None = None,
         monotonic: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         random: Callable[[], float] = chance.random,
@@ -124,6 +127,7 @@ class Transfer:
         self._unlimited = Unlimited(count)
         self._notes = notes or NoNotes()
         self._appliers = appliers or in_process()
+        self._elsewhere = elsewhere or Nowhere()
         self._monotonic = monotonic
         self._sleep = sleep
         self._random = random
@@ -174,6 +178,7 @@ class Transfer:
             PatchFailedError: A patch of the plan gives no result here. Nothing is fetched in its place.
             OverBudgetError: More would travel than may; before the first byte, or as soon as it shows.
             NoSpaceError: The disk is too small for the peak, or what was set aside for it.
+            StateError: What holds a base of a patch does not give it now.
         """
         steps = {step.artifact: step for step in plan.steps}
         purse = purse or self._unlimited
@@ -187,6 +192,8 @@ class Transfer:
             for number, (artifact, step) in enumerate(chosen):
                 toll = _Toll(purse, "delta" if step.method == "delta" else "full", sum(prices[number + 1 :]))
                 await self._fetch_one(artifact, step, progress, toll)
+                if step.base is not None and step.base not in {later.base for _, later in chosen[number + 1 :]}:
+                    await self._elsewhere.give_up(step.base)
         finally:
             await to_its_end(release, self._store, reserved)
 
@@ -204,8 +211,15 @@ class Transfer:
                 self._refuse_failed(_patch(step))
         prices = [step.travels_bytes() - sum(held_bytes(self._store, step).values()) for step in steps]
         purse.check(sum(prices))
-        self._store.check_space(peak_bytes(self._store, steps))
+        self._store.check_space(peak_bytes(self._store, steps, self._to_bring(steps)))
         return prices
+
+    def _to_bring(self, steps: Sequence[Step]) -> dict[Digest, int]:
+        """Lengths of the bases that do not lie in the store."""
+        found = {step.base: self._elsewhere.length_bytes(step.base) for step in steps if step.base is not None}
+        return {
+            base: length for base, length in found.items() if length is not None and not self._store.can_count_on(base)
+        }
 
     def _refuse_failed(self, patch: Patch) -> None:
         failed = self._notes.has_failed(patch.artifact, patch.base, patch.payload.sha256, patch.lifted_ms)
@@ -239,6 +253,7 @@ class Transfer:
 
     async def _patch_one(self, step: Step, progress: Callable[[int], None], toll: _Toll) -> None:
         patch = _patch(step)
+        await self._elsewhere.get(patch.base)
         try:
             await self._apply(patch, step, progress, toll)
         except PatchFailedError as failed:

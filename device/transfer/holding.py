@@ -3,8 +3,9 @@
 What a cut tore looks whole here; it shows when a spool goes on from it, and what was paid for it is asked again then.
 """
 
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from device.store import Store, taken_bytes
@@ -50,15 +51,20 @@ def payload_held(store: Store, step: Step) -> int:
     return index.offset(whole) + len(read_rest(store, payload, whole, index.segments[whole].payload_bytes))
 
 
-def peak_bytes(store: Store, steps: Iterable[Step]) -> int:
+def peak_bytes(store: Store, steps: Sequence[Step], brought: Mapping[Digest, int] = MappingProxyType({})) -> int:
     """What the disk must still take for these steps, done one after the other. Blocking.
 
-    All results stay; what is spooled beside a result goes before the next step begins. What is here already counts
-    for itself.
+    All results stay; what is spooled beside a result goes before the next step begins, and so does a base that was
+    brought for it, unless a later one needs it again. What is here already counts for itself.
+
+    Args:
+        store: Where everything goes.
+        steps: In their order.
+        brought: Lengths of the bases that are brought before the first step that needs them.
     """
     results = 0
     beside = 0
-    for step in steps:
+    for number, step in enumerate(steps):
         payload = step.payload
         if payload is None:
             continue
@@ -70,8 +76,10 @@ def peak_bytes(store: Store, steps: Iterable[Step]) -> int:
         result = part_of(store, step)
         assert result is not None
         results += max(step.length_bytes - _taken(result), 0)
+        before, after = ({other.base for other in some} for some in (steps[: number + 1], steps[number:]))
+        spool += sum(length for base, length in brought.items() if base in before and base in after)
         beside = max(beside, spool)
-    return results + beside
+    return results + beside  # the room of all results is set aside first
 
 
 def part_of(store: Store, step: Step) -> Path | None:
@@ -96,6 +104,15 @@ def part_names(plan: TransferPlan) -> frozenset[Digest]:
 def bases(plan: TransferPlan) -> frozenset[Digest]:
     """What the plan's patches are applied to."""
     return frozenset(step.base for step in plan.steps if step.base is not None)
+
+
+def begun_bases(store: Store, plan: TransferPlan) -> frozenset[Digest]:
+    """The bases of patches that are applied in part: with another file of the same bytes they would begin anew."""
+    return frozenset(
+        step.base
+        for step in plan.steps
+        if step.base is not None and step.payload is not None and patching.read_note(store, step.payload) is not None
+    )
 
 
 def index_path(store: Store, index: Payload) -> Path:

@@ -1,0 +1,39 @@
+"""Bases of patches that lie elsewhere than in the store: an engine holds the layers of its images."""
+
+from typing import Protocol
+
+from protocol.ids import Digest
+
+
+class Elsewhere(Protocol):
+    """What else on this machine holds artifacts that a patch may be applied to."""
+
+    def length_bytes(self, name: Digest) -> int | None:
+        """What the artifact will take in the store; None: it is not held, or its length is not known. Never blocks."""
+        ...
+
+    async def get(self, name: Digest) -> None:
+        """Has the artifact lie in the store until `give_up`, if it is held; durable on return, and may be repeated.
+
+        Raises:
+            StateError: Whoever holds it does not give it now.
+            NoSpaceError: The disk of the store is full.
+        """
+        ...
+
+    async def give_up(self, name: Digest) -> None:
+        """The artifact is not needed in the store any more: it may go from there where it is held elsewhere as well."""
+        ...
+
+
+class Nowhere:
+    """All that there is lies in the store."""
+
+    def length_bytes(self, name: Digest) -> int | None:
+        """As `Elsewhere`."""
+
+    async def get(self, name: Digest) -> None:
+        """As `Elsewhere`."""
+
+    async def give_up(self, name: Digest) -> None:
+        """As `Elsewhere`."""
