@@ -5,6 +5,7 @@ from typing import Annotated, Final
 
 import msgspec
 
+from device.containers.settings import ContainerSettings
 from device.inference.settings import InferenceSettings
 from device.outbox.room import LanePolicy, Policies, WhenFull
 from device.transfer.fetch import TransferSettings
@@ -139,6 +140,7 @@ class DeviceSettings(Settings):
     budget: BudgetSettings = BudgetSettings()
     update: UpdateSettings = UpdateSettings()
     machine: MachineSettings = MachineSettings()
+    containers: ContainerSettings = ContainerSettings()
 
 
 def load(path: Path) -> DeviceSettings:

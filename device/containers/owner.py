@@ -1,0 +1,76 @@
+"""Whose the containers and images are: the name by which an engine keeps what is ours apart.
+
+It is made of what makes this machine the one that it is, so that it is the same again when `state.db` was lost. And
+while an engine may hold something of ours it is kept there, so that it stays the same when the first root had to be
+replaced: under another name what runs would not be known for ours. That it is kept says that there may be something.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Final
+
+from device.identity import STRANGER
+from device.state_db import StateDb
+from protocol.ids import DeviceId
+
+KEY: Final = "containers/owner"
+DIGITS: Final = 16
+
+
+class Owner:
+    """The name of one machine. Blocking.
+
+    Args:
+        name: Empty while it cannot be told; then no engine is to be spoken to.
+        state: Keeps it.
+    """
+
+    def __init__(self, name: str, state: StateDb) -> None:
+        self.name = name
+        self._state = state
+
+    @property
+    def has_used(self) -> bool:
+        """Whether an engine may hold something of ours."""
+        return bool(self._state.get(KEY))
+
+    def uses(self) -> None:
+        """An engine is about to get something. Durable on return; again changes nothing.
+
+        Raises:
+            StateError: `state.db` does not take it.
+        """
+        if not self.has_used:
+            self._state.put(KEY, self.name.encode())
+
+    def is_done(self) -> None:
+        """No engine holds anything of ours any more.
+
+        Raises:
+            StateError: `state.db` does not take it.
+        """
+        if self.has_used:
+            self._state.put(KEY, b"")
+
+
+def find_owner(identity: Path, state: StateDb, device: DeviceId) -> Owner:
+    """The owner of this machine's containers. Blocking.
+
+    Args:
+        identity: The folder with the first roots.
+        state: See there.
+        device: Of the enrolment.
+    """
+    known = state.get(KEY)
+    if known:
+        return Owner(known.decode("ascii", errors="replace"), state)
+    try:
+        root = (identity / "image.root.json").read_bytes()
+    except OSError:
+        root = b""
+    return Owner(owner_name(root, device) if root and device != STRANGER else "", state)
+
+
+def owner_name(first_root: bytes, device: DeviceId) -> str:
+    """The name of a machine that began to trust by this root of the image repository."""
+    return hashlib.sha256(first_root + b"\n" + device.encode()).hexdigest()[:DIGITS]
