@@ -7,7 +7,7 @@ from a second machine with the same key, and nothing is told twice or never.
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -152,6 +152,10 @@ class Facts:
     parts: Mapping[Digest, int] = field(default_factory=dict)  # of payloads that are under way
 
 
+async def _nothing() -> tuple[Digest, ...]:
+    return ()
+
+
 class Contact:
     """Makes contacts, one at a time.
 
@@ -171,6 +175,7 @@ class Contact:
         patches: Knows which failed.
         shelf: Signed files that a server out of a backup may ask for; None: none are given.
         trusts: Marks of the CAs that this machine trusts; may block.
+        held: Tells what is held elsewhere than in the store: layers, by the engine.
     """
 
     def __init__(
@@ -191,6 +196,7 @@ class Contact:
         patches: PatchBook,
         shelf: Shelf | None = None,
         trusts: Callable[[], tuple[TrustMark, ...]] = tuple,
+        held: Callable[[], Awaitable[tuple[Digest, ...]]] = _nothing,
     ) -> None:
         self._device = device
         self._product = product
@@ -208,6 +214,7 @@ class Contact:
         self._shelf = shelf
         self._recovery = Recovery(state)
         self._trusts = trusts
+        self._held = held
 
     async def make(self) -> SyncAnswer:
         """Makes one contact and carries out what it brought. A repetition after any failure is safe.
@@ -220,7 +227,7 @@ class Contact:
             Refused: The server turned the machine away (`REVOKED`, `CERTIFICATE`), or answered nonsense.
         """
         nonce = self._draw_token()
-        record, request = await asyncio.to_thread(self._prepare, nonce, self._updates.report())
+        record, request = await asyncio.to_thread(self._prepare, nonce, self._updates.report(), await self._held())
         asked_boot_s = self._clock.boot_s()
         body = (await self._door.post("/v1/sync", encode(request), limit=limits.ANSWER_BYTES)).content()
         answer = decode(body, SyncAnswer, limit=limits.ANSWER_BYTES)
@@ -246,7 +253,9 @@ class Contact:
         """As it is kept; blocking."""
         return read_record(self._state)
 
-    def _prepare(self, nonce: Token, report: VersionReport) -> tuple[ContactRecord, SyncRequest]:
+    def _prepare(
+        self, nonce: Token, report: VersionReport, held: tuple[Digest, ...]
+    ) -> tuple[ContactRecord, SyncRequest]:
         record = read_record(self._state)
         facts = self._facts()
         statuses = self._state.pending_statuses(TOLD_STATUSES)
@@ -276,7 +285,7 @@ class Contact:
             inventory=None if record.inventory == inventory_sha256 else facts.inventory,
             statuses=tuple(status for status in statuses if status.id in record.told_statuses),
             alerts=tuple(alert for alert in alerts if alert.id in record.told_alerts),
-            have=self._store.digests()[:TOLD_DIGESTS],
+            have=tuple(sorted({*self._store.digests(), *held}))[:TOLD_DIGESTS],
             versions=record.versions,
             counters=facts.counters,
             unsure_of_time=not facts.sure_of_time,

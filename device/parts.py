@@ -21,6 +21,10 @@ from device.accounts import Accounts
 from device.clock import Clock
 from device.contact import Contact, Facts
 from device.contact_loop import ContactLoop, News
+from device.containers.no_engine import NoEngine
+from device.containers.owner import find_owner
+from device.containers.settings import find_socket
+from device.containers.stock import Stock
 from device.drain import Drain
 from device.fallbacks import Fallbacks
 from device.giving_back import SignedFiles
@@ -187,7 +191,17 @@ async def assembled(
         stack.push_async_callback(source.close)
         store = await asyncio.to_thread(_open_store, layout, settings)
         book = PatchBook(state, hardware.agent_version())
-        transfer = Transfer(link, store, settings.transfer, count=totals.received, notes=book, appliers=ChildApplier)
+        owner = await asyncio.to_thread(find_owner, layout.identity, state, device)
+        stock = Stock(NoEngine("none"), store, owner, keep=settings.containers.keep_layers)
+        transfer = Transfer(
+            link,
+            store,
+            settings.transfer,
+            count=totals.received,
+            notes=book,
+            appliers=ChildApplier,
+            elsewhere=stock,
+        )
         accounts = await asyncio.to_thread(
             lambda: Accounts(
                 state,
@@ -202,6 +216,7 @@ async def assembled(
             db=state,
             store=store,
             sets=await asyncio.to_thread(Sets, layout.state),
+            stock=stock,
             fetcher=transfer,
             treasury=accounts,
             canary=SubprocessCanary(layout.run / "canary", threads=inference.threads),
@@ -215,6 +230,7 @@ async def assembled(
                 notify=news.to_tell,
                 probe=lambda known: hardware.probe(settings.machine.hardware, layout.state, known),
                 make_room=partial(_spare, outbox),
+                has_engine=lambda: find_socket(settings.containers.socket) is not None,
             ),
             settings=settings.update,
         )
@@ -250,6 +266,7 @@ async def assembled(
             patches=book,
             shelf=SignedFiles(layout.state / "trust"),
             trusts=partial(_trusts, who),
+            held=stock.told,
         )
         yield Parts(
             layout=layout,

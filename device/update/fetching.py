@@ -2,10 +2,13 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from enum import Enum, auto
+from functools import partial
 
+from device.containers.engine import EngineAwayError, EngineError
+from device.containers.stock import Stock
 from device.store import NoSpaceError, Store
 from device.threads import to_its_end
 from device.transfer import (
@@ -14,9 +17,10 @@ from device.transfer import (
     PatchFailedError,
     Purse,
     adopt_finished,
+    begun_bases,
     held_bytes,
 )
-from device.update.cleaning import collect
+from device.update.cleaning import clean, named
 from device.update.memory import Memory
 from device.update.progress import Progress
 from device.update.releases import Library
@@ -26,7 +30,7 @@ from device.update.steps import Step
 from device.update.world import Fetcher, Treasury, UpdateSettings, World
 from protocol import limits
 from protocol.errors import LinkError, Reason, Refused, StateError
-from protocol.objects import AssignmentBody, Payload
+from protocol.objects import AssignmentBody, Payload, TransferPlan
 from protocol.release import ReleaseManifest, parse_manifest
 
 
@@ -47,6 +51,7 @@ class Fetching:
         store: Where its artifacts go.
         library: Says which ones are needed.
         sets: Of releases that may have to go for it.
+        stock: Takes its images into the engine.
         fetcher: Brings blobs.
         treasury: Pays for them.
         world: Time and chance.
@@ -60,6 +65,7 @@ class Fetching:
         store: Store,
         library: Library,
         sets: Sets,
+        stock: Stock,
         fetcher: Fetcher,
         treasury: Treasury,
         world: World,
@@ -69,6 +75,7 @@ class Fetching:
         self._store = store
         self._library = library
         self._sets = sets
+        self._stock = stock
         self._fetcher = fetcher
         self._treasury = treasury
         self._world = world
@@ -118,8 +125,15 @@ class Fetching:
             raise StateError("the offer's assignment is not in state.db: the next contact brings it")
         purse = self._treasury.purse(assignment.manifest.sha256, assignment.budget)
         await to_its_end(self._take_in_finished, assignment, purse)
-        await to_its_end(collect, record, self._memory, self._library, self._sets)
-        needed = self._library.needed(await self._manifest(assignment.manifest))
+        await clean(record, self._memory, self._library, self._sets, self._stock)
+        manifest = await self._manifest(assignment.manifest)
+        needed = self._library.needed(manifest)
+        images = self._library.images(manifest)
+        if images:
+            # Before anything travels: what an engine holds counts as here, and for one that is away nothing is spent.
+            await self._stock.look()
+            self._stock.learn(await asyncio.to_thread(lambda: self._library.all_images(named(record, self._library))))
+            self._stock.learn(images)
         # Files may have their length and not their bytes: looked at once, not again after each pause.
         find = self._library.missing if record.failures else self._library.drop_damaged
         missing = await asyncio.to_thread(find, needed)
@@ -135,12 +149,33 @@ class Fetching:
             progress = replace(progress, bytes_done=progress.bytes_done + count)
             show(progress)
 
+        lacking = [artifact for artifact in needed if artifact.sha256 in missing]
         try:
-            await self._fetcher.fetch(assignment.plan, needed, received, purse)
+            if images:
+                bases = [step.base for step in steps if step.base is not None]
+                await self._with_room(assignment.plan, lambda: self._stock.hold_room(images, bases))
+            await self._with_room(
+                assignment.plan, lambda: self._fetcher.fetch(assignment.plan, lacking, received, purse)
+            )
+            for image in images:
+                show(replace(progress, why="images go into the engine"))
+                await self._with_room(assignment.plan, partial(self._stock.bring, image))
+        finally:
+            if images:
+                await self._stock.give_room_back()
+
+    async def _with_room(self, plan: TransferPlan, step: Callable[[], Awaitable[None]]) -> None:
+        """Does it; where there is no room for it, once more after the others on this disk gave back what they can."""
+        try:
+            await step()
         except NoSpaceError as error:
-            if not (error.lacks_bytes and await self._world.make_room(error.lacks_bytes)):
+            begun = await asyncio.to_thread(begun_bases, self._store, plan)
+            given = await self._stock.give_back(max(error.lacks_bytes, error.over_bytes), begun)
+            if given < error.lacks_bytes:
+                given += await self._world.make_room(error.lacks_bytes - given)
+            if not given:
                 raise
-            await self._fetcher.fetch(assignment.plan, needed, received, purse)
+            await step()
 
     def _take_in_finished(self, assignment: AssignmentBody, purse: Purse) -> None:
         """What another plan finished is taken in before the rest of it, which nothing names any more, is deleted."""
@@ -175,8 +210,9 @@ class Fetching:
             case OverBudgetError():
                 self._obstacle = Obstacle.PLAN
                 return Step(Event.PAUSED, Reason.BUDGET, f"budget: {error.message}", needs_bytes=error.needs_bytes)
-            case NoSpaceError():
-                return Step(Event.PAUSED, detail=f"space: {error.message}")
+            case NoSpaceError() | EngineAwayError() | EngineError():
+                where = "space" if isinstance(error, NoSpaceError) else "engine"
+                return Step(Event.PAUSED, detail=f"{where}: {error.message}")
             case LinkError():
                 self._obstacle = Obstacle.LINK if error.retryable else Obstacle.PLAN
                 return Step(Event.PAUSED, detail=f"link: {error.message}")

@@ -33,7 +33,7 @@ class Judge:
         # Read before the `try`: what cannot be read here is no verdict on the release.
         floor, refused, delisted = self._memory.floor(), self._memory.refused(), self._memory.delisted()
         try:
-            return rules.judge_offer(
+            verdict = rules.judge_offer(
                 assignment,
                 manifest_bytes,
                 terms,
@@ -43,8 +43,11 @@ class Judge:
                 refused=refused,
                 delisted=delisted,
             )
-        except Refused as verdict:
-            return verdict
+        except Refused as refusal:
+            return refusal
+        if isinstance(verdict, rules.Accepted) and verdict.manifest.containers and not self._world.has_engine():
+            return rules.Later(f"engine: release {verdict.manifest.version} has containers; no engine listens here")
+        return verdict
 
     def activation(self, offer: Offer, record: UpdateRecord) -> rules.Later | None:
         """The second look: see `rules.look_again`.

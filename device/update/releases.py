@@ -1,15 +1,18 @@
 """Releases as they lie in the store: which are whole, which files they need, and what may be deleted."""
 
+import contextlib
 import logging
 from collections.abc import Collection
 
 import msgspec
 
+from device.containers.stock import Stock
 from device.store import Store
 from device.update.hardware import Hardware
 from device.update.ports import ReleaseSet
 from protocol import limits
 from protocol.artifact import Artifact
+from protocol.container import Image
 from protocol.errors import Refused, StateError
 from protocol.ids import Digest
 from protocol.release import Model, ReleaseManifest, parse_manifest
@@ -24,11 +27,13 @@ class Library:
     Args:
         store: Holds their files.
         hardware: Decides which variants are taken.
+        stock: Knows which layers the engine holds.
     """
 
-    def __init__(self, store: Store, hardware: Hardware) -> None:
+    def __init__(self, store: Store, hardware: Hardware, stock: Stock) -> None:
         self._store = store
         self._hardware = hardware
+        self._stock = stock
 
     def manifest(self, name: Digest) -> ReleaseManifest:
         """The manifest, hashed again.
@@ -52,9 +57,25 @@ class Library:
         inventory = self._hardware.inventory
         return needed_artifacts(manifest, select_variants(manifest, inventory), select_images(manifest, inventory))
 
+    def images(self, manifest: ReleaseManifest) -> tuple[Image, ...]:
+        """The images that this machine takes of a release.
+
+        Raises:
+            Refused: `WRONG_HARDWARE`.
+        """
+        return tuple(select_images(manifest, self._hardware.inventory).values())
+
+    def all_images(self, named: Collection[Digest]) -> list[Image]:
+        """Of these releases, for whatever machine, as far as their manifests can be read."""
+        found = []
+        for name in named:
+            with contextlib.suppress(Refused, StateError):
+                found += [image for container in self.manifest(name).containers for image in container.images]
+        return found
+
     def has(self, artifact: Artifact) -> bool:
-        """Whether the artifact is there with its length."""
-        return self._store.has(artifact.sha256, artifact.length_bytes)
+        """Whether the artifact is there with its length: in the store, or as a layer in the engine."""
+        return self._stock.holds(artifact.sha256) or self._store.has(artifact.sha256, artifact.length_bytes)
 
     def missing(self, artifacts: Collection[Artifact]) -> list[Digest]:
         """What of these is not here. Does not read them."""
@@ -63,42 +84,58 @@ class Library:
     def load(self, name: Digest) -> ReleaseSet:
         """A release to start workers from, with the best variants that are here. Hashes the manifest only.
 
+        Layers may be missing: whether the engine has them may not be known now, and no model waits for that.
+
         Raises:
-            StateError: A file is missing.
+            StateError: Another file is missing.
             Refused: The manifest is not what it was, or nothing of it runs on this machine.
         """
         manifest = self.manifest(name)
         here = msgspec.structs.replace(manifest, models=tuple(self._held(model) for model in manifest.models))
         variants = select_variants(here, self._hardware.inventory)
         images = select_images(manifest, self._hardware.inventory)
-        needed = needed_artifacts(manifest, variants, images)
-        for artifact in needed:
-            if not self.has(artifact):
+        self._stock.learn(images.values())
+        layers = {layer.artifact.sha256 for image in images.values() for layer in image.layers}
+        files = {}
+        for artifact in needed_artifacts(manifest, variants, images):
+            if self._store.has(artifact.sha256, artifact.length_bytes):
+                files[artifact.sha256] = self._store.path(artifact.sha256)
+            elif artifact.sha256 not in layers:
                 raise StateError(f"release {manifest.version} lacks {artifact.sha256[:12]} in the store")
-        files = {artifact.sha256: self._store.path(artifact.sha256) for artifact in needed}
         return ReleaseSet(digest=name, manifest=manifest, variants=variants, images=images, files=files)
 
     def drop_damaged(self, artifacts: Collection[Artifact]) -> list[Digest]:
         """Reads and hashes the artifacts that are here and deletes those that are not what they were.
+
+        Layers that the engine holds are not read: what runs is its copy, and nothing is made from ours unread.
 
         Returns:
             What is missing now.
         """
         missing = []
         for artifact in artifacts:
+            if self._stock.holds(artifact.sha256):
+                continue
             if self.has(artifact) and self._store.is_whole(artifact.sha256):
                 continue
             self._store.discard(artifact.sha256)
             missing.append(artifact.sha256)
         return missing
 
-    def collect(self, named: Collection[Digest], parts: Collection[Digest], bases: Collection[Digest] = ()) -> bool:
+    def collect(
+        self,
+        named: Collection[Digest],
+        parts: Collection[Digest],
+        bases: Collection[Digest] = (),
+        redundant: Collection[Digest] = (),
+    ) -> bool:
         """Deletes the files of all releases but these. While a manifest cannot be read, nothing is deleted.
 
         Args:
             named: Releases that the record names.
             parts: Digests whose unfinished files a fetch goes on from.
             bases: Artifacts that a planned patch is applied to.
+            redundant: Layers that are not kept for their release's sake.
 
         Returns:
             Whether it was done.
@@ -106,7 +143,7 @@ class Library:
         keep = {*named, *bases}
         for name in named:
             try:
-                keep |= {artifact.sha256 for artifact in self.manifest(name).artifacts()}
+                keep |= {artifact.sha256 for artifact in self.manifest(name).artifacts()}.difference(redundant)
             except (Refused, StateError) as error:
                 log.warning("nothing is deleted while the manifest %s cannot be read: %s", name[:12], error)
                 return False

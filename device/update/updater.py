@@ -11,13 +11,15 @@ import logging
 from dataclasses import dataclass, replace
 from typing import Final
 
+from device.containers.engine import EngineAwayError, EngineError
+from device.containers.stock import Stock
 from device.refusals import Refusal
 from device.state_db import StateDb
 from device.store import Store
 from device.transfer import held_bytes
 from device.trust.port import Terms
 from device.update import rules, states
-from device.update.cleaning import collect
+from device.update.cleaning import clean
 from device.update.fetching import Fetching, Obstacle
 from device.update.hardware import Hardware
 from device.update.judging import Judge
@@ -59,6 +61,7 @@ class Updater:
         db: The record and what belongs to it.
         store: Artifacts.
         sets: What outside readers see.
+        stock: Images in the engine.
         fetcher: Brings blobs.
         treasury: Pays for them.
         canary: Tries candidates.
@@ -74,6 +77,7 @@ class Updater:
         db: StateDb,
         store: Store,
         sets: Sets,
+        stock: Stock,
         fetcher: Fetcher,
         treasury: Treasury,
         canary: Canary,
@@ -85,19 +89,21 @@ class Updater:
         self._db = db
         self._store = store
         self._sets = sets
+        self._stock = stock
         self._treasury = treasury
         self._canary = canary
         self._world = world
         self._settings = settings = settings or UpdateSettings()
         self._memory = memory = Memory(db)
         self._hardware = hardware = Hardware(machine, world)
-        self._library = library = Library(store, hardware)
+        self._library = library = Library(store, hardware, stock)
         self._judge = Judge(memory, hardware, world)
         self._fetching = Fetching(
             memory=memory,
             store=store,
             library=library,
             sets=sets,
+            stock=stock,
             fetcher=fetcher,
             treasury=treasury,
             world=world,
@@ -416,6 +422,7 @@ class Updater:
                 later = await asyncio.to_thread(self._judge.activation, self._offer(), self._record)
             except Refused as refused:
                 return Step(Event.FORBIDDEN, refused.reason, refused.message)
+            later = later or await self._without_engine()
             if later is None:
                 return Step(Event.READY)
             self._progress = Progress(State.WAIT, why=later.why)
@@ -425,6 +432,9 @@ class Updater:
 
     async def _activate(self) -> Step:
         """Hashes first, for they take time; then the look at what changes from one second to the next."""
+        away = await self._without_engine()
+        if away is not None:
+            return Step(Event.NOT_NOW, detail=away.why)
         try:
             release = await asyncio.to_thread(self._library.load, self._offer().release.digest)
             needed = self._library.needed(release.manifest)
@@ -481,10 +491,24 @@ class Updater:
         return Step(Event.RESTORED)
 
     async def _clean_up(self) -> Step:
-        await asyncio.to_thread(collect, self._record, self._memory, self._library, self._sets)
+        await clean(self._record, self._memory, self._library, self._sets, self._stock)
         return Step(Event.CLEAN)
 
     # Pieces
+
+    async def _without_engine(self) -> rules.Later | None:
+        """Whether the offer has containers and the engine is away. What it holds is known where it is not."""
+        try:
+            manifest = await asyncio.to_thread(self._library.manifest, self._offer().release.digest)
+        except (Refused, StateError):  # whoever goes on finds that
+            return None
+        if not manifest.containers:
+            return None
+        try:
+            await self._stock.look()
+        except (EngineAwayError, EngineError) as error:
+            return rules.Later(f"engine: {error.message}")
+        return None
 
     async def _accept(self, offer: Offer, assignment: AssignmentBody, manifest_bytes: bytes) -> None:
         record = self._record

@@ -90,6 +90,7 @@ class World:
         probe: Looks what hardware is there now; gets what is known, which stands when it cannot look. Takes seconds.
         make_room: Asks the others on this disk to give back so many bytes, of what they keep only for as long as there
             is room; returns what they gave.
+        has_engine: Whether this machine has a container engine, running or not. Blocking.
     """
 
     now: Callable[[], tuple[int, bool]]
@@ -101,3 +102,4 @@ class World:
     notify: Callable[[], None] = lambda: None
     probe: Callable[[Inventory], Awaitable[Inventory]] = _unchanged
     make_room: Callable[[int], Awaitable[int]] = _no_room
+    has_engine: Callable[[], bool] = lambda: True

@@ -8,6 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from device.accounts import Accounts
+from device.containers.owner import Owner
+from device.containers.settings import KeepLayers
+from device.containers.stock import Stock
 from device.day import Instant
 from device.state_db import StateDb
 from device.store import Store
@@ -23,6 +26,7 @@ from device.update.world import UpdateSettings, World
 from protocol.messages import Inventory, UpdateStatus
 from protocol.objects import Budget
 from signing.durable import DISK, Disk
+from tests.fakes.engine import FakeDaemon, FakeEngine
 from tests.fakes.patches import apply_plainly
 from tests.fakes.updates import MACHINE, BlobSource, Release, terms
 from tests.fakes.workers import FakeCanary, FakeWorkers
@@ -62,6 +66,10 @@ class Bench:
         self.is_dead = False  # for a test that takes the machine down
         self.open_db: Callable[[Path], StateDb] = StateDb
         self.appliers = in_process(apply_plainly)
+        self.daemon = FakeDaemon(lambda: self.elapsed_s)
+        self.keep_layers: KeepLayers = "while-there-is-room"
+        self.has_engine = True
+        self.stock: Stock
         self.db: StateDb
         self.store: Store
         self.updater: Updater
@@ -85,6 +93,9 @@ class Bench:
         self.db = self.open_db(self.folder / "state.db")
         self.store = Store(self.folder / "store", disk=self.disk, free=lambda _: self.free_bytes)
         totals = Totals(self.db)
+        self.stock = Stock(
+            FakeEngine(self.daemon), self.store, Owner("a machine of tests", self.db), keep=self.keep_layers
+        )
         transfer = Transfer(
             self.source,
             self.store,
@@ -92,6 +103,7 @@ class Bench:
             count=totals.received,
             notes=PatchBook(self.db, self.machine.inventory.agent),
             appliers=self.appliers,
+            elsewhere=self.stock,
             monotonic=lambda: self.elapsed_s,
             sleep=self.sleep,
             random=lambda: 1.0,
@@ -100,6 +112,7 @@ class Bench:
             db=self.db,
             store=self.store,
             sets=Sets(self.folder, disk=self.disk),
+            stock=self.stock,
             fetcher=transfer,
             treasury=Accounts(self.db, totals, link=self.link, own=self.own_budget, now=self.instant),
             canary=self.canary,
@@ -114,6 +127,7 @@ class Bench:
                 monotonic=lambda: self.elapsed_s,
                 probe=self.probe,
                 make_room=self.make_room,
+                has_engine=lambda: self.has_engine,
             ),
             settings=UpdateSettings(),
         )
