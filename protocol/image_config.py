@@ -22,13 +22,13 @@ ORIGIN_DIGITS: Final = 16
 _CHANGING: Final = re.compile(r"[0-9a-f]{8,}|\d+(?:\.\d+)*")
 """What differs in a build step from one build to the next: digests that builders write into it, versions."""
 
-_VARIANTS: Final[Mapping[str, tuple[Platform, frozenset[str]]]] = {
-    "amd64": ("linux/amd64", frozenset({"", "v1"})),
-    "arm64": ("linux/arm64", frozenset({"", "v8"})),
-    "arm": ("linux/arm/v7", frozenset({"", "v5", "v6", "v7"})),  # a v7 machine runs what older ones run
-    "riscv64": ("linux/riscv64", frozenset({""})),
+_VARIANTS: Final[Mapping[str, tuple[Platform, tuple[str, ...]]]] = {
+    "amd64": ("linux/amd64", ("", "v1")),
+    "arm64": ("linux/arm64", ("v8", "")),
+    "arm": ("linux/arm/v7", ("v7", "", "v6", "v5")),  # a v7 machine runs what older ones run
+    "riscv64": ("linux/riscv64", ("",)),
 }
-"""By `architecture`: the platform, and those variants that every machine of it runs."""
+"""By `architecture`: the platform, and those variants that every machine of it runs, the best first."""
 
 
 class History(msgspec.Struct, frozen=True):
@@ -106,6 +106,14 @@ def parse_image_config(data: bytes) -> ImageConfig:
         variables=tuple(_variable(text) for text in asked.Env or ()),
         steps=steps if len(steps) == len(layers) else (),
     )
+
+
+def platform_of(os: str, architecture: str, variant: str) -> tuple[Platform, int] | None:
+    """The platform that a config or an index means, and how well it fits its machines (0 is best); None: not ours."""
+    platform, variants = _VARIANTS.get(architecture, (None, ()))
+    if os != "linux" or platform is None or variant not in variants:
+        return None
+    return platform, variants.index(variant)
 
 
 def check_image(data: bytes, image: Image, run: RunSpec) -> ImageConfig:
@@ -188,12 +196,12 @@ def _layers(rootfs: _RootFS) -> tuple[Digest, ...]:
 
 
 def _platform(content: _Content) -> Platform:
-    platform, variants = _VARIANTS.get(content.architecture, (None, frozenset[str]()))
-    if content.os != "linux" or platform is None or content.variant not in variants:
+    found = platform_of(content.os, content.architecture, content.variant)
+    if found is None:
         said = "/".join(part for part in (content.os, content.architecture, content.variant) if part)
         known = ", ".join(sorted(name for name, _ in _VARIANTS.values()))
         raise Refused(Reason.IMAGE, f"an image for {said!r:.80}; releases are for {known}")
-    return platform
+    return found[0]
 
 
 def _volume(path: str) -> str:

@@ -43,6 +43,8 @@ def parse_settings(text: str, kind: type[T], *, source: str) -> T:
 
 def _check_keys(data: Any, kind: Any, text: str, source: str, path: tuple[str, ...]) -> None:
     """Walks tables and arrays of tables beside their record types and refuses the first unknown key."""
+    if typing.get_origin(kind) is typing.Annotated:
+        kind = typing.get_args(kind)[0]
     for struct in _structs(kind, data):
         fields = {field.encode_name: field.type for field in msgspec.structs.fields(struct)}
         tag = struct.__struct_config__.tag_field

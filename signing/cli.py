@@ -46,6 +46,7 @@ def main(context: click.Context, workspace: Path, passphrase_file: Path | None) 
             checker=SubprocessChecker(),
             key_cost=SCRYPT_N,
             connect=ServerClient,
+            environment=os.environ,
         )
 
 

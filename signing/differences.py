@@ -15,6 +15,7 @@ from protocol.errors import Reason, Refused
 from protocol.objects import ImageTerms, ProductTerms
 from protocol.release import ReleaseManifest, parse_manifest
 from protocol.wire import Message
+from signing.containers_shown import container_lines
 from signing.events import Event
 from signing.managers import Register
 from signing.metadata import parse, terms
@@ -191,6 +192,9 @@ def _release(manifest: ReleaseManifest) -> Iterator[Line]:
                 f"{artifact.sha256[:12]}, {len(variant.golden)} golden inputs",
                 False,
             )
+    for container in manifest.containers:
+        for text, warning in container_lines(container):
+            yield f"  {text}", warning
     for config in manifest.configs:
         yield f"  config {config.name}: {config.artifact.length_bytes:,} bytes, {config.artifact.sha256[:12]}", False
     if manifest.frame_policy != "never":

@@ -5,27 +5,35 @@ counter that does not rise, external data. What cannot be tried on this computer
 sign. Nothing is signed here; the result is proposed as a signing event.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Final
 
 import msgspec
 from tuf.api.metadata import Targets
 
 from protocol.errors import Reason, Refused, StateError
+from protocol.ids import Version
 from protocol.objects import ImageTerms, ProductTerms
 from protocol.release import Model, ReleaseManifest, Variant, parse_manifest
 from protocol.wire import encode
 from signing.checker import Checker
 from signing.differences import UNTRIED
 from signing.events import Event, check_free, open_event
+from signing.images.content import Say
+from signing.images.intake import Intake
 from signing.metadata import parse, terms
 from signing.proposals import list_release, product_role
 from signing.release_description import ReleaseDescription, read_description
-from signing.release_gather import Gathering, Say
+from signing.release_gather import Gathering
 from signing.repository import releases_of
 from signing.workspace import Workspace
+
+CONTAINERS_SINCE: Final = (0, 1, 0)
+"""The first agent that runs containers."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +56,14 @@ class Built:
 
 
 def build(
-    source: Path, workspace: Workspace, checker: Checker, now: datetime, *, untried: str | None = None, say: Say
+    source: Path,
+    workspace: Workspace,
+    checker: Checker,
+    now: datetime,
+    *,
+    untried: str | None = None,
+    environment: Mapping[str, str],
+    say: Say,
 ) -> Built:
     """Builds a release and opens the event that proposes it.
 
@@ -58,11 +73,14 @@ def build(
         checker: Tries models.
         now: Aware.
         untried: Why no golden input shall be run here; None runs all that can be run.
+        environment: Of the process: where container engines and credentials of registries are.
         say: Hears what is being done.
 
     Raises:
         SettingsError: The description is wrong, or names files that are not there.
-        StateError: No such product, an open event for it, a version that was used, nothing here to try a model with.
+        StateError: No such product, an open event for it, a version that was used, nothing here to try a model with,
+            no such image.
+        LinkError: A registry or an engine does not answer.
         Refused: `COUNTER_FLOOR`, or as a machine would refuse in CHECK.
     """
     folder, description = read_description(source)
@@ -74,7 +92,7 @@ def build(
     if untried is not None and not " ".join(untried.split()):
         raise StateError("--untried needs the reason, for all who sign to see")
 
-    gathering = Gathering(workspace, folder, checker, say)
+    gathering = Gathering(workspace, folder, checker, Intake(workspace, folder, environment, say), say)
     manifest = _manifest(gathering, description, era, now)
     manifest = parse_manifest(encode(manifest))  # all rules of the format, before anything is run
     tried, left = _try_all(workspace, manifest, checker, untried, say)
@@ -129,15 +147,24 @@ def _manifest(gathering: Gathering, description: ReleaseDescription, era: int, n
         created_ms=int(now.timestamp() * 1000),
         models=tuple(gathering.model(model) for model in description.models),
         era=era,
-        min_agent=description.min_agent,
+        min_agent=_min_agent(description),
         hardware=description.hardware,
         configs=tuple(gathering.config(config) for config in description.configs),
+        containers=tuple(gathering.container(container) for container in description.containers),
         sbom=gathering.artifact(description.sbom, "application/json") if description.sbom is not None else None,
         trial=description.trial,
         frame_policy=description.frame_policy,
         lineage=description.lineage,
         notes=description.notes,
     )
+
+
+def _min_agent(description: ReleaseDescription) -> Version:
+    """No agent gets a container that it cannot run, whatever the description says."""
+    said = description.min_agent
+    if description.containers and [int(part) for part in re.split(r"[.+-]", said)[:3]] < list(CONTAINERS_SINCE):
+        return ".".join(map(str, CONTAINERS_SINCE))
+    return said
 
 
 def _try_all(
@@ -157,7 +184,11 @@ def _try_all(
         else:
             say(f"trying {name}: {len(variant.golden)} golden inputs")
             alone = msgspec.structs.replace(
-                manifest, models=(msgspec.structs.replace(model, variants=(variant,)),), configs=(), sbom=None
+                manifest,
+                models=(msgspec.structs.replace(model, variants=(variant,)),),
+                configs=(),
+                containers=(),
+                sbom=None,
             )
             files = {artifact.sha256: workspace.blob(artifact.sha256) for artifact in alone.artifacts()}
             try:

@@ -16,7 +16,14 @@
     bounds = { latency_ms = 200, memory_mib = 512 }
     golden = [{ name = "beetle", input = "beetle.png", expected = "beetle.npz" }]
 
-Paths are relative to the description. What a model file says of itself (runtime, tensors) need not be repeated.
+    [[containers]]
+    name = "sprayer"
+    image = "oci:build/sprayer:1.0"                     # or archive:FILE, engine:NAME, registry:HOST/NAME:TAG
+    command = ["/sprayer", "--boom", "3"]
+    mounts = [{ kind = "release" }, { kind = "scratch", at = "/tmp" }]
+
+Beside `name` and `image`, a container takes every field of `protocol.container.RunSpec`. Paths are relative to the
+description. What a model file says of itself (runtime, tensors) need not be repeated.
 """
 
 from pathlib import Path
@@ -25,6 +32,7 @@ from typing import Annotated
 import msgspec
 
 from protocol.artifact import MediaType
+from protocol.container import Platform, RunSpec
 from protocol.errors import SettingsError
 from protocol.ids import Name, ProductName, Version
 from protocol.release import (
@@ -91,6 +99,27 @@ class ConfigDescription(Settings):
     media_type: MediaType | None = None  # from the suffix
 
 
+class ImageDescription(Settings):
+    """An image of a container: what it is taken from, and which of what is found there."""
+
+    image: str
+    platforms: tuple[Platform, ...] = ()  # none: those of the container
+    hardware: tuple[Name, ...] = ()
+
+
+class ContainerDescription(RunSpec, kw_only=True):
+    """A container: what it is made from, and, as fields of its own, all that it is granted."""
+
+    name: Name
+    image: str = ""
+    images: tuple[ImageDescription, ...] = ()  # instead of `image`, when there are several: by hardware, or by platform
+    platforms: tuple[Platform, ...] = ()  # only these of a multi-platform image; none: all that releases are for
+
+    def run(self) -> RunSpec:
+        """What it is granted."""
+        return RunSpec(**{field: getattr(self, field) for field in RunSpec.__struct_fields__})
+
+
 class ReleaseDescription(Settings):
     """The whole file."""
 
@@ -99,6 +128,7 @@ class ReleaseDescription(Settings):
     counter: Annotated[int, msgspec.Meta(ge=1, le=1 << 53)]
     models: tuple[ModelDescription, ...] = ()
     configs: tuple[ConfigDescription, ...] = ()
+    containers: tuple[ContainerDescription, ...] = ()
     sbom: str | None = None  # a JSON file
     hardware: tuple[Name, ...] = ()
     min_agent: Version = "0.1.0"

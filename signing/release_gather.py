@@ -1,6 +1,6 @@
 """Reads what a release description names: files become artifacts in the workspace, models tell their tensors."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -8,10 +8,23 @@ from typing import Final
 import msgspec
 
 from protocol.artifact import Artifact, MediaType
+from protocol.container import Container, Image
 from protocol.errors import Reason, Refused, SettingsError, StateError
+from protocol.image_config import check_image
+from protocol.limits import IMAGE_CONFIG_BYTES
 from protocol.release import Config, Golden, Layout, Model, Runtime, Tensor, Variant
 from signing.checker import Checker, Described
-from signing.release_description import ConfigDescription, GoldenDescription, ModelDescription, VariantDescription
+from signing.images.content import Say
+from signing.images.intake import Intake
+from signing.images.reference import EXAMPLE
+from signing.release_description import (
+    ConfigDescription,
+    ContainerDescription,
+    GoldenDescription,
+    ImageDescription,
+    ModelDescription,
+    VariantDescription,
+)
 from signing.workspace import Workspace
 
 RUNTIME_OF_SUFFIX: Final[Mapping[str, Runtime]] = {".onnx": "onnxruntime", ".tflite": "litert"}
@@ -25,9 +38,6 @@ MEDIA_TYPE_OF_SUFFIX: Final[Mapping[str, MediaType]] = {
     ".txt": "text/plain",
 }
 
-Say = Callable[[str], None]
-"""Hears one line for each step that takes time."""
-
 
 @dataclass(frozen=True)
 class Gathering:
@@ -37,12 +47,14 @@ class Gathering:
         workspace: Where artifacts are kept.
         folder: What the description's paths are relative to.
         checker: Reads model files.
+        intake: Takes images in.
         say: Hears what is being done.
     """
 
     workspace: Workspace
     folder: Path
     checker: Checker
+    intake: Intake
     say: Say
 
     def model(self, model: ModelDescription) -> Model:
@@ -73,6 +85,30 @@ class Gathering:
     def config(self, config: ConfigDescription) -> Config:
         """A config artifact."""
         return Config(name=config.name, artifact=self.artifact(config.file, config.media_type))
+
+    def container(self, container: ContainerDescription) -> Container:
+        """A container with the images of all its platforms.
+
+        Raises:
+            SettingsError: It names no image.
+            Refused: `IMAGE`: an image that no machine would take.
+        """
+        described = container.images or ((ImageDescription(image=container.image),) if container.image else ())
+        if not described or (container.images and container.image):
+            raise SettingsError(f"container {container.name}: name one `image`, or several `images`", hint=EXAMPLE)
+        images: list[Image] = []
+        for each in described:
+            found = self.intake.take(each.image, each.platforms or container.platforms, each.hardware)
+            images += found
+        made = Container(name=container.name, images=tuple(images), run=container.run())
+        for image in images:
+            try:
+                check_image(self.workspace.read_blob(image.config.sha256, IMAGE_CONFIG_BYTES), image, made.run)
+            except Refused as error:
+                raise Refused(
+                    error.reason, f"container {made.name}, {image.platform}: {error.message}", hint=error.hint
+                ) from error
+        return made
 
     def artifact(self, name: str, media_type: MediaType | None = None) -> Artifact:
         """Keeps a file.

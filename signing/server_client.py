@@ -10,13 +10,13 @@ from typing import Any, BinaryIO, Final, Protocol, TypeVar
 from urllib.parse import quote, urlencode
 
 import msgspec
-import tenacity
 import urllib3
 
 from protocol import limits
 from protocol.errors import LinkError, Reason, Refused, StateError
 from protocol.messages import ErrorAnswer
 from protocol.wire import decode
+from signing.patience import patiently
 from signing.repository import RepositoryKind
 from signing.workspace import ServerAccess
 
@@ -25,7 +25,6 @@ T = TypeVar("T")
 ANSWER_BYTES: Final = 64 * limits.MIB  # pages of results and device lists; an operator's computer holds that
 BLOB_CHUNK_BYTES: Final = 256 * limits.KIB
 TIMEOUT: Final = urllib3.Timeout(connect=10.0, read=120.0)  # a publish is verified and stored before it is answered
-TRIES: Final = 4
 TAKE_AGAIN: Final = "take operator.json from the server again: `headland keys server operator.json`"
 
 Progress = Callable[[int], None]
@@ -105,7 +104,7 @@ class ServerClient:
             Refused: The token is not good.
         """
         asked = f"{path}?{urlencode(query)}" if query else path
-        return _patiently(lambda: self._json("GET", asked, None, kind))
+        return patiently(lambda: self._json("GET", asked, None, kind))
 
     def post(self, path: str, body: Any, kind: type[T]) -> T:
         """Sends JSON and reads the answer; not repeated, as not every request may be. Raises as `get`."""
@@ -113,7 +112,7 @@ class ServerClient:
 
     def has_blob(self, sha256: str) -> bool:
         """Whether the server holds a blob."""
-        status, data = _patiently(lambda: self._call("HEAD", f"/blobs/{sha256}", None, {}))
+        status, data = patiently(lambda: self._call("HEAD", f"/blobs/{sha256}", None, {}))
         if status in (200, 404):
             return status == 200
         raise _error(status, data, f"HEAD /blobs/{sha256[:12]}")
@@ -132,7 +131,7 @@ class ServerClient:
             if status not in (200, 201, 204):
                 raise _error(status, data, f"PUT /blobs/{sha256[:12]}")
 
-        _patiently(send)
+        patiently(send)
 
     def publish(self, files: Mapping[RepositoryKind, Mapping[str, bytes]], *, again: bool = False) -> str:
         """Publishes offline-signed metadata, all or nothing. The same bytes again are fine, so it may be repeated.
@@ -155,13 +154,13 @@ class ServerClient:
         ]
         push = {"files": content, "again": again, "workspace": self._workspace}
         body = msgspec.json.encode(push)
-        answer = _patiently(lambda: self._json("POST", "/publish", body, dict[str, Any]))
+        answer = patiently(lambda: self._json("POST", "/publish", body, dict[str, Any]))
         return str(answer.get("held", ""))
 
     def metadata(self, kind: RepositoryKind, name: str) -> bytes:
         """A published metadata file."""
         path = f"/tuf/{kind}/{quote(name)}"
-        status, data = _patiently(lambda: self._call("GET", path, None, {}))
+        status, data = patiently(lambda: self._call("GET", path, None, {}))
         if status != 200:
             raise _error(status, data, f"GET {path}")
         return data
@@ -200,17 +199,6 @@ def _chunks(reader: BinaryIO, progress: Progress) -> Any:
     while chunk := reader.read(BLOB_CHUNK_BYTES):
         yield chunk
         progress(len(chunk))
-
-
-def _patiently(call: Callable[[], T]) -> T:
-    """Repeats what may be repeated while the link is at fault, for some seconds."""
-    retrying = tenacity.Retrying(
-        retry=tenacity.retry_if_exception(lambda error: isinstance(error, LinkError) and error.retryable),
-        stop=tenacity.stop_after_attempt(TRIES),
-        wait=tenacity.wait_random_exponential(multiplier=0.2, max=3.0),
-        reraise=True,
-    )
-    return retrying(call)
 
 
 def _error(status: int, data: bytes, what: str) -> LinkError | StateError | Refused:

@@ -242,11 +242,15 @@ class Workspace:
             durable.write(path, data, 0o644)
         return sha256
 
-    def add_blob_file(self, source: Path) -> tuple[str, int]:
-        """Copies a file of any size; returns the digest and length of what was copied."""
+    def spool(self, key: str) -> Path:
+        """Where what is to become a blob is gathered: the same file for the same key. Renamed to `blob` when whole."""
         folder = self.path / "blobs"
         durable.make_dir(folder)
-        spool = folder / f"{durable.TEMPORARY_PREFIX}{digest(str(source).encode())[:16]}"
+        return folder / f"{durable.TEMPORARY_PREFIX}{digest(key.encode(errors='surrogatepass'))[:16]}"
+
+    def add_blob_file(self, source: Path) -> tuple[str, int]:
+        """Copies a file of any size; returns the digest and length of what was copied."""
+        spool = self.spool(str(source))
         durable.unlink(spool)
         hasher = hashlib.sha256()
         with source.open("rb") as reader, durable.open_part(spool) as part:

@@ -2,8 +2,8 @@
 
 import contextlib
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
@@ -30,6 +30,7 @@ class App:
         checker: Tries models.
         key_cost: scrypt's n for new key files.
         connect: Makes a client.
+        environment: Of the process: where container engines and credentials of registries are.
     """
 
     workspace_path: Path
@@ -39,6 +40,7 @@ class App:
     checker: Checker
     key_cost: int
     connect: Callable[[ServerAccess], Operator]
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     def workspace(self) -> Workspace:
         """The workspace, which must be there."""

@@ -16,7 +16,8 @@ from signing import proposals
 from signing.commands import signing_steps
 from signing.commands.app import App, pass_app
 from signing.console import emit, headland_errors, json_option, progress_console
-from signing.differences import differences, untried_reason
+from signing.containers_shown import container_lines
+from signing.differences import differences, printable, untried_reason
 from signing.events import find_event, open_event, open_events
 from signing.managers import Register
 from signing.metadata import parse
@@ -47,6 +48,7 @@ def build(app: App, *, source: Path, untried: str | None, as_json: bool) -> None
             app.checker,
             app.now(),
             untried=untried,
+            environment=app.environment,
             say=lambda line: console.print(line, markup=False, style="dim"),
         )
     manifest = built.manifest
@@ -198,6 +200,11 @@ def show(app: App, *, version: str | None, product: str | None, wanted: str | No
         for variant in model.variants:
             kind = f"{variant.runtime} on {variant.accelerator}, {variant.artifact.length_bytes:,} bytes"
             table.add_row(f"model {model.name}", f"{variant.name}: {kind}")
+    for container in manifest.containers:
+        (first_line, _), *lines = container_lines(container)
+        name_of, _, command = first_line.partition(": ")
+        shown = [command, *(text.removeprefix("  ") for text, _ in lines)]
+        table.add_row(name_of, "\n".join(map(printable, shown)))
     for key, value in msgspec.to_builtins(manifest.lineage).items():
         table.add_row(key, str(value))
     if content["untried"]:

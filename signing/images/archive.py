@@ -1,0 +1,138 @@
+"""Archives of `docker save` and `podman save`: the older form, which lists files, and an OCI layout in a tar."""
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from protocol import limits
+from protocol.container import Platform
+from protocol.errors import Reason, Refused, SettingsError, StateError
+from protocol.image_config import parse_image_config
+from signing.images import bounds
+from signing.images.content import Blob, Chunks, Found, Say
+from signing.images.layout import choose
+from signing.images.manifests import find_images, read_blob, read_index
+from signing.images.tar_entries import read_entries
+
+INDEX = "index.json"
+LIST = "manifest.json"
+
+
+class _Listed(msgspec.Struct, frozen=True, rename="pascal"):
+    config: str
+    layers: list[str]
+
+
+class Archive:
+    """The entries of an archive. A `Content`.
+
+    Args:
+        path: Of the file.
+
+    Raises:
+        SettingsError: It cannot be read.
+        Refused: `IMAGE`, `LIMIT`: no archive, or too much of one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            with path.open("rb") as file:
+                self._places = read_entries(file)
+        except OSError as error:
+            raise SettingsError(f"{path}: {error.strerror}") from error
+        except Refused as error:
+            hint = error.hint or "an archive as `docker save` writes it, not compressed"
+            raise Refused(error.reason, f"{path.name}: {error.message}", hint=hint) from error
+
+    def entry(self, name: str, limit: int) -> Blob | None:
+        """An entry by name; None: there is none.
+
+        Raises:
+            Refused: `LIMIT`.
+        """
+        place = self._places.get(name)
+        if place is not None and place.length_bytes > limit:
+            raise Refused(Reason.LIMIT, f"{self._path.name}: {name!r:.80} has more than {limit} bytes")
+        return None if place is None else Blob(None, place.length_bytes, name)
+
+    def has(self, blob: Blob) -> bool:
+        """See `Content`."""
+        return self._name(blob) in self._places
+
+    @contextmanager
+    def open(self, blob: Blob, at: int = 0) -> Iterator[Chunks]:
+        """See `Content`."""
+        place = self._places.get(self._name(blob))
+        if place is None:
+            raise StateError(f"{self._path.name} has no {blob.place!r:.80}")
+        with self._path.open("rb") as file:
+            file.seek(place.offset + at)
+            left = max(0, place.length_bytes - at)
+
+            def chunks() -> Chunks:
+                nonlocal left
+                while left and (chunk := file.read(min(left, bounds.CHUNK_BYTES))):
+                    left -= len(chunk)
+                    yield chunk
+
+            yield chunks()
+
+    def _name(self, blob: Blob) -> str:
+        return blob.place if blob.sha256 is None else f"blobs/sha256/{blob.sha256}"
+
+
+def images_of_archive(path: Path, platforms: Collection[Platform], say: Say, *, what: str) -> tuple[Found, ...]:
+    """The images of an archive that holds one, for one platform or several.
+
+    Args:
+        path: Of the file.
+        platforms: As `find_images`.
+        say: Likewise.
+        what: The reference, for messages.
+
+    Raises:
+        SettingsError: It cannot be read, or holds several images.
+        Refused: As `find_images`.
+        StateError: Likewise.
+    """
+    archive = Archive(path)
+    index = archive.entry(INDEX, bounds.MANIFEST_BYTES)
+    if index is not None:
+        top = choose(read_index(read_blob(archive, index)), "", what)
+        return find_images(archive, top, platforms, say, what=what)
+    listed = archive.entry(LIST, bounds.MANIFEST_BYTES)
+    if listed is None:
+        raise Refused(Reason.IMAGE, f"{what}: neither {INDEX} nor {LIST} is in it")
+    try:
+        images = msgspec.json.decode(read_blob(archive, listed), type=list[_Listed])
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        raise Refused(Reason.IMAGE, f"{what}: not a list of images: {error}") from error
+    if len(images) != 1:
+        raise SettingsError(f"{what} holds {len(images)} images", hint="save one: `docker save NAME`")
+    found = _image(archive, images[0], what)
+    if platforms and found.platform not in platforms:
+        raise StateError(f"{what} has no image for {', '.join(sorted(platforms))}, but one for {found.platform}")
+    return (found,)
+
+
+def _image(archive: Archive, listed: _Listed, what: str) -> Found:
+    entry = archive.entry(listed.config, limits.IMAGE_CONFIG_BYTES)
+    if entry is None:
+        raise Refused(Reason.IMAGE, f"{what}: its image config is not in it")
+    data = read_blob(archive, entry)
+    config = parse_image_config(data)
+    if len(config.layers) != len(listed.layers):
+        raise Refused(Reason.IMAGE, f"{what} lists {len(listed.layers)} layers, the config {len(config.layers)}")
+    layers: list[Blob] = []
+    known: dict[str, Blob] = {}
+    for diff_id, name in zip(config.layers, listed.layers, strict=True):
+        # A layer that stands twice in an image stands once in an archive; the second is a link, and links are not read.
+        layer = archive.entry(name, bounds.LAYER_BYTES) or known.get(diff_id)
+        if layer is None:
+            raise Refused(Reason.IMAGE, f"{what}: layer {diff_id[:12]} is not in it")
+        known[diff_id] = layer
+        layers.append(layer)
+    return Found(config.platform, data, tuple(layers), archive, "")

@@ -1,0 +1,74 @@
+"""An image that an engine of this computer has: asked of its socket as `docker save`, and read as any archive."""
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Final
+from urllib.parse import quote
+
+from protocol import limits
+from protocol.container import Platform
+from protocol.errors import LinkError, Reason, Refused, SettingsError, StateError
+from signing import durable
+from signing.images import bounds
+from signing.images.archive import images_of_archive
+from signing.images.content import Found, Say
+from signing.images.http import ask_socket
+
+SOCKETS: Final = ("/var/run/docker.sock", "/run/podman/podman.sock")
+ARCHIVE_BYTES: Final = 2 * bounds.LAYER_BYTES  # of one image
+
+
+def find_socket(environment: Mapping[str, str]) -> Path:
+    """The engine's socket.
+
+    Raises:
+        StateError: There is none.
+        SettingsError: `DOCKER_HOST` names something else than a socket.
+    """
+    named = environment.get("DOCKER_HOST", "")
+    if named and not named.startswith("unix://"):
+        raise SettingsError(f"DOCKER_HOST is {named!r:.80}: images are taken from a socket of this computer only")
+    for path in [named.removeprefix("unix://")] if named else SOCKETS:
+        if Path(path).is_socket():
+            return Path(path)
+    raise StateError(
+        f"no container engine answers at {named or ' or '.join(SOCKETS)}",
+        hint="start it, or name its socket: DOCKER_HOST=unix:///PATH",
+    )
+
+
+def images_of_engine(
+    socket: Path, name: str, spool: Path, platforms: Collection[Platform], say: Say
+) -> tuple[Found, ...]:
+    """The image that an engine calls so.
+
+    Args:
+        socket: Of the engine.
+        name: Or an id.
+        spool: Where its archive goes; the caller removes it.
+        platforms: As `find_images`.
+        say: Likewise.
+
+    Raises:
+        StateError: There is none of this name.
+        LinkError: The engine does not answer.
+        Refused: As `find_images`.
+    """
+    durable.unlink(spool)
+    told = 0
+    with (
+        ask_socket(socket, f"/images/{quote(name, safe='')}/get") as answer,
+        durable.open_part(spool) as part,
+    ):
+        if answer.status != 200:
+            raise StateError(f"the engine has no image {name!r:.200} ({answer.status})", hint="`docker images`")
+        for chunk in answer.body:
+            if part.length_bytes + len(chunk) > ARCHIVE_BYTES:
+                raise Refused(Reason.LIMIT, f"the engine's archive has more than {ARCHIVE_BYTES} bytes")
+            part.append(chunk)
+            if part.length_bytes - told >= 64 * limits.MIB:
+                told = part.length_bytes
+                say(f"    {told // limits.MIB} MiB from the engine")
+    if not told and not spool.stat().st_size:
+        raise LinkError("the engine gives an empty archive")
+    return images_of_archive(spool, platforms, say, what=f"engine:{name}")
