@@ -107,7 +107,7 @@ def _from_file(auth: _Auth, path: Path) -> Credentials | None:
     name, password = auth.username, auth.password
     if auth.auth:
         try:
-            name, _, password = base64.b64decode(auth.auth).decode().strip("\0").partition(":")
+            name, _, password = base64.b64decode(auth.auth, validate=True).decode().strip("\0").partition(":")
         except (binascii.Error, UnicodeError):
             # Without its cause: that would quote what it could not read.
             raise SettingsError(f"{path}: an `auth` in it is not readable", hint="log in again") from None

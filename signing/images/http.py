@@ -4,7 +4,7 @@ import http.client
 import socket
 import ssl
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
@@ -122,10 +122,10 @@ class _UnixConnection(http.client.HTTPConnection):
 def _asked(
     connection: http.client.HTTPConnection, target: str, headers: Mapping[str, str], body: bytes | None, who: str
 ) -> Iterator[Answer]:
-    try:
+    with closing(connection), ExitStack() as opened:
         try:
             connection.request("GET" if body is None else "POST", target, body=body, headers=dict(headers))
-            answer = connection.getresponse()
+            answer = opened.enter_context(closing(connection.getresponse()))
         except ssl.SSLCertVerificationError as error:
             hint = "name the CA of the registry in SSL_CERT_FILE"
             raise LinkError(f"{who} is not known to be who it says: {error}", retryable=False, hint=hint) from error
@@ -136,8 +136,6 @@ def _asked(
             {name.lower(): value for name, value in answer.getheaders()},
             _pieces(answer, who),
         )
-    finally:
-        connection.close()
 
 
 def _pieces(answer: http.client.HTTPResponse, who: str) -> Chunks:

@@ -132,8 +132,8 @@ def _read(challenge: str) -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
     text = challenge[:CHALLENGE_BYTES]
     starts = list(_SCHEME.finditer(text))
-    for start, following in zip(starts, [*starts[1:], None], strict=True):
-        end = following.start() if following is not None else len(text)
+    ends = [*(start.start() for start in starts[1:]), len(text)][: len(starts)]
+    for start, end in zip(starts, ends, strict=True):
         parameters = {name.lower(): value for name, value in _PARAMETER.findall(text[start.end() : end])}
         found.setdefault(start[1].lower(), parameters)
     return found
