@@ -5,7 +5,7 @@ from pathlib import Path
 from protocol.container import Image
 from signing.images.intake import Intake
 from signing.workspace import Workspace
-from tests.fakes.built_images import BuiltImage, sha256
+from tests.fakes.image_files import BuiltImage, sha256
 
 
 class Taking:

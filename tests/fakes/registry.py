@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
 from urllib.parse import parse_qs, urlsplit
 
-from tests.fakes.images import Blobs, BuiltImage, sha256
+from tests.fakes.image_files import Blobs, BuiltImage, sha256
 
 Answer = tuple[int, dict[str, str], bytes]
 

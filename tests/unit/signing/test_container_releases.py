@@ -10,7 +10,7 @@ from protocol.errors import SettingsError
 from protocol.limits import MANIFEST_BYTES
 from protocol.release import ReleaseManifest, parse_manifest
 from signing.release_description import read_description
-from tests.fakes.built_images import layer, make_image, write_layout
+from tests.fakes.image_files import layer, make_image, write_layout
 from tests.fakes.managers_tool import ManagersTool
 
 LOWER = layer({"lib": b"library" * 1000})

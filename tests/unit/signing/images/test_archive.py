@@ -9,7 +9,7 @@ import pytest
 
 from protocol.errors import Reason, Refused, SettingsError, StateError
 from signing.images import bounds, tar_entries
-from tests.fakes.built_images import FOLDS, Blobs, index, layer, make_image, sha256, write_archive, write_tar
+from tests.fakes.image_files import FOLDS, Blobs, index, layer, make_image, sha256, write_archive, write_tar
 from tests.fakes.intake import Taking
 
 LOWER, UPPER = layer({"lib": b"library" * 1000}), layer({"app": b"program"})

@@ -17,7 +17,7 @@ from protocol.errors import LinkError, Reason, Refused
 from signing.images import bounds
 from signing.images.content import Blob, Chunks
 from signing.images.layers import take_layer
-from tests.fakes.built_images import layer, make_image, sha256, write_layout
+from tests.fakes.image_files import layer, make_image, sha256, write_layout
 from tests.fakes.intake import Taking
 
 LAYER = layer({"app": b"program" * 50_000})

@@ -9,7 +9,7 @@ import pytest
 
 from protocol.errors import Reason, Refused, SettingsError, StateError
 from signing.images import bounds
-from tests.fakes.built_images import FOLDS, OCI, Blobs, index, layer, make_image, sha256, write_blobs, write_layout
+from tests.fakes.image_files import FOLDS, OCI, Blobs, index, layer, make_image, sha256, write_blobs, write_layout
 from tests.fakes.intake import Taking
 
 LOWER, UPPER = layer({"lib": b"library" * 1000}), layer({"app": b"program"})

@@ -10,7 +10,7 @@ import pytest
 from protocol.errors import HeadlandError, LinkError, Reason, Refused, StateError
 from signing.images import registry as registry_room
 from signing.images.http import parse_url
-from tests.fakes.images import FOLDS, layer, make_image, sha256
+from tests.fakes.image_files import FOLDS, layer, make_image, sha256
 from tests.fakes.intake import Taking
 from tests.fakes.registry import Registry, serving
 
