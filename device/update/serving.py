@@ -9,6 +9,7 @@ import logging
 from typing import Final, overload
 
 from device.cancelling import cancel
+from device.containers.stock import Stock
 from device.store import Store
 from device.threads import to_its_end
 from device.update import rules
@@ -19,6 +20,7 @@ from device.update.releases import Library
 from device.update.sets import Sets
 from device.update.states import Held, UpdateRecord
 from device.update.world import UpdateSettings, World
+from protocol.container import Image
 from protocol.errors import HeadlandError, Reason, Refused, StateError
 from protocol.ids import Digest
 
@@ -35,6 +37,7 @@ class Serving:
         library: Loads releases.
         store: Where their manifests lie.
         sets: What outside readers see.
+        stock: Knows which images are lost.
         memory: Knows what the managers withdrew.
         hardware: Looked at again where a release does not come up.
         world: Time and chance.
@@ -48,6 +51,7 @@ class Serving:
         library: Library,
         store: Store,
         sets: Sets,
+        stock: Stock,
         memory: Memory,
         hardware: Hardware,
         world: World,
@@ -57,6 +61,8 @@ class Serving:
         self._library = library
         self._store = store
         self._sets = sets
+        self._stock = stock
+        self._images: tuple[Image, ...] = ()  # of what serves
         self._memory = memory
         self._hardware = hardware
         self._world = world
@@ -67,8 +73,8 @@ class Serving:
 
     @property
     def damaged(self) -> str:
-        """Why the release that the record names cannot serve; empty when it does."""
-        return self._damaged
+        """Why the release that the record names cannot serve, or not as a whole; empty when it does."""
+        return self._damaged or self._stock.lost(self._images)
 
     async def follow(self, record: UpdateRecord) -> None:
         """Workers and `active` follow the record; when its release cannot serve, another one does meanwhile."""
@@ -121,6 +127,7 @@ class Serving:
         """
         release = await asyncio.to_thread(self._library.load, name) if name is not None else None
         await self._workers.converge(release)
+        self._images = tuple(release.images.values()) if release is not None else ()
         return release
 
     async def bring_up(self, name: Digest) -> ReleaseSet:
