@@ -27,7 +27,7 @@ async def clean(record: UpdateRecord, memory: Memory, library: Library, sets: Se
         stock: Images in the engine.
     """
     redundant = await stock.redundant()
-    images = await to_its_end(_collect, record, memory, library, sets, redundant)
+    images = await to_its_end(collect, record, memory, library, sets, redundant)
     if images is not None:
         await stock.drop_images(images)
 
@@ -41,10 +41,17 @@ def named(record: UpdateRecord, library: Library) -> set[Digest]:
     return found | ({record.active} if record.active is not None else set())
 
 
-def _collect(
-    record: UpdateRecord, memory: Memory, library: Library, sets: Sets, redundant: Collection[Digest]
+def collect(
+    record: UpdateRecord, memory: Memory, library: Library, sets: Sets, redundant: Collection[Digest] = ()
 ) -> list[Digest] | None:
-    """Deletes files.
+    """Deletes files. Blocking; may be repeated.
+
+    Args:
+        record: As it is stored.
+        memory: See `clean`.
+        library: Likewise.
+        sets: Likewise.
+        redundant: Layers that are not kept for their release's sake.
 
     Returns:
         The images that stay, by their configs; None while it is not known what may go.

@@ -16,10 +16,11 @@ from device.containers.stock import Stock
 from device.refusals import Refusal
 from device.state_db import StateDb
 from device.store import Store
+from device.threads import to_its_end
 from device.transfer import held_bytes
 from device.trust.port import Terms
 from device.update import rules, states
-from device.update.cleaning import clean
+from device.update.cleaning import clean, collect
 from device.update.fetching import Fetching, Obstacle
 from device.update.hardware import Hardware
 from device.update.judging import Judge
@@ -114,6 +115,7 @@ class Updater:
             library=library,
             store=store,
             sets=sets,
+            stock=stock,
             memory=memory,
             hardware=hardware,
             world=world,
@@ -124,6 +126,7 @@ class Updater:
         self._record = UpdateRecord()
         self._resumed = False  # `start` is repeated after an error: that is no other start of the machine
         self._started = False
+        self._is_clean = False
         self._progress = Progress(State.IDLE)
         # What others asked for, until the loop takes it up.
         self._pending: _Pending | None = None
@@ -208,7 +211,7 @@ class Updater:
         if self._record.state is State.IDLE:
             # A link that was behind at the end of an update kept a release whose turn to go it was.
             with contextlib.suppress(HeadlandError, OSError):
-                await self._clean_up()
+                await to_its_end(collect, self._record, self._memory, self._library, self._sets)
 
     async def _resume(self, found: UpdateRecord) -> None:
         if not self._resumed:
@@ -393,6 +396,11 @@ class Updater:
 
     async def _idle(self) -> Step:
         """Waits; an update that ended unfinished is tried again."""
+        if not self._is_clean:
+            # Beside what serves: an engine that was away may have kept what it was to let go of.
+            self._is_clean = True
+            with contextlib.suppress(HeadlandError, OSError):
+                await self._clean_up()
         if states.will_retry(self._record):
             await self._world.sleep(self._settings.backoff_s(self._record.retries, self._world.random()))
             return Step(Event.AGAIN)

@@ -102,6 +102,7 @@ class FakeDaemon:
         self.sleep = sleep
         self.up = True
         self.lives = 1
+        self.version = "fake 1.0"
         self.calls: list[str] = []
         self.dies_at: dict[int, Moment] = {}  # by the number of the call, from 1; the engine is away until `restart`
         self.cuts_at: dict[int, Moment] = {}  # likewise; the agent whose call it is
@@ -234,7 +235,7 @@ class FakeEngine:
         daemon = self._daemon
         view = EngineView(
             life=f"life {daemon.lives}",
-            version="fake 1.0",
+            version=daemon.version,
             folder=Path("/"),
             images=tuple(HeldImage(image, daemon.images[image]) for image in sorted(daemon.marked)),
             containers=tuple(daemon._seen(made) for made in daemon.made.values()),

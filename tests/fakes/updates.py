@@ -26,6 +26,7 @@ from protocol.release import (
 )
 from protocol.transfer import SegmentIndex, cut
 from protocol.wire import encode, pack
+from tests.fakes.container_sets import Packed
 
 PRODUCT = "pest-detector"
 DEVICE = "tractor-1"
@@ -67,6 +68,7 @@ class Release:
     hardware: tuple[str, ...] = ()
     min_agent: str = "0.1.0"
     latency_ms: float = 100.0
+    containers: tuple[Packed, ...] = ()
     blobs: dict[str, bytes] = field(default_factory=dict)
     artifacts: dict[str, bytes] = field(default_factory=dict)
 
@@ -75,6 +77,8 @@ class Release:
         golden = (b"input of " + self.version.encode(), b"expected of " + self.version.encode())
         for content in (self.model, config, *golden):
             self.artifacts[digest(content)] = content
+        for one in self.containers:
+            self.artifacts |= one.contents
         variant = Variant(
             name="main",
             runtime="onnxruntime",
@@ -109,6 +113,7 @@ class Release:
             min_agent=self.min_agent,
             hardware=self.hardware,
             configs=(Config(name="camera.toml", artifact=_artifact(config, "application/toml")),),
+            containers=tuple(one.container for one in self.containers),
             trial=self.trial,
         )
         self.manifest_bytes = encode(self.manifest)
