@@ -12,6 +12,7 @@ It needs root and leaves neither network interfaces nor firewall rules: containe
 
 import argparse
 import contextlib
+import json
 import os
 import resource
 import shutil
@@ -141,15 +142,14 @@ def docker_command(folder: Path, live_restore: bool) -> list[str]:
 
 
 def podman_command(folder: Path, environment: dict[str, str]) -> list[str]:
-    # Podman sets limits of its own for files and processes, which a machine without CAP_SYS_RESOURCE refuses.
-    limits = [
-        f'"{name}={hard}:{hard}"'
-        for name, number in (("nofile", resource.RLIMIT_NOFILE), ("nproc", resource.RLIMIT_NPROC))
-        if (hard := resource.getrlimit(number)[1]) != resource.RLIM_INFINITY
-    ]
+    # Podman asks for more files and processes than a machine without CAP_SYS_RESOURCE lets it have.
+    files = min(resource.getrlimit(resource.RLIMIT_NOFILE)[1] % (1 << 63), 1 << 20)
+    limits = [f"nofile={files}:{files}", "nproc=4096:4096"]
     settings = folder / "containers.conf"
-    settings.write_text(f"[containers]\ndefault_ulimits = [{', '.join(limits)}]\n")
+    settings.write_text(f"[containers]\ndefault_ulimits = {json.dumps(limits)}\n")
     environment["CONTAINERS_CONF"] = str(settings)
+    (folder / "tmp").mkdir(exist_ok=True)
+    environment["TMPDIR"] = str(folder / "tmp")  # archives that are loaded are put down here, not in /var/tmp
     return [
         *podman_words(folder),
         *("system", "service", "--time=0", f"unix://{folder}/podman.sock"),

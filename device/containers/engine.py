@@ -113,6 +113,7 @@ class Wish:
         binds: Folders of the machine.
         scratch: MiB by path.
         devices: Nodes of the machine that are there.
+        groups: That the process is in besides that of `user`: those to which these nodes belong.
         gpu: As `RunSpec.gpu`.
         network: As `RunSpec.network`.
         ports: (container port, protocol, address, host port).
@@ -141,6 +142,7 @@ class Wish:
     binds: tuple[Bind, ...] = ()
     scratch: Mapping[str, int] | None = None
     devices: tuple[str, ...] = ()
+    groups: tuple[int, ...] = ()
     gpu: str = "none"
     network: str = "none"
     ports: tuple[tuple[int, str, str, int], ...] = ()

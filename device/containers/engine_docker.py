@@ -1,0 +1,538 @@
+"""The engine by way of the Docker SDK: Docker, and Podman's service, which speaks the same. Blocking; for any thread.
+
+Runs in the engine child only (`engine_child`): the SDK costs memory. What the port says of each call holds here.
+
+The adapter believes no answer that it can check: an image is the one whose config has the signed digest, asked for
+after each load and again before each start; a layer is what hashes to its diff id.
+"""
+
+import contextlib
+import hashlib
+import math
+import re
+import signal
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import requests
+import urllib3
+from docker import APIClient
+from docker.errors import APIError, DockerException, NotFound
+
+from device.containers.engine import (
+    NAME_LABEL,
+    OWNER_LABEL,
+    SPEC_LABEL,
+    TAG,
+    EngineAwayError,
+    EngineError,
+    EngineView,
+    HeldImage,
+    MissingLayersError,
+    Seen,
+    Wish,
+)
+from device.containers.engine_archive import Sending, find_config, take_layers
+from device.containers.engine_life import LifeLine
+from device.containers.engine_request import container_name, create_request
+from device.store import NoSpaceError
+from protocol.container import Image
+from protocol.errors import HeadlandError, Reason, Refused, StateError
+from protocol.ids import Digest, is_digest, is_name
+
+ANSWER_S: Final = 60.0
+"""For a word of the engine: one on a slow card that is busy with a load takes its time."""
+SILENCE_S: Final = 900.0
+"""Of an engine that unpacks an archive, or puts one together: it says nothing while it does so."""
+LOG_LINES: Final = 2000
+DETAIL_SIGNS: Final = 500  # of a health check's last words
+NOBODY: Final = "0" * 64
+"""Stands where a label of ours, or an image, is not what it should be: matches nothing that is wanted."""
+
+_WRONG_LAYER: Final = ("invalid diffid", "digest did not match")
+_NOT_THE_RELEASES_FAULT: Final = (
+    "no space left",
+    "cannot allocate memory",
+    "resource temporarily unavailable",
+    "too many open files",
+    "input/output error",
+    "bind source path does not exist",
+    "signal: killed",
+    "context canceled",
+    "context deadline exceeded",
+    "transport is closing",
+    "is unavailable",
+    "connection refused",
+    "shutting down",
+)
+_THE_RELEASES_FAULT: Final = (
+    "oci runtime",
+    "runc",
+    "crun",
+    "starting container process caused",
+    "executable file",
+    "gathering device information",
+    "unknown runtime",
+    "unknown or invalid runtime",
+    "runtime not found",
+    "invalid runtime",
+    "address already in use",
+    "port is already allocated",
+)
+"""What an engine says of a container that cannot be started as it is wished for, whatever the status of its answer."""
+
+
+class DockerEngine:
+    """See the module.
+
+    Args:
+        path: The engine's socket.
+        owner: Whose containers and images are ours.
+        answer_s: Longest wait for a word of the engine.
+        silence_s: Likewise, over an archive.
+    """
+
+    def __init__(self, path: Path, owner: str, *, answer_s: float = ANSWER_S, silence_s: float = SILENCE_S) -> None:
+        self._path = path
+        self._owner = owner
+        self._answer_s = answer_s
+        self._silence_s = silence_s
+        self._line = LifeLine(path, answer_s)
+        self._configs: dict[str, Digest] = {}  # by the id of an engine that names images by manifest; both by content
+        self._layers: dict[str, tuple[Digest, ...]] = {}  # by image id: it names the content, so it never changes
+        self._kinds: dict[str, _Kind] = {}  # by life: at most one
+
+    # Looking
+
+    def view(self) -> EngineView:
+        """As `Engine.view`; all of it is of one life of the engine."""
+        for _ in range(3):
+            life = self._line.life()
+            with self._asking("look") as (api, kind):
+                view = EngineView(
+                    life="podman" if kind.podman else life,  # its service may end when it is idle; containers go on
+                    version=kind.version,
+                    folder=kind.folder,
+                    images=tuple(self._held(api, kind)),
+                    containers=tuple(self._seen(api, kind)),
+                )
+            if self._line.life() == life:
+                return view
+        raise EngineAwayError("the engine ends again and again")
+
+    def _held(self, api: APIClient, kind: "_Kind") -> Iterator[HeldImage]:
+        for one in api.images():
+            tags = [_plain(tag) for tag in one.get("RepoTags") or ()]
+            if not any(tag.startswith(self._tag("")) for tag in tags):
+                continue
+            with contextlib.suppress(NotFound):  # somebody removed it meanwhile
+                config = self._config_digest(api, kind, one["Id"])
+                if config is not None and self._tag(config) in tags:
+                    yield HeldImage(config, self._layers_of(api, one["Id"]))
+
+    def _layers_of(self, api: APIClient, id: str) -> tuple[Digest, ...]:
+        if id not in self._layers:
+            self._layers[id] = _diff_ids(api.inspect_image(id))
+        return self._layers[id]
+
+    def _seen(self, api: APIClient, kind: "_Kind") -> Iterator[Seen]:
+        for one in self._containers(api):
+            with contextlib.suppress(NotFound):
+                facts = api.inspect_container(one["Id"])
+                if kind.podman and _is_check_due(facts):
+                    self._check_health(api, one["Id"])
+                    facts = api.inspect_container(one["Id"])
+                image = self._config_digest(api, kind, _prefixed(facts["Image"]), or_none=True)
+                yield _make_seen(facts, image or NOBODY)
+
+    def _containers(self, api: APIClient, **labels: str) -> list[dict[str, Any]]:
+        wanted = {OWNER_LABEL: self._owner, **labels}
+        filters = {"label": [f"{name}={value}" for name, value in wanted.items()]}
+        found: list[dict[str, Any]] = api.containers(all=True, filters=filters)
+        return found
+
+    def _check_health(self, api: APIClient, id: str) -> None:
+        """Podman leaves the beat of health checks to systemd, which is not everywhere: then it is ours."""
+        with contextlib.suppress(requests.RequestException):
+            api.get(f"{api.base_url}/v4.0.0/libpod/containers/{id}/healthcheck", timeout=self._answer_s).close()
+
+    # Images
+
+    def load(self, image: Image, files: Mapping[Digest, Path]) -> None:
+        """As `Engine.load`. What the engine has of the layers is not sent, as far as it bears that."""
+        digest = image.config.sha256
+        with self._asking("load an image", self._silence_s) as (api, kind):
+            if (there := self._find(api, kind, digest)) is None:
+                layers = [layer.artifact.sha256 for layer in image.layers]
+                spared = self._known_prefix(api, layers) if kind.spares_layers else frozenset()
+                if lacking := [name for name in layers if name not in files and name not in spared]:
+                    raise MissingLayersError(tuple(dict.fromkeys(lacking)))
+                before = {one["Id"] for one in api.images(all=True)}
+                try:
+                    self._send(api, image, {name: path for name, path in files.items() if name not in spared})
+                except EngineError:
+                    if not spared:
+                        raise
+                    if lacking := [name for name in layers if name not in files]:
+                        raise MissingLayersError(tuple(dict.fromkeys(lacking))) from None
+                    self._send(api, image, files)
+                there = self._find(api, kind, digest)
+                if there is None or _diff_ids(there) != tuple(layers):
+                    self._undo_load(api, before, digest)
+                    raise Refused(
+                        Reason.IMAGE, f"the engine made another image than {digest[:12]} of what it was given"
+                    )
+            if self._tag(digest) not in [_plain(tag) for tag in there.get("RepoTags") or ()]:
+                name, _, tag = self._tag(digest).partition(":")
+                api.tag(there["Id"], name, tag)
+
+    def _known_prefix(self, api: APIClient, layers: Sequence[Digest]) -> frozenset[Digest]:
+        """The lowest layers that some image of the engine shares: a layer is stored with all that is below it."""
+        longest = 0
+        for one in api.images():
+            with contextlib.suppress(NotFound):
+                there = self._layers_of(api, one["Id"])
+                same = next((n for n, pair in enumerate(zip(layers, there, strict=False)) if pair[0] != pair[1]), None)
+                longest = max(longest, min(len(layers), len(there)) if same is None else same)
+        return frozenset(layers[:longest]) - frozenset(layers[longest:])
+
+    def _send(self, api: APIClient, image: Image, files: Mapping[Digest, Path]) -> None:
+        sending = Sending(image, files, self._tag(image.config.sha256))
+        failure: HeadlandError | None = None
+        try:
+            for word in api.load_image(iter(sending)):
+                if "error" in word:
+                    failure = _obstacle("load an image", str(word["error"]))
+        except APIError as error:
+            failure = _translated("load an image", error)
+        except requests.RequestException:
+            if sending.failed is None:
+                raise
+            failure = sending.failed
+        if failure is None:
+            return
+        if any(sign in failure.message.lower() for sign in _WRONG_LAYER) and _is_whole(image, files):
+            raise Refused(Reason.IMAGE, f"the layers are not those of the config: {failure.message}")
+        raise failure
+
+    def _undo_load(self, api: APIClient, before: set[str], digest: Digest) -> None:
+        """Takes away what a load brought that should not be; nothing that was there before."""
+        with contextlib.suppress(APIError):
+            api.remove_image(self._tag(digest))
+        for one in api.images(all=True):
+            if one["Id"] not in before:
+                with contextlib.suppress(APIError):
+                    api.remove_image(one["Id"])
+
+    def export(self, image: Digest, layers: Mapping[Digest, Path], lengths: Mapping[Digest, int]) -> None:
+        """As `Engine.export`."""
+        with self._asking("export an image", self._silence_s) as (api, kind):
+            if (there := self._find(api, kind, image)) is None:
+                raise StateError(f"the engine does not hold image {image[:12]}")
+            if strange := layers.keys() - set(_diff_ids(there)):
+                raise StateError(f"image {image[:12]} has no layer {min(strange)[:12]}")
+            try:
+                with contextlib.closing(api.get_image(there["Id"])) as pieces:
+                    found = take_layers(pieces, layers, lengths)
+            except tarfile.TarError as error:
+                raise EngineAwayError(f"the engine ended over an export: {error}") from error
+            if lacking := layers.keys() - found:
+                raise StateError(f"the engine gives other bytes for layer {min(lacking)[:12]}")
+
+    def drop_images(self, keep: Sequence[Digest]) -> None:
+        """As `Engine.drop_images`. A mark on what a container still uses stays until that is gone."""
+        kept = {self._tag(digest) for digest in keep}
+        with self._asking("drop images", self._silence_s) as (api, _):
+            for one in api.images():
+                for tag in one.get("RepoTags") or ():
+                    plain = _plain(tag)
+                    if plain.startswith(self._tag("")) and plain not in kept:
+                        self._drop(api, tag)
+
+    def _drop(self, api: APIClient, tag: str) -> None:
+        try:
+            api.remove_image(tag)
+        except NotFound:
+            pass
+        except APIError as error:
+            if error.status_code != requests.codes.conflict:
+                raise
+
+    # Containers
+
+    def start(self, wish: Wish) -> None:
+        """As `Engine.start`."""
+        life = self._line.life()
+        with self._asking(f"start container {wish.name}") as (api, kind):
+            if (image := self._find(api, kind, wish.image)) is None:
+                raise EngineError(f"the engine does not hold image {wish.image[:12]}")
+            for one in self._containers(api, **{NAME_LABEL: wish.name, SPEC_LABEL: wish.spec}):
+                with contextlib.suppress(NotFound):
+                    facts = api.inspect_container(one["Id"])
+                    if _state(facts) == "running" and _prefixed(facts["Image"]) == image["Id"]:
+                        return
+                    api.remove_container(one["Id"], v=True, force=True)
+            request = create_request(self._owner, wish, image["Id"], podman=kind.podman)
+            try:
+                self._make(api, request, wish)
+            except APIError as error:
+                # An engine that is about to end refuses for reasons that are not the release's.
+                if _is_the_releases(error) and self._line.life() == life:
+                    text = f"container {wish.name} cannot be started: {_words(error)}"
+                    raise Refused(Reason.TRIAL_CONTAINER, text) from error
+                raise
+
+    def _make(self, api: APIClient, request: dict[str, Any], wish: Wish) -> None:
+        """Makes and starts it; what cannot be started does not stay."""
+        with contextlib.ExitStack() as undo:
+            made = self._create(api, request, container_name(self._owner, wish))
+            undo.callback(self._discard, api, made)
+            facts = api.inspect_container(made)
+            if _prefixed(facts["Image"]) != request["Image"]:
+                raise Refused(Reason.IMAGE, f"the engine made container {wish.name} of another image")
+            if wish.health_command and facts["Config"]["Healthcheck"]["Test"] != ["CMD", *wish.health_command]:
+                raise EngineError(f"the engine misunderstood the health check of container {wish.name}")
+            api.start(made)
+            undo.pop_all()
+
+    def _discard(self, api: APIClient, id: str) -> None:
+        with contextlib.suppress(DockerException, requests.RequestException):
+            api.remove_container(id, v=True, force=True)
+
+    def _create(self, api: APIClient, request: dict[str, Any], name: str) -> str:
+        try:
+            return str(api.create_container_from_config(request, name)["Id"])
+        except APIError as error:
+            if error.status_code != requests.codes.conflict:
+                raise
+        # Somebody has the name: what was left of ours is made way for, and what is somebody else's is not touched.
+        with contextlib.suppress(NotFound):
+            facts = api.inspect_container(name)
+            if (facts["Config"].get("Labels") or {}).get(OWNER_LABEL) != self._owner:
+                raise EngineError(
+                    f"a container that is not ours has the name {name}",
+                    hint=f"rename or remove it: `docker rename {name} OTHER`",
+                )
+            api.remove_container(facts["Id"], v=True, force=True)
+        return str(api.create_container_from_config(request, name)["Id"])
+
+    def stop(self, id: str, limit_s: float) -> None:
+        """As `Engine.stop`."""
+        with self._asking("stop a container") as (api, _), contextlib.suppress(NotFound):
+            if api.inspect_container(id)["State"].get("Paused"):
+                api.unpause(id)  # by somebody's hand: what is frozen does not hear that it should end
+            api.stop(id, timeout=math.ceil(limit_s))
+
+    def remove(self, id: str) -> None:
+        """As `Engine.remove`."""
+        with self._asking("remove a container") as (api, _), contextlib.suppress(NotFound):
+            api.remove_container(id, v=True)
+
+    def log(self, id: str, since: str, limit_bytes: int) -> bytes:
+        """As `Engine.log`."""
+        with self._asking("tell a log") as (api, _), contextlib.suppress(NotFound):
+            # The first words are often written a moment before the engine calls the container started.
+            started = api.inspect_container(id)["State"].get("StartedAt") or ""
+            is_all = not since or _seconds(since) <= _seconds(started)
+            data: bytes = api.logs(id, tail=LOG_LINES, **({} if is_all else {"since": _seconds(since)}))
+            return data[-limit_bytes:]
+        return b""
+
+    # How it is asked
+
+    @contextlib.contextmanager
+    def _asking(self, what: str, timeout_s: float | None = None) -> Iterator[tuple[APIClient, "_Kind"]]:
+        """A client for one call, and which engine it speaks to.
+
+        A connection of its own for each request: an engine that is ending still answers on those that it has, tells of
+        the containers that it is just stopping, and they would be taken for having failed.
+        """
+        life = self._line.life()
+        kind = self._kinds.get(life)
+        try:
+            version = kind.interface if kind else "auto"  # Podman thinks for half a second about what it is
+            api = APIClient(base_url=f"unix://{self._path}", version=version, timeout=self._answer_s)
+        except (DockerException, requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+            raise EngineAwayError(f"the engine does not answer: {error}") from error
+        try:
+            api.headers["Connection"] = "close"
+            if kind is None:
+                kind = _Kind(api)
+                self._kinds = {life: kind}
+            api.timeout = timeout_s or self._answer_s
+            yield api, kind
+        except APIError as error:
+            raise _translated(what, error) from error
+        except (DockerException, requests.RequestException, urllib3.exceptions.HTTPError) as error:
+            raise EngineAwayError(f"the engine ended over the request to {what}: {error}") from error
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise EngineError(f"the engine's answer to the request to {what} makes no sense: {error!r}") from error
+        finally:
+            api.close()
+
+    def _tag(self, digest: str) -> str:
+        return TAG.format(owner=self._owner, image=digest)
+
+    def _find(self, api: APIClient, kind: "_Kind", digest: Digest) -> dict[str, Any] | None:
+        """What the engine knows of the image with this config; None when it has none."""
+        try:
+            facts: dict[str, Any] = api.inspect_image(self._tag(digest) if kind.by_manifest else f"sha256:{digest}")
+        except NotFound:
+            return None
+        facts["Id"] = _prefixed(facts["Id"])
+        return facts if self._config_digest(api, kind, facts["Id"]) == digest else None
+
+    def _config_digest(self, api: APIClient, kind: "_Kind", id: str, *, or_none: bool = False) -> Digest | None:
+        """Of an image of the engine. Docker's containerd image store names images by their manifest's digest."""
+        name = _prefixed(id).removeprefix("sha256:")
+        if not kind.by_manifest:
+            return name if is_digest(name) else None
+        if name not in self._configs:
+            try:
+                with contextlib.closing(api.get_image(f"sha256:{name}")) as pieces:
+                    config = find_config(pieces, name)
+            except (tarfile.TarError, NotFound):
+                if or_none:
+                    return None
+                raise
+            if config is None:
+                return None
+            self._configs[name] = config
+        return self._configs[name]
+
+
+class _Kind:
+    """Which engine it is, and what follows from that."""
+
+    def __init__(self, api: APIClient) -> None:
+        version, info = api.version(), api.info()
+        names = [str(one.get("Name", "")) for one in version.get("Components") or ()]
+        self.podman = any("podman" in name.lower() for name in names)
+        self.interface = str(api.api_version)
+        self.version = f"{'podman' if self.podman else 'docker'} {version['Version']}"
+        self.folder = Path(info["DockerRootDir"])
+        status = [value for pair in info.get("DriverStatus") or () for value in pair]
+        self.by_manifest = any(str(value).startswith("io.containerd.snapshotter") for value in status)
+        self.spares_layers = not self.podman and not self.by_manifest
+
+
+def _make_seen(facts: dict[str, Any], image: Digest) -> Seen:
+    labels = facts["Config"].get("Labels") or {}
+    name, spec = labels.get(NAME_LABEL, ""), labels.get(SPEC_LABEL, "")
+    state = _state(facts)
+    started = str(facts["State"].get("StartedAt") or "")
+    health, detail = _health(facts)
+    return Seen(
+        id=facts["Id"],
+        name=name if is_name(name) else "unnamed",
+        spec=spec if is_digest(spec) else NOBODY,
+        image=image,
+        state=state,
+        started="" if started.startswith("0001") or state == "created" else started,
+        exit=_ending(facts["State"]) if state == "exited" else "",
+        health=health,
+        health_detail=detail,
+    )
+
+
+def _state(facts: dict[str, Any]) -> Literal["created", "running", "exited"]:
+    """A container that somebody paused does not do its work: it counts as one that was never started."""
+    match facts["State"].get("Status"):
+        case "running" | "stopping" if not facts["State"].get("Paused"):
+            return "running"
+        case "exited" | "stopped":
+            return "exited"
+        case _:
+            return "created"
+
+
+def _ending(state: dict[str, Any]) -> str:
+    code = int(state.get("ExitCode") or 0)
+    if state.get("OOMKilled"):
+        return "out of memory"
+    if code > 128:
+        with contextlib.suppress(ValueError):
+            return signal.Signals(code - 128).name
+    return f"exit {code}"
+
+
+def _health(facts: dict[str, Any]) -> tuple[Literal["none", "starting", "healthy", "unhealthy"], str]:
+    health = facts["State"].get("Health") or facts["State"].get("Healthcheck") or {}
+    log = health.get("Log") or []
+    detail = str(log[-1].get("Output") or "").strip()[-DETAIL_SIGNS:] if log and log[-1].get("ExitCode") else ""
+    match health.get("Status"):
+        case "starting":
+            return "starting", detail
+        case "healthy":
+            return "healthy", ""
+        case "unhealthy":
+            return "unhealthy", detail
+        case _:
+            return ("starting", "") if _has_check(facts) else ("none", "")
+
+
+def _has_check(facts: dict[str, Any]) -> bool:
+    test = (facts["Config"].get("Healthcheck") or {}).get("Test") or ["NONE"]
+    return str(test[0]) != "NONE"
+
+
+def _is_check_due(facts: dict[str, Any]) -> bool:
+    if not _has_check(facts) or _state(facts) != "running":
+        return False
+    log = (facts["State"].get("Health") or facts["State"].get("Healthcheck") or {}).get("Log") or []
+    last = str(log[-1].get("Start") or "") if log else str(facts["State"].get("StartedAt") or "")
+    interval_s = (facts["Config"]["Healthcheck"].get("Interval") or 0) / 1e9
+    return datetime.now(UTC).timestamp() - _seconds(last) >= interval_s
+
+
+def _seconds(text: str) -> float:
+    """Of an RFC 3339 time; to the microsecond, rounded down."""
+    cut = re.sub(r"(\.\d{1,6})\d*", r"\1", text)
+    return datetime.fromisoformat(cut).timestamp()
+
+
+def _diff_ids(facts: dict[str, Any]) -> tuple[Digest, ...]:
+    return tuple(str(name).removeprefix("sha256:") for name in (facts.get("RootFS") or {}).get("Layers") or ())
+
+
+def _plain(tag: str) -> str:
+    return tag.removeprefix("localhost/")  # Podman's name for what came from nowhere
+
+
+def _prefixed(id: str) -> str:
+    return id if id.startswith("sha256:") else f"sha256:{id}"
+
+
+def _is_whole(image: Image, files: Mapping[Digest, Path]) -> bool:
+    """Whether the files are still what was hashed once: a layer that the disk has spoilt is no fault of the release."""
+    for artifact in image.artifacts():
+        if artifact.sha256 in files:
+            with files[artifact.sha256].open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != artifact.sha256:
+                    return False
+    return True
+
+
+def _is_the_releases(error: APIError) -> bool:
+    text = _words(error).lower()
+    if any(sign in text for sign in _NOT_THE_RELEASES_FAULT):
+        return False
+    refused: object = error.status_code == requests.codes.bad_request
+    return bool(refused) or any(sign in text for sign in _THE_RELEASES_FAULT)
+
+
+def _words(error: APIError) -> str:
+    return str(error.explanation or error).strip()
+
+
+def _translated(what: str, error: APIError) -> HeadlandError:
+    return _obstacle(what, _words(error))
+
+
+def _obstacle(what: str, text: str) -> HeadlandError:
+    if "no space left" in text.lower() or "disk quota exceeded" in text.lower():
+        return NoSpaceError("the engine's disk is full", hint="give the engine more room, or let it drop what is old")
+    return EngineError(f"the engine could not {what}: {text}")
