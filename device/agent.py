@@ -222,6 +222,7 @@ async def _work(
     notifier.ready()
     async with asyncio.TaskGroup() as group:
         group.create_task(up("inference", infer, give_up_after=INFERENCE_FAILURES))
+        group.create_task(up("local link", lambda: parts.local_link.run(lambda: parts.pump.numbers().frames_inferred)))
         group.create_task(up("updates", update))
         if not parts.isolated:
             group.create_task(up("contact", contact))

@@ -65,6 +65,11 @@ class Layout:
         return self.state / "run"
 
     @property
+    def link(self) -> Path:
+        """The folder of the local socket, which containers have mounted: it stays, whatever is made anew in it."""
+        return self.run / "link"
+
+    @property
     def status(self) -> Path:
         """The running agent's own account of itself, renewed each second."""
         return self.run / "status.json"

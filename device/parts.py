@@ -36,6 +36,7 @@ from device.inference.pump import ALARMS, Pump, Rows
 from device.inference.workers import ProcessWorkers
 from device.layout import Layout
 from device.link import Link
+from device.local.link import LocalLink
 from device.outbox.box import Outbox
 from device.renewal import Renewal
 from device.repair.examine import tell
@@ -77,6 +78,7 @@ class Parts:
     workers: ProcessWorkers
     source: FolderSource
     pump: Pump
+    local_link: LocalLink
     updater: Updater
     contact_loop: ContactLoop
     fallbacks: Fallbacks
@@ -212,10 +214,12 @@ async def assembled(
             )
         )
         news = News()
+        local_link = LocalLink(layout.link)
+        await local_link.prepare()
         updater = Updater(
             db=state,
             store=store,
-            sets=await asyncio.to_thread(Sets, layout.state),
+            sets=await asyncio.to_thread(partial(Sets, layout.state, tell=local_link.board.show)),
             stock=stock,
             fetcher=transfer,
             treasury=accounts,
@@ -284,7 +288,9 @@ async def assembled(
                 alarms=sinks,
                 now_ms=now,
                 clock=time.monotonic,
+                show=local_link.readers.show,
             ),
+            local_link=local_link,
             updater=updater,
             contact_loop=ContactLoop(
                 contact,

@@ -99,6 +99,7 @@ class Pump:
         workers: That infer.
         sink: For rows.
         alarms: Fired before the row is enqueued.
+        show: Handed all rows of a frame at once, before any alarm is fired. Never blocks.
         now_ms: Milliseconds since 1970 and whether they are sure.
         clock: Seconds that only ever rise, the same that the source was given.
         backlog: Frames whose rows may wait for the sink.
@@ -113,12 +114,14 @@ class Pump:
         alarms: Sequence[AlarmSink],
         now_ms: Callable[[], tuple[int, bool]],
         clock: Callable[[], float],
+        show: Callable[[Rows], None] = lambda _: None,
         backlog: int = 256,
     ) -> None:
         self._source = source
         self._workers = workers
         self._sink = sink
         self._alarms = alarms
+        self._show = show
         self._now_ms = now_ms
         self._clock = clock
         self._backlog = backlog
@@ -191,6 +194,7 @@ class Pump:
                 continue
             row = encode(_row(one, reply, frame, at_ms, sure))
             rows.append((ALARMS if one.finding.alarm else "results", row))
+        self._show(rows)
         await self._raise_alarms([row for lane, row in rows if lane == ALARMS], frame)
         travels = [(lane, row) for lane, row in rows if len(row) <= limits.ROW_BYTES]
         if len(travels) < len(rows):

@@ -4,8 +4,10 @@ from device.repair.fault import Fault, Place
 
 
 def find(place: Place) -> list[Fault]:
-    """Everything but the lock, and what the agent said of itself last."""
+    """Everything but the lock, what the agent said of itself last, and the folder that containers have mounted."""
     run, ours = place.layout.run, {place.layout.lock, place.layout.status}
+    if place.layout.link.is_dir() and not place.layout.link.is_symlink():
+        ours.add(place.layout.link)
     found = sorted(path for path in run.iterdir() if path not in ours) if run.is_dir() else []
     if not found:
         return []

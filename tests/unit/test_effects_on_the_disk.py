@@ -14,6 +14,7 @@ ALLOWED = {
     "signing/locks.py": {"os.open"},
     "device/trust/keeper.py": {"os.open"},
     "device/status.py": {"open", "write_bytes", "replace", "unlink"},  # the status in `run/`, anew each second
+    "device/local/listening.py": {"chmod"},  # of the socket in `run/`, anew at each start, and of its folder
     # SQLite's files are SQLite's own business.
     "device/state_db.py": {"os.open"},
     "device/outbox/schema.py": {"os.open"},

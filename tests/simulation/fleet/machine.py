@@ -11,6 +11,7 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from cryptography import x509
@@ -398,6 +399,19 @@ class Pump:
 
     async def run(self) -> None:
         await self._machine.infer(self._sink)
+
+
+class LocalLink:
+    """In the place of the socket for programs on the machine: nobody comes."""
+
+    def __init__(self, _: Path) -> None:
+        self.board = SimpleNamespace(show=lambda _: None)
+        self.readers = SimpleNamespace(show=lambda _: None)
+
+    async def prepare(self) -> None: ...
+
+    async def run(self, _: Callable[[], int]) -> None:
+        await asyncio.Event().wait()
 
 
 async def keep_up(name: str, task: Callable[[], Awaitable[None]], **_: Any) -> None:

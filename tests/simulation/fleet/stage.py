@@ -53,6 +53,7 @@ def staged(world: World) -> Iterator[None]:
         "SubprocessCanary": workers.Canary,
         "FolderSource": machine.Source,
         "Pump": machine.Pump,
+        "LocalLink": machine.LocalLink,
         "Clock": lambda state: Clock(state, current().here, BUILT_MS),
         "World": functools.partial(UpdateWorld, monotonic=monotonic),
         "Transfer": functools.partial(Transfer, monotonic=monotonic, random=random),

@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import shutil
+import socket
 from dataclasses import dataclass
 from functools import partial
 
@@ -307,6 +308,19 @@ def test_a_healthy_machine_has_no_fault_and_looking_changes_nothing(layout):
     assert look(layout) == ()
     assert mend(layout) == ()
     assert snapshot(layout) == before
+
+
+def test_the_folder_that_containers_have_mounted_is_the_same_one_after_every_start(layout):
+    layout.link.mkdir()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(layout.link / "s"))
+    before = layout.link.stat().st_ino
+    assert mend(layout) == ()
+    assert layout.link.stat().st_ino == before
+    layout.link.rename(layout.run / "old")
+    layout.link.write_bytes(b"")
+    assert [one.check for one in mend(layout)] == ["run-folder"]
+    assert not layout.link.exists()
 
 
 def test_a_machine_that_is_still_to_hear_what_it_had_keeps_its_unfinished_downloads(layout):

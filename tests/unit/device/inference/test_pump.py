@@ -171,6 +171,22 @@ async def test_a_frame_whose_name_is_no_text_is_one_as_any_other(bench):
     assert bench.frames.finished[0] == name
 
 
+async def test_whoever_looks_on_has_all_rows_of_a_frame_before_an_alarm_fires_and_a_row_is_enqueued():
+    shown = []
+    bench = Bench(show=lambda rows: shown.append((rows, list(bench.horn.heard), list(bench.rows.names))))
+    bench.brains.reply = lambda name: (said(alarm="alarm" in name), said())
+    bench.start()
+    try:
+        bench.frames.put("1-alarm", "2")
+        await bench.until(lambda: len(bench.frames.finished) == 2)
+    finally:
+        await bench.stop()
+    (first, *before), (second, *_) = shown
+    assert before == [[], []]
+    assert [lane for lane, _ in first] == ["alarms", "results"]
+    assert [lane for lane, _ in second] == ["results", "results"]
+
+
 async def test_an_alarm_fires_before_its_row_is_enqueued_and_waits_for_no_disk(bench):
     bench.rows.gate.clear()
     bench.start()
