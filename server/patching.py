@@ -20,7 +20,7 @@ from server.clock import NowMs
 from server.compress import LEASE_MS, RENEW_MS
 from server.delta.process import Encoder, InterruptedEncodingError, Made
 from server.failed_patches import name
-from server.parts import parts_of
+from server.parts import likely, parts_of
 from server.settings import Patches
 from server.storage.blobs import BlobStore
 from server.storage.catalog import Catalog, Session
@@ -183,7 +183,7 @@ class Patchmaker:
             session.fleet.lock()  # one survey at a time, also between processes
             for product, manifest, parts in noted:
                 session.fleet.note_release(product, manifest, parts)
-            found = session.fleet.wanted(_targets(session), LEAST_BYTES)
+            found = likely(session.fleet.alike(_targets(session), LEAST_BYTES))
             session.patches.want(_foremost(found, self._settings.bases), now_ms)
             session.fleet.surveyed(changes)
         self._surveyed = (changes, now_ms)

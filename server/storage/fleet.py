@@ -6,6 +6,7 @@ from typing import Final
 from sqlalchemy import Connection, delete, func, insert, select, tuple_
 
 from server.storage.facts import Facts
+from server.storage.records import Likeness
 from server.storage.schema import compressed, devices, holdings, release_artifacts, releases
 
 CHANGES: Final = "fleet_changes"
@@ -91,27 +92,36 @@ class Fleet:
             )
         self.changed()
 
-    def wanted(self, targets: Collection[tuple[str, str]], at_least_bytes: int) -> dict[tuple[str, str], int]:
-        """Bases and results of which a patch would serve somebody, with the number of machines that it would serve.
+    def alike(self, targets: Collection[tuple[str, str]], at_least_bytes: int) -> list[Likeness]:
+        """Bases and results of which a patch would serve somebody: some release has the base for the same part.
 
-        A base serves a result when some release has it for the same part. Only results whose compressed price is
-        known, and is at least `at_least_bytes`.
+        Only results whose compressed price is known, and is at least `at_least_bytes`.
 
         Args:
             targets: (product, manifest) of the releases that machines are to get.
             at_least_bytes: Less is not worth a patch.
         """
         if not targets:
-            return {}
+            return []
         new, old, has = release_artifacts.alias("new"), release_artifacts.alias("old"), holdings.alias("has")
         holds_result = (
             select(holdings.c.device)
             .where(holdings.c.device == has.c.device, holdings.c.artifact == new.c.artifact)
             .exists()
         )
-        machines = func.count(has.c.device.distinct())
+        kept = release_artifacts.alias("kept")
+        goes_on = (
+            select(kept.c.part)
+            .where(
+                kept.c.product == new.c.product,
+                kept.c.manifest == new.c.manifest,
+                kept.c.artifact == old.c.artifact,
+            )
+            .exists()
+        )
+        found = (old.c.manifest, new.c.manifest, new.c.part, old.c.artifact, new.c.artifact)
         rows = self._connection.execute(
-            select(old.c.artifact, new.c.artifact, machines)
+            select(*found, goes_on, func.count(has.c.device.distinct()))
             .select_from(new)
             .join(compressed, compressed.c.artifact == new.c.artifact)
             .join(
@@ -126,6 +136,9 @@ class Fleet:
                 devices.c.revoked_ms.is_(None),
                 ~holds_result,
             )
-            .group_by(old.c.artifact, new.c.artifact)
+            .group_by(new.c.product, *found)
         )
-        return {(base, result): count for base, result, count in rows}
+        return [
+            Likeness(old_manifest, manifest, part, base, result, goes_on, count)
+            for old_manifest, manifest, part, base, result, goes_on, count in rows
+        ]

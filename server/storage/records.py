@@ -263,3 +263,26 @@ class Totals:
 
     ingested: int
     lost: int
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """Two releases have artifacts for one part, and machines hold the old one.
+
+    Args:
+        old_manifest: Of the release that has the base.
+        manifest: Of the one that has the result.
+        part: What they are alike in: `server.parts`.
+        base: The artifact of the old release.
+        result: That of the new one.
+        goes_on: The new release has the base too.
+        machines: That hold the base and lack the result.
+    """
+
+    old_manifest: str
+    manifest: str
+    part: str
+    base: str
+    result: str
+    goes_on: bool
+    machines: int

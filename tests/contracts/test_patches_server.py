@@ -9,9 +9,10 @@ import pytest
 from protocol.errors import Reason
 from protocol.messages import FailedPatch, TransferBytes
 from protocol.objects import Budget
+from server.parts import likely
 from server.storage.catalog import Catalog
 from server.storage.jobs import PATCH
-from server.storage.records import Compressed, Member, Pair, Patch, PatchFailure, Release
+from server.storage.records import Compressed, Likeness, Member, Pair, Patch, PatchFailure, Release
 from tests.fakes.catalog_rows import a_device, a_rollout
 
 A, B, C, D = ("a" * 64, "b" * 64, "c" * 64, "d" * 64)
@@ -59,14 +60,15 @@ def test_what_machines_hold_says_for_whom_a_patch_would_serve(catalog: Catalog) 
         before = session.fleet.changes()
         session.fleet.hold("m1", [D, A])
         assert session.fleet.changes() == before
-        assert session.fleet.wanted({("p", "2" * 64)}, 1024) == {(A, B): 2}
-        assert session.fleet.wanted({("p", "2" * 64)}, 1025) == {}
-        assert session.fleet.wanted(set(), 0) == {}
-        assert session.fleet.wanted({("p", "2" * 64), ("p", "1" * 64)}, 0) == {(A, B): 2}
+        found = Likeness("1" * 64, "2" * 64, "model/m/cpu", A, B, goes_on=False, machines=2)
+        assert session.fleet.alike({("p", "2" * 64)}, 1024) == [found]
+        assert session.fleet.alike({("p", "2" * 64)}, 1025) == []
+        assert session.fleet.alike(set(), 0) == []
+        assert likely(session.fleet.alike({("p", "2" * 64), ("p", "1" * 64)}, 0)) == {(A, B): 2}
         session.devices.revoke("m1", 1)
-        assert session.fleet.wanted({("p", "2" * 64)}, 0) == {(A, B): 1}
+        assert likely(session.fleet.alike({("p", "2" * 64)}, 0)) == {(A, B): 1}
         session.fleet.hold("m2", [])
-        assert session.fleet.wanted({("p", "2" * 64)}, 0) == {}
+        assert session.fleet.alike({("p", "2" * 64)}, 0) == []
 
 
 def test_releases_whose_parts_were_never_noted_are_named(catalog: Catalog) -> None:
@@ -313,3 +315,12 @@ def test_a_rollout_keeps_its_budget_and_what_its_machines_took(catalog: Catalog)
         session.rollouts.end("one", "m1", "committed", None, 7)
         (member,) = session.rollouts.members("one")
         assert (member.needs_bytes, member.outcome) == (None, "committed")
+
+
+def test_a_base_that_the_new_release_keeps_is_told_apart(catalog: Catalog) -> None:
+    with catalog.write() as session:
+        session.fleet.note_release("p", "4" * 64, {"image/c/p//bottom/0": A, "image/c/p//bottom/1": B})
+        session.fleet.note_release("p", "5" * 64, {"image/c/p//bottom/0": C, "image/c/p//bottom/1": A})
+        session.fleet.hold("m1", [A, B])
+        (found,) = session.fleet.alike({("p", "5" * 64)}, 1)
+        assert (found.part, found.base, found.result, found.goes_on) == ("image/c/p//bottom/0", A, C, True)
