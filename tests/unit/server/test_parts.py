@@ -69,6 +69,7 @@ def test_a_layer_that_was_inserted_takes_nobody_s_base_away() -> None:
 
 def test_layers_of_one_step_are_told_apart_by_their_order() -> None:
     expect(["os@1", "a@2", "b@2"], ["os@1", "a2@2", "b2@2"], a2="a", b2="b")
+    expect(["os@1", "a@2", "b@2"], ["os@1", "new@9", "a2@2", "b2@2"], new="a", a2="a", b2="b")
 
 
 def test_without_steps_the_place_counts_from_both_ends() -> None:
