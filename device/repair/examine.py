@@ -13,6 +13,7 @@ import msgspec
 
 from device.repair import (
     active_link,
+    container_images,
     disk_space,
     first_roots,
     identity_files,
@@ -57,6 +58,7 @@ CHECKS: Final[Mapping[str, Check]] = {
     "outbox-database": outbox_database.find,
     "stray-parts": stray_parts.find,
     "release-files": release_files.find,
+    "container-images": container_images.find,
     "release-sets": release_sets.find,
     "active-link": active_link.find,
 }

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from device.containers.engine import EngineView
 from device.layout import Layout
 from device.store import KEEP_FREE_BYTES, free_bytes
 from protocol.ids import Token
@@ -23,6 +24,7 @@ class Place:
         disk: Through which everything is mended.
         free: Tells the free bytes of a folder's disk.
         keep_free_bytes: Less is a fault.
+        engine: Asks the engine what it holds of ours; blocking, raises `StateError`. None: it is not asked.
     """
 
     layout: Layout
@@ -31,6 +33,7 @@ class Place:
     disk: Disk = field(default=DISK)
     free: Callable[[Path], int] = free_bytes
     keep_free_bytes: int = KEEP_FREE_BYTES
+    engine: Callable[[], EngineView] | None = None
 
     def remove_all(self, paths: Iterable[Path]) -> None:
         """Removes files, links, and folders with all in them; what is gone already is fine."""
