@@ -1,5 +1,7 @@
 """`headland-device doctor`: the checks of every start, by hand and more thorough."""
 
+import asyncio
+import contextlib
 import secrets
 from typing import Final
 
@@ -7,15 +9,22 @@ from rich.table import Table
 
 from device.agent import held
 from device.clock import Clock
+from device.containers.engine import EngineAwayError, EngineView
+from device.containers.opening import open_engine
+from device.containers.owner import find_owner
+from device.containers.settings import find_socket
+from device.identity import read_enrolment
 from device.layout import Layout
 from device.repair.examine import examine, tell
 from device.repair.fault import Finding, Place
 from device.repair.opened import opened_state
 from device.settings import DeviceSettings, load
+from device.state_db import StateDb
 from protocol.errors import SettingsError, StateError
 from protocol.wire import Message
 from signing import locks
 
+LOOK_S: Final = 30.0
 FAULTS_LEFT: Final = 7
 """The exit code when something is left to do. Beside those of the error classes (`protocol.errors`)."""
 
@@ -48,8 +57,13 @@ def diagnose(layout: Layout, *, fix: bool) -> Diagnosis:
     """
     if not layout.state.is_dir():
         raise StateError(f"{layout.state} is no state folder", hint="--state names the folder of the machine")
+    settings = _settings(layout)
     place = Place(
-        layout, lambda: secrets.token_hex(16), thorough=True, keep_free_bytes=_settings(layout).store.keep_free_bytes
+        layout,
+        lambda: secrets.token_hex(16),
+        thorough=True,
+        keep_free_bytes=settings.store.keep_free_bytes,
+        engine=lambda: _look_at_engine(layout, settings),
     )
     if not fix:
         running = locks.is_held(layout.lock)
@@ -74,6 +88,23 @@ def finding_table(found: Diagnosis) -> Table:
             rest = "an agent that starts mends it" + ("" if found.running else "; so does --fix")
         table.add_row(one.check, one.what, "yes" if one.mended else "no", rest)
     return table
+
+
+def _look_at_engine(layout: Layout, settings: DeviceSettings) -> EngineView:
+    async def look() -> EngineView:
+        engine = open_engine(find_socket(settings.containers.socket), owner)
+        try:
+            async with asyncio.timeout(LOOK_S):
+                return await engine.view()
+        except TimeoutError as error:
+            raise EngineAwayError(f"it says nothing for {LOOK_S:.0f} s") from error
+        finally:
+            await engine.close()
+
+    enrolment = read_enrolment(layout.identity)
+    with contextlib.closing(StateDb(layout.state_db, create=False)) as state:
+        owner = find_owner(layout.identity, state, enrolment.device)
+    return asyncio.run(look())
 
 
 def _settings(layout: Layout) -> DeviceSettings:

@@ -60,6 +60,11 @@ class Layout:
         return self.state / "active"
 
     @property
+    def data(self) -> Path:
+        """Folders that outlive the containers that they are mounted into. Never deleted by us."""
+        return self.state / "data"
+
+    @property
     def run(self) -> Path:
         """What does not outlive the agent: its status, its sockets."""
         return self.state / "run"

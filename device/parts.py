@@ -21,10 +21,13 @@ from device.accounts import Accounts
 from device.clock import Clock
 from device.contact import Contact, Facts
 from device.contact_loop import ContactLoop, News
-from device.containers.no_engine import NoEngine
-from device.containers.owner import find_owner
-from device.containers.settings import find_socket
+from device.containers.checking import ContainerCanary
+from device.containers.engine import Engine
+from device.containers.opening import open_engine
+from device.containers.owner import Owner, find_owner
+from device.containers.settings import SOCKETS, find_socket
 from device.containers.stock import Stock
+from device.containers.wishes import Places
 from device.drain import Drain
 from device.fallbacks import Fallbacks
 from device.giving_back import SignedFiles
@@ -57,6 +60,7 @@ from device.update.signals import folder_signals
 from device.update.updater import Updater
 from device.update.world import World
 from protocol.errors import StateError
+from protocol.ids import DeviceId
 from protocol.messages import Alert, Inventory, TrustMark
 from signing import anchors
 
@@ -193,8 +197,8 @@ async def assembled(
         stack.push_async_callback(source.close)
         store = await asyncio.to_thread(_open_store, layout, settings)
         book = PatchBook(state, hardware.agent_version())
-        owner = await asyncio.to_thread(find_owner, layout.identity, state, device)
-        stock = Stock(NoEngine("none"), store, owner, keep=settings.containers.keep_layers)
+        images = await asyncio.to_thread(_open_images, layout, settings, store, state, device)
+        stack.push_async_callback(images.engine.close)
         transfer = Transfer(
             link,
             store,
@@ -202,7 +206,7 @@ async def assembled(
             count=totals.received,
             notes=book,
             appliers=ChildApplier,
-            elsewhere=stock,
+            elsewhere=images.stock,
         )
         accounts = await asyncio.to_thread(
             lambda: Accounts(
@@ -220,10 +224,13 @@ async def assembled(
             db=state,
             store=store,
             sets=await asyncio.to_thread(partial(Sets, layout.state, tell=local_link.board.show)),
-            stock=stock,
+            stock=images.stock,
             fetcher=transfer,
             treasury=accounts,
-            canary=SubprocessCanary(layout.run / "canary", threads=inference.threads),
+            canary=ContainerCanary(
+                SubprocessCanary(layout.run / "canary", threads=inference.threads),
+                images.places,
+            ),
             workers=workers,
             machine=Machine(device=device, product=product, inventory=inventory),
             world=World(
@@ -234,7 +241,7 @@ async def assembled(
                 notify=news.to_tell,
                 probe=lambda known: hardware.probe(settings.machine.hardware, layout.state, known),
                 make_room=partial(_spare, outbox),
-                has_engine=lambda: find_socket(settings.containers.socket) is not None,
+                has_engine=images.socket.is_socket,
             ),
             settings=settings.update,
         )
@@ -270,7 +277,7 @@ async def assembled(
             patches=book,
             shelf=SignedFiles(layout.state / "trust"),
             trusts=partial(_trusts, who),
-            held=stock.told,
+            held=images.stock.told,
         )
         yield Parts(
             layout=layout,
@@ -376,6 +383,44 @@ def _open_store(layout: Layout, settings: DeviceSettings) -> Store:
         layout.store,
         keep_free_bytes=settings.store.keep_free_bytes,
         budget_bytes=settings.store.budget_bytes or None,
+    )
+
+
+@dataclass(frozen=True)
+class _Images:
+    """What containers are made from and with.
+
+    Args:
+        engine: Not spoken to before there is something to ask.
+        socket: Where it listens, or would.
+        owner: Whose containers and images are ours.
+        stock: What it holds.
+        places: What is mounted.
+    """
+
+    engine: Engine
+    socket: Path
+    owner: Owner
+    stock: Stock
+    places: Places
+
+
+def _open_images(layout: Layout, settings: DeviceSettings, store: Store, state: StateDb, device: DeviceId) -> _Images:
+    owner = find_owner(layout.identity, state, device)
+    socket = find_socket(settings.containers.socket)
+    engine = open_engine(socket, owner)
+    return _Images(
+        engine=engine,
+        socket=socket,
+        owner=owner,
+        stock=Stock(engine, store, owner, keep=settings.containers.keep_layers),
+        places=Places(
+            sets=layout.sets,
+            link=layout.link,
+            data=layout.data,
+            host=tuple(Path(path) for path in settings.containers.host_paths),
+            never=(layout.state, socket, *SOCKETS),  # whoever has the engine has the machine
+        ),
     )
 
 

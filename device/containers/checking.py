@@ -4,7 +4,6 @@ What is found here is evidence: it is so on every try, whatever state the engine
 """
 
 import asyncio
-from collections.abc import Callable
 
 from device.containers.wishes import Places, check_host_mounts
 from device.update.ports import Canary, ReleaseSet
@@ -20,10 +19,10 @@ class ContainerCanary:
 
     Args:
         models: Tries the models.
-        places: What this machine mounts; blocking.
+        places: What this machine mounts.
     """
 
-    def __init__(self, models: Canary, places: Callable[[], Places]) -> None:
+    def __init__(self, models: Canary, places: Places) -> None:
         self._models = models
         self._places = places
 
@@ -39,7 +38,6 @@ class ContainerCanary:
         await self._models.check(release)
 
     def _check_all(self, release: ReleaseSet) -> None:
-        places = self._places()
         for container in release.manifest.containers:
             image = release.images[container.name]
             try:
@@ -50,7 +48,7 @@ class ContainerCanary:
                 raise Refused(
                     refused.reason, f"container {container.name}: {refused.message}", hint=refused.hint
                 ) from refused
-            _check_mounts(container, places)
+            _check_mounts(container, self._places)
 
 
 def _check_mounts(container: Container, places: Places) -> None:

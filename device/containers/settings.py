@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
+
+import msgspec
 
 from protocol.settings import Settings
 
@@ -22,19 +24,16 @@ class ContainerSettings(Settings):
             room. `never`: they go with the next cleaning, and are exported from the engine when they are needed.
     """
 
-    socket: str = ""
-    host_paths: tuple[str, ...] = ()
+    socket: Annotated[str, msgspec.Meta(pattern=r"^(?:/[^\x00]+)?\Z")] = ""
+    host_paths: tuple[Annotated[str, msgspec.Meta(pattern=r"^/[^\x00]+\Z")], ...] = ()
     keep_layers: KeepLayers = "while-there-is-room"
 
 
-def find_socket(named: str, known: Sequence[Path] = SOCKETS) -> Path | None:
-    """Where the engine listens; None: there is none now, which a boot or a person may change. Blocking.
+def find_socket(named: str, known: Sequence[Path] = SOCKETS) -> Path:
+    """Where the engine of this machine listens, or would. Blocking.
 
     Args:
-        named: By the settings; it need not be there. Empty: the first of `known` that is there.
+        named: By the settings; empty takes the first of `known` that is there.
         known: Where engines usually listen.
     """
-    if named:
-        path = Path(named)
-        return path if path.is_socket() else None
-    return next((path for path in known if path.is_socket()), None)
+    return Path(named) if named else next((path for path in known if path.is_socket()), known[0])

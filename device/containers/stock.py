@@ -216,13 +216,12 @@ class Stock:
         gone += [layer for layer in layers if not self.holds(layer)]
         if gone:
             raise self._note_lost(image, f"{gone[0][:12]} is neither in the store nor in the engine")
-        for layer in layers:
-            try:
-                await self._export(layer)
-            except (EngineAwayError, EngineError, NoSpaceError):
-                raise
-            except StateError as error:
-                raise self._note_lost(image, error.message) from error
+        try:
+            await self._export(layers)
+        except (EngineAwayError, EngineError, NoSpaceError):
+            raise
+        except StateError as error:
+            raise self._note_lost(image, error.message) from error
 
     def _look_at_files(self, image: Image) -> None:
         """An engine may have taken them for what a disk made of them: such a file goes, and is fetched again.
@@ -253,42 +252,55 @@ class Stock:
         self._needed.add(name)
         async with self._turn:
             if self.holds(name) and not await asyncio.to_thread(self._store.can_count_on, name):
-                await self._export(name)
+                await self._export([name])
 
     async def give_up(self, name: Digest) -> None:
         """As `device.transfer.elsewhere.Elsewhere`."""
         self._needed.discard(name)
         await self._drop_brought([name])
 
-    async def _export(self, layer: Digest) -> None:
-        """Puts a layer into the store.
+    async def _export(self, layers: Collection[Digest]) -> None:
+        """Puts layers into the store: of one image at once, for an engine puts it together as a whole each time.
 
         Raises:
-            StateError: The engine gives something else, or it is gone.
+            StateError: The engine gives something else, or one of them is gone.
         """
         assert self._view is not None
-        source, length_bytes = _source(self._view, layer), self._lengths.get(layer)
-        if source is None or length_bytes is None:
-            raise StateError(f"layer {layer[:12]} is not in the engine any more")
-        LOG.info("layer %s is got out of image %s", layer[:12], source.image[:12])
-        part = self._store.part(f"{layer}{EXPORT}")
+        sources: dict[Digest, list[Digest]] = {}
+        for layer in layers:
+            source = _source(self._view, layer)
+            if source is None or layer not in self._lengths:
+                raise StateError(f"layer {layer[:12]} is not in the engine any more")
+            sources.setdefault(source.image, []).append(layer)
         room_bytes = self._room_bytes
         await to_its_end(self._store.set_aside, 0)  # the engine takes of it for this
-        await to_its_end(self._store.disk.unlink, part)  # of one that was cut off
-        try:
-            await self._engine.export(source.image, {layer: part}, {layer: length_bytes})
-            await to_its_end(self._store.adopt, part, layer, length_bytes)
-        except (EngineAwayError, EngineError, NoSpaceError):
-            await to_its_end(self._store.disk.unlink, part)
-            raise
-        except (StateError, Refused, FileNotFoundError) as error:
-            await to_its_end(self._store.disk.unlink, part)
-            self._doubted.add(layer)
-            self._held -= {layer}
-            raise StateError(f"layer {layer[:12]} does not come out of the engine as it should: {error}") from error
-        self._brought.add(layer)
+        for source_image, some in sources.items():
+            await self._export_of(source_image, {layer: self._store.part(f"{layer}{EXPORT}") for layer in some})
         if room_bytes:
             await to_its_end(self._store.set_aside, room_bytes)
+
+    async def _export_of(self, image: Digest, parts: Mapping[Digest, Path]) -> None:
+        lengths = {layer: self._lengths[layer] for layer in parts}
+        LOG.info("%d layers are got out of image %s", len(parts), image[:12])
+        await to_its_end(self._store.disk.unlink_all, parts.values())  # of an export that was cut off
+        failure = ""
+        try:
+            await self._engine.export(image, parts, lengths)
+        except (EngineAwayError, EngineError, NoSpaceError):
+            await to_its_end(self._store.disk.unlink_all, parts.values())
+            raise
+        except StateError as error:  # of one of them; the others may have come
+            failure = error.message
+        for layer, part in parts.items():
+            try:
+                await to_its_end(self._store.adopt, part, layer, lengths[layer])
+                self._brought.add(layer)
+            except (Refused, FileNotFoundError) as error:
+                failure = failure or str(error)
+                self._doubted.add(layer)
+                self._held -= {layer}
+        if failure:
+            raise StateError(f"image {image[:12]} does not come out of the engine as it should: {failure}")
 
     async def _drop_brought(self, names: Iterable[Digest]) -> None:
         going = self._brought.intersection(names) - self._needed

@@ -494,7 +494,8 @@ def test_managers_hear_of_what_lasts_once_and_of_each_mending(layout):
 
 
 def test_every_check_has_a_test():
-    assert {case.check for case in CASES} | {"settings", "disk-space", "identity", "outbox-database"} == set(CHECKS)
+    elsewhere = {"settings", "disk-space", "identity", "outbox-database", "container-images"}
+    assert {case.check for case in CASES} | elsewhere == set(CHECKS)
 
 
 @pytest.mark.parametrize(

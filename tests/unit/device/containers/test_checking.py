@@ -27,7 +27,7 @@ class Checks:
     def __init__(self, tmp_path, *host):
         self.tmp_path = tmp_path
         self.models = FakeCanary()
-        self.canary = ContainerCanary(self.models, lambda: places(tmp_path, *host))
+        self.canary = ContainerCanary(self.models, places(tmp_path, *host))
 
     async def refuse(self, *packed):
         release = make_container_release(self.tmp_path / "files", *packed)
@@ -98,7 +98,7 @@ async def test_an_update_whose_image_does_not_fit_is_refused_for_good_and_its_im
     config = image_config((b"base",)).replace(b'"Env": []', b'"Volumes": {"/x": {}}')
     bad = Release("1.1.0", 2, noise(1000, 2), containers=(pack_of(config, RUN),))
     bench = Bench(tmp_path, BlobSource(old, bad))
-    bench.canary = ContainerCanary(FakeCanary(), lambda: places(tmp_path))
+    bench.canary = ContainerCanary(FakeCanary(), places(tmp_path))
     async with bench.running() as updater:
         await bench.install(old)
         await bench.install(bad, old)

@@ -1,16 +1,30 @@
-"""The engine of a machine that is to speak to none: always away."""
+"""The engine of this machine: found, and spoken to through its client once there is something to ask."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from device.containers.engine import EngineAwayError, EngineView, Wish
+from device.containers.engine import Engine, EngineAwayError, EngineView, Wish
+from device.containers.engine_client import EngineClient
+from device.containers.owner import Owner
 from protocol.container import Image
 from protocol.ids import Digest
 
 
+def open_engine(socket: Path, owner: Owner) -> Engine:
+    """The engine. Nothing is started for it before the first question.
+
+    Args:
+        socket: Where it listens, or would.
+        owner: Whose containers and images are ours.
+    """
+    if not owner.name:
+        return NoEngine("whose containers these are cannot be told: the first root or the enrolment is missing")
+    return EngineClient(socket, owner.name)
+
+
 class NoEngine:
-    """Implements `device.containers.engine.Engine`.
+    """The engine of a machine that is to speak to none: always away.
 
     Args:
         why: None is spoken to.
