@@ -16,6 +16,7 @@ import pytest
 
 from scripts.cast import BIN, MODELS, run_json, wait_for
 from tests.e2e.device_stage import FieldMachine
+from tests.fakes.demo_app import DemoApp
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
@@ -101,6 +102,32 @@ def test_alarms_raise_the_stop_line(tractor):
     status = wait_for("an alarm", lambda: (s := tractor.status())["alarms_fired"] and s)
     assert (tractor.state / "stop-line").exists()
     assert 0 < status["alarm_latency_ms"]["p50"] <= status["alarm_latency_ms"]["p99"]
+
+
+def test_an_application_sees_the_model_and_hears_each_alarm_over_kills_of_the_agent(tractor, tmp_path):
+    """As a container does, but for the container: see scripts/demo_apps."""
+    (tractor.state / "run/link").mkdir(parents=True, exist_ok=True)
+    app = DemoApp(tractor.state, tmp_path / "app")
+    app.start()
+    try:
+        served = json.loads((tractor.state / "sets/active/manifest.json").read_bytes())["models"][0]
+        sees = {variant["artifact"]["sha256"] for variant in served["variants"]}
+        wait_for("the application to see the model", app.sees, pause_s=0.1)
+        assert set(app.sees()) <= sees
+
+        def sprayed() -> int:
+            return sum(app.health()["sprayed"].values())
+
+        wait_for("a nozzle to open", lambda: tractor.show(3) or sprayed(), pause_s=0.2)
+        tractor.process.kill()
+        before = sprayed()
+        tractor.start()
+        # From now on is from the moment on at which it is there again: what was made before, the server has.
+        wait_for("a nozzle to open after the kill", lambda: tractor.show(3) or sprayed() > before, pause_s=0.2)
+        assert "no results to follow" in app.said()
+        assert app.check() == 0
+    finally:
+        assert app.stop() == 0
 
 
 def test_a_second_agent_on_the_same_folder_is_refused(tractor):
