@@ -86,6 +86,7 @@ class Machine:
         self.clock = Timepiece()
         self.inventory = Inventory(agent="0.1.0", platform="linux-x86_64", accelerators=("cpu",))
         self.parts: dict[str, int] = {}
+        self.in_engine: tuple[str, ...] = ()
         self._tokens = (f"{number:032x}" for number in itertools.count(first_token + 1000))
         self.drain = Drain(outbox, self.server, self.trust, key)
         self.book = PatchBook(self.state, self.inventory.agent)
@@ -115,8 +116,12 @@ class Machine:
             draw_token=lambda: next(self._tokens),
             patches=self.book,
             shelf=self,
+            held=self.held,
         )
         return self.contact
+
+    async def held(self) -> tuple[str, ...]:
+        return self.in_engine
 
     def find(self, wanted: Sequence[str]) -> tuple[SignedFile, ...]:
         """Of the signed files, this machine has the targets."""

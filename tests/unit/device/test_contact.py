@@ -39,6 +39,14 @@ async def test_a_first_contact_tells_who_where_and_what(machine):
     assert machine.clock.reloads == 1
 
 
+async def test_what_the_engine_holds_is_told_as_held(machine):
+    held = machine.store.put(b"an artifact")
+    layer = digest(b"a layer")
+    machine.in_engine = (layer, held)
+    await machine.meets()
+    assert machine.server.requests[0].have == tuple(sorted([held, layer]))
+
+
 async def test_the_token_rolls_and_the_inventory_is_sent_only_when_it_changed(machine):
     await machine.meets()
     await machine.meets()
