@@ -46,7 +46,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_names_and_kinds_of_members_lead_nowhere(name: str, tmp_path: Path) -> None:
+def test_attack_o3_names_and_kinds_of_members_lead_nowhere(name: str, tmp_path: Path) -> None:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for info, data in HOSTILE[name]:
@@ -68,7 +68,7 @@ def test_names_and_kinds_of_members_lead_nowhere(name: str, tmp_path: Path) -> N
     assert not Path("/tmp/headland-o3").exists()
 
 
-def test_bytes_that_are_not_the_layers_are_not_left_behind(tmp_path: Path) -> None:
+def test_attack_o3_bytes_that_are_not_the_layers_are_not_left_behind(tmp_path: Path) -> None:
     wanted = digest(WANTED)
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as archive:
@@ -79,7 +79,7 @@ def test_bytes_that_are_not_the_layers_are_not_left_behind(tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_symlink_at_the_place_is_not_followed(tmp_path: Path) -> None:
+def test_attack_o3_a_symlink_at_the_place_is_not_followed(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_bytes(b"mine")
     (tmp_path / "layer").symlink_to(victim)

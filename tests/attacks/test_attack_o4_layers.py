@@ -31,7 +31,7 @@ def _shell(program: str) -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize("user", ["0:0", "65534:65534"])
-async def test_a_device_node_in_a_layer_opens_nothing(user: str, bench: Bench) -> None:
+async def test_attack_o4_a_device_node_in_a_layer_opens_nothing(user: str, bench: Bench) -> None:
     nodes = []
     for name, kind, major, minor in (("memory", tarfile.CHRTYPE, 1, 1), ("disk", tarfile.BLKTYPE, 7, 0)):
         info = tarfile.TarInfo(name)
@@ -44,7 +44,7 @@ async def test_a_device_node_in_a_layer_opens_nothing(user: str, bench: Bench) -
     assert (code, said.count("Operation not permitted"), "open" in said) == (0, 2, False)
 
 
-async def test_a_container_of_root_can_make_no_device_node(bench: Bench) -> None:
+async def test_attack_o4_a_container_of_root_can_make_no_device_node(bench: Bench) -> None:
     image = bench.images.app("one")
     await bench.engine.load(image.image, image.files)
     wish = bench.wish(image, _shell("mknod /made b 7 0; mknod /made2 c 1 1"), user="0:0", writable_root=True)
@@ -67,7 +67,7 @@ ESCAPES = {
 
 
 @pytest.mark.parametrize("name", ESCAPES)
-async def test_no_layer_reaches_a_file_of_the_machine(name: str, bench: Bench, tmp_path: Path) -> None:
+async def test_attack_o4_no_layer_reaches_a_file_of_the_machine(name: str, bench: Bench, tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.mkdir()
     (victim / "mine").write_bytes(b"mine")
@@ -82,7 +82,7 @@ async def test_no_layer_reaches_a_file_of_the_machine(name: str, bench: Bench, t
     assert {path.name: path.read_bytes() for path in victim.iterdir()} == {"mine": b"mine"}
 
 
-async def test_what_the_images_config_asks_for_is_not_granted(bench: Bench) -> None:
+async def test_attack_o4_what_the_images_config_asks_for_is_not_granted(bench: Bench) -> None:
     asked = {
         "Entrypoint": ["/bin/busybox", "echo", "EVIL"],
         "Cmd": ["EVIL"],
@@ -141,7 +141,7 @@ def _cat() -> list[tuple[tarfile.TarInfo, bytes]]:
     ]
 
 
-async def test_a_set_user_id_program_gives_nobody_anything(bench: Bench) -> None:
+async def test_attack_o4_a_set_user_id_program_gives_nobody_anything(bench: Bench) -> None:
     entries = _cat()
     image = bench.images.build([base_layer(), tar(entries)])
     await bench.engine.load(image.image, image.files)
@@ -151,7 +151,7 @@ async def test_a_set_user_id_program_gives_nobody_anything(bench: Bench) -> None
     assert "secret\n" not in said.replace("/secret", "")
 
 
-async def test_the_owner_on_an_image_makes_nobody_elses_container_ours(
+async def test_attack_o4_the_owner_on_an_image_makes_nobody_elses_container_ours(
     bench: Bench, shared_docker: PrivateEngine, tmp_path: Path
 ) -> None:
     """Labels of an image become those of its containers. Ours are set on the container, and win."""

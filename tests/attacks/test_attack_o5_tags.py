@@ -41,7 +41,7 @@ def _hand(bench: Bench) -> Iterator[Any]:
         client.close()
 
 
-async def test_an_image_that_bears_our_mark_of_another_is_not_run_and_not_held(bench: Bench) -> None:
+async def test_attack_o5_an_image_that_bears_our_mark_of_another_is_not_run_and_not_held(bench: Bench) -> None:
     good, evil = _image(bench, "good"), _image(bench, "evil")
     for image in (good, evil):
         await bench.engine.load(image.image, image.files)
@@ -56,7 +56,7 @@ async def test_an_image_that_bears_our_mark_of_another_is_not_run_and_not_held(b
     assert {one.image for one in (await bench.engine.view()).images} >= {good.digest}
 
 
-async def test_an_image_that_took_the_place_of_a_removed_one_is_not_run(bench: Bench) -> None:
+async def test_attack_o5_an_image_that_took_the_place_of_a_removed_one_is_not_run(bench: Bench) -> None:
     good, evil = _image(bench, "good"), _image(bench, "evil")
     with _hand(bench) as client:
         list(client.load_image(iter(Sending(evil.image, evil.files, TAG.format(owner=bench.owner, image=good.digest)))))
@@ -70,7 +70,7 @@ async def test_an_image_that_took_the_place_of_a_removed_one_is_not_run(bench: B
         client.remove_image(f"sha256:{evil.digest}")
 
 
-async def test_a_container_that_somebody_made_of_another_image_is_made_way_for(bench: Bench) -> None:
+async def test_attack_o5_a_container_that_somebody_made_of_another_image_is_made_way_for(bench: Bench) -> None:
     """It has our labels and even runs; what it is made of is seen, and it is not taken for the signed one."""
     good, evil = _image(bench, "good"), _image(bench, "evil")
     for image in (good, evil):
@@ -92,7 +92,7 @@ async def test_a_container_that_somebody_made_of_another_image_is_made_way_for(b
         assert client.inspect_container(seen.id)["HostConfig"]["Privileged"] is False
 
 
-async def test_an_engine_that_makes_another_image_of_a_load_is_found_out(bench: Bench) -> None:
+async def test_attack_o5_an_engine_that_makes_another_image_of_a_load_is_found_out(bench: Bench) -> None:
     good, evil = _image(bench, "good"), _image(bench, "evil")
     mine = _image(bench, "of somebody else")
     with _hand(bench) as hand:
@@ -121,7 +121,7 @@ async def test_an_engine_that_makes_another_image_of_a_load_is_found_out(bench: 
         client.remove_image("somebody:else")
 
 
-async def test_an_engine_that_makes_a_container_of_another_image_is_found_out(bench: Bench) -> None:
+async def test_attack_o5_an_engine_that_makes_a_container_of_another_image_is_found_out(bench: Bench) -> None:
     good, evil = _image(bench, "good"), _image(bench, "evil")
     for image in (good, evil):
         await bench.engine.load(image.image, image.files)
