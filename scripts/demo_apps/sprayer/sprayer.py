@@ -20,9 +20,7 @@ import socket
 import sys
 import threading
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -213,16 +211,15 @@ def run() -> int:
 
 def check() -> int:
     """The health check: 0 is healthy."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    page = http.client.HTTPConnection("127.0.0.1", PORT, timeout=3)
     try:
-        with opener.open(f"http://127.0.0.1:{PORT}/", timeout=3) as answer:
-            say(answer.read().decode().strip())
-            return 0
-    except urllib.error.HTTPError as error:
-        say(error.read().decode().strip())
-    except OSError as error:
+        page.request("GET", "/")
+        answer = page.getresponse()
+        say(answer.read().decode().strip())
+    except (OSError, http.client.HTTPException) as error:
         say(str(error))
-    return 1
+        return 1
+    return 0 if answer.status == http.client.OK else 1
 
 
 if __name__ == "__main__":
