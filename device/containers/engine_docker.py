@@ -341,6 +341,10 @@ class DockerEngine:
             return data[-limit_bytes:]
         return b""
 
+    def close(self) -> None:
+        """As `Engine.close`."""
+        self._line.close()
+
     # How it is asked
 
     @contextlib.contextmanager

@@ -48,6 +48,13 @@ class LifeLine:
                 self._life = secrets.token_hex(8)
             return self._life
 
+    def close(self) -> None:
+        """Lets go of the line."""
+        with self._lock:
+            if self._line is not None:
+                self._line.close()
+                self._line = None
+
     def _holds(self) -> bool:
         if self._line is None:
             return False

@@ -7,7 +7,8 @@ nothing else: so it blocks.
 import glob
 import os
 import re
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, assert_never
@@ -97,6 +98,7 @@ def make_wish(
     """
     run = container.run
     health = run.health or NO_CHECK
+    devices = tuple(_devices(container, dev))
     return Wish(
         name=container.name,
         spec=spec_digest(container.name, image.config.sha256, run),
@@ -108,7 +110,8 @@ def make_wish(
         user=run.user,
         binds=tuple(_binds(container, places, disk)),
         scratch={mount.at: mount.size_mib for mount in run.mounts if isinstance(mount, ScratchMount)} or None,
-        devices=tuple(_devices(container, dev)),
+        devices=devices,
+        groups=_groups(dev / path.removeprefix("/dev/") for path in devices),
         gpu=run.gpu,
         network=run.network,
         ports=tuple((port.container, port.protocol, port.address, port.host) for port in run.ports),
@@ -200,6 +203,20 @@ def _devices(container: Container, dev: Path) -> Iterator[str]:
         else:
             raise Refused(Reason.WRONG_HARDWARE, f"container {container.name} needs {wanted}, which is not there")
     yield from found
+
+
+def _groups(nodes: Iterable[Path]) -> tuple[int, ...]:
+    """Those that may use these nodes, or the nodes below them: without its group, nobody may open a camera."""
+    found = set()
+    for node in nodes:
+        for path in (node, *node.rglob("*")) if node.is_dir() else (node,):
+            try:
+                about = path.lstat()
+            except FileNotFoundError:  # unplugged in this moment: the engine will say so
+                continue
+            if not stat.S_ISDIR(about.st_mode) and about.st_mode & stat.S_IRGRP and about.st_mode & stat.S_IWGRP:
+                found.add(about.st_gid)
+    return tuple(sorted(found - {0}))
 
 
 def _numbered(dev: Path, stem: str) -> list[Path]:

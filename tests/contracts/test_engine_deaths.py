@@ -161,15 +161,15 @@ async def test_a_full_disk_of_the_engine_leaves_what_runs_and_what_it_holds(
 
 def test_a_frozen_engine_is_away_and_back_when_it_thaws(new_engine: NewEngine) -> None:
     engine = new_engine("docker")
-    adapter = DockerEngine(engine.socket, "0" * 16, answer_s=0.5)
-    life = adapter.view().life
-    engine.freeze()
-    try:
-        with pytest.raises(EngineAwayError):
-            adapter.view()
-    finally:
-        engine.thaw()
-    assert adapter.view().life == life
+    with contextlib.closing(DockerEngine(engine.socket, "0" * 16, answer_s=0.5)) as adapter:
+        life = adapter.view().life
+        engine.freeze()
+        try:
+            with pytest.raises(EngineAwayError):
+                adapter.view()
+        finally:
+            engine.thaw()
+        assert adapter.view().life == life
 
 
 async def test_no_child_is_started_for_an_engine_that_is_not_there(tmp_path: Path) -> None:

@@ -140,6 +140,18 @@ def test_a_device_that_is_not_there_speaks_of_the_machine_not_of_the_release(pla
     assert refused.value.reason is Reason.WRONG_HARDWARE
 
 
+def test_a_container_is_in_the_groups_that_its_devices_belong_to_but_never_in_roots(places, tmp_path):
+    (tmp_path / "snd").mkdir()
+    modes = {"video0": (0o660, 4001), "video1": (0o600, 4002), "snd/pcm": (0o660, 4003), "ttyUSB0": (0o660, 0)}
+    for name, (mode, group) in modes.items():
+        node = tmp_path / name
+        node.touch()
+        os.chown(node, -1, group) if os.geteuid() == 0 else pytest.skip("only root gives files to groups")
+        node.chmod(mode)
+    run = RunSpec(command=("/a",), devices=("/dev/video*", "/dev/snd", "/dev/ttyUSB0"))
+    assert wish_for(run, places, dev=tmp_path).groups == (4001, 4003)
+
+
 def host(path: Path | str, places: Places) -> Bind:
     run = RunSpec(command=("/a",), mounts=(HostMount(path=str(path), at="/host"),))
     check_host_mounts(pack_container("gateway", run).container, places)
