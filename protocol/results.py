@@ -39,11 +39,16 @@ class Score(Message):
 
 
 class ResultRow(Message):
-    """What one model said of one frame. `model` is the digest of the file that the worker had loaded."""
+    """What one model said of one frame.
+
+    Args:
+        model: Digest of the file that the worker had loaded.
+        manifest: The release, when all of it served, its containers too; None while a set was mixed or incomplete.
+    """
 
     at_ms: Millis
     model: Digest
-    manifest: Digest
+    manifest: Digest | None
     frame: str
     task: Literal["classify", "detect", "anomaly"]
     accelerator: str

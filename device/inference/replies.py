@@ -34,7 +34,12 @@ class ModelReply:
 
 @dataclass(frozen=True)
 class FrameReply:
-    """Every model's word on one frame, all of one release."""
+    """Every model's word on one frame, all of one release.
 
-    manifest: Digest
+    Args:
+        manifest: Of the release; None while the set was mixed or incomplete.
+        replies: One of each model that takes the frame.
+    """
+
+    manifest: Digest | None
     replies: tuple[ModelReply, ...]
