@@ -1,4 +1,4 @@
-"""The processes that infer, as the update machine sees them: they follow the record's release and never decide.
+"""The processes that infer: they follow the record's release and never decide.
 
 A release's workers come up beside those that serve and take over between two frames: each frame is inferred wholly by
 one release, none is dropped. Where both need an accelerator that has one owner, frames wait while it changes hands;
@@ -8,7 +8,7 @@ they wait in the frame source, which is bounded, and the gap is measured.
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 from device.inference.canary_request import wall_limit_s
 from device.inference.crew import Crew
@@ -65,7 +65,9 @@ class WorkersStatus(Message):
 
 
 class ProcessWorkers:
-    """Implements `device.update.ports.Workers`. Belongs to one event loop; `close` must be awaited.
+    """The half of `device.update.ports.Workers` that infers: `device.containers.whole` is all of it.
+
+    Belongs to one event loop; `close` must be awaited.
 
     Args:
         clock: Seconds that only ever rise.
@@ -97,8 +99,16 @@ class ProcessWorkers:
         self._turn = asyncio.Lock()
         self._swap: Swap | None = None
 
-    async def converge(self, release: ReleaseSet | None) -> None:
-        """As in the port."""
+    async def converge(
+        self, release: ReleaseSet | None, *, before_switch: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
+        """As in the port, for the workers.
+
+        Args:
+            release: None for none.
+            before_switch: Awaited once the new workers are warm, while the old ones go on; before the accelerator
+                that only one can have changes hands. When it raises, the old ones go on.
+        """
         async with self._turn:
             old = self._crew
             if release is None:
@@ -117,7 +127,7 @@ class ProcessWorkers:
                 sleep=self._sleep,
             )
             try:
-                gap_ms = await self._bring_up(new, old)
+                gap_ms = await self._bring_up(new, old, before_switch)
             except Refused as refused:
                 await new.stop()
                 if refused.reason is Reason.GOLDEN:
@@ -144,7 +154,7 @@ class ProcessWorkers:
                 await asyncio.sleep(0)  # whatever state the crew is in, the loop stays free to change it
 
     def health(self) -> Health:
-        """As in the port."""
+        """As in the port, of the workers alone."""
         crew = self._crew
         if crew is None:
             return Health(digest=None, serving=False)
@@ -202,10 +212,14 @@ class ProcessWorkers:
             if crew is not None:
                 await crew.stop()
 
-    async def _bring_up(self, new: Crew, old: Crew | None) -> float:
+    async def _bring_up(
+        self, new: Crew, old: Crew | None, before_switch: Callable[[], Awaitable[None]] | None
+    ) -> float:
         """Returns the gap in milliseconds during which no frame could enter."""
         clash = new.exclusive if old is not None and old.exclusive else frozenset[str]()
         await new.start(name for name in new.keepers if name not in clash)
+        if before_switch is not None:
+            await before_switch()
         if old is None or not clash:
             return 0.0
         began = self._clock()

@@ -30,7 +30,7 @@ class Workers:
     async def close(self) -> None:
         self.by = None
 
-    async def converge(self, release: ReleaseSet | None) -> None:
+    async def converge(self, release: ReleaseSet | None, *, before_switch: Any = None) -> None:
         await asyncio.sleep(0.2)
         if release is None:
             self._release, self.by = None, None
