@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from protocol.container import Image
+from protocol.errors import StateError
 from protocol.ids import Digest
 from protocol.release import ReleaseManifest, Variant
 
@@ -31,15 +32,18 @@ class ReleaseSet:
 
 @dataclass(frozen=True)
 class Health:
-    """Evidence about the workers of one release since they were last started for it.
+    """Evidence about one release since it was last brought up.
 
     Args:
-        digest: The release that serves now; None when nothing does.
-        serving: Every model's worker is alive, loaded and warm.
+        digest: The release whose workers serve now; None when nothing does.
+        serving: The set is complete: every model's worker is alive, loaded and warm, every container runs, is healthy
+            and sees its model, and nothing else of ours runs.
         inferences: Finished ones, also those that failed.
         errors: Inferences that failed.
         crashes: What ended each worker that died by itself: `SIGSEGV`, `exit 1`.
         latency_ms: 95th percentile of the last inferences by model name, preprocessing included.
+        faults: What speaks against its containers, each with the last lines of its log.
+        hindered: Why nothing can be told of its containers or done about them now; that says nothing about them.
     """
 
     digest: Digest | None
@@ -48,6 +52,8 @@ class Health:
     errors: int = 0
     crashes: tuple[str, ...] = ()
     latency_ms: Mapping[str, float] | None = None
+    faults: tuple[str, ...] = ()
+    hindered: str = ""
 
 
 class Canary(Protocol):
@@ -64,19 +70,33 @@ class Canary(Protocol):
 
 
 class Workers(Protocol):
-    """The processes that infer. They follow the record's active release, they never decide."""
+    """What serves: the processes that infer, and containers. They follow the record's active release, never decide."""
 
-    async def converge(self, release: ReleaseSet | None) -> None:
-        """Makes `release` the one that serves; returns once it does. Doing it again changes nothing.
+    async def converge(self, release: ReleaseSet | None, *, trial: bool = False) -> None:
+        """Makes `release` the one whose workers serve; returns once they do. Doing it again changes nothing.
 
         A backend that can overlap is warm before the old worker lets go; frames wait meanwhile, none is dropped.
+        Containers hold up no inference: they follow in their own time, and what dies of them is started again.
+
+        Args:
+            release: None for none.
+            trial: It is on trial: where something served before, its containers are up before its workers switch, and
+                one that does not come up is evidence. Once it serves, looks at all of it again.
 
         Raises:
             Refused: It does not come up; what served before goes on serving. As `Canary.check`, but `TRIAL_GOLDEN` for
-                a golden input that does not hold in the worker that was to serve.
+                a golden input that does not hold in the worker that was to serve. On trial also `TRIAL_CONTAINER`, and
+                `WRONG_HARDWARE` for a device that is not there.
+            HinderedError: On trial: the engine does not do what its containers need, for a reason of its own; what
+                served before goes on serving.
+            StateError: On trial: what an image is loaded from is not here.
         """
         ...
 
     def health(self) -> Health:
         """The evidence so far. Never blocks."""
         ...
+
+
+class HinderedError(StateError):
+    """The machine is in the way of a release, not the release itself."""

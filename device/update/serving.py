@@ -33,7 +33,7 @@ class Serving:
     """What serves on one machine.
 
     Args:
-        workers: They infer.
+        workers: What serves.
         library: Loads releases.
         store: Where their manifests lie.
         sets: What outside readers see.
@@ -112,30 +112,31 @@ class Serving:
             await cancel(task)
 
     @overload
-    async def converge(self, name: Digest) -> ReleaseSet: ...
+    async def converge(self, name: Digest, *, trial: bool = False) -> ReleaseSet: ...
     @overload
     async def converge(self, name: None) -> None: ...
-    async def converge(self, name: Digest | None) -> ReleaseSet | None:
+    async def converge(self, name: Digest | None, *, trial: bool = False) -> ReleaseSet | None:
         """Loads a release and makes the workers serve it.
 
         Args:
             name: Digest of its manifest; None for no release.
+            trial: As `Workers.converge`, whose errors it has.
 
         Raises:
             StateError: A file is missing.
             Refused: A file is not what it was, or the release does not come up.
         """
         release = await asyncio.to_thread(self._library.load, name) if name is not None else None
-        await self._workers.converge(release)
+        await self._workers.converge(release, trial=trial)
         self._images = tuple(release.images.values()) if release is not None else ()
         return release
 
     async def bring_up(self, name: Digest) -> ReleaseSet:
-        """As `converge`, but waits a while for an accelerator that is not there: a boot may enumerate it late."""
+        """As `converge` for a trial, but waits a while for hardware that is not there: a boot may enumerate it late."""
         looks = 0
         while True:
             try:
-                return await self.converge(name)
+                return await self.converge(name, trial=True)
             except Refused as refused:
                 if refused.reason is not Reason.WRONG_HARDWARE or looks == LATE_LOOKS:
                     raise

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from device.trust.port import Terms
+from device.update.ports import HinderedError
 from device.update.states import DAMAGES_BORNE, Event, Offer, UpdateRecord
 from protocol.errors import Reason, Refused
 
@@ -32,16 +33,19 @@ class Step:
     facts: Mapping[str, bytes] | None = None
 
 
-def failed(refused: Refused, record: UpdateRecord) -> Step:
-    """The workers of a release on trial do not come up.
+def failed(refused: Refused | HinderedError, record: UpdateRecord) -> Step:
+    """The workers or containers of a release on trial do not come up.
 
     That is evidence against it, unless the machine is in the way: a file is not what it was, an accelerator is not
-    there, or it served before, and a boot in which all is read at once takes longer than loading may.
+    there, the engine does not do it, or it served before, and a boot in which all is read at once takes longer than
+    loading may.
 
     Args:
         refused: Why.
         record: In TRIAL.
     """
+    if isinstance(refused, HinderedError):
+        return Step(Event.SPENT, Reason.TRIAL_UNFINISHED, refused.message)
     match refused.reason:
         case reason if reason in DAMAGE:
             event = Event.DAMAGED

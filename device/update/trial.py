@@ -13,16 +13,18 @@ class Watched:
     """A trial so far, over all boots.
 
     Args:
-        healthy_s: Seconds in which every model served.
+        healthy_s: Seconds in which the set was complete and served.
         inferences: Finished ones, also those that failed.
         errors: Those that failed.
         this_start_s: Healthy seconds of this start alone.
+        hindered_s: Seconds in a row in which nothing could be told of its containers.
     """
 
     healthy_s: float = 0.0
     inferences: int = 0
     errors: int = 0
     this_start_s: float = 0.0
+    hindered_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Watch:
     def __init__(self, before: Watched) -> None:
         self._healthy_s = before.healthy_s
         self._this_start_s = 0.0
+        self._hindered_s = 0.0
         self._inferences_before = before.inferences
         self._errors_before = before.errors
         self._inferences = 0
@@ -53,8 +56,9 @@ class Watch:
 
         Args:
             health: Of the release on trial.
-            passed_s: Since the look before; counted only when every model serves.
+            passed_s: Since the look before; counted only when the set serves.
         """
+        self._hindered_s = self._hindered_s + passed_s if health.hindered else 0.0
         if health.inferences < self._inferences or health.errors < self._errors:
             # The workers were started anew and count from nothing.
             self._inferences_before += self._inferences
@@ -69,11 +73,12 @@ class Watch:
             inferences=self._inferences_before + self._inferences,
             errors=self._errors_before + self._errors,
             this_start_s=self._this_start_s,
+            hindered_s=self._hindered_s,
         )
 
 
 def find_evidence(health: Health, watched: Watched, rules: TrialRules, bounds: Mapping[str, Bounds]) -> Evidence | None:
-    """What speaks against the release: a worker that died, a latency or an error rate out of bounds.
+    """What speaks against the release: a worker or a container that died, a latency or an error rate out of bounds.
 
     Args:
         health: The newest look.
@@ -83,6 +88,8 @@ def find_evidence(health: Health, watched: Watched, rules: TrialRules, bounds: M
     """
     if speak_of_the_model(health.crashes):
         return Evidence(Reason.TRIAL_CRASH, f"a worker died: {', '.join(health.crashes[:5])}")
+    if health.faults:
+        return Evidence(Reason.TRIAL_CONTAINER, "; ".join(health.faults[:3]))
     enough = max(rules.min_inferences, 1)
     if watched.inferences >= enough and watched.errors > rules.max_error_rate * watched.inferences:
         return Evidence(

@@ -25,7 +25,7 @@ from device.update.fetching import Fetching, Obstacle
 from device.update.hardware import Hardware
 from device.update.judging import Judge
 from device.update.memory import ASSIGNMENT, Memory, floors_of
-from device.update.ports import Canary, Workers
+from device.update.ports import Canary, HinderedError, Workers
 from device.update.progress import Progress
 from device.update.releases import Library
 from device.update.serving import Serving
@@ -66,7 +66,7 @@ class Updater:
         fetcher: Brings blobs.
         treasury: Pays for them.
         canary: Tries candidates.
-        workers: Infer, and follow the record.
+        workers: What serves: it follows the record.
         machine: Who this is.
         world: Time, chance, signals.
         settings: Intervals.
@@ -476,8 +476,8 @@ class Updater:
     async def _watch(self) -> Step:
         try:
             release = await self._serving.bring_up(self._offer().release.digest)
-        except Refused as refused:
-            return failed(refused, self._record)
+        except (Refused, HinderedError) as error:
+            return failed(error, self._record)
         except StateError as error:
             return Step(Event.DAMAGED, Reason.HASH, error.message)
         await self._serving.show(release)

@@ -1,17 +1,18 @@
-"""Looks at the workers of a release on trial until there is a verdict; what the looks mean stands in `trial`."""
+"""Looks at what serves of a release on trial until there is a verdict; what the looks mean stands in `trial`."""
 
 from collections.abc import Awaitable, Callable
 from typing import Final
 
 from device.update import states
-from device.update.ports import ReleaseSet, Workers
+from device.update.ports import HinderedError, ReleaseSet, Workers
 from device.update.progress import Progress
 from device.update.states import Event, State, UpdateRecord
 from device.update.steps import Step, failed
 from device.update.trial import Watch, Watched, find_evidence, is_proven, is_time_up
 from device.update.world import UpdateSettings, World
-from protocol.errors import Refused
+from protocol.errors import Reason, Refused
 
+HINDERED_S: Final = 900.0  # how long a trial bears an engine that does not answer; then it is tried again later
 PERSIST_S: Final = 10.0  # the most of a trial that a cut forgets; a tenth of a short trial
 
 
@@ -19,7 +20,7 @@ class Watcher:
     """Watches trials.
 
     Args:
-        workers: They infer.
+        workers: What serves.
         world: Time.
         settings: How often it looks.
     """
@@ -63,16 +64,24 @@ class Watcher:
             passed_s, looked_s = min(now_s - looked_s, 2 * self._settings.watch_s), now_s
             if health.digest != release.digest:
                 try:
-                    await self._workers.converge(release)
-                except Refused as refused:
-                    return failed(refused, record)
+                    await self._workers.converge(release, trial=True)
+                except (Refused, HinderedError) as error:
+                    return failed(error, record)
                 continue
             watched = watch.take(health, passed_s)
-            show(Progress(State.TRIAL, healthy_s=watched.healthy_s))
+            show(Progress(State.TRIAL, why=health.hindered, healthy_s=watched.healthy_s))
+            if is_proven(watched, rule):  # a verdict is about what is so now, not what was so at the last look
+                try:
+                    await self._workers.converge(release, trial=True)
+                except (Refused, HinderedError) as error:
+                    return failed(error, record)
+                health = self._workers.health()
             found = find_evidence(health, watched, rule, bounds)
             if found is not None:
                 return Step(Event.FAILED, found.reason, found.detail)
-            proven = is_proven(watched, rule)
+            if watched.hindered_s > HINDERED_S:
+                return Step(Event.SPENT, Reason.TRIAL_UNFINISHED, health.hindered)
+            proven = is_proven(watched, rule) and health.digest == release.digest and health.serving
             settles = not record.settled and watched.this_start_s >= states.settles_at_s(rule)
             if proven or settles or watched.healthy_s - record.healthy_s >= persist_s:
                 record = await keep(watched)

@@ -22,7 +22,7 @@ class FakeWorkers:
         self.shown: dict[Digest, Health] = {}
         self.files: dict[Digest, bytes] = {}
 
-    async def converge(self, release: ReleaseSet | None) -> None:
+    async def converge(self, release: ReleaseSet | None, *, trial: bool = False) -> None:
         await asyncio.sleep(0)
         wanted = release.digest if release is not None else None
         if release is not None:

@@ -99,9 +99,9 @@ async def test_nothing_on_trial_serves_while_nobody_can_watch_it(bench, full, wh
     disk, plain = bench.disk, bench.workers.converge
     converged = []
 
-    async def converge(release):
+    async def converge(release, *, trial=False):
         converged.append(release.digest)
-        await plain(release)
+        await plain(release, trial=trial)
 
     if what == "link":
         (bench.folder / "sets/active").unlink()

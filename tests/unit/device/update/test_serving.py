@@ -51,7 +51,7 @@ async def test_a_bug_does_not_end_the_mending(bench):
     bench.workers.dead = {OLD.digest}
     plain, bugs = bench.workers.converge, [ValueError("a bug"), ValueError("another")]
 
-    async def broken(release):
+    async def broken(release, *, trial=False):
         if bugs:
             raise bugs.pop()
         await plain(release)
@@ -71,7 +71,7 @@ async def test_nothing_is_mended_behind_a_trial(bench):
     plain = bench.workers.converge
     tried, comes_up, over = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
-    async def slowly(release):
+    async def slowly(release, *, trial=False):
         if release is not None and release.digest == OLD.digest:
             tried.set()
             try:
