@@ -22,12 +22,15 @@ from device.clock import Clock
 from device.contact import Contact, Facts
 from device.contact_loop import ContactLoop, News
 from device.containers.checking import ContainerCanary
-from device.containers.engine import Engine
+from device.containers.engine import Engine, Wish
+from device.containers.keeper import ContainerKeeper
 from device.containers.opening import open_engine
 from device.containers.owner import Owner, find_owner
+from device.containers.reconcile import Wanted
 from device.containers.settings import SOCKETS, find_socket
 from device.containers.stock import Stock
-from device.containers.wishes import Places
+from device.containers.whole import WholeSet
+from device.containers.wishes import Places, make_wish
 from device.drain import Drain
 from device.fallbacks import Fallbacks
 from device.giving_back import SignedFiles
@@ -59,6 +62,7 @@ from device.update.sets import Sets
 from device.update.signals import folder_signals
 from device.update.updater import Updater
 from device.update.world import World
+from protocol import limits
 from protocol.errors import StateError
 from protocol.ids import DeviceId
 from protocol.messages import Alert, Inventory, TrustMark
@@ -79,7 +83,7 @@ class Parts:
     clock: Clock
     totals: Totals
     outbox: Outbox
-    workers: ProcessWorkers
+    workers: WholeSet
     source: FolderSource
     pump: Pump
     local_link: LocalLink
@@ -182,8 +186,6 @@ async def assembled(
         trust = KeeperTrust(layout.state, server=settings.server.url or None, on_damage=on_damage)
         stack.push_async_callback(trust.close)
         inference = settings.inference
-        workers = ProcessWorkers(clock=time.monotonic, threads=inference.threads, frame_limit_s=inference.frame_limit_s)
-        stack.push_async_callback(workers.close)
         sinks = make_sinks(inference.alarms)
         for sink in sinks:
             stack.push_async_callback(sink.close)
@@ -199,6 +201,11 @@ async def assembled(
         book = PatchBook(state, hardware.agent_version())
         images = await asyncio.to_thread(_open_images, layout, settings, store, state, device)
         stack.push_async_callback(images.engine.close)
+        workers = WholeSet(
+            ProcessWorkers(clock=time.monotonic, threads=inference.threads, frame_limit_s=inference.frame_limit_s),
+            _keeper_of(images, store),
+        )
+        stack.push_async_callback(workers.close)
         transfer = Transfer(
             link,
             store,
@@ -422,6 +429,14 @@ def _open_images(layout: Layout, settings: DeviceSettings, store: Store, state: 
             never=(layout.state, socket, *SOCKETS),  # whoever has the engine has the machine
         ),
     )
+
+
+def _keeper_of(images: _Images, store: Store) -> ContainerKeeper:
+    def wish(one: Wanted) -> Wish:
+        config = store.read(one.image.config.sha256, limits.IMAGE_CONFIG_BYTES)  # hashed again
+        return make_wish(one.container, one.image, config, images.places)
+
+    return ContainerKeeper(images.engine, images.stock, images.owner, wish, clock=time.monotonic)
 
 
 def _keep_last(totals: Totals) -> None:

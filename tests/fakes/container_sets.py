@@ -11,7 +11,7 @@ from device.update.ports import ReleaseSet
 from protocol.artifact import Artifact
 from protocol.container import CONFIG_MEDIA_TYPE, LAYER_MEDIA_TYPE, Container, Image, Layer, RunSpec
 from protocol.ids import Digest, digest
-from protocol.release import ReleaseManifest
+from protocol.release import ReleaseManifest, TrialRules
 from protocol.wire import encode
 
 
@@ -66,9 +66,19 @@ def with_containers(release: ReleaseSet, folder: Path, *packed: Packed) -> Relea
     return replace(release, digest=digest(encode(manifest)), manifest=manifest, images=images, files=files)
 
 
-def make_container_release(folder: Path, *packed: Packed, version: str = "1.0.0") -> ReleaseSet:
+def make_container_release(
+    folder: Path, *packed: Packed, version: str = "1.0.0", trial: TrialRules | None = None
+) -> ReleaseSet:
     """A release of nothing but containers."""
-    manifest = ReleaseManifest(format=1, product="lights", version=version, release_counter=1, created_ms=0, models=())
+    manifest = ReleaseManifest(
+        format=1,
+        product="lights",
+        version=version,
+        release_counter=1,
+        created_ms=0,
+        models=(),
+        trial=trial or TrialRules(),
+    )
     bare = ReleaseSet(digest=digest(encode(manifest)), manifest=manifest, variants={}, files={})
     return with_containers(bare, folder, *packed)
 

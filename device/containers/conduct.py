@@ -1,0 +1,172 @@
+"""How one container conducts itself: when it is started again, and what speaks against it in a trial.
+
+Only what was seen from look to look counts: what ended while the engine was away, was started anew, or was told to stop
+it says nothing about the container.
+"""
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Final
+
+from device.containers.engine import Seen
+from device.containers.reconcile import is_up
+from protocol.container import RunSpec
+from protocol.errors import Refused, StateError
+from protocol.ids import Digest
+
+UP_S: Final = 30.0  # to be up, beside what its health check may take
+SEES: Final = re.compile(rb"^headland-sees ([0-9a-f]{64})\s*$", re.MULTILINE)
+
+
+@dataclass
+class Conduct:
+    """See the module. `now_s` everywhere: seconds that only ever rise.
+
+    Args:
+        name: Of the container.
+        run: What it is granted.
+        since_s: From when on it is wanted.
+    """
+
+    name: str
+    run: RunSpec
+    since_s: float
+    seen: Seen | None = None
+    ends: int = 0  # by itself, since this release is wanted
+    restarts: int = 0
+    ending: str = ""  # how it ended the last time
+    due_s: float = 0.0  # not started again before
+    refused: str = ""  # why the last start did not do, by its own fault
+    hindered: Refused | StateError | None = None  # or by that of the machine
+    sees: Digest | None = None  # the model that it named last, in this life
+    last_words: str | None = None  # before a fault; None: nobody asked
+    _lives: int = 0
+    _runs: bool = False
+    _started: str = ""
+    _born_s: float = 0.0
+    _early: int = 0  # short lives in a row
+
+    def is_wanted_anew(self, now_s: float) -> None:
+        """By another release, which has the very same container: its evidence begins, its life goes on."""
+        self.since_s, self.ends, self.refused, self.hindered, self.last_words = now_s, 0, "", None, None
+        self.due_s = min(self.due_s, now_s)
+
+    def was_started(self, now_s: float) -> None:
+        """The engine took the start."""
+        self.restarts += self._lives > 0
+        self._lives += 1
+        self._runs, self._started, self._born_s = True, "", now_s
+        self.refused, self.hindered, self.sees, self.last_words = "", None, None, None
+
+    def was_refused(self, why: str, now_s: float) -> None:
+        """It cannot be started as it is."""
+        self.refused, self.hindered = why, None
+        self._wait(0.0, now_s)
+
+    def was_hindered(self, why: Refused | StateError, now_s: float) -> None:
+        """It cannot be started on this machine now."""
+        self.refused, self.hindered = "", why
+        self._wait(0.0, now_s)
+
+    def is_stopped(self, now_s: float, *, for_its_health: bool = False) -> None:
+        """We are about to stop it: its end says nothing. For its health: what shows is counted as an end."""
+        if for_its_health:
+            self.ending = "unhealthy"
+            self._wait(now_s - self._born_s, now_s)
+        self._runs = False
+
+    def look(self, seen: Seen | None, now_s: float, *, unbroken: bool) -> None:
+        """Takes one look in.
+
+        Args:
+            seen: The container; None: there is none.
+            now_s: The time.
+            unbroken: The engine lived and answered since the look before.
+        """
+        self.seen = seen
+        if not unbroken:
+            self.since_s = now_s
+        if seen is not None and seen.state == "running":
+            if not self._runs or self._started not in ("", seen.started):
+                self._born_s, self.sees = now_s, None
+            self._runs, self._started, self.refused, self.hindered = True, seen.started, "", None
+            self._lives = max(self._lives, 1)
+            return
+        if not self._runs:
+            return
+        self._runs = False
+        if seen is None or not unbroken:  # removed by hand, or the engine's end
+            self.due_s = now_s
+            return
+        self.ends += 1
+        self.ending = seen.exit or "ended"
+        self._wait(now_s - self._born_s, now_s)
+
+    def hears(self, log: bytes) -> None:
+        """Takes in the newest lines of its log in this life."""
+        for found in SEES.finditer(log):
+            self.sees = found[1].decode("ascii")
+
+    def is_well(self, models: Collection[Digest]) -> bool:
+        """Whether it is up and sees a model of the release, where it is to say so."""
+        return is_up(self.seen) and (not self.run.sees_model or self.sees in models)
+
+    def fault(self, models: Collection[Digest], switched_s: float | None, now_s: float) -> str:
+        """What speaks against it; empty when nothing does.
+
+        Args:
+            models: Of the release.
+            switched_s: Since when these serve; None: they do not yet.
+            now_s: The time.
+        """
+        who = f"container {self.name}"
+        if self.refused:
+            return self.refused
+        if self.hindered is not None:
+            return ""
+        if self.ends > self.run.restart.in_trial:
+            return f"{who} ended by itself {_times(self.ends)}: {self.ending}"
+        if self.is_sick:
+            return f"{who} is {self.trouble}"
+        began_s = max(self.since_s, self._born_s)
+        if not is_up(self.seen) and now_s - began_s > self.up_limit_s:
+            return f"{who} did not come up within {self.up_limit_s:.0f} s"
+        if switched_s is None or not self.run.sees_model or not self._runs or self.sees in models:
+            return ""
+        if now_s - max(switched_s, began_s) <= self.run.sees_within_s:
+            return ""
+        what = f"sees model {self.sees[:12]}" if self.sees is not None else "told of no model"
+        return f"{who} {what} {self.run.sees_within_s:.0f} s after the change: it was to see one of the release"
+
+    @property
+    def is_sick(self) -> bool:
+        """Whether it runs and its health check fails."""
+        return self.seen is not None and self.seen.state == "running" and self.seen.health == "unhealthy"
+
+    @property
+    def trouble(self) -> str:
+        """Why it does not run, or is not healthy, for people."""
+        if is_up(self.seen):
+            return ""
+        if self.refused or self.hindered is not None:
+            return self.refused or str(self.hindered)
+        if self.is_sick and self.seen is not None:
+            return f"unhealthy{f': {self.seen.health_detail}' if self.seen.health_detail else ''}"
+        return self.ending
+
+    @property
+    def up_limit_s(self) -> float:
+        """How long it may take from its start until it is up."""
+        health = self.run.health
+        return UP_S + (health.start_s + health.retries * (health.interval_s + health.timeout_s) if health else 0.0)
+
+    def _wait(self, lived_s: float, now_s: float) -> None:
+        restart = self.run.restart
+        self._early = 1 if lived_s >= restart.steady_s else self._early + 1
+        wait_s = min(restart.longest_s, restart.first_s * 2.0 ** min(self._early - 1, 30))
+        self.due_s = now_s + wait_s
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"

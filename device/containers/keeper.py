@@ -1,0 +1,474 @@
+"""Keeps the containers of one release running, and nothing else of ours: one task looks, and does what follows from it.
+
+That task alone speaks to the engine. What is to run comes in as an aim; each look makes of the aim and of what the
+engine shows the next steps (`reconcile`), so a cut of the agent or of the engine at any point costs a repetition. The
+engine itself starts nothing (see adr/): after a power cut that runs which the update record names, not what ran before.
+
+An engine that is away, or that does not do what it is asked for, is asked again for ever, more and more rarely. It says
+nothing about a container, and no frame waits for it.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Final, Protocol
+
+from device.cancelling import cancel
+from device.containers.aim import Aim, make_aim
+from device.containers.conduct import Conduct
+from device.containers.engine import Engine, EngineAwayError, EngineError, EngineView, Seen, Wish
+from device.containers.reconcile import Wanted, is_complete, is_up, mine, steps
+from device.store import NoSpaceError
+from device.threads import to_its_end
+from device.update.ports import HinderedError, ReleaseSet
+from protocol.container import Image
+from protocol.errors import Reason, Refused, StateError
+from protocol.ids import Digest
+from protocol.wire import Message
+
+_log = logging.getLogger(__name__)
+
+AFTER_STEPS_S: Final = 0.05
+SOON_S: Final = 0.25  # between looks while something changes
+TRIAL_S: Final = 1.0
+CALM_S: Final = 5.0
+AWAY_S: Final = (0.5, 1.0, 2.0, 5.0, 15.0)  # the last one again and again
+HINDERED_S: Final = 60.0  # how long an update asks an engine that does not do it
+ANSWER_S: Final = 15.0  # how long a look is waited for
+LOG_BYTES: Final = 64 * 1024
+WORDS: Final = 5  # lines
+WORDS_BYTES: Final = 600
+STOP_S: Final = 10.0  # for containers whose specification nobody here knows
+
+
+class Stock(Protocol):
+    """What brings images into the engine: `device.containers.stock.Stock`, which see."""
+
+    async def bring(self, image: Image) -> None:
+        """Makes sure that the engine holds an image, whatever became of it there."""
+        ...
+
+    def saw(self, view: EngineView) -> None:
+        """What the engine holds now."""
+        ...
+
+
+class Trace(Protocol):
+    """Remembers that an engine was used: `device.containers.owner.Owner`, which see. Blocking."""
+
+    @property
+    def has_used(self) -> bool:
+        """Whether an engine may hold something of ours."""
+        ...
+
+    def uses(self) -> None:
+        """An engine is about to get something; durable on return."""
+        ...
+
+
+class ContainerStatus(Message):
+    """One container, for `status`."""
+
+    image: Digest
+    state: str  # running, exited, created; absent
+    health: str = "none"
+    restarts: int = 0
+    sees: Digest | None = None  # the model that it named last
+    trouble: str = ""
+
+
+class EngineStatus(Message):
+    """The engine and what it runs, for `status`. `version` is empty before it has answered."""
+
+    version: str = ""
+    complete: bool = True  # exactly the containers of the release run
+    trouble: str = ""
+    containers: dict[str, ContainerStatus] = {}
+
+
+class ContainerKeeper:
+    """See the module. Belongs to one event loop; `close` must be awaited.
+
+    Args:
+        engine: Runs them.
+        stock: Brings lost images back.
+        trace: See there.
+        make_wish: What the engine is asked for, on this machine: see `wishes`. Blocking.
+        clock: Seconds that only ever rise.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        stock: Stock,
+        trace: Trace,
+        make_wish: Callable[[Wanted], Wish],
+        *,
+        clock: Callable[[], float],
+    ) -> None:
+        self._engine = engine
+        self._stock = stock
+        self._trace = trace
+        self._make_wish = make_wish
+        self._clock = clock
+        self._aim = Aim()
+        self._conducts: dict[Digest, Conduct] = {}  # by spec
+        self._stops_s: dict[Digest, float] = {}  # how long containers have to end, by spec
+        self._is_concerned: bool | None = None  # None: not looked yet
+        self._task: asyncio.Task[None] | None = None
+        self._wake = asyncio.Event()
+        self._looked = asyncio.Condition()
+        self._begun = 0  # looks
+        self._ended = 0  # the number of the last one that ended
+        self._answers = False
+        self._life = ""
+        self._version = ""
+        self._failed: StateError | None = None  # what the last look ended with
+        self._whole = False  # the aim is reached, as far as the last look showed
+        self._changes = 0
+
+    # What others call
+
+    async def recall(self) -> None:
+        """To be awaited before anything is asked of it; again changes nothing."""
+        if self._is_concerned is None:
+            self._is_concerned = await asyncio.to_thread(lambda: self._trace.has_used)
+
+    @property
+    def is_concerned(self) -> bool:
+        """Whether there are containers, or may be some of a release before."""
+        return self._is_concerned is not False
+
+    def whole(self) -> tuple[int, frozenset[Digest]] | None:
+        """The specs of the containers that run, and a number that changes with each change of them; None while the set
+        is mixed, incomplete, or unknown."""
+        if not self.is_concerned:
+            return self._changes, frozenset()
+        return (self._changes, self._aim.specs) if self._whole else None
+
+    def aim(self, release: ReleaseSet | None, *, trial: bool = False) -> None:
+        """From now on the containers of this release are to run, and nothing else of ours. Follows in its own time.
+
+        Args:
+            release: Its workers serve; None for none.
+            trial: See `Aim`.
+        """
+        self._take_aim(make_aim(release, self._clock(), trial=trial))
+
+    async def bring_up(self, release: ReleaseSet) -> None:
+        """Brings the containers of a release on trial up, before its workers serve; what it follows is kept.
+
+        On an error whoever called says what is to run instead.
+
+        Raises:
+            Refused: `TRIAL_CONTAINER`, `WRONG_HARDWARE`.
+            EngineAwayError: Away.
+            HinderedError: The engine does not do it.
+            StateError: What an image is made of is not here.
+        """
+        self._take_aim(make_aim(release, self._clock(), trial=True, held=True))
+        aim, began_s = self._aim, self._clock()
+        if not self.is_concerned:
+            return
+        while True:
+            await self._next_look()
+            if not self._answers:
+                raise EngineAwayError(self.hindered())
+            if self._faults():
+                raise Refused(Reason.TRIAL_CONTAINER, self._faults()[0])
+            match obstacle := self._obstacle():
+                case Refused(reason=Reason.WRONG_HARDWARE):
+                    raise obstacle
+                case Refused() | EngineError() | NoSpaceError():
+                    if self._clock() - began_s > HINDERED_S:
+                        raise HinderedError(self.hindered())
+                case StateError():
+                    raise obstacle
+                case None:
+                    if all(is_up(self._conducts[one.spec].seen) for one in aim.wanted.values()):
+                        return
+
+    def switched(self) -> None:
+        """The workers of the release that was brought up serve now."""
+        self._aim = replace(self._aim, held=False, switched_s=self._clock())
+        self._wake.set()
+
+    async def bring_back(self, release: ReleaseSet | None) -> None:
+        """Has run again what ran before a release that did not come up. Waits for it a while, and never fails."""
+        self.aim(release)
+        limit_s = max((one.up_limit_s for one in self._conducts.values()), default=0.0)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                while self.is_concerned and not self._whole:
+                    await self._next_look()
+                    if not self._answers:
+                        return  # it follows when the engine is back
+
+    async def look(self) -> None:
+        """Looks again now; on return all that is told is as new as the engine answers."""
+        if self.is_concerned:
+            self._wake.set()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(ANSWER_S):
+                    await self._next_look()
+
+    def is_well(self) -> bool:
+        """Whether all are up, and see a model of the release where they are to say so. Never blocks."""
+        return all(self._conducts[one.spec].is_well(self._aim.models) for one in self._aim.wanted.values())
+
+    def faults(self) -> tuple[str, ...]:
+        """What speaks against a release on trial. Never blocks."""
+        return self._faults() if self._aim.trial else ()
+
+    def hindered(self) -> str:
+        """Why nothing can be told or done now; empty when it can. Never blocks."""
+        obstacle = self._obstacle()
+        return f"engine: {obstacle}" if obstacle is not None else ""
+
+    def status(self) -> EngineStatus | None:
+        """All there is to show; None where there are no containers. Never blocks."""
+        if not self.is_concerned:
+            return None
+        found = {}
+        for name, one in self._aim.wanted.items():
+            conduct = self._conducts[one.spec]
+            found[name] = ContainerStatus(
+                image=one.image.config.sha256,
+                state=conduct.seen.state if conduct.seen is not None else "absent",
+                health=conduct.seen.health if conduct.seen is not None else "none",
+                restarts=conduct.restarts,
+                sees=conduct.sees,
+                trouble=conduct.trouble,
+            )
+        return EngineStatus(
+            version=self._version,
+            complete=self._whole,
+            trouble=self.hindered(),
+            containers=found,
+        )
+
+    async def close(self) -> None:
+        """Looks no more. Containers run on."""
+        task, self._task = self._task, None
+        if task is not None:
+            await cancel(task)
+
+    # The aim
+
+    def _take_aim(self, aim: Aim) -> None:
+        before, self._aim = self._aim, aim
+        if not aim.wanted and not self.is_concerned:
+            return
+        self._is_concerned = True
+        if aim.specs != before.specs or self._task is None:
+            self._changed()
+        for one in aim.wanted.values():
+            run = one.container.run
+            self._stops_s[one.spec] = run.stop_s
+            if one.spec in self._conducts:
+                self._conducts[one.spec].is_wanted_anew(aim.since_s)
+            else:
+                self._conducts[one.spec] = Conduct(one.container.name, run, aim.since_s)
+        kept = aim.specs | before.specs  # that is gone back to
+        self._conducts = {spec: one for spec, one in self._conducts.items() if spec in kept}
+        self._wake.set()
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._keep(), name="containers")
+
+    def _changed(self) -> None:
+        """What runs changes, or is not known: no result is one of a release until a look says so."""
+        self._whole = False
+        self._changes += 1
+
+    # The task
+
+    async def _keep(self) -> None:
+        failures = 0
+        while True:
+            self._wake.clear()
+            self._begun += 1
+            try:
+                acted = await self._look()
+                failures, self._failed = 0, None
+                wait_s = AFTER_STEPS_S if acted else self._pace_s()
+            except StateError as error:
+                self._answers = self._answers and not isinstance(error, EngineAwayError)
+                failures += 1
+                wait_s = self._fail(error, failures)
+            except Exception as error:
+                # A bug: nobody else would look again, and what serves would stay without a label for ever.
+                _log.exception("the containers cannot be looked after")
+                failures += 1
+                wait_s = self._fail(StateError(str(error)), failures)
+            self._ended = self._begun
+            async with self._looked:
+                self._looked.notify_all()
+            if not self.is_concerned:
+                return
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), wait_s)
+
+    def _fail(self, error: StateError, failures: int) -> float:
+        if str(error) != str(self._failed):
+            _log.warning("engine: %s", error)
+        self._failed = error
+        self._changed()
+        return AWAY_S[min(failures, len(AWAY_S)) - 1]
+
+    def _pace_s(self) -> float:
+        now_s, aim = self._clock(), self._aim
+        young = now_s - aim.since_s < HINDERED_S
+        if aim.held or (young and not (self._whole and self.is_well())):
+            pace_s = SOON_S
+        else:
+            pace_s = TRIAL_S if aim.trial else CALM_S
+        due_s = [self._conducts[one.spec].due_s - now_s for one in aim.wanted.values()]
+        return min([pace_s, *(max(wait_s, AFTER_STEPS_S) for wait_s in due_s if wait_s > 0)])
+
+    async def _look(self) -> bool:
+        """One look, and what follows from it; tells whether anything was done."""
+        aim = self._aim
+        unbroken, self._answers = self._answers, False
+        view = await self._engine.view()
+        unbroken, self._life, self._version = unbroken and view.life == self._life, view.life, view.version
+        self._answers = True
+        self._stock.saw(view)
+        if aim is not self._aim:
+            return True
+        now_s, found = self._clock(), mine(aim.wanted, view.containers)
+        conducts = {name: self._conducts[one.spec] for name, one in aim.wanted.items()}
+        for name, conduct in conducts.items():
+            conduct.look(found.get(name), now_s, unbroken=unbroken)
+        self._set_whole(is_complete(aim.wanted, view.containers))
+        if not aim.wanted and not view.containers:
+            self._is_concerned = False
+            return False
+        for conduct in conducts.values():
+            await self._hear(conduct, aim)
+        return aim is not self._aim or await self._step(aim, view, conducts)
+
+    def _set_whole(self, whole: bool) -> None:
+        if self._whole and not whole:
+            self._changed()
+        self._whole = whole
+
+    async def _hear(self, conduct: Conduct, aim: Aim) -> None:
+        """Its log: which model it sees, and what it said before it did what speaks against it."""
+        seen = conduct.seen
+        if seen is None:
+            return
+        if conduct.run.sees_model and seen.state == "running" and (aim.trial or conduct.sees not in aim.models):
+            conduct.hears(await self._engine.log(seen.id, seen.started, LOG_BYTES))
+        if conduct.last_words is None and conduct.fault(aim.models, aim.switched_s, self._clock()):
+            conduct.last_words = _words(await self._engine.log(seen.id, "", LOG_BYTES))
+
+    async def _step(self, aim: Aim, view: EngineView, conducts: Mapping[str, Conduct]) -> bool:
+        now_s = self._clock()
+        waiting = {name for name, one in conducts.items() if one.due_s > now_s}
+        if aim.trial:
+            # A fault in a trial is told, not mended: its rollback follows.
+            waiting |= {name for name, one in conducts.items() if one.fault(aim.models, aim.switched_s, now_s)}
+        todo = steps(aim.wanted, view.containers, beside=self._stays_beside(aim), waiting=waiting)
+        sick = [] if aim.trial else [one for one in conducts.values() if one.is_sick]
+        wishes = [wish for one in todo.start if (wish := await self._prepare(one, view)) is not None]
+        if aim.held and any(one.hindered is not None for one in conducts.values()):
+            return False  # what served before goes on, untouched
+        if aim is not self._aim:
+            return True
+        if not (todo.stop or todo.remove or wishes or sick):
+            return False
+        if todo.stop or wishes or sick:
+            self._changed()
+        if wishes:
+            await to_its_end(self._trace.uses)
+        for conduct in sick:
+            conduct.is_stopped(self._clock(), for_its_health=True)
+        for seen in (*todo.stop, *(one.seen for one in sick)):
+            if seen is not None and aim is self._aim:
+                await self._stop(seen)
+        for wish in wishes:
+            if aim is self._aim:
+                await self._start(wish)
+        for seen in todo.remove:  # last: it is in nobody's way
+            if aim is self._aim:
+                await self._engine.remove(seen.id)
+        return True
+
+    def _stays_beside(self, aim: Aim) -> bool:
+        """Whether what the aim follows may go on: until the workers have switched, or else until it is up itself, but
+        not for ever."""
+        conducts = [self._conducts[one.spec] for one in aim.wanted.values()]
+        if aim.held:
+            return True
+        limit_s = max((one.up_limit_s for one in conducts), default=0.0)
+        return not all(is_up(one.seen) for one in conducts) and self._clock() - aim.since_s < limit_s
+
+    async def _prepare(self, one: Wanted, view: EngineView) -> Wish | None:
+        """All that can fail before anything is stopped."""
+        conduct = self._conducts[one.spec]
+        try:
+            if all(held.image != one.image.config.sha256 for held in view.images):
+                await self._stock.bring(one.image)
+            wish = await asyncio.to_thread(self._make_wish, one)
+        except EngineAwayError:
+            raise
+        except (Refused, StateError) as error:
+            self._hinder(conduct, error)
+            return None
+        conduct.hindered = None
+        return wish
+
+    async def _start(self, wish: Wish) -> None:
+        conduct = self._conducts[wish.spec]
+        try:
+            await self._engine.start(wish)
+        except EngineAwayError:
+            raise
+        except Refused as refused:
+            if refused.reason is Reason.TRIAL_CONTAINER:
+                conduct.was_refused(refused.message, self._clock())
+            else:
+                self._hinder(conduct, refused)
+        except StateError as error:
+            self._hinder(conduct, error)
+        else:
+            conduct.was_started(self._clock())
+
+    def _hinder(self, conduct: Conduct, error: Refused | StateError) -> None:
+        if str(conduct.hindered) != str(error):
+            _log.warning("container %s: %s", conduct.name, error)
+        conduct.was_hindered(error, self._clock())
+
+    def _obstacle(self) -> Refused | StateError | None:
+        """What keeps the aim from being reached, which says nothing about its release."""
+        hindered = (self._conducts[one.spec].hindered for one in self._aim.wanted.values())
+        return self._failed or next((one for one in hindered if one is not None), None)
+
+    async def _stop(self, seen: Seen) -> None:
+        if seen.spec in self._conducts:
+            self._conducts[seen.spec].is_stopped(self._clock())
+        await self._engine.stop(seen.id, self._stops_s.get(seen.spec, STOP_S))
+
+    def _faults(self) -> tuple[str, ...]:
+        aim, now_s = self._aim, self._clock()
+        found = []
+        for one in aim.wanted.values():
+            conduct = self._conducts[one.spec]
+            if fault := conduct.fault(aim.models, aim.switched_s, now_s):
+                found.append(fault + (f"; it said: {conduct.last_words}" if conduct.last_words else ""))
+        return tuple(found)
+
+    async def _next_look(self) -> None:
+        """Waits for the end of one that begins from now on, when it is due."""
+        wanted = self._begun + 1
+        async with self._looked:
+            await self._looked.wait_for(lambda: self._ended >= wanted or not self.is_concerned)
+
+
+def _words(log: bytes) -> str:
+    """The last lines of a log, in one: they travel to the server as part of a sentence."""
+    text = log.decode(errors="replace")
+    lines = ["".join(c if c.isprintable() else " " for c in line).strip() for line in text.splitlines()]
+    return " / ".join([line for line in lines if line][-WORDS:])[-WORDS_BYTES:]

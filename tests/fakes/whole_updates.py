@@ -1,0 +1,175 @@
+"""Updates of a whole set, killed wherever a test says: the update machine's own table over a record that outlives cuts.
+
+It does what `device.update.updater` does of a trial, without disk and network: its states and its watching are the real
+ones. `tests/unit/device/update/test_whole_updates.py` has the real thing.
+"""
+
+import asyncio
+import random
+from typing import Any
+
+import msgspec
+
+from device.update import states
+from device.update.ports import HinderedError
+from device.update.states import Event, Held, Offer, State, UpdateRecord
+from device.update.steps import Step, failed, spent
+from device.update.watching import Watcher
+from device.update.world import UpdateSettings, World
+from protocol.errors import Refused
+from tests.fakes.engine import FakeEngine
+from tests.fakes.whole_sets import RULES, Field, specs_of
+
+REBOOT_S = 2.0
+
+
+class Updates:
+    """One machine's updates, and who ends what on the way.
+
+    Args:
+        field: The machine.
+        old: What it serves at first; committed.
+    """
+
+    def __init__(self, field: Field, old: str) -> None:
+        self.field = field
+        self.names = {release.digest: name for name, release in field.releases.items()}
+        held = self._held(old)
+        self.record = UpdateRecord(active=held.digest, committed=held)
+        self.writes = 0
+        self.calls: list[str] = []  # to the engine, of the last update
+        self.cuts_at_write: dict[int, str] = {}  # before or after
+
+    def _held(self, name: str) -> Held:
+        release = self.field.releases[name]
+        return Held(digest=release.digest, version=release.manifest.version, release_counter=1)
+
+    async def update(self, name: str) -> str:
+        """Updates to a release, through whatever ends agent and engine; returns which is committed at the end."""
+        offer = Offer(release=self._held(name), rollout="spring", trial=RULES)
+        ready = msgspec.structs.replace(self.record, state=State.ACTIVATE, offer=offer)
+        self.record = states.advance(ready, Event.ACTIVATED)
+        self.field.daemon.calls.clear()
+        async with asyncio.timeout(3600):
+            while not await self._one_life():
+                pass
+        self.calls = list(self.field.daemon.calls)
+        # Whatever is away comes back, and then one of the two sets runs.
+        self.field.daemon.dies_at, self.field.daemon.cuts_at, self.cuts_at_write = {}, {}, {}
+        self._engine_is_started_again()
+        assert self.record.committed is not None
+        committed = self.names[self.record.committed.digest]
+        assert self.record.active == self.record.committed.digest
+        await self.field.settled(committed)
+        return committed
+
+    async def serve(self) -> None:
+        """What is committed serves, whole."""
+        await self.field.serve(self.names[self.record.active or ""])
+
+    async def _one_life(self) -> bool:
+        """Until the update has ended, or the agent is killed; then it is started again. Tells whether it has."""
+        engine = self.field.machine.engine
+        life = asyncio.create_task(self._live(engine))
+        killed = asyncio.create_task(engine.was_cut.wait())
+        power = asyncio.create_task(self._keep_engine_up())
+        await asyncio.wait({life, killed}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (life, killed, power):
+            task.cancel()
+        await asyncio.gather(life, killed, power, return_exceptions=True)
+        if engine.was_cut.is_set():
+            await self.field.machine.end_agent()
+            await asyncio.sleep(REBOOT_S)
+            self.field.machine.start_agent()
+            return False
+        life.result()
+        return True
+
+    async def _live(self, engine: FakeEngine) -> None:
+        await self._write(engine, states.resume(self.record))
+        if self.record.state is not State.TRIAL:
+            await self._follow()
+        while self.record.state is not State.IDLE:
+            step = await self._work()
+            after = states.advance(self.record, step.event, reason=step.reason, detail=step.detail)
+            if step.event is Event.HEALTHY:
+                running = self.field.daemon.running()
+                assert running == specs_of(self._release(self.record.active)), "a verdict on a mixed set"
+            await self._write(engine, after)
+
+    async def _work(self) -> Step:
+        record = self.record
+        match record.state:
+            case State.TRIAL:
+                if states.is_spent(record):
+                    return spent(record)
+                release = self._release(record.active)
+                try:
+                    await self.field.whole.converge(release, trial=True)
+                except (Refused, HinderedError) as error:
+                    return failed(error, record)
+                world = World(now=lambda: (0, True), new_id=lambda: "0", random=random.random, monotonic=_time)
+                watcher = Watcher(self.field.whole, world, UpdateSettings())
+                return await watcher.watch(
+                    release, record, keep=self._keep, show=_nothing, another_waits=lambda: False, forbidden=_none
+                )
+            case State.COMMIT:
+                await self._follow()
+                return Step(Event.COMMITTED)
+            case State.ROLLBACK:
+                await self._follow()
+                return Step(Event.RESTORED)
+            case _:
+                if states.will_retry(record):
+                    self.record = msgspec.structs.replace(record, offer=None)
+                return Step(Event.CLEAN)
+
+    async def _follow(self) -> None:
+        await self.field.whole.converge(self._release(self.record.active))
+
+    def _release(self, name: str | None) -> Any:
+        return self.field.releases[self.names[name or ""]]
+
+    async def _keep(self, watched: Any) -> UpdateRecord:
+        record = states.observed(
+            self.record,
+            healthy_s=watched.healthy_s,
+            inferences=watched.inferences,
+            errors=watched.errors,
+            this_start_s=watched.this_start_s,
+        )
+        await self._write(self.field.machine.engine, record)
+        return record
+
+    async def _write(self, engine: FakeEngine, record: UpdateRecord) -> None:
+        """Durable on return, unless the agent is killed before or after it."""
+        self.writes += 1
+        if engine.was_cut.is_set() or self.cuts_at_write.get(self.writes) == "before":
+            engine.cut()
+            await asyncio.Event().wait()
+        self.record = record
+        if self.cuts_at_write.get(self.writes) == "after":
+            engine.cut()
+            await asyncio.Event().wait()
+        await asyncio.sleep(0)
+
+    async def _keep_engine_up(self) -> None:
+        """A supervisor starts it again a while after it died."""
+        while True:
+            await asyncio.sleep(1.5)
+            self._engine_is_started_again()
+
+    def _engine_is_started_again(self) -> None:
+        if not self.field.daemon.up:
+            self.field.daemon.restart()
+
+
+def _time() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def _nothing(_: Any) -> None: ...
+
+
+async def _none() -> None:
+    return None

@@ -1,0 +1,187 @@
+"""Models and containers of a release change together or not at all; a result names it only while it is whole."""
+
+import asyncio
+
+import pytest
+
+from protocol.errors import Reason, Refused
+from tests.fakes.engine import Behaviour
+from tests.fakes.whole_sets import Field, make_releases, play
+
+
+@pytest.fixture
+def story(tmp_path):
+    def run(tell) -> None:
+        async def whole_story() -> None:
+            field = Field(tmp_path / "state", make_releases(tmp_path))
+            await tell(field)
+            await field.end()
+
+        (tmp_path / "state").mkdir()
+        play(whole_story)
+
+    return run
+
+
+def test_models_and_containers_change_together(story):
+    async def tell(field):
+        field.behaves("new", "gateway", Behaviour(healthy_after_s=2.0))
+        await field.serve("old")
+        await field.whole.converge(field.releases["new"], trial=True)
+        assert field.machine.workers.serving is field.releases["new"]
+        await field.settled("new")
+        await asyncio.sleep(1)
+        assert {manifest for _, manifest, _ in field.machine.rows} == {
+            field.releases["old"].digest,
+            None,
+            field.releases["new"].digest,
+        }
+
+    story(tell)
+
+
+def test_what_two_releases_share_goes_on_untouched_and_every_row_keeps_its_label(story):
+    async def tell(field):
+        await field.serve("old")
+        ids, first = set(field.daemon.made), len(field.machine.rows)
+        await field.whole.converge(field.releases["same"], trial=True)
+        await field.settled("same")
+        await asyncio.sleep(1)
+        assert set(field.daemon.made) == ids
+        assert None not in [manifest for _, manifest, _ in field.machine.rows[first:]]
+        assert field.daemon.calls.count("stop") == 0
+
+    story(tell)
+
+
+def test_a_hand_over_leaves_no_moment_without_a_gateway(story):
+    async def tell(field):
+        field.behaves("new", "gateway", Behaviour(healthy_after_s=5.0))
+        await field.serve("old")
+        gaps = []
+
+        async def watch():
+            while True:
+                gaps.append("gateway" not in field.daemon.running())
+                await asyncio.sleep(0.01)
+
+        watching = asyncio.create_task(watch())
+        await field.whole.converge(field.releases["new"], trial=True)
+        assert len(field.daemon.running()["gateway"]) == 2
+        await field.settled("new")
+        watching.cancel()
+        assert not any(gaps)
+
+    story(tell)
+
+
+def test_what_has_one_owner_is_stopped_before_the_new_one_is_started(story):
+    async def tell(field):
+        await field.serve("old")
+        seen = []
+
+        async def watch():
+            while True:
+                seen.append(len(field.daemon.running().get("driver", [])))
+                await asyncio.sleep(0.001)
+
+        watching = asyncio.create_task(watch())
+        await field.whole.converge(field.releases["new"], trial=True)
+        await field.settled("new")
+        watching.cancel()
+        assert max(seen) == 1
+
+    story(tell)
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "says"),
+    [
+        (Behaviour(refuses="no such program"), "no such program"),
+        (Behaviour(lives_s=0.02, says=((0.01, "cannot open /data"),)), "ended by itself once: exit 1; it said: cannot"),
+        (Behaviour(unhealthy_after_s=1.0, healthy_after_s=None), "unhealthy: the check failed"),
+        (Behaviour(healthy_after_s=None), "did not come up within 42 s"),
+    ],
+    ids=["refused", "ends", "unhealthy", "never-healthy"],
+)
+def test_a_container_that_does_not_come_up_takes_its_model_back_with_it(story, behaviour, says):
+    async def tell(field):
+        field.behaves("new", "gateway", behaviour)
+        await field.serve("old")
+        before = set(field.daemon.made)
+        with pytest.raises(Refused, match=says) as refused:
+            await field.whole.converge(field.releases["new"], trial=True)
+        assert refused.value.reason is Reason.TRIAL_CONTAINER
+        assert "gateway" in refused.value.message
+        assert field.machine.workers.switches == [field.releases["old"].digest]
+        await field.settled("old")
+        assert set(field.daemon.made) == before
+
+    story(tell)
+
+
+def test_a_model_that_does_not_come_up_leaves_the_containers_alone(story):
+    async def tell(field):
+        await field.serve("old")
+        field.machine.workers.dead = frozenset({field.releases["new"].digest})
+        calls = [call for call in field.daemon.calls if call in ("start", "stop")]
+        with pytest.raises(Refused):
+            await field.whole.converge(field.releases["new"], trial=True)
+        assert [call for call in field.daemon.calls if call in ("start", "stop")] == calls
+        await field.settled("old")
+
+    story(tell)
+
+
+def test_containers_that_a_release_has_no_more_are_gone_and_the_engine_is_left_alone_then(story):
+    async def tell(field):
+        await field.serve("old")
+        await field.whole.converge(field.releases["none"], trial=True)
+        await field.settled("none")
+        await asyncio.sleep(1)
+        calls = len(field.daemon.calls)
+        await asyncio.sleep(1000)
+        assert len(field.daemon.calls) == calls
+
+    story(tell)
+
+
+def test_a_machine_without_containers_never_asks_an_engine(story):
+    async def tell(field):
+        await field.serve("none")
+        await field.whole.converge(None)
+        await field.whole.converge(field.releases["none"], trial=True)
+        await asyncio.sleep(100)
+        assert field.daemon.calls == []
+        assert field.whole.engine_status() is None
+
+    story(tell)
+
+
+def test_what_a_release_before_the_last_restart_left_running_is_found_and_stopped(story):
+    async def tell(field):
+        await field.serve("old")
+        await field.machine.end_agent()
+        field.machine.start_agent()
+        await field.whole.converge(field.releases["none"])
+        assert not field.whole.health().serving
+        await field.settled("none")
+
+    story(tell)
+
+
+def test_an_engine_that_is_away_holds_up_no_inference_and_gives_no_label(story):
+    async def tell(field):
+        field.daemon.die()
+        began_s = field.daemon.clock()
+        await field.whole.converge(field.releases["old"])
+        assert field.daemon.clock() - began_s < 1
+        await asyncio.sleep(60)
+        assert {manifest for _, manifest, _ in field.machine.rows} == {None}
+        health = field.whole.health()
+        assert (health.digest, health.serving, health.faults) == (field.releases["old"].digest, False, ())
+        assert "engine" in health.hindered
+        field.daemon.restart()
+        await field.settled("old")
+
+    story(tell)
