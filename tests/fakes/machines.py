@@ -175,6 +175,10 @@ class Bench:
         await self.until(lambda: self.updater.record.state is not State.IDLE)
         await self.settled()
 
+    def kept(self) -> set[str]:
+        """What the store holds."""
+        return set(self.store.digests())
+
     @property
     def active(self) -> str | None:
         try:

@@ -17,7 +17,16 @@ from tests.simulation.workloads.catalogue import WORKLOADS
 CHECKOUT = Path(__file__).parents[2]
 
 
-SHARES = {"update": 5, "rollback": 5, "dying": 5, "outbox-damaged": 5, "trust": 10, "enrolment": 5, "publish": 10}
+SHARES = {
+    "update": 5,
+    "rollback": 5,
+    "dying": 5,
+    "images": 10,
+    "outbox-damaged": 5,
+    "trust": 10,
+    "enrolment": 5,
+    "publish": 10,
+}
 SHARES |= {"backup": 15, "restore": 15}
 """One in so many of the harms at the effects of work that has many of them, or takes long; of the rest every other."""
 

@@ -13,9 +13,12 @@ from device.store import Store
 from device.update.memory import floors_of
 from device.update.ports import Health
 from device.update.states import State, UpdateRecord
+from protocol.container import Image, RunSpec
+from protocol.ids import digest
 from protocol.limits import KIB
 from protocol.objects import TransferPlan
 from protocol.release import TrialRules
+from tests.fakes.container_sets import pack_container
 from tests.fakes.machines import Bench
 from tests.fakes.patches import PlainPatch
 from tests.fakes.updates import BlobSource, Release, noise, terms
@@ -138,7 +141,7 @@ class Updating:
         assert (state / "active").readlink() == Path("sets/active"), "readers on the machine find it"
         named = {held.digest: held for held in (record.committed, record.previous) if held is not None}
         releases = [release for release in (self.old, self.new) if release.digest in named]
-        wanted = {name for release in releases for name in (*release.artifacts, release.digest)}
+        wanted = self.kept(releases)
         assert {path.name for path in (state / "sets").iterdir()} == {"active", *named}
         assert {path.name for path in (state / "store/sha256").iterdir()} == wanted, "the store holds what is named"
         store = Store(state / "store", keep_free_bytes=0)
@@ -157,6 +160,10 @@ class Updating:
         assert sum(counters.values()) >= counted, "what was counted stays counted"
         if f"committed {self.new.version}" in promised:
             assert kept is self.new, "what was committed is never taken back"
+
+    def kept(self, releases: Sequence[Release]) -> set[str]:
+        """What the store holds of these releases."""
+        return {name for release in releases for name in (*release.artifacts, release.digest)}
 
     def source(self) -> BlobSource:
         found = BlobSource(self.old, self.new, chunk_bytes=CHUNK)
@@ -224,6 +231,61 @@ class Dying(Updating):
         return bench
 
 
+class WithImages(Updating):
+    """Both releases have a container, and the store keeps no layer that the engine has: the application travels as a
+    patch against one that only the engine holds. What the engine was given it keeps, whatever becomes of the machine.
+    """
+
+    told: Promises | None = None
+    given: frozenset[str] = frozenset()
+
+    def act(self, home: Path, promise: Promises) -> None:
+        self.told = promise
+        super().act(home, promise)
+
+    def recover(self, home: Path, promised: Sequence[str]) -> None:
+        self.given = frozenset(line.split()[1] for line in promised if line.startswith("loaded "))
+        super().recover(home, promised)
+
+    def bench(self, state: Path) -> Bench:
+        bench = super().bench(state)
+        bench.keep_layers = "never"
+        put, daemon = bench.daemon.put, bench.daemon
+        put(self.image(self.old), self.old.artifacts)
+        if self.image(self.new).config.sha256 in self.given:
+            put(self.image(self.new), self.new.artifacts)
+
+        def note(image, contents=None) -> None:
+            put(image, contents)
+            if self.told is not None:
+                self.told(f"loaded {image.config.sha256}")
+
+        daemon.put = note
+        return bench
+
+    async def live(self, bench: Bench, *, is_offered: bool) -> None:
+        async with bench.running() as updater:
+            if is_offered:
+                assignment = msgspec.structs.replace(self.new.assignment(), plan=self.plan)
+                await updater.offer(assignment, self.new.manifest_bytes, terms(self.old, self.new), may_install=True)
+                await bench.until(lambda: self.is_known(updater.record))
+            assert self.is_known(updater.record), "what was accepted is forgotten"
+            # What an engine let go of late goes beside what serves.
+            await bench.until(lambda: is_at_rest(updater.record) and not bench.kept() & set(bench.daemon.layers))
+            names = {self.image(release).config.sha256 for release in (self.old, self.new)}
+            assert bench.daemon.marked == names, "the engine holds the images of both slots"
+            for release in (self.old, self.new):
+                layers = {layer.artifact.sha256 for layer in self.image(release).layers}
+                assert all(bench.daemon.layers[name] == release.artifacts[name] for name in layers)
+
+    def kept(self, releases: Sequence[Release]) -> set[str]:
+        layers = {layer.artifact.sha256 for release in releases for layer in self.image(release).layers}
+        return super().kept(releases) - layers
+
+    def image(self, release: Release) -> Image:
+        return release.containers[0].image
+
+
 def is_at_rest(record: UpdateRecord) -> bool:
     """Whether nothing is underway, and nothing will be tried again."""
     return record.state is State.IDLE and record.offer is None
@@ -242,6 +304,18 @@ def _patched() -> Updating:
     return Updating("update", old, new, plan, patch.blobs)
 
 
+def _with_images() -> Updating:
+    base, run = noise(3000, 11), RunSpec(command=("/app",))
+    patch = PlainPatch([(0, 20_000, 9000), (5, 9000, 300)], base=noise(30_000, 12), is_indexed=True)
+    old = Release("1.0.0", 1, noise(900, 1), containers=(pack_container("app", run, (base, patch.base)),))
+    new = Release("1.1.0", 2, noise(900, 2), containers=(pack_container("app", run, (base, patch.result)),))
+    steps = {step.artifact: step for step in new.plan.steps} | {patch.step.artifact: patch.step}
+    lower = steps[digest(base)]
+    steps[digest(base)] = msgspec.structs.replace(lower, method="have", payload=None, index=None)
+    plan = TransferPlan(steps=tuple(steps.values()), full_bytes=new.plan.travels_bytes())
+    return WithImages("images", old, new, plan, patch.blobs)
+
+
 @functools.cache
 def workloads() -> list[Updating]:
     old = Release("1.0.0", 1, noise(4000, 1))
@@ -250,4 +324,5 @@ def workloads() -> list[Updating]:
         _patched(),
         RollingBack("rollback", old, Release("1.1.0", 2, noise(4000, 2))),
         Dying("dying", old, Release("1.1.0", 2, noise(4000, 2), trial=impatient)),
+        _with_images(),
     ]
