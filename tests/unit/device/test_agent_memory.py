@@ -13,6 +13,8 @@ FORBIDDEN = (
     "sqlite_utils",
     "rich",
     "click",
+    "docker",
+    "requests",
 )
 
 
