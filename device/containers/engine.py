@@ -186,6 +186,7 @@ class Engine(Protocol):
 
     async def export(self, image: Digest, layers: Mapping[Digest, Path], lengths: Mapping[Digest, int]) -> None:
         """Writes layers of an image as uncompressed tars. Each is hashed on the way: it has its digest or is not there.
+        Not durable on return.
 
         An engine gives an image only as a whole: Docker puts one together under its folder first, which takes the
         length of all its layers there for as long as this lasts.

@@ -10,7 +10,6 @@ import errno
 import hashlib
 import io
 import json
-import os
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from device.store import NoSpaceError
 from protocol.container import Image
 from protocol.errors import StateError
 from protocol.ids import Digest
+from signing.durable import DISK
 
 CHUNK_BYTES: Final = 1 << 20
 MANIFEST_BYTES: Final = 1 << 20  # more than any manifest or index of an image has
@@ -96,7 +96,7 @@ def _padding(length_bytes: int) -> bytes:
 def take_layers(
     archive: Iterator[bytes], layers: Mapping[Digest, Path], lengths: Mapping[Digest, int]
 ) -> frozenset[Digest]:
-    """Writes wanted layers out of an archive as it comes; stops reading when it has all.
+    """Writes wanted layers out of an archive as it comes; stops reading when it has all. Not durable on return.
 
     Args:
         archive: The engine's, in pieces; what it raises goes through.
@@ -131,30 +131,23 @@ def _take(content: IO[bytes], candidates: Mapping[Digest, Path]) -> Digest | Non
     place = next(iter(candidates.values()))
     seen = hashlib.sha256()
     with contextlib.ExitStack() as undo:
-        undo.callback(place.unlink, missing_ok=True)
-        with _writing(place) as file:
+        with _told(place):
+            DISK.unlink(place)  # whatever lies there, a link included
+            part = DISK.open_part(place)
+        undo.callback(DISK.unlink, place)
+        with part:
             while piece := content.read(CHUNK_BYTES):
                 seen.update(piece)
                 with _told(place):
-                    file.write(piece)
-            with _told(place):
-                file.flush()
-                os.fsync(file.fileno())
+                    part.append(piece)
         name = seen.hexdigest()
         if name not in candidates:
             return None
         with _told(place):
-            place.replace(candidates[name])
+            if candidates[name] != place:
+                DISK.rename(place, candidates[name])
         undo.pop_all()
         return name
-
-
-@contextlib.contextmanager
-def _writing(place: Path) -> Iterator[IO[bytes]]:
-    with _told(place):
-        descriptor = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        yield file
 
 
 @contextlib.contextmanager

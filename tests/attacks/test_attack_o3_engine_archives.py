@@ -89,6 +89,6 @@ def test_attack_o3_a_symlink_at_the_place_is_not_followed(tmp_path: Path) -> Non
         info.size = len(data)
         archive.addfile(info, io.BytesIO(data))
     wanted = digest(WANTED)
-    with pytest.raises(Exception, match="cannot be written"):
-        take_layers(iter([out.getvalue()]), {wanted: tmp_path / "layer"}, {wanted: len(WANTED)})
+    take_layers(iter([out.getvalue()]), {wanted: tmp_path / "layer"}, {wanted: len(WANTED)})
     assert victim.read_bytes() == b"mine"
+    assert not (tmp_path / "layer").is_symlink()
