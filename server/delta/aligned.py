@@ -11,6 +11,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from protocol import limits
 from protocol.delta.addresses import Addresses, Places
 from protocol.delta.follow import follow
 from protocol.delta.programs import Program, Region, Rule, Segment
@@ -23,6 +24,8 @@ from server.delta.programs import Stream, find_programs
 Ints = npt.NDArray[np.int64]
 
 LITERAL_SHARE: Final = 0.65  # LZMA makes so much of the entropy of new machine code and its tables
+LOOKED_AT_BYTES: Final = 64 * limits.MIB  # of a build, to find out how its addresses moved: memory for all would not do
+ALIGNED_TWICE_BYTES: Final = 128 * limits.MIB  # of both builds: both are written anew for it, beside the search's index
 SHORT_GAP_BYTES: Final = 3  # between two covers: as changed bytes of the first it costs less than an operation
 LONG_EQUAL_BYTES: Final = 1 << 14  # a copy is applied much faster, and costs about as much as two operations
 
@@ -68,8 +71,10 @@ def align_programs(old: memoryview, new: memoryview, bounds: Callable[[], MatchL
         bounds: Of a search, asked before each.
     """
     covers = find_covers(old, new, limits=bounds(), literal_share=LITERAL_SHARE)
+    if len(old) + len(new) > ALIGNED_TWICE_BYTES:
+        return covers
     places = Places(covers[:, 1], covers[:, 0], covers[:, 2], np.ones(len(covers), np.bool_))
-    programs = find_programs(old, new, Stream(old, new, places)) if len(covers) else ()
+    programs = find_programs(old, new, Stream(old, new, places, LOOKED_AT_BYTES)) if len(covers) else ()
     if not any(program.regions for program in programs):
         return covers
     results = _described_alike(programs, list(find_elves(new)), places)

@@ -26,7 +26,7 @@ def encode_code(old: memoryview, new: memoryview, places: Places) -> bytes:
     """
     stream = Stream(old, new, places)
     programs = find_programs(old, new, stream)
-    wrong = int(np.count_nonzero(stream.look(programs).wrong))
+    wrong = stream.look(programs).wrong.size
     return encode_with(stream, programs, min(max(wrong // WORDS_A_LANE, 1), MOST_LANES))
 
 

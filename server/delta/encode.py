@@ -8,7 +8,7 @@ import hashlib
 import mmap
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -136,5 +136,12 @@ def _mapped(path: Path) -> Iterator[memoryview]:
         if path.stat().st_size == 0:
             yield memoryview(b"")
             return
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as view:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        view = memoryview(mapped)
+        try:
             yield view
+        finally:
+            # What failed still holds parts of it, and is what must be told: the file goes when they go.
+            with suppress(BufferError):
+                view.release()
+                mapped.close()

@@ -14,6 +14,7 @@ from server.delta.elf import ARM64, X86, Elf, Section, find_elves
 Ints = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
 
+STRETCH_BYTES: Final = 1 << 16  # long beside what the words at its ends cannot tell
 LEAST_GAIN: Final = 3  # words that an exception puts right: it costs about as many bytes as two of them
 
 
@@ -21,15 +22,13 @@ class Seen(NamedTuple):
     """What the words of a stream show under a description.
 
     Args:
-        base: Offsets in the base.
-        wrong: Whether they were guessed wrong.
-        named: The old address that each names, or -1 when it names none, before or after.
+        wrong: Offsets in the base of those that were guessed wrong.
+        named: The old address that each names of those that name one, before and after.
         went: How far that moved in truth.
         guessed: How far it was taken to have moved.
     """
 
-    base: Ints
-    wrong: npt.NDArray[np.bool_]
+    wrong: Ints
     named: Ints
     went: Ints
     guessed: Ints
@@ -42,12 +41,15 @@ class Stream:
         old: The base.
         new: The result.
         places: The operations of the group that read the base.
+        most_bytes: Looks at so many of its bytes, spread evenly: a look takes some fifty times as many. None: all.
     """
 
-    def __init__(self, old: memoryview, new: memoryview, places: Places) -> None:
+    def __init__(self, old: memoryview, new: memoryview, places: Places, most_bytes: int | None = None) -> None:
         self.places = places
         own = places.own
         self.own = Places(places.base[own], places.output[own], places.length[own], own[own])
+        if most_bytes is not None:
+            self.own = _spread(self.own, most_bytes)
         self.old = _joined(old, self.own.base, self.own.length)
         self.new = _joined(new, self.own.output, self.own.length)
 
@@ -69,8 +71,11 @@ class Stream:
                 np.zeros_like(known.moved),
             )
             _, names_now = follow(wanted, block.sizes, after, addresses)
-            named = np.where(names_now < 0, -1, named)
-            blocks.append((block.offsets()[0], guess != wanted, named, names_now - named, addresses.shift(named)))
+            # Most words are right and name nothing: a large build has too many to keep them all.
+            names = (named >= 0) & (names_now >= 0)
+            named = named[names]
+            wrong = block.offsets()[0][guess != wanted]
+            blocks.append((wrong, named, names_now[names] - named, addresses.shift(named)))
         return Seen(*(np.concatenate(column) for column in zip(*blocks, strict=True)))
 
 
@@ -129,8 +134,8 @@ def _with_rules(programs: tuple[Program, ...], elves: list[Elf], stream: Stream)
         tried = _regions(programs, sections, [rule if may else Rule.NONE for may in allowed])
         # What lies outside of the group moved by exceptions only: without them a rule looks worse than none.
         seen = stream.look(_with_exceptions(tried, stream) if rule else tried)
-        at = np.searchsorted(starts, seen.base, "right") - 1
-        wrong = seen.base[seen.wrong & (at >= 0) & (seen.base < ends[np.maximum(at, 0)])]
+        at = np.searchsorted(starts, seen.wrong, "right") - 1
+        wrong = seen.wrong[(at >= 0) & (seen.wrong < ends[np.maximum(at, 0)])]
         inside = np.searchsorted(starts, wrong, "right") - 1
         count = np.bincount(inside, minlength=len(sections)).astype(np.int64)
         if rule == Rule.NONE:
@@ -167,8 +172,7 @@ def _regions(
 def _with_exceptions(programs: tuple[Program, ...], stream: Stream) -> tuple[Program, ...]:
     """Adds what the operations do not tell: addresses that words say moved otherwise."""
     seen = stream.look(programs)
-    some = seen.named >= 0
-    named, went, guessed = seen.named[some], seen.went[some], seen.guessed[some]
+    named, went, guessed = seen.named, seen.went, seen.guessed
     if not named.size:
         return programs
     order = np.lexsort((went, named))
@@ -195,6 +199,19 @@ def _with_exceptions(programs: tuple[Program, ...], stream: Stream) -> tuple[Pro
         if last // SPACE == program < len(rows):
             rows[program].append(Exceptional(address, last - begin + 1, int(went[begins[number]])))
     return tuple(program._replace(exceptions=tuple(sorted(some))) for program, some in zip(programs, rows, strict=True))
+
+
+def _spread(places: Places, most_bytes: int) -> Places:
+    """Evenly spread stretches of some operations, of about so many bytes together."""
+    each = -(-int(places.length.sum()) // most_bytes)
+    if each < 2:
+        return places
+    counts = -(-places.length // STRETCH_BYTES)
+    which = np.repeat(np.arange(len(counts)), counts)
+    at = (np.arange(len(which)) - np.repeat(np.cumsum(counts) - counts, counts)) * STRETCH_BYTES
+    which, at = which[::each], at[::each]
+    length = np.minimum(places.length[which] - at, STRETCH_BYTES)
+    return Places(places.base[which] + at, places.output[which] + at, length, places.own[which])
 
 
 def _joined(data: memoryview, offset: Ints, length: Ints) -> Bytes:

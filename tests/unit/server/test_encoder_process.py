@@ -115,6 +115,13 @@ def test_files_without_content_go_too(tmp_path: Path, files: Callable[..., Made]
     assert applied(tmp_path, files(OLD, b"", ProcessEncoder(Patches()))) == b""
 
 
+def test_an_encoder_that_runs_out_of_memory_while_it_looks_at_its_files_says_so(files: Callable[..., Made]) -> None:
+    data = random.Random(3).randbytes(8 << 20)
+    enough_to_start = Patches(memory_mib=70)
+    with pytest.raises(EncoderFailedError, match="needs more than 70 MiB"):
+        files(data, data[::-1], ProcessEncoder(enough_to_start))
+
+
 def test_an_encoder_that_wants_too_much_memory_is_told_no(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: Callable[..., Made]
 ) -> None:

@@ -3,10 +3,14 @@
 import struct
 
 import numpy as np
+import pytest
 
+from protocol.delta.addresses import Places
+from server.delta import aligned
 from server.delta.aligned import program_pieces
 from server.delta.matching import MatchLimits, find_covers
 from server.delta.pieces import How
+from server.delta.programs import STRETCH_BYTES, Stream
 
 DATA = np.random.default_rng(1).integers(0, 256, 60_000, np.uint8).tobytes()
 
@@ -56,3 +60,38 @@ def test_a_short_likeness_is_not_a_cover_where_new_bytes_compress_well() -> None
     dear = len(find_covers(old, new, limits=MatchLimits()))
     cheap = len(find_covers(old, new, limits=MatchLimits(), literal_share=0.4))
     assert cheap < dear / 2
+
+
+def test_a_large_build_is_looked_at_in_stretches_of_all_its_parts() -> None:
+    length = 10 * STRETCH_BYTES
+    covers = Places(
+        np.array([0, length + 7]), np.array([5, 2 * length]), np.array([length, length + 100]), np.ones(2, np.bool_)
+    )
+    data = memoryview(bytes(4 * length))
+    whole = Stream(data, data, covers, 3 * length).own
+    assert [column.tolist() for column in whole] == [column.tolist() for column in covers]
+    some = Stream(data, data, covers, length // 2).own
+    assert length // 3 < some.length.sum() <= length // 2 + STRETCH_BYTES
+    assert some.length.max() == STRETCH_BYTES
+    inside = [
+        (base, base - cover_base)
+        for base, output, size in zip(some.base.tolist(), some.output.tolist(), some.length.tolist(), strict=True)
+        for cover_base, cover_output, cover_size in zip(*(column.tolist() for column in covers[:3]), strict=True)
+        if base - cover_base == output - cover_output and 0 <= base - cover_base <= cover_size - size
+    ]
+    assert len(inside) == len(some.base), "each lies in one cover, and moved as it does"
+    assert some.own.all() and {base > length for base, _ in inside} == {False, True}, "of both covers"
+
+
+def test_builds_that_are_too_large_to_be_written_anew_are_aligned_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def counted(old: memoryview, new: memoryview, **more: object) -> object:
+        calls.append(len(new))
+        return find_covers(old, new, **more)  # type: ignore[arg-type]  # as they came
+
+    monkeypatch.setattr(aligned, "find_covers", counted)
+    monkeypatch.setattr(aligned, "find_programs", lambda *_: pytest.fail("no look at its programs"))
+    monkeypatch.setattr(aligned, "ALIGNED_TWICE_BYTES", len(DATA))
+    assert pieces_of(DATA, DATA[:1000] + b"x" + DATA[1000:])
+    assert len(calls) == 1
