@@ -7,6 +7,7 @@
     scripts/soak --crash update trust     of these; --states 2000 looks at so many of each
     scripts/soak --sweep                  every harm at every fail point
     scripts/soak --kill 1000              so many SIGKILLs of real machines and their server, in a live fleet
+    scripts/soak --kill-containers 50     so many updates of a model with a container, agent and engine killed in each
     scripts/soak --kill-server 1000       of the server alone
     scripts/soak --kill-server-everywhere of the server, once at each effect of a story
 
@@ -46,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     what.add_argument("--crash", nargs="*", metavar="WORKLOAD", help="look at all crash states, or those of workloads")
     what.add_argument("--sweep", nargs="*", metavar="WORKLOAD", help="every harm at every fail point of these, or all")
     what.add_argument("--kill", type=_positive, metavar="N", help="kill real machines so often")
+    what.add_argument("--kill-containers", type=_positive, metavar="N", help="kill agent and engine in so many updates")
     what.add_argument("--kill-server", type=_positive, metavar="N", help="kill a real server so often")
     what.add_argument("--kill-server-everywhere", action="store_true", help="kill a real server at each effect")
     parser.add_argument("--states", type=_positive, metavar="N", help="of each crash workload so many cuts (all)")
@@ -62,6 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return soak_cuts.sweep(options.sweep)
     if options.kill is not None:
         return soak_cuts.kill_machines(options.kill, options.chance, as_json=options.json)
+    if options.kill_containers is not None:
+        return soak_cuts.kill_containers(options.kill_containers, options.chance, as_json=options.json)
     if options.kill_server is not None or options.kill_server_everywhere:
         return soak_cuts.kill_server(options.kill_server, options.chance, as_json=options.json)
     if options.seed is not None:

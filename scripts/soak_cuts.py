@@ -112,6 +112,27 @@ def kill_machines(kills: int, seed: int | None, *, as_json: bool) -> int:
     return 0
 
 
+def kill_containers(updates: int, seed: int | None, *, as_json: bool) -> int:
+    """Kills a real agent and its real engine while releases with containers come."""
+    from tests.fakes.private_engine import PrivateEngine
+    from tests.simulation.container_kills import Killing, Report
+
+    def show(report: Report) -> None:
+        print(report.line(), file=sys.stderr, flush=True)
+
+    seed = seed if seed is not None else random.SystemRandom().randrange(1 << 32)
+    print(f"seed {seed}", file=sys.stderr, flush=True)
+    root = Path(tempfile.mkdtemp(prefix="headland-soak-"))
+    try:
+        report = Killing(root, PrivateEngine(), seed=seed).play(updates, show)
+    except AssertionError as error:
+        print(f"seed {seed}: {error}\nall is left in {root}", file=sys.stderr)
+        return 1
+    shutil.rmtree(root)
+    print(json.dumps(vars(report)) if as_json else f"{report.line()}\na whole set ran after each")
+    return 0
+
+
 def kill_server(kills: int | None, seed: int | None, *, as_json: bool) -> int:
     """Kills a real server while machines drain and managers push.
 

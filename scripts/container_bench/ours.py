@@ -123,8 +123,8 @@ class Ours:
             expect(self._machine.process.alive, "the machine ended", self._machine.process.tail())
             status = self._machine.status()
             release = status["release"]
-            last = status["update"].get("last") or {}
-            ended = last.get("release") == version.version and last.get("outcome") not in (None, "committed")
+            last = status["last_update"]
+            ended = last and last["release"]["version"] == version.version and last["outcome"] != "committed"
             expect(not ended, f"{version.version} was not kept", last)
             return status if release is not None and release["version"] == version.version else None
 

@@ -94,10 +94,10 @@ class Stage:
         self.tokens.append(token)
         return token
 
-    def machine(self, name: str, group: str = "field") -> FieldMachine:
+    def machine(self, name: str, group: str = "field", settings: str = "") -> FieldMachine:
         """Enrolled, not yet started."""
         machine = FieldMachine(name, self.root / name)
         self.machines.append(machine)
-        machine.settle(pace_s=0.3)
+        machine.settle(pace_s=0.3, more=settings)
         machine.enroll(self.token(name, group))
         return machine
