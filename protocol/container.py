@@ -6,7 +6,7 @@ image's own config asks for (user, environment, volumes, entry point, health che
 gets stands in its `RunSpec`, which the managers sign (ATTACKS.md O4, O5).
 """
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
@@ -225,7 +225,25 @@ def spec_digest(name: Name, image: Digest, run: RunSpec) -> Digest:
         image: sha256 of the image's config.
         run: What it is granted.
     """
-    return digest(encode((name, image, run)))
+    return digest(encode((name, image, _granted(run))))
+
+
+def _granted(value: Any) -> Any:
+    """What a record says other than by default: the same whether a default was written out or left out, and whatever
+    fields a later agent adds. (The encoder leaves out what *is* the default, not what equals it.)"""
+    if isinstance(value, tuple):
+        return [_granted(each) for each in value]
+    if not isinstance(value, msgspec.Struct):
+        return value
+    said: dict[str, Any] = {}
+    if value.__struct_config__.tag_field is not None:
+        said[value.__struct_config__.tag_field] = value.__struct_config__.tag
+    for field in msgspec.structs.fields(value):
+        default = field.default_factory() if field.default_factory is not msgspec.NODEFAULT else field.default
+        found = getattr(value, field.name)
+        if found != default:
+            said[field.name] = dict(sorted(found.items())) if isinstance(found, dict) else _granted(found)
+    return said
 
 
 def check_container(container: Container) -> None:
