@@ -178,10 +178,14 @@ async def test_a_container_changes_nothing_of_the_machine_through_its_mounts(fie
         await field.serve(OLD)
         await field.load()
         before = sorted(path.name for path in (*field.layout.sets.rglob("*"), *field.layout.link.iterdir()))
-        code, said = await field.bench.run(field.wish(command=("/usr/bin/python3", "-I", "-S", "-c", TRIES)))
-        assert code == 0, said
-        *tries, last = said.splitlines()
-        assert len(tries) == 10
-        assert all(line.startswith("refused") for line in tries), said
-        assert last == "65534 65534 ['headland.sock']"
+        for user in ("65534:65534", "0:0"):
+            wish = field.wish(
+                command=("/usr/bin/python3", "-I", "-S", "-c", TRIES), user=user, spec=digest(user.encode())
+            )
+            code, said = await field.bench.run(wish)
+            assert code == 0, said
+            *tries, last = said.splitlines()
+            assert len(tries) == 10
+            assert all(line.startswith("refused") for line in tries), said
+            assert last == f"{user.replace(':', ' ')} ['headland.sock']"
         assert before == sorted(path.name for path in (*field.layout.sets.rglob("*"), *field.layout.link.iterdir()))

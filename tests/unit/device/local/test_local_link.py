@@ -277,6 +277,9 @@ async def test_an_alarm_is_at_the_reader_before_its_row_is_enqueued(bench):
         await bench.until(lambda: len(bench.readers) == 1)
         await asyncio.sleep(0.05)
         assert client.recv(1000).startswith(b"HTTP/1.1 200")
+        for number in range(5):  # not a turn of the loop later: on a busy one that may be long
+            bench.readers.show([("alarms", row(number))])
+            assert client.recv(1000) == b'{"lane":"alarms","row":' + row(number) + b"}\n"
         task = asyncio.create_task(pump.run())
         await bench.until(lambda: len(enqueued) == 50 or task.done())
         task.cancel()
@@ -366,6 +369,22 @@ async def test_a_process_that_forgets_to_close_keeps_no_other_out(bench):
         await one.__aexit__()
     await bench.until(lambda: not bench.link._attending)
     assert (await ask(bench.folder, "/v1/active"))[0] == 200
+
+
+async def test_beyond_so_many_connections_the_next_one_waits_for_its_turn(tmp_path, monkeypatch):
+    monkeypatch.setattr(link, "CONNECTIONS", 2)
+    bench = Bench(tmp_path / "run" / "link")
+    target = f"/v1/active?after={ONE.digest}&wait_s=300"
+    async with bench.served():
+        await bench.show(ONE)
+        async with LocalReader(bench.folder, target), LocalReader(bench.folder, target) as second:
+            await bench.until(lambda: len(bench.link._attending) == 2)
+            async with LocalReader(bench.folder, "/v1/active") as third:
+                await asyncio.sleep(0.05)
+                assert len(bench.link._attending) == 2
+                assert not third.reader._buffer, "no answer yet"
+                await second.__aexit__()
+                assert (await third.answer())["manifest"] == ONE.digest
 
 
 async def test_requests_beyond_the_pace_wait(bench, monkeypatch):
