@@ -8,7 +8,9 @@
 pictures without a pause: decoded, through the demo's detector, with boxes as they come out.
 `rate`: how many rows a second, a thousand in each call. Both beside bare SQLite with the same pragmas (WAL, FULL) and
 beside `persist-queue` and `litequeue` from PyPI, which are installed into a folder of the cache. `drain`: how fast a
-million rows leave, and in how much memory. `agent`: how long a real agent takes to be up with a million rows queued,
+million rows leave, and in how much memory. `readers`: how late alarms are, at the machine's own line and at a reader,
+when the local socket has all the readers that it may have, some of which read nothing, and a program that asks without
+a pause; beside an agent that nobody reads. `agent`: how long a real agent takes to be up with a million rows queued,
 and what it holds when it idles.
 
 What is compared takes turns, for a computer is never the same twice. Exit code 0: every budget holds; 1: one does not,
@@ -42,6 +44,7 @@ RELEASE = ROOT / "scripts" / "demo_models" / "pest-detector-1.1.0.toml"
 PACKAGES = ("persist-queue==1.1.0", "litequeue==0.9")
 LIMIT_S = 3600
 RATE = 200
+FRAMES = 30  # a second, as a camera's; each fourth one is an alarm
 BATCH_ROWS = 2500  # what one batch of ours holds of these rows: bare SQLite deletes as many at once
 
 
@@ -167,6 +170,23 @@ class Bench:
             Figure(f"opening an outbox with {rows:,} rows", "s", ours["opened_s"]),
         ]
 
+    def readers(self) -> list[Figure]:
+        late: dict[str, list[int]] = {"nobody": [], "crowd": [], "reader": []}
+        for number in range(self._size.rounds):
+            for crowd in ("nobody", "crowd") if number % 2 else ("crowd", "nobody"):
+                with self._folder() as folder:
+                    found = part("alarm", folder, FRAMES, self._size.latency_s, crowd)
+                late[crowd] += [round(1000 * ms) for ms in found["late_ms"]]
+                late["reader"] += [round(1000 * ms) for ms in found["reader_ms"]]
+                say(f"    {crowd}: {found['frames_s']:.1f} frames/s")
+        figures = []
+        for percent in (50, 99):
+            alone = _percentile(late["nobody"], percent)
+            what, beside = f"alarm of a frame, a crowd at the local socket, p{percent}", "nobody there"
+            figures.append(Figure(what, "ms", _percentile(late["crowd"], percent), alone, beside))
+        at_reader = _percentile(late["reader"], 99)
+        return [*figures, Figure("the same at a reader, p99", "ms", at_reader, most=100)]
+
     def agent(self) -> list[Figure]:
         rows = self._size.drain_rows
         with self._folder() as folder, agent.enrolled(folder / "field") as (machine, server):
@@ -220,6 +240,7 @@ PARTS: dict[str, Callable[[Bench], list[Figure]]] = {
     "latency": Bench.latency,
     "rate": Bench.rate,
     "drain": Bench.drain,
+    "readers": Bench.readers,
     "agent": Bench.agent,
 }
 

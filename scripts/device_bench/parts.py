@@ -33,6 +33,7 @@ from protocol.selection import needed_artifacts
 from protocol.wire import encode, unpack
 from scripts.device_bench.agent import NAME
 from scripts.device_bench.queues import BIG_BYTES, Bare, opened
+from scripts.device_bench.readers import READERS, alarm
 from scripts.device_bench.rows import rows
 from signing.checker import SubprocessChecker
 from signing.release_description import read_description
@@ -234,6 +235,7 @@ WHAT = {
     "fill_bare": fill_bare,
     "drain": drain,
     "drain_bare": drain_bare,
+    "alarm": alarm,
 }
 
 
@@ -241,6 +243,8 @@ def main() -> None:
     what, *arguments = sys.argv[1:]
     if what == "infer":
         asyncio.run(infer(*arguments))
+    elif what in READERS:
+        print(json.dumps(READERS[what](*arguments)))
     else:
         print(json.dumps(asyncio.run(WHAT[what](*arguments))))
 

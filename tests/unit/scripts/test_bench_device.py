@@ -47,6 +47,14 @@ def test_what_is_compared_takes_turns(tmp_path):
 
 
 @pytest.mark.slow
+def test_alarms_are_measured_with_every_reader_that_there_may_be(tmp_path):
+    bench = Bench(tmp_path, tmp_path / "none", ("headland",), replace(TINY, rounds=1, latency_s=1.0))
+    figures = bench.readers()
+    assert [figure.against for figure in figures] == ["nobody there", "nobody there", ""]
+    assert all(figure.ours > 0 for figure in figures)
+
+
+@pytest.mark.slow
 def test_the_outbox_is_measured_beside_bare_sqlite_without_the_other_queues(tmp_path):
     bench = Bench(tmp_path, tmp_path / "none", ("headland", "bare"), replace(TINY, rounds=1))
     figures = [*bench.rate(), *bench.drain()]
