@@ -40,9 +40,8 @@ WORD_S: Final = 180.0
 ARCHIVE_S: Final = 7200.0
 """A large image on a slow card."""
 
-_TRIES: Final = (
-    3  # the child may go idle in the very moment of asking, be killed for its memory, or be ended by another
-)
+_TRIES: Final = 3
+"""The child may go idle in the very moment of asking, be killed for its memory, or be ended by another's cancelling."""
 
 
 class EngineClient:

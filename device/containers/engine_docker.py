@@ -445,7 +445,7 @@ def _make_seen(facts: dict[str, Any], image: Digest) -> Seen:
 def _state(facts: dict[str, Any]) -> Literal["created", "running", "exited"]:
     """A container that somebody paused does not do its work: it counts as one that was never started."""
     match facts["State"].get("Status"):
-        case "running" | "stopping" if not facts["State"].get("Paused"):
+        case "running" | "stopping":
             return "running"
         case "exited" | "stopped":
             return "exited"
