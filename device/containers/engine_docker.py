@@ -349,11 +349,7 @@ class DockerEngine:
 
     @contextlib.contextmanager
     def _asking(self, what: str, timeout_s: float | None = None) -> Iterator[tuple[APIClient, "_Kind"]]:
-        """A client for one call, and which engine it speaks to.
-
-        A connection of its own for each request: an engine that is ending still answers on those that it has, tells of
-        the containers that it is just stopping, and they would be taken for having failed.
-        """
+        """A client for one call, and which engine it speaks to."""
         life = self._line.life()
         kind = self._kinds.get(life)
         try:
@@ -362,7 +358,6 @@ class DockerEngine:
         except (DockerException, requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
             raise EngineAwayError(f"the engine does not answer: {error}") from error
         try:
-            api.headers["Connection"] = "close"
             if kind is None:
                 kind = _Kind(api)
                 self._kinds = {life: kind}

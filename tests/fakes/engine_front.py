@@ -91,8 +91,8 @@ class EngineFront:
                 return
             body = content if isinstance(content, bytes) else json.dumps(content).encode()
             kind = "application/x-tar" if isinstance(content, bytes) else "application/json"
-            head = f"HTTP/1.1 {status} so\r\nContent-Type: {kind}\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
-            line.sendall(head)
+            head = (f"HTTP/1.1 {status} so", f"Content-Type: {kind}", "Transfer-Encoding: chunked", "Connection: close")
+            line.sendall("\r\n".join((*head, "", "")).encode())
             if request.path.startswith("/events"):
                 line.recv(1)  # it stands open until whoever listens goes
                 return
