@@ -60,6 +60,7 @@ class EngineFront:
         class Server(socketserver.ThreadingUnixStreamServer):
             daemon_threads = True
             block_on_close = False
+            request_queue_size = 128  # as many as an engine's: a socket of this kind refuses what does not fit
 
         self._server = Server(str(self.socket), Handler)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
