@@ -156,7 +156,7 @@ class Stock:
             )
 
     def _put_together(self, view: EngineView, layer: Digest) -> int:
-        source = _source(view, layer)
+        source = _source(view, [layer])
         return sum(self._lengths.get(name, 0) for name in source.layers) if source is not None else 0
 
     async def give_room_back(self) -> None:
@@ -266,23 +266,21 @@ class Stock:
             StateError: The engine gives something else, or one of them is gone.
         """
         assert self._view is not None
-        sources: dict[Digest, list[Digest]] = {}
-        for layer in layers:
-            source = _source(self._view, layer)
-            if source is None or layer not in self._lengths:
-                raise StateError(f"layer {layer[:12]} is not in the engine any more")
-            sources.setdefault(source.image, []).append(layer)
+        if unknown := [layer for layer in layers if layer not in self._lengths or _source(self._view, [layer]) is None]:
+            raise StateError(f"layer {unknown[0][:12]} is not in the engine any more")
         room_bytes = self._room_bytes
         await to_its_end(self._store.set_aside, 0)  # the engine takes of it for this
-        for source_image, some in sources.items():
-            await self._export_of(source_image, {layer: self._store.part(f"{layer}{EXPORT}") for layer in some})
+        left = set(layers)
+        while left and (source := _source(self._view, left)) is not None:
+            some = left.intersection(source.layers)
+            await self._export_of(source.image, {layer: self._store.part(f"{layer}{EXPORT}") for layer in some})
+            left -= some
         if room_bytes:
             await to_its_end(self._store.set_aside, room_bytes)
 
     async def _export_of(self, image: Digest, parts: Mapping[Digest, Path]) -> None:
         lengths = {layer: self._lengths[layer] for layer in parts}
         LOG.info("%d layers are got out of image %s", len(parts), image[:12])
-        await to_its_end(self._store.disk.unlink_all, parts.values())  # of an export that was cut off
         failure = ""
         try:
             await self._engine.export(image, parts, lengths)
@@ -372,8 +370,10 @@ class Stock:
             await asyncio.to_thread(self._owner.is_done)
 
 
-def _source(view: EngineView, layer: Digest) -> HeldImage | None:
-    return next((image for image in view.images if layer in image.layers), None)
+def _source(view: EngineView, layers: Collection[Digest]) -> HeldImage | None:
+    """The image that has most of these layers; None: none has any."""
+    found = max(view.images, key=lambda image: len(set(layers).intersection(image.layers)), default=None)
+    return found if found is not None and not set(layers).isdisjoint(found.layers) else None
 
 
 def _is_in(view: EngineView, image: Image) -> bool:

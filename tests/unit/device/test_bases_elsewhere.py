@@ -73,6 +73,7 @@ async def test_a_pause_keeps_the_base_so_that_the_patch_goes_on_from_it(tmp_path
     rig.store.discard(digest(BIG.base))
     rig.engine = rig.transfer._elsewhere = Engine(rig, BIG.base)
     source.drops_at = {1_000_000}
+    assert begun_bases(rig.store, BIG.plan) == frozenset()
     with pytest.raises(LinkError):
         await fetch(rig, BIG)
     assert rig.store.has(digest(BIG.base))
@@ -119,6 +120,14 @@ async def test_a_disk_without_room_for_the_base_is_found_out_before_anything_tra
     assert caught.value.lacks_bytes == 1
     assert rig.transfer._source.asked == []
     rig.store._free = lambda _: need + len(SMALL.base)
+    await fetch(rig, SMALL)
+
+
+async def test_a_base_that_lies_here_as_well_takes_no_more_room(rig):
+    rig.store.put(SMALL.base)
+    need = peak_bytes(rig.store, [SMALL.step])
+    rig.store._keep_free_bytes = 0
+    rig.store._free = lambda _: need
     await fetch(rig, SMALL)
 
 

@@ -113,7 +113,19 @@ async def test_an_engine_that_takes_parts_is_not_handed_what_lies_lowest_in_it(r
     rig.store.put(upside_down.contents[upside_down.image.config.sha256])
     rig.store.discard(digest(APP))
     await rig.stock.bring(upside_down.image)
-    assert rig.daemon.calls.count("export") == 2
+    assert rig.daemon.calls.count("export") == 1, "all of an image at once"
+    beside = pack_container("app", RUN, (NEW_APP, APP))
+    rig.keep(beside)
+    rig.store.discard(digest(APP))
+    await rig.stock.bring(beside.image)
+    assert rig.daemon.calls.count("export") == 2, "the lowest layer is another"
+
+
+async def test_an_image_that_is_there_waits_for_no_other_one(rig):
+    rig.keep(OLD)
+    await rig.stock.bring(OLD.image)
+    async with rig.stock._turn, asyncio.timeout(5):
+        await rig.stock.bring(OLD.image)
 
 
 async def test_an_image_that_is_neither_here_nor_there_is_lost_until_it_is_brought(rig):

@@ -98,25 +98,45 @@ async def test_both_slots_keep_their_images_and_what_is_older_goes(bench):
 
 
 async def test_images_that_an_engine_was_away_to_let_go_of_go_at_the_next_start(bench):
-    async with bench.running():
+    async with bench.running() as updater:
         await bench.install(OLD)
         await bench.install(NEW, OLD)
-        taken = bench.stock.drop_images
+        drop = bench.stock.drop_images
 
         async def away(keep):
-            bench.daemon.die()
-            await taken(keep)
+            if updater.record.state is State.CLEANUP:
+                bench.daemon.die()
+            await drop(keep)
 
         bench.stock.drop_images = away
-        bench.daemon.restart()
-        await bench.updater.offer(THIRD.assignment(), THIRD.manifest_bytes, terms(OLD, NEW, THIRD), may_install=True)
-        await bench.until(lambda: not bench.daemon.up)
-        bench.stock.drop_images = taken
-        bench.daemon.restart()
-        await bench.until(lambda: bench.updater.record.state is not State.IDLE)
-        await bench.settled()
+        await bench.install(THIRD, OLD, NEW)
+        assert updater.record.committed.digest == THIRD.digest, "nothing waits for that"
+    bench.daemon.restart()
+    assert bench.daemon.marked == {image(OLD), image(NEW), image(THIRD)}
     async with bench.running():
-        assert bench.daemon.marked == {image(NEW), image(THIRD)}
+        await bench.until(lambda: bench.daemon.marked == {image(NEW), image(THIRD)})
+
+
+async def test_room_for_the_engine_is_held_over_the_fetch_and_not_over_a_pause(bench):
+    aside = bench.folder / "store" / "aside"
+    held = []
+    stream = bench.source.stream
+
+    def watched(path, **span):
+        held.append(aside.exists())
+        return stream(path, **span)
+
+    bench.source.stream = watched
+    async with bench.running() as updater:
+        bench.source.drops_at = {bench.source.sent + 20_000}
+        bench.source.up = False
+        await updater.offer(OLD.assignment(), OLD.manifest_bytes, terms(OLD), may_install=True)
+        await bench.until(lambda: updater.record.failures > 0)
+        assert held
+        assert all(held)
+        await bench.until(lambda: not aside.exists())
+        bench.source.up = True
+        await bench.settled()
 
 
 async def test_for_an_engine_that_is_away_nothing_travels_and_it_goes_on_when_it_is_back(bench):
@@ -203,16 +223,17 @@ async def test_a_patch_is_applied_to_a_layer_that_only_the_engine_has(bench, kee
     bench.keep_layers = keep
     async with bench.running():
         await bench.install(OLD)
-        if keep == "always":
+        if keep != "while-there-is-room":
             bench.store.discard(digest(APP))
+            bench.store.discard(digest(BASE))
     async with bench.running() as updater:
         sent = bench.source.sent
         await take(bench, patched(), NEW, OLD)
         assert updater.record.committed.digest == NEW.digest
         assert bench.source.sent - sent < 12_000
         assert bench.daemon.layers[digest(NEW_APP)] == NEW_APP
-        kept = {"while-there-is-room": {digest(BASE), digest(APP), digest(NEW_APP)}, "never": set()}
-        kept["always"] = kept["while-there-is-room"]
+        app = {digest(APP), digest(NEW_APP)}
+        kept = {"while-there-is-room": {digest(BASE), *app}, "always": app | {digest(BASE)}, "never": set()}
         assert stored(bench) & set(bench.daemon.layers) == kept[keep]
         assert list(bench.store.part("x").parent.iterdir()) == []
 
