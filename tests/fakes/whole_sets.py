@@ -5,7 +5,6 @@ import random
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from device.containers.aim import make_aim
 from device.containers.engine import Engine, EngineView, Wish
@@ -146,6 +145,7 @@ class Machine:
     trace: FakeTrace
     folder: Path
     files: Mapping[Digest, Path]
+    connect: Callable[[FakeDaemon], FakeEngine] = FakeEngine
 
     def __post_init__(self) -> None:
         self.rows: list[tuple[float, Digest | None, dict[str, list[Digest]]]] = []
@@ -153,7 +153,7 @@ class Machine:
 
     def start_agent(self, dead: frozenset[Digest] = frozenset()) -> None:
         """A new life of the agent: nothing of the one before is known."""
-        self.engine = FakeEngine(self.daemon)
+        self.engine = self.connect(self.daemon)
         self.workers = FakeModelWorkers(dead)
         self.keeper = ContainerKeeper(
             self.engine,
@@ -163,15 +163,12 @@ class Machine:
             clock=asyncio.get_running_loop().time,
         )
         self.whole = WholeSet(self.workers, self.keeper)
-        self.tasks: set[asyncio.Task[Any]] = set()
         self.camera = asyncio.create_task(self._see(self.whole))
 
     async def end_agent(self) -> None:
         """It is gone, however it went."""
         self.engine.cut()
         self.camera.cancel()
-        for task in self.tasks:
-            task.cancel()
         await self.whole.close()
 
     def _wish(self, one: Wanted) -> Wish:

@@ -20,8 +20,6 @@ from protocol.errors import Refused
 from tests.fakes.engine import FakeEngine
 from tests.fakes.whole_sets import RULES, Field, specs_of
 
-REBOOT_S = 2.0
-
 
 class Updates:
     """One machine's updates, and who ends what on the way.
@@ -29,9 +27,13 @@ class Updates:
     Args:
         field: The machine.
         old: What it serves at first; committed.
+        settings: How often a trial is looked at.
+        back_s: After which whoever was killed is started again.
     """
 
-    def __init__(self, field: Field, old: str) -> None:
+    def __init__(self, field: Field, old: str, settings: UpdateSettings | None = None, back_s: float = 2.0) -> None:
+        self.settings = settings or UpdateSettings()
+        self.back_s = back_s
         self.field = field
         self.names = {release.digest: name for name, release in field.releases.items()}
         held = self._held(old)
@@ -79,7 +81,7 @@ class Updates:
         await asyncio.gather(life, killed, power, return_exceptions=True)
         if engine.was_cut.is_set():
             await self.field.machine.end_agent()
-            await asyncio.sleep(REBOOT_S)
+            await asyncio.sleep(self.back_s)
             self.field.machine.start_agent()
             return False
         life.result()
@@ -109,7 +111,7 @@ class Updates:
                 except (Refused, HinderedError) as error:
                     return failed(error, record)
                 world = World(now=lambda: (0, True), new_id=lambda: "0", random=random.random, monotonic=_time)
-                watcher = Watcher(self.field.whole, world, UpdateSettings())
+                watcher = Watcher(self.field.whole, world, self.settings)
                 return await watcher.watch(
                     release, record, keep=self._keep, show=_nothing, another_waits=lambda: False, forbidden=_none
                 )
@@ -156,8 +158,8 @@ class Updates:
     async def _keep_engine_up(self) -> None:
         """A supervisor starts it again a while after it died."""
         while True:
-            await asyncio.sleep(1.5)
-            self._engine_is_started_again()
+            await asyncio.sleep(0.75 * self.back_s)
+            await asyncio.to_thread(self._engine_is_started_again)
 
     def _engine_is_started_again(self) -> None:
         if not self.field.daemon.up:
