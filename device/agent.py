@@ -269,6 +269,10 @@ async def _tell(parts: Parts, started_ms: int) -> None:
             # On a full disk it is told later.
             with contextlib.suppress(StateError):
                 await asyncio.to_thread(parts.fallbacks.tell, workers, parts.clock.now().ms)
+        engine = parts.workers.engine_status()
+        if engine is not None and parts.troubles.changed(engine):
+            with contextlib.suppress(StateError):
+                await asyncio.to_thread(parts.troubles.tell, engine, parts.clock.now().ms)
         try:
             await asyncio.to_thread(write_status, parts.layout.status, status_of(parts, started_ms))
         except OSError as error:
@@ -321,6 +325,7 @@ def status_of(parts: Parts, started_ms: int) -> AgentStatus:
         if progress is not None
         else None,
         workers=parts.workers.status(),
+        engine=parts.workers.engine_status(),
         pump=parts.pump.numbers(),
         counters=parts.totals.now(parts.outbox.produced()),
         frames_waiting=parts.source.waiting,

@@ -29,6 +29,7 @@ from device.containers.owner import Owner, find_owner
 from device.containers.reconcile import Wanted
 from device.containers.settings import SOCKETS, find_socket
 from device.containers.stock import Stock
+from device.containers.troubles import Troubles
 from device.containers.whole import WholeSet
 from device.containers.wishes import Places, make_wish
 from device.drain import Drain
@@ -90,6 +91,7 @@ class Parts:
     updater: Updater
     contact_loop: ContactLoop
     fallbacks: Fallbacks
+    troubles: Troubles
     found: tuple[Finding, ...] = ()
     isolated: str = ""
     waits_for_disk: bool = False
@@ -325,6 +327,7 @@ async def assembled(
                 random=random.random,
             ),
             fallbacks=await asyncio.to_thread(Fallbacks, state, draw_token),
+            troubles=await asyncio.to_thread(Troubles, state, draw_token, time.monotonic),
             found=tuple(found),
             isolated="; ".join(why for why in (unkept, opened.isolated, cut_off) if why),
             waits_for_disk=state.is_in_memory or bool(unkept),

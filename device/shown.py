@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 
 from rich.table import Table
 
+from device.containers.keeper import EngineStatus
 from device.status import DeviceStatus, UpdateNow
 from protocol.messages import UNMETERED, TransferBytes
 
@@ -13,6 +14,8 @@ def status_tables(status: DeviceStatus) -> tuple[Table, ...]:
     tables = [_machine(status)]
     if status.models:
         tables.append(_models(status))
+    if status.engine is not None and status.engine.containers:
+        tables.append(_containers(status.engine))
     if status.lanes:
         tables.append(_lanes(status))
     if status.refusals:
@@ -30,6 +33,8 @@ def _machine(status: DeviceStatus) -> Table:
         "release": f"{release.version} ({release.manifest[:12]})" if release is not None else "none yet",
         "on trial": status.trial[:12] if status.trial is not None else "",
         "serving": "yes" if status.serving else ("no" if status.pid is not None else ""),
+        "containers": _engine(status),
+        "data folders": ", ".join(status.data_folders),
         "update": update_line(status.update),
         "last update": ""
         if last is None
@@ -130,6 +135,23 @@ def _models(status: DeviceStatus) -> Table:
             str(model.restarts),
             model.fallback,
         )
+    return table
+
+
+def _engine(status: DeviceStatus) -> str:
+    engine = status.engine
+    if engine is None:
+        return ""
+    line = "all run" if engine.complete else "not as the release says: results name no release meanwhile"
+    line += f", on {engine.version}" if engine.version else ""
+    return f"{line}; {engine.trouble}" if engine.trouble else line
+
+
+def _containers(engine: EngineStatus) -> Table:
+    table = Table("container", "image", "state", "health", "restarts", "sees model", "trouble")
+    for name, one in engine.containers.items():
+        health = "" if one.health == "none" else one.health
+        table.add_row(name, one.image[:12], one.state, health, str(one.restarts), (one.sees or "")[:8], one.trouble)
     return table
 
 

@@ -18,6 +18,7 @@ from device import identity
 from device.accounts import Ledger, read_ledger
 from device.clock import Clock
 from device.contact import read_record
+from device.containers.keeper import EngineStatus
 from device.damage import kept
 from device.day import look
 from device.inference.pump import PumpNumbers
@@ -79,6 +80,7 @@ class AgentStatus(Message):
     sure_of_time: bool
     update: UpdateNow | None = None  # not known before the updater has taken up its record
     workers: WorkersStatus = WorkersStatus()
+    engine: EngineStatus | None = None  # None: there are no containers
     pump: PumpNumbers = PumpNumbers()
     counters: Counters = Counters()
     frames_waiting: int = 0
@@ -164,7 +166,9 @@ class DeviceStatus(Message, omit_defaults=False):
     trial: Digest | None
     previous: RunningRelease | None
     models: dict[str, ModelStatus]
-    serving: bool
+    serving: bool  # the models
+    engine: EngineStatus | None  # None: there are no containers, or the agent does not run
+    data_folders: tuple[str, ...]  # of containers; they outlive updates, and nobody deletes them but a person
     swap: Swap | None
     update: UpdateNow
     last_update: Ended | None
@@ -264,6 +268,8 @@ def read_status(layout: Layout) -> DeviceStatus:
             previous=_release(record, "previous"),
             models=now.workers.models if now is not None else {},
             serving=now is not None and now.workers.serving,
+            engine=now.engine if now is not None else None,
+            data_folders=_data_folders(layout),
             swap=now.workers.swap if now is not None else None,
             update=_update(record, now, ledger),
             last_update=record.last,
@@ -374,6 +380,12 @@ def _lanes(layout: Layout) -> dict[str, LaneStatus]:
             for lane, counts in read_counts(layout.outbox_db).items()
         }
     return {}
+
+
+def _data_folders(layout: Layout) -> tuple[str, ...]:
+    with contextlib.suppress(OSError):
+        return tuple(sorted(entry.name for entry in layout.data.iterdir()))
+    return ()
 
 
 def _silence(path: Path) -> tuple[str, ...]:

@@ -84,6 +84,7 @@ class EngineStatus(Message):
 
     version: str = ""
     complete: bool = True  # exactly the containers of the release run
+    trial: bool = False
     trouble: str = ""
     containers: dict[str, ContainerStatus] = {}
 
@@ -245,6 +246,7 @@ class ContainerKeeper:
         return EngineStatus(
             version=self._version,
             complete=self._whole,
+            trial=self._aim.trial,
             trouble=self.hindered(),
             containers=found,
         )

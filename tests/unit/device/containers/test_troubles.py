@@ -1,0 +1,77 @@
+"""Trouble with a committed container is told once for its image; a trial's goes another way."""
+
+import itertools
+
+import pytest
+
+from device.containers.keeper import ContainerStatus, EngineStatus
+from device.containers.troubles import AWAY_S, KIND, Troubles
+from device.state_db import StateDb
+
+
+def status(trouble: str = "", engine: str = "", *, trial: bool = False, image: str = "a") -> EngineStatus:
+    one = ContainerStatus(image=image * 64, state="exited" if trouble else "running", trouble=trouble)
+    return EngineStatus(version="fake 1.0", trial=trial, trouble=engine, containers={"gateway": one})
+
+
+@pytest.fixture
+def db(tmp_path):
+    database = StateDb(tmp_path / "state.db")
+    yield database
+    database.close()
+
+
+class Clock:
+    now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def started(db: StateDb, clock: Clock) -> Troubles:
+    numbers = itertools.count(len(db.pending_alerts(100)))
+    return Troubles(db, lambda: f"{next(numbers):032x}", clock)
+
+
+def see(troubles: Troubles, seen: EngineStatus) -> None:
+    if troubles.changed(seen):
+        troubles.tell(seen, 5)
+
+
+def told(db: StateDb) -> list[str]:
+    assert all((alert.kind, alert.at_ms) == (KIND, 5) for alert in db.pending_alerts(100))
+    return [alert.detail for alert in db.pending_alerts(100)]
+
+
+def test_each_kind_of_trouble_is_told_once_for_an_image_also_over_restarts(db):
+    for _ in range(2):
+        troubles = started(db, Clock())
+        for one in ("", "exit 1", "", "exit 1", "unhealthy: one", "unhealthy: two"):
+            see(troubles, status(one))
+    assert told(db) == [
+        f"container gateway, image {'a' * 12}: exit 1",
+        f"container gateway, image {'a' * 12}: unhealthy: one",
+    ]
+    see(troubles, status("exit 1", image="b"))
+    assert len(told(db)) == 3
+
+
+def test_of_a_trial_nothing_is_told_here(db):
+    see(started(db, Clock()), status("exit 1", trial=True))
+    assert told(db) == []
+
+
+def test_an_engine_is_told_of_only_when_it_is_away_for_long(db):
+    clock = Clock()
+    troubles = started(db, clock)
+    for _ in range(2):
+        see(troubles, status(engine="engine: away"))
+        clock.now_s += AWAY_S - 1
+        see(troubles, status(engine="engine: away"))
+        see(troubles, status())
+    assert told(db) == []
+    see(troubles, status(engine="engine: away"))
+    clock.now_s += AWAY_S + 1
+    for _ in range(2):
+        see(troubles, status(engine="engine: away"))
+    assert told(db) == ["engine: away"]
