@@ -1,0 +1,236 @@
+"""What the keeper of containers does by itself, and what of it speaks against a release on trial."""
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from device.containers.engine import EngineError
+from device.update.ports import HinderedError, ReleaseSet
+from protocol.container import Restart, RunSpec
+from protocol.errors import Reason, Refused
+from protocol.ids import digest
+from tests.fakes.container_sets import make_container_release, pack_container, with_containers
+from tests.fakes.engine import Behaviour
+from tests.fakes.release_sets import ModelSpec, make_release
+from tests.fakes.whole_sets import Field, make_releases, play, specs_of, until
+
+MODEL, OTHER = digest(b"a model"), digest(b"another model")
+SEES = RunSpec(command=("/sees",), sees_model=True, sees_within_s=10.0, restart=Restart(in_trial=1))
+
+
+@pytest.fixture
+def story(tmp_path):
+    def run(tell) -> None:
+        async def whole_story() -> None:
+            releases = make_releases(tmp_path)
+            releases["sees"] = sees(tmp_path / "sees", b"a model", "5.0.0")
+            releases["sees-other"] = sees(tmp_path / "sees-other", b"another model", "6.0.0")
+            field = Field(tmp_path / "state", releases)
+            await tell(field)
+            await field.machine.end_agent()  # labels follow the last look, and here much changes between two looks
+
+        (tmp_path / "state").mkdir()
+        play(whole_story)
+
+    return run
+
+
+def sees(folder: Path, model: bytes, version: str) -> ReleaseSet:
+    bare = make_release(folder, ModelSpec(model), version=version)
+    return with_containers(bare, folder, pack_container("sees", SEES))
+
+
+def faults(field: Field) -> tuple[str, ...]:
+    return field.whole.health().faults
+
+
+# Of a committed release
+
+
+def test_what_ends_is_started_again_later_and_later_and_soon_once_it_was_steady(story):
+    async def tell(field):
+        field.behaves("old", "driver", Behaviour(lives_s=0.5))
+        await field.whole.converge(field.releases["old"])
+        await asyncio.sleep(300)
+        starts = field.daemon.calls.count("start") - 1  # the gateway's
+        assert 5 <= starts <= 11, "1, 2, 4, 8... 60 s apart"
+        field.behaves("old", "driver", Behaviour(lives_s=100.0))
+        await asyncio.sleep(70 + 10 * 110)
+        again = field.daemon.calls.count("start") - 1 - starts
+        assert 8 <= again <= 12, "a second after each steady life"
+        status = field.whole.engine_status().containers["driver"]
+        assert status.restarts >= starts + again - 2
+        assert faults(field) == ()
+
+    story(tell)
+
+
+def test_one_that_is_sick_is_started_anew(story):
+    async def tell(field):
+        field.behaves("old", "gateway", Behaviour(unhealthy_after_s=30.0))
+        await field.serve("old")
+        (first,) = [made.started for made in field.daemon.made.values() if made.wish.name == "gateway"]
+        await asyncio.sleep(50)
+        (second,) = [made.started for made in field.daemon.made.values() if made.wish.name == "gateway"]
+        assert first != second
+        assert field.whole.health().serving
+        assert faults(field) == ()
+
+    story(tell)
+
+
+def test_what_somebody_changed_by_hand_is_made_right(story):
+    async def tell(field):
+        await field.serve("old")
+        ids = {made.wish.name: name for name, made in field.daemon.made.items()}
+        await field.machine.engine.stop(ids["driver"], 1.0)
+        await field.machine.engine.remove(ids["driver"])
+        by_hand = replace(field.daemon.wish_of("gateway"), spec=digest(b"by hand"))
+        await field.machine.engine.start(by_hand)
+        await until(lambda: field.daemon.running() != specs_of(field.releases["old"]))
+        await field.settled("old")
+
+    story(tell)
+
+
+def test_an_image_that_the_engine_lost_is_brought_back(story):
+    async def tell(field):
+        await field.serve("old")
+        field.daemon.end("driver")
+        for made in list(field.daemon.made.values()):
+            if made.wish.name == "driver":
+                field.daemon.lose(made.wish.image)
+                del field.daemon.made[made.id]
+        await field.settled("old")
+
+    story(tell)
+
+
+def test_after_the_engine_was_started_anew_all_run_again_at_once_and_nobody_counts_it(story):
+    async def tell(field):
+        await field.serve("old")
+        await field.whole.converge(field.releases["new"], trial=True)
+        await field.settled("new")
+        for _ in range(5):
+            field.daemon.die()
+            field.daemon.restart()  # between two looks: no call of ours fails
+            await asyncio.sleep(10)
+            assert field.runs("new")
+            assert faults(field) == ()
+
+    story(tell)
+
+
+# Of a release on trial
+
+
+def test_ends_are_evidence_once_there_are_more_than_the_release_bears(story):
+    async def tell(field):
+        await field.serve("old")
+        field.behaves("sees", "sees", Behaviour(says=((0.0, f"headland-sees {MODEL}"),)))
+        await field.whole.converge(field.releases["sees"], trial=True)
+        await field.settled("sees")
+        field.daemon.end("sees", "SIGSEGV")
+        await asyncio.sleep(2)
+        assert faults(field) == ()
+        await field.settled("sees")
+        field.daemon.end("sees", "out of memory")
+        await until(lambda: bool(faults(field)))
+        (fault,) = faults(field)
+        assert fault.startswith("container sees ended by itself 2 times: out of memory; it said: headland-sees")
+        assert "sees" not in field.daemon.running(), "a fault in a trial is told, not mended"
+
+    story(tell)
+
+
+@pytest.mark.parametrize(
+    ("says", "fault"),
+    [
+        (((0.0, "hello"),), "told of no model 10 s after the change"),
+        (((0.0, f"headland-sees {MODEL}"), (2.0, f"headland-sees {OTHER}")), f"sees model {OTHER[:12]} 10 s after"),
+        (((0.0, f"headland-sees {MODEL}"),), ""),
+        (((8.0, f"headland-sees {MODEL}"),), ""),
+        (((0.0, f"headland-sees {OTHER}"), (8.0, f"headland-sees {MODEL}")), ""),
+        (((0.0, f"xheadland-sees {MODEL}"), (0.1, f"headland-sees {MODEL[:-1]}")), "told of no model"),
+    ],
+    ids=["nothing", "another", "at-once", "in-time", "the-newest-counts", "not-exactly"],
+)
+def test_a_container_is_to_see_a_model_of_the_release(story, says, fault):
+    async def tell(field):
+        field.behaves("sees", "sees", Behaviour(says=says))
+        await field.serve("old")
+        await field.whole.converge(field.releases["sees"], trial=True)
+        assert not fault or not field.whole.health().serving or says[0][1].endswith(MODEL)
+        await asyncio.sleep(9)
+        assert faults(field) == ()
+        await asyncio.sleep(5)
+        found = faults(field)
+        assert [fault in one for one in found] == [True] * bool(fault)
+        assert field.whole.health().serving == (not fault)
+
+    story(tell)
+
+
+def test_of_a_container_that_goes_on_the_sight_of_the_new_model_counts(story):
+    """The old one is named by the line before."""
+
+    async def tell(field):
+        field.behaves(
+            "sees", "sees", Behaviour(says=((0.0, f"headland-sees {MODEL}"), (30.0, f"headland-sees {OTHER}")))
+        )
+        await field.serve("sees")
+        assert specs_of(field.releases["sees"]) == specs_of(field.releases["sees-other"])
+        await field.whole.converge(field.releases["sees-other"], trial=True)
+        assert not field.whole.health().serving
+        await asyncio.sleep(5)
+        assert (faults(field), field.whole.health().serving) == ((), False)
+        await asyncio.sleep(15)
+        assert "sees model" in faults(field)[0]
+        await asyncio.sleep(30)
+        assert (faults(field), field.whole.health().serving) == ((), True)
+
+    story(tell)
+
+
+def test_an_engine_that_does_not_do_it_is_asked_for_a_minute_and_is_no_evidence(story):
+    async def tell(field):
+        await field.serve("old")
+        made = specs_of(field.releases["new"])
+        plain = field.machine.engine.load
+
+        async def load(image, files):
+            raise EngineError("something of its own")
+
+        field.machine.engine.load = load
+        with pytest.raises(HinderedError, match="something of its own"):
+            await field.whole.converge(field.releases["new"], trial=True)
+        assert field.runs("old"), "nothing was stopped for it"
+        field.machine.engine.load = plain
+        await field.whole.converge(field.releases["new"], trial=True)
+        await field.settled("new")
+        assert field.daemon.running() == made
+
+    story(tell)
+
+
+def test_a_device_that_is_not_there_is_the_machines_fault(story, tmp_path):
+    async def tell(field):
+        run = RunSpec(command=("/needs",), devices=("/dev/apex_999",))
+        release = make_container_release(tmp_path / "needs", pack_container("needs", run), version="9.0.0")
+        field.releases["needs"] = release
+        field.machine.files.update(release.files)
+        await field.serve("old")
+        with pytest.raises(Refused) as refused:
+            await field.whole.converge(release, trial=True)
+        assert refused.value.reason is Reason.WRONG_HARDWARE
+        await field.settled("old")
+        # Committed, it is waited for, and does not keep the models from serving.
+        await field.whole.converge(release)
+        await asyncio.sleep(60)
+        assert field.machine.workers.serving is release
+        assert "apex_999" in field.whole.engine_status().containers["needs"].trouble
+        assert not field.whole.health().serving
+
+    story(tell)
