@@ -18,6 +18,7 @@ from device.totals import Totals
 from device.transfer import Transfer, TransferSettings
 from device.transfer.applier import in_process
 from device.transfer.patch_book import PatchBook
+from device.update.ports import Workers
 from device.update.rules import Machine
 from device.update.sets import Sets
 from device.update.states import State
@@ -69,6 +70,8 @@ class Bench:
         self.daemon = FakeDaemon(lambda: self.elapsed_s)
         self.keep_layers: KeepLayers = "while-there-is-room"
         self.has_engine = True
+        self.engine: FakeEngine
+        self.owner: Owner
         self.stock: Stock
         self.db: StateDb
         self.store: Store
@@ -93,9 +96,9 @@ class Bench:
         self.db = self.open_db(self.folder / "state.db")
         self.store = Store(self.folder / "store", disk=self.disk, free=lambda _: self.free_bytes)
         totals = Totals(self.db)
-        self.stock = Stock(
-            FakeEngine(self.daemon), self.store, Owner("a machine of tests", self.db), keep=self.keep_layers
-        )
+        self.engine = FakeEngine(self.daemon)
+        self.owner = Owner("a machine of tests", self.db)
+        self.stock = Stock(self.engine, self.store, self.owner, keep=self.keep_layers)
         transfer = Transfer(
             self.source,
             self.store,
@@ -116,7 +119,7 @@ class Bench:
             fetcher=transfer,
             treasury=Accounts(self.db, totals, link=self.link, own=self.own_budget, now=self.instant),
             canary=self.canary,
-            workers=self.workers,
+            workers=self.serving(),
             machine=self.machine,
             world=World(
                 now=lambda: (self.now_ms, self.sure),
@@ -132,6 +135,10 @@ class Bench:
             settings=UpdateSettings(),
         )
         return self.updater
+
+    def serving(self) -> Workers:
+        """What serves in this life of the agent; `boot` has made what it needs."""
+        return self.workers
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Updater]:
