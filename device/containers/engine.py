@@ -223,7 +223,10 @@ class Engine(Protocol):
         ...
 
     async def drop_images(self, keep: Sequence[Digest]) -> None:
-        """Takes our mark off all images but these, and with it what nobody else marked or runs."""
+        """Takes our mark off all images but these, and with it what nobody else marked.
+
+        One that a container is made of, running or not, stays with its mark: it goes the next time.
+        """
         ...
 
     async def log(self, id: str, since: str, limit_bytes: int) -> bytes:

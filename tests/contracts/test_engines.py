@@ -198,3 +198,18 @@ async def test_images_that_are_dropped_are_gone_and_those_that_are_kept_stay(ben
     await bench.engine.start(bench.wish(new))
     with pytest.raises(EngineError):
         await bench.engine.start(bench.wish(old))
+
+
+async def test_an_image_of_which_there_is_a_container_stays_until_that_is_gone(bench: Bench) -> None:
+    image = bench.images.app("one")
+    await bench.engine.load(image.image, image.files)
+    await bench.engine.start(bench.wish(image))
+    await bench.engine.drop_images(())
+    seen = await bench.only()
+    assert seen.state == "running"
+    await bench.engine.stop(seen.id, 5.0)
+    await bench.engine.drop_images(())
+    assert [held.image for held in (await bench.engine.view()).images] == [image.digest]
+    await bench.engine.remove(seen.id)
+    await bench.engine.drop_images(())
+    assert (await bench.engine.view()).images == ()

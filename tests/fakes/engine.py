@@ -324,10 +324,9 @@ class FakeEngine:
     async def drop_images(self, keep: Sequence[Digest]) -> None:
         fate = await self._enter("drop")
         daemon = self._daemon
-        for image in sorted(daemon.marked - set(keep)):
-            daemon.marked.discard(image)
-            if all(made.wish.image != image for made in daemon.made.values()):
-                daemon.lose(image)
+        used = {made.wish.image for made in daemon.made.values()}
+        for image in sorted(daemon.marked - set(keep) - used):
+            daemon.lose(image)
             if fate.moment == "half":
                 break
         await self._leave(fate)
