@@ -545,10 +545,10 @@ async def test_a_file_that_the_disk_changed_is_no_evidence_against_the_release(b
         owner, name = (bench.canary, "check") if where == "check" else (bench.workers, "converge")
         plain = getattr(owner, name)
 
-        async def look(release):
+        async def look(release, **rest):
             if release is not None and release.digest == NEW.digest:
                 spoil()
-            await plain(release)
+            await plain(release, **rest)
 
         setattr(owner, name, look)
         await updater.offer(NEW.assignment(), NEW.manifest_bytes, terms(NEW, OLD), may_install=True)
