@@ -389,6 +389,23 @@ async def test_room_is_held_for_what_the_engine_takes_and_given_back(rig):
     assert not aside.exists(), "an image that is there takes nothing"
 
 
+async def test_layers_that_lie_on_others_in_the_engine_take_room_once_more(rig):
+    rig.daemon.version = "docker 20.10.24"
+    rig.keep(OLD)
+    await rig.stock.bring(OLD.image)
+    rig.free_bytes = 0
+    upper = pack_container("app", RUN, (NEW_APP, APP))
+    for other, layers in ((NEW, [NEW_APP]), (upper, [NEW_APP, APP])):
+        with pytest.raises(NoSpaceError) as caught:
+            await rig.stock.hold_room([other.image], [])
+        need = 2 * sum(map(len, layers)) + other.image.config.length_bytes
+        assert caught.value.lacks_bytes == need
+    with pytest.raises(NoSpaceError) as caught:
+        rig.store.discard(digest(BASE))
+        await rig.stock.hold_room([OLD.image], [digest(BASE), digest(APP)])
+    assert caught.value.lacks_bytes == len(BASE) + len(APP), "to give one, an engine puts the whole image together"
+
+
 async def test_room_that_is_held_counts_in_the_store_but_against_no_budget(tmp_path):
     store = Store(tmp_path / "store", keep_free_bytes=0, free=lambda _: 10_000, budget_bytes=5000)
     store.set_aside(8000)

@@ -6,6 +6,7 @@ import shutil
 import msgspec
 import pytest
 
+from device.containers.owner import KEY
 from device.update.rules import Later
 from device.update.states import State
 from protocol.container import RunSpec
@@ -128,15 +129,34 @@ async def test_room_for_the_engine_is_held_over_the_fetch_and_not_over_a_pause(b
 
     bench.source.stream = watched
     async with bench.running() as updater:
-        bench.source.drops_at = {bench.source.sent + 20_000}
+        at_begin, hold_room = [], bench.stock.hold_room
+
+        async def begins(*arguments):
+            at_begin.append(aside.exists())
+            await hold_room(*arguments)
+
+        bench.stock.hold_room = begins
         bench.source.up = False
         await updater.offer(OLD.assignment(), OLD.manifest_bytes, terms(OLD), may_install=True)
-        await bench.until(lambda: updater.record.failures > 0)
+        await bench.until(lambda: updater.record.failures > 1)
+        assert len(at_begin) > 1
+        assert not any(at_begin)
         assert held
         assert all(held)
-        await bench.until(lambda: not aside.exists())
         bench.source.up = True
         await bench.settled()
+
+
+async def test_a_machine_that_lost_its_database_counts_what_the_engine_holds(bench):
+    async with bench.running():
+        await bench.install(OLD)
+        bench.db.put(KEY, b"")
+        bench.store.discard(digest(BASE))
+    async with bench.running():
+        sent = bench.source.sent
+        await take(bench, patched(), NEW, OLD)
+        assert bench.updater.record.committed.digest == NEW.digest
+        assert bench.source.sent - sent < 12_000
 
 
 async def test_for_an_engine_that_is_away_nothing_travels_and_it_goes_on_when_it_is_back(bench):
