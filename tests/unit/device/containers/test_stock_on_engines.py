@@ -1,6 +1,7 @@
 """The stock on real engines: what one of them gives back is what went in, and is enough to go on from."""
 
-from collections.abc import AsyncIterator
+import os
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,12 @@ import pytest
 from device.containers.owner import Owner
 from device.containers.stock import Stock
 from device.state_db import StateDb
-from device.store import Store
+from device.store import NoSpaceError, Store
 from protocol.errors import StateError
+from protocol.limits import MIB
 from tests.fakes.engine_bench import Bench, fake_bench, real_bench
 from tests.fakes.images import BuiltImage, base_layer, file, tar
+from tests.fakes.private_engine import PrivateEngine
 
 
 @pytest.fixture(params=["fake", "docker", "podman"])
@@ -94,3 +97,24 @@ async def test_an_image_that_somebody_deleted_is_made_again_as_far_as_it_can_be(
     with pytest.raises(StateError, match="neither in the store nor in the engine"):
         await stock.bring(image.image)
     assert image.layers[1][:12] in stock.lost([image.image])
+
+
+async def test_what_room_is_held_for_goes_in_and_for_what_does_not_nothing_is_begun(
+    new_engine: Callable[..., PrivateEngine], store: Store, tmp_path: Path
+) -> None:
+    """The engine's disk is not the store's: its free space is looked at."""
+    bench = real_bench(new_engine("docker", size_mib=48), tmp_path / "images")
+    stock = Stock(bench.engine, store, Owner("someone", StateDb(tmp_path / "state.db")))
+    fits = bench.images.build([tar([file("a", os.urandom(16 * MIB))])])
+    does_not = bench.images.build([tar([file("b", os.urandom(16 * MIB))])])
+    for image in (fits, does_not):
+        keep(store, image)
+    await stock.hold_room([fits.image], [])
+    await stock.bring(fits.image)
+    with pytest.raises(NoSpaceError, match="the engine needs"):
+        await stock.hold_room([does_not.image], [])
+    with pytest.raises(NoSpaceError):
+        await stock.bring(does_not.image)
+    assert [held.image for held in (await stock.look()).images] == [fits.digest]
+    assert stock.lost([does_not.image]) == ""
+    await bench.engine.close()

@@ -157,6 +157,7 @@ async def test_a_machine_that_lost_its_database_counts_what_the_engine_holds(ben
         await take(bench, patched(), NEW, OLD)
         assert bench.updater.record.committed.digest == NEW.digest
         assert bench.source.sent - sent < 12_000
+        assert len(ends(bench)) == len(bench.outcomes()), "and waits for no other plan"
 
 
 async def test_for_an_engine_that_is_away_nothing_travels_and_it_goes_on_when_it_is_back(bench):
