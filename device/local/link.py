@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from device.cancelling import cancel
 from device.local.active import Board
-from device.local.listening import listen, make_folder
+from device.local.listening import listen, make_folder, remove
 from device.local.readers import CrowdedError, Readers
 from device.local.request import HEAD_BYTES, Request, TurnedAwayError, head_of, read_request
 from device.threads import to_its_end
@@ -77,6 +77,8 @@ class LocalLink:
         finally:
             if self._listener is not None:
                 self._listener.close()
+                self._listener = None
+                await to_its_end(remove, self._folder)
             for task in tasks | self._attending:
                 await cancel(task)
 

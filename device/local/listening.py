@@ -3,6 +3,7 @@
 Every user of the machine who gets as far as the folder may connect, none may put anything else in its place.
 """
 
+import contextlib
 import os
 import socket
 from pathlib import Path
@@ -51,3 +52,9 @@ def listen(folder: Path, disk: Disk = DISK) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+def remove(folder: Path, disk: Disk = DISK) -> None:
+    """Takes the socket away at an end in order; one that stays tells nobody anything. Blocking."""
+    with contextlib.suppress(OSError):
+        disk.unlink(folder / SOCKET)

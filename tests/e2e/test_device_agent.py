@@ -184,7 +184,7 @@ def test_attack_o11_a_copied_identity_sets_both_apart_and_loses_no_result(stage)
     assert original.process.stop() == 0
     copy = FieldMachine("cloned-1", original.state.with_name("cloned-copy"))
     stage.machines.append(copy)
-    shutil.copytree(original.state, copy.state, symlinks=True)
+    shutil.copytree(original.state, copy.state, symlinks=True, ignore=shutil.ignore_patterns("*.sock"))
     for machine in (original, copy):
         machine.start()
     wait_for("both to be set apart", lambda: all(m.status()["contact"]["set_apart"] for m in (original, copy)))
@@ -318,11 +318,11 @@ def small_disk(machine: FieldMachine) -> Iterator[None]:
         assert not os.environ.get("CI"), "root of this machine may not mount a small disk"
         pytest.skip("root may not mount a small disk here")
     try:
-        shutil.copytree(aside, folder, symlinks=True, dirs_exist_ok=True)
+        shutil.copytree(aside, folder, symlinks=True, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.sock"))
         yield
         machine.process.kill()
         shutil.rmtree(aside)
-        shutil.copytree(folder, aside, symlinks=True)
+        shutil.copytree(folder, aside, symlinks=True, ignore=shutil.ignore_patterns("*.sock"))
     finally:
         machine.process.kill()
         subprocess.run(["umount", "-l", folder], check=True)

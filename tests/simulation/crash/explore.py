@@ -138,7 +138,7 @@ class Explorer:
             shutil.rmtree(left, ignore_errors=True)
         (self._ready / "world").mkdir(parents=True)
         self._workload.prepare(self._ready)
-        shutil.copytree(self._ready, self._home, symlinks=True)
+        shutil.copytree(self._ready, self._home, symlinks=True, ignore=shutil.ignore_patterns("*.sock"))
         state, promises = self._home / "state", self._home / "promises"
         history = read_folder(state, self._volatile)
         command = [sys.executable, "-m", "tests.simulation.run", "act", self._workload.name, str(self._home)]

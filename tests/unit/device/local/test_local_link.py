@@ -418,8 +418,11 @@ async def test_a_mount_made_before_shows_the_socket_of_the_next_agent(tmp_path):
     async with bench.served():
         mounted = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)  # as a mount: the folder itself, not its name
     (folder / ".tmp-half").write_bytes(b"")  # a start that was cut off
-    bench = Bench(folder)
+    assert not (folder / SOCKET).exists(), "an end in order"
+    with socket.socket(socket.AF_UNIX) as left:  # and one that is none
+        left.bind(str(folder / SOCKET))
     before = (folder / SOCKET).stat().st_ino
+    bench = Bench(folder)
     try:
         await bench.show(TWO)
         async with bench.served():
