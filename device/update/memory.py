@@ -10,7 +10,7 @@ from device.update.states import Held
 from protocol import limits
 from protocol.errors import Refused
 from protocol.ids import Digest
-from protocol.objects import AssignmentBody
+from protocol.objects import AssignmentBody, TransferPlan
 from protocol.wire import decode, encode
 
 ASSIGNMENT: Final = "update/assignment"  # of the record's offer, with its plan
@@ -69,8 +69,8 @@ class Memory:
             return False, False
         before = self.assignment()
         self._db.put(ASSIGNMENT, renewed)
-        differs = before is None or (before.plan.steps, before.budget) != (assignment.plan.steps, assignment.budget)
-        return True, differs
+        same = before is not None and before.budget == assignment.budget and _goes_on(before.plan, assignment.plan)
+        return True, not same
 
     def refused(self) -> dict[Digest, str]:
         """Why, by the digest of each manifest that was refused on evidence."""
@@ -102,6 +102,12 @@ class Memory:
 def floors_of(release: Held) -> dict[str, int]:
     """The floors that rise when `release` is committed. Each era has its own counter, so that none ever falls."""
     return {ERA: release.era, _counter(release.era): release.release_counter}
+
+
+def _goes_on(before: TransferPlan, after: TransferPlan) -> bool:
+    """Whether a fetch does the same by both. What has come meanwhile need not come by the newer one: no difference."""
+    steps = {step.artifact: step for step in before.steps}
+    return all(step.method == "have" or steps.get(step.artifact) == step for step in after.steps)
 
 
 def _counter(era: int) -> str:

@@ -67,7 +67,7 @@ async def send_blob(request: web.Request, blobs: BlobStore) -> web.StreamRespons
                 await answer.write(chunk)
             chunk = await anext(chunks, b"")
         await answer.write_eof()
-    except ConnectionResetError:
+    except ConnectionError:
         pass  # the machine drove off; it asks for the rest when it is back
     except (HeadlandError, TimeoutError) as error:
         # The head has gone out: all that is left to say is that the answer broke off.

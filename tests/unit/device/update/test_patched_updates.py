@@ -14,7 +14,7 @@ from device.update.states import State
 from protocol.errors import Reason
 from protocol.ids import digest
 from protocol.messages import TransferBytes
-from protocol.objects import Budget, TransferPlan
+from protocol.objects import Budget, Step, TransferPlan
 from tests.fakes.machines import Bench
 from tests.fakes.patches import PlainPatch
 from tests.fakes.updates import INVENTORY, BlobSource, Release, noise, terms
@@ -298,3 +298,33 @@ async def test_nothing_of_a_patch_holds_up_the_event_loop(bench):
             await offer(bench, PLAN)
             await committed(bench)
             assert bench.updater.report().transfer.delta_bytes > 0
+
+
+async def test_what_has_come_meanwhile_is_no_reason_to_begin_a_fetch_anew(bench):
+    """Each contact brings a plan that asks for less: a link of its own for each would cost a handshake every time."""
+    async with bench.running():
+        await bench.install(OLD)
+        held, go_on = asyncio.Event(), asyncio.Event()
+        plain = bench.source.stream
+
+        async def stream(path, *, first, length):
+            if path.endswith(FULL_STEP.payload.sha256):
+                held.set()
+                await go_on.wait()
+            async for chunk in plain(path, first=first, length=length):
+                yield chunk
+
+        bench.source.stream = stream
+        await offer(bench, FULL_PLAN)
+        async with asyncio.timeout(20):
+            await held.wait()
+        come = tuple(
+            one if one == FULL_STEP else Step(artifact=one.artifact, length_bytes=one.length_bytes, method="have")
+            for one in FULL_PLAN.steps
+        )
+        assert come != FULL_PLAN.steps
+        held.clear()
+        await offer(bench, TransferPlan(steps=come, full_bytes=FULL_PLAN.full_bytes))
+        go_on.set()
+        await committed(bench)
+        assert not held.is_set(), "the payload was asked for again"
