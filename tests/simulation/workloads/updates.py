@@ -265,6 +265,10 @@ class WithImages(Updating):
 
     async def live(self, bench: Bench, *, is_offered: bool) -> None:
         async with bench.running() as updater:
+            record = updater.record
+            is_new = record.committed is not None and record.committed.digest == self.new.digest
+            if is_new or record.state not in (State.IDLE, State.FETCH):
+                bench.daemon.put(self.image(self.new), self.new.artifacts)  # in a life that is not told of
             if is_offered:
                 assignment = msgspec.structs.replace(self.new.assignment(), plan=self.plan)
                 await updater.offer(assignment, self.new.manifest_bytes, terms(self.old, self.new), may_install=True)
