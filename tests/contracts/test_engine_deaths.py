@@ -140,6 +140,25 @@ async def test_containers_may_outlive_their_engine_and_are_the_same_afterwards(
     await bench.clear()
 
 
+async def test_podmans_containers_outlive_its_service_and_it_counts_as_one_life(
+    new_engine: NewEngine, tmp_path: Path
+) -> None:
+    engine = new_engine("podman")
+    bench = real_bench(engine, tmp_path)
+    image = bench.images.app("one")
+    await bench.engine.load(image.image, image.files)
+    await bench.engine.start(bench.wish(image))
+    before = await bench.engine.view()
+    engine.kill()
+    with pytest.raises(EngineAwayError):
+        await bench.engine.view()
+    await asyncio.to_thread(engine.start)
+    assert await bench.engine.view() == before
+    await bench.engine.start(bench.wish(image))
+    assert await bench.engine.view() == before
+    await bench.clear()
+
+
 async def test_a_full_disk_of_the_engine_leaves_what_runs_and_what_it_holds(
     new_engine: NewEngine, tmp_path: Path
 ) -> None:
