@@ -163,6 +163,20 @@ def test_states_of_engines_are_told_in_ours(state: dict[str, Any], expected: tup
     assert (seen.state, seen.exit) == expected
 
 
+def test_the_first_words_of_a_container_are_in_its_log_though_they_were_said_before_it_counted_as_started() -> None:
+    started = "2026-01-01T00:00:10.123456789Z"
+    table = {
+        ("GET", "/containers/"): {"Config": {"Tty": True}, "State": {"StartedAt": started}},
+        ("GET", f"/containers/{'e' * 64}/logs"): b"headland-sees\n",
+    }
+    with engine(table) as (adapter, made):
+        assert adapter.log("e" * 64, started, 100) == b"headland-sees\n"
+        adapter.log("e" * 64, "2026-01-01T00:00:11.5Z", 100)
+        first, later = (one.path for one in made.asked(f"/containers/{'e' * 64}/logs"))
+    assert "since" not in first
+    assert "since=1767225611.5" in later
+
+
 # Docker's containerd image store names images by their manifest. Such an engine is not in Debian; its answers are.
 
 
