@@ -84,9 +84,10 @@ async def test_layers_of_one_length_are_told_apart(bench: Bench, tmp_path: Path)
     image = bench.images.build(layers)
     await bench.engine.load(image.image, image.files)
     lengths = {one.artifact.sha256: one.artifact.length_bytes for one in image.image.layers[1:]}
-    for names in (list(lengths), list(reversed(lengths))):  # whichever the engine gives first
-        await bench.engine.export(image.digest, {name: tmp_path / name for name in names}, lengths)
-        assert all(hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() == name for name in names)
+    for turn, names in enumerate((list(lengths), list(reversed(lengths)))):  # whichever the engine gives first
+        places = {name: tmp_path / f"{turn}-{name}" for name in names}
+        await bench.engine.export(image.digest, places, lengths)
+        assert all(hashlib.sha256(place.read_bytes()).hexdigest() == name for name, place in places.items())
 
 
 async def test_what_the_engine_does_not_hold_cannot_be_exported(bench: Bench, tmp_path: Path) -> None:
