@@ -71,6 +71,7 @@ class _Made:
     wish: Wish
     started_s: float | None = None
     started: str = ""
+    checked_s: float = 0.0  # its health, from then on
     ended: tuple[float, str] | None = None  # when, and what ended it
     log: list[tuple[float, str]] = field(default_factory=list)
 
@@ -140,9 +141,11 @@ class FakeDaemon:
                 self._end(made, "SIGKILL")
 
     def restart(self) -> None:
-        """The engine is started anew; it starts no container."""
+        """The engine is started anew; it starts no container, and checks the health of those that lived on anew."""
         self.up = True
         self.lives += 1
+        for made in self.made.values():
+            made.checked_s = self.clock()
 
     def end(self, name: str, exit: str = "exit 1") -> None:
         """The processes of the containers of this name end by themselves."""
@@ -181,6 +184,7 @@ class FakeDaemon:
 
     def _start(self, made: _Made) -> None:
         made.started_s, made.ended = self.clock(), None
+        made.checked_s = made.started_s
         made.started = stamp(made.started_s)
         made.log += [(made.started_s + at_s, line) for at_s, line in self.behave(made.wish).says]
 
@@ -202,7 +206,7 @@ class FakeDaemon:
         )
 
     def _health(self, made: _Made) -> Literal["starting", "healthy", "unhealthy"]:
-        behaviour, age_s = self.behave(made.wish), self.clock() - (made.started_s or 0.0)
+        behaviour, age_s = self.behave(made.wish), self.clock() - made.checked_s
         if made.started_s is None:
             return "starting"
         if behaviour.unhealthy_after_s is not None and age_s >= behaviour.unhealthy_after_s:

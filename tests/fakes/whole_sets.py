@@ -74,6 +74,7 @@ class FakeModelWorkers:
 
     def __init__(self, dead: frozenset[Digest] = frozenset()) -> None:
         self.dead = dead
+        self.takes_s = 0.01
         self.serving: ReleaseSet | None = None
         self.switches: list[Digest | None] = []
 
@@ -94,7 +95,7 @@ class FakeModelWorkers:
         await until(lambda: self.serving is not None, 86_400)
         assert self.serving is not None
         made_by = self.serving.digest
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(self.takes_s)
         return FrameReply(made_by, ())
 
     def health(self) -> Health:

@@ -77,6 +77,8 @@ def test_one_that_is_sick_is_started_anew(story):
         assert first != second
         assert field.whole.health().serving
         assert faults(field) == ()
+        field.check_labels()
+        assert None in [manifest for at_s, manifest, _ in field.machine.rows if at_s > 10]
 
     story(tell)
 
@@ -116,9 +118,28 @@ def test_after_the_engine_was_started_anew_all_run_again_at_once_and_nobody_coun
         for _ in range(5):
             field.daemon.die()
             field.daemon.restart()  # between two looks: no call of ours fails
-            await asyncio.sleep(10)
+            await asyncio.sleep(100)  # longer than a container may take to come up
             assert field.runs("new")
             assert faults(field) == ()
+
+    story(tell)
+
+
+def test_an_engine_that_is_restarted_around_its_containers_has_them_checked_anew_and_nobody_counts_it(story):
+    async def tell(field):
+        field.daemon.live_restore = True
+        field.behaves("new", "gateway", Behaviour(healthy_after_s=20.0))
+        await field.serve("old")
+        await field.whole.converge(field.releases["new"], trial=True)
+        await field.settled("new")
+        await asyncio.sleep(100)
+        field.daemon.die()
+        field.daemon.restart()
+        await asyncio.sleep(10)
+        assert (faults(field), field.whole.health().serving) == ((), False)
+        await asyncio.sleep(15)
+        assert (faults(field), field.whole.health().serving) == ((), True)
+        assert field.daemon.calls.count("start") == 4
 
     story(tell)
 

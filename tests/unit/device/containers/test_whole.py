@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from device.inference.frames import Frame
 from protocol.errors import Reason, Refused
 from tests.fakes.engine import Behaviour
 from tests.fakes.whole_sets import Field, make_releases, play
@@ -183,5 +184,23 @@ def test_an_engine_that_is_away_holds_up_no_inference_and_gives_no_label(story):
         assert "engine" in health.hindered
         field.daemon.restart()
         await field.settled("old")
+
+    story(tell)
+
+
+def test_a_frame_over_which_the_set_was_not_whole_names_no_release(story):
+    async def tell(field):
+        await field.serve("old")
+        field.machine.workers.takes_s = 20.0
+        frame = asyncio.create_task(field.whole.infer(Frame("a", "image/png", b"", 0.0)))
+        await asyncio.sleep(1)
+        field.daemon.end("driver")
+        await asyncio.sleep(15)
+        assert field.runs("old")
+        reply = await frame
+        assert reply.manifest is None
+        field.machine.workers.takes_s = 0.01
+        await asyncio.sleep(21)
+        field.machine.rows = field.machine.rows[-1:]  # what died by itself is missed only by the next look
 
     story(tell)
