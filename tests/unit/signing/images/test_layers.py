@@ -30,6 +30,7 @@ class Given:
         self.data = data
         self.breaks = list(breaks)
         self.asked: list[int] = []
+        self.given = 0
 
     def has(self, blob: Blob) -> bool:
         return True
@@ -42,6 +43,7 @@ class Given:
     def _chunks(self, at: int) -> Chunks:
         end = self.breaks.pop(0) if self.breaks else None
         for start in range(at, len(self.data) if end is None else end, 1000):
+            self.given = start
             yield self.data[start : min(start + 1000, end or len(self.data))]
         if end is not None:
             raise LinkError("the link broke")
@@ -102,10 +104,23 @@ def test_a_bomb_is_stopped_at_its_bound(taking: Taking, fold: str, monkeypatch: 
     assert "unfolds" in refused(taking, data, Reason.LIMIT)
 
 
-def test_zstd_with_a_window_beyond_bounds_is_refused_before_it_is_made(taking: Taking) -> None:
-    # Magic, a descriptor with a window of 2 GiB and no content size, one raw block of one byte.
-    frame = b"\x28\xb5\x2f\xfd" + bytes([0x00, 21 << 3]) + b"\x09\0\0" + b"x"
+@pytest.mark.parametrize("window_log", [24, 31])
+def test_zstd_with_a_window_beyond_bounds_is_refused_before_it_is_made(
+    taking: Taking, window_log: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounds, "ZSTD_WINDOW_BYTES", 8 * limits.MIB)
+    # Magic, a descriptor with a window and no content size, one raw block of one byte.
+    frame = b"\x28\xb5\x2f\xfd" + bytes([0x00, (window_log - 10) << 3]) + b"\x09\0\0" + b"x"
     refused(taking, frame, Reason.LIMIT, sha256(b"x"))
+
+
+def test_a_blob_that_is_not_the_named_one_is_not_unfolded_though_the_layer_would_be(taking: Taking) -> None:
+    named, came = gzip.compress(LAYER, mtime=1), gzip.compress(LAYER, mtime=2)
+    blob = Blob(sha256(named), len(named), sha256(named))
+    with pytest.raises(Refused, match="other bytes than its name says") as caught:
+        take_layer(taking.workspace, Given(came), blob, sha256(LAYER), taking.said.append)
+    assert caught.value.reason is Reason.HASH
+    assert taking.kept() == set()
 
 
 def test_an_uncompressed_layer_is_taken_as_it_is(taking: Taking) -> None:
@@ -143,6 +158,7 @@ def test_more_bytes_than_were_named_are_refused_at_the_first(taking: Taking) -> 
     with pytest.raises(Refused) as caught:
         take_layer(taking.workspace, given, blob, sha256(LAYER), taking.said.append)
     assert caught.value.reason is Reason.LENGTH
+    assert given.given == 2000, "what never ends would be stopped too"
     assert taking.left_over() == []
 
 
