@@ -72,6 +72,20 @@ def parse_url(text: str) -> Url:
     return Url(Origin(parts.scheme, parts.hostname, port), target)
 
 
+def read_whole(chunks: Chunks, limit: int, who: str) -> bytes:
+    """A short answer.
+
+    Raises:
+        Refused: `LIMIT`: it is not short, and was not read to its end.
+    """
+    data = bytearray()
+    for chunk in chunks:
+        data += chunk
+        if len(data) > limit:
+            raise Refused(Reason.LIMIT, f"{who} answers with more than {limit} bytes")
+    return bytes(data)
+
+
 @contextmanager
 def ask(
     url: Url, headers: Mapping[str, str], *, body: bytes | None = None, tls: ssl.SSLContext | None = None

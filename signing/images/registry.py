@@ -17,7 +17,7 @@ from protocol.ids import digest
 from signing.images import bounds
 from signing.images.content import Blob, Chunks, Found, Say
 from signing.images.credentials import DockerConfig
-from signing.images.http import Answer, Origin, Url, ask, parse_url
+from signing.images.http import Answer, Origin, Url, ask, parse_url, read_whole
 from signing.images.manifests import INDEX_TYPES, MANIFEST_TYPES, Descriptor, find_images
 from signing.images.reference import RegistryReference
 from signing.images.registry_login import Login
@@ -66,7 +66,7 @@ class Registry:
         """
         asked = reference.digest or reference.tag
         with self._get(f"{self._path}/manifests/{asked}", {"Accept": _ACCEPTED}) as answer:
-            data = _whole(answer.body, bounds.MANIFEST_BYTES)
+            data = read_whole(answer.body, bounds.MANIFEST_BYTES, str(self._origin))
             said = answer.headers.get("docker-content-digest", "")
             kind = answer.headers.get("content-type", "").partition(";")[0].strip()
         self._top = (digest(data), data)
@@ -155,15 +155,6 @@ def images_of_registry(
     top = registry.resolve(reference)
     say(f"{what} is {top.digest}")
     return find_images(registry, top, platforms, say, what=what)
-
-
-def _whole(chunks: Chunks, limit: int) -> bytes:
-    data = bytearray()
-    for chunk in chunks:
-        data += chunk
-        if len(data) > limit:
-            raise Refused(Reason.LIMIT, f"the registry answers with more than {limit} bytes")
-    return bytes(data)
 
 
 def _behind(chunks: Chunks, at: int) -> Chunks:

@@ -15,9 +15,8 @@ import msgspec
 
 from protocol import limits
 from protocol.errors import LinkError, Reason, Refused, StateError
-from signing.images.content import Chunks
 from signing.images.credentials import Credentials
-from signing.images.http import Origin, Url, ask, parse_url
+from signing.images.http import Origin, Url, ask, parse_url, read_whole
 
 CHALLENGE_BYTES: Final = 8 * limits.KIB
 TOKEN_BYTES: Final = 256 * limits.KIB
@@ -97,7 +96,7 @@ class Login:
                 raise LinkError(f"{realm}: the token service answers {answer.status}", status=answer.status)
             if answer.status != 200:
                 raise self._refused(f"is not satisfied: its token service answers {answer.status}")
-            data = _whole(answer.body)
+            data = read_whole(answer.body, TOKEN_BYTES, str(realm))
         try:
             read = msgspec.json.decode(data, type=_Token)
         except (msgspec.MsgspecError, UnicodeError, RecursionError):
@@ -137,12 +136,3 @@ def _read(challenge: str) -> dict[str, dict[str, str]]:
         parameters = {name.lower(): value for name, value in _PARAMETER.findall(text[start.end() : end])}
         found.setdefault(start[1].lower(), parameters)
     return found
-
-
-def _whole(chunks: Chunks) -> bytes:
-    data = bytearray()
-    for chunk in chunks:
-        data += chunk
-        if len(data) > TOKEN_BYTES:
-            raise Refused(Reason.LIMIT, f"a token service answers with more than {TOKEN_BYTES} bytes")
-    return bytes(data)

@@ -235,9 +235,16 @@ def test_a_token_that_makes_no_sense_is_refused(taking: Taking, registry: Regist
     assert caught.value.reason is Reason.LIMIT
 
 
-def test_an_endless_manifest_is_refused(taking: Taking, registry: Registry) -> None:
-    registry.before = lambda path, headers: (200, {}, b" " * (5 << 20))
-    with pytest.raises(Refused) as caught:
+@pytest.mark.parametrize("what", ["manifests", "token"])
+def test_an_endless_answer_is_not_read_to_its_end(taking: Taking, registry: Registry, what: str) -> None:
+    registry.auth = "bearer"
+    log_in(taking, registry)
+    registry.before = lambda path, headers: (
+        (200, {"Content-Length": str(1 << 40)}, b" " * (5 << 20))
+        if what in path and (what == "token" or "authorization" in headers)
+        else None
+    )
+    with pytest.raises(Refused, match="answers with more than") as caught:
         taking.take(f"registry:{registry.host}/app:1.0")
     assert caught.value.reason is Reason.LIMIT
 
