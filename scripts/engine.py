@@ -6,6 +6,8 @@
     scripts/engine remove DIR                   the same, and deletes the folder
     scripts/engine run DIR [options] -- COMMAND   starts, runs COMMAND with HEADLAND_ENGINE=SOCKET, removes
 
+With `--until PID` it is removed when that process has ended, however that was.
+
 It needs root and leaves neither network interfaces nor firewall rules: containers have the network of the machine
 (`host`) or none. Exit code 77: no engine can run here; the reason is on standard error.
 """
@@ -15,6 +17,7 @@ import contextlib
 import json
 import os
 import resource
+import select
 import shutil
 import signal
 import socket
@@ -38,13 +41,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="scripts/engine", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("install", "start", "stop", "remove", "run"))
+    parser.add_argument("what", choices=("install", "start", "stop", "remove", "run", "guard"))
     parser.add_argument("folder", type=Path, nargs="?")
-    parser.add_argument("command", nargs="*", help="with `run`, after `--`")
     parser.add_argument("--podman", action="store_true", help="Podman's Docker-compatible service instead of Docker")
     parser.add_argument("--size-mib", type=int, help="what it holds lies in memory and may take this much: disk full")
     parser.add_argument("--live-restore", action="store_true", help="containers outlive the engine")
-    options = parser.parse_args()
+    parser.add_argument("--until", type=int, metavar="PID", help="remove it when this process has ended")
+    words = sys.argv[1:]
+    cut = words.index("--") if "--" in words else len(words)
+    options, command = parser.parse_args(words[:cut]), words[cut + 1 :]
     kind = "podman" if options.podman else "docker"
     if options.what == "install":
         return install(kind)
@@ -53,18 +58,23 @@ def main() -> int:
     folder = options.folder.absolute()
     match options.what:
         case "start":
-            print(start(folder, kind, options.size_mib, live_restore=options.live_restore))
+            path = start(folder, kind, options.size_mib, live_restore=options.live_restore)
+            if options.until:
+                let_guard(folder, options.until)
+            print(path)
+        case "guard":
+            guard(folder, options.until)
         case "stop":
             stop(folder)
         case "remove":
             remove(folder)
         case "run":
-            if not options.command:
+            if not command:
                 parser.error("run what?")
             try:
                 path = start(folder, kind, options.size_mib, live_restore=options.live_restore)
                 environment = {**os.environ, "HEADLAND_ENGINE": str(path), "DOCKER_HOST": f"unix://{path}"}
-                return subprocess.run(options.command, env=environment, check=False).returncode
+                return subprocess.run(command, env=environment, check=False).returncode
             finally:
                 remove(folder)
     return 0
@@ -186,7 +196,29 @@ def stop(folder: Path) -> None:
         subprocess.run(["umount", "--lazy", point], capture_output=True, check=False)
 
 
+def let_guard(folder: Path, pid: int) -> None:
+    """Starts what removes the engine when `pid` is gone; once for each engine."""
+    if read_pid(folder / "guard") is not None:
+        return
+    command = [sys.executable, "-P", __file__, "guard", str(folder), "--until", str(pid)]
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    (folder / "guard").write_text(f"{process.pid}\n")
+    process.returncode = 0  # it stays when this script ends
+
+
+def guard(folder: Path, pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        select.select([os.pidfd_open(pid)], [], [])
+    (folder / "guard").unlink(missing_ok=True)  # not to be ended by ourselves
+    remove(folder)
+
+
 def remove(folder: Path) -> None:
+    if (pid := read_pid(folder / "guard")) is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     stop(folder)
     shutil.rmtree(folder, ignore_errors=True)
 

@@ -47,6 +47,7 @@ class PrivateEngine:
     def start(self) -> None:
         """Starts it, or starts it again after a kill. Skips the test where none can run; under CI that is a failure."""
         options = [
+            *("--until", str(os.getpid())),
             *(["--podman"] if self.kind == "podman" else []),
             *(["--size-mib", str(self.size_mib)] if self.size_mib else []),
             *(["--live-restore"] if self.live_restore else []),
