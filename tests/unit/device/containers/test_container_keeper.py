@@ -227,7 +227,8 @@ def test_an_engine_that_does_not_do_it_is_asked_for_a_minute_and_is_no_evidence(
         field.machine.engine.load = load
         with pytest.raises(HinderedError, match="something of its own"):
             await field.whole.converge(field.releases["new"], trial=True)
-        assert field.runs("old"), "nothing was stopped for it"
+        assert field.runs("old")
+        assert field.daemon.calls.count("stop") == 0
         field.machine.engine.load = plain
         await field.whole.converge(field.releases["new"], trial=True)
         await field.settled("new")

@@ -3,7 +3,7 @@
 import pytest
 
 from device.update.ports import Health
-from device.update.trial import Watch, Watched, find_evidence, is_proven, is_time_up
+from device.update.trial import Evidence, Watch, Watched, find_evidence, is_proven, is_time_up
 from protocol.errors import Reason
 from protocol.release import Bounds, TrialRules
 
@@ -44,6 +44,20 @@ def test_one_dead_worker_is_enough():
 def test_one_worker_killed_from_outside_is_no_evidence_and_two_are():
     assert found(health(crashes=("SIGKILL",))) is None
     assert found(health(crashes=("SIGKILL", "SIGKILL"))) is Reason.TRIAL_CRASH
+
+
+def test_a_container_at_fault_is_enough_and_is_told_with_its_words():
+    evidence = find_evidence(health(faults=("container a is unhealthy", "b")), Watched(), RULES, BOUNDS)
+    assert evidence == Evidence(Reason.TRIAL_CONTAINER, "container a is unhealthy; b")
+
+
+def test_seconds_without_any_word_of_the_engine_add_up_only_in_a_row():
+    watch = Watch(Watched())
+    away = health(serving=False, hindered="engine: away")
+    watch.take(away, 5)
+    assert watch.take(away, 5).hindered_s == 10
+    assert watch.take(health(), 5) == Watched(healthy_s=5, this_start_s=5)
+    assert watch.take(away, 5).hindered_s == 5
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,9 @@ import msgspec
 import pytest
 
 from device.accounts import Accounts
-from device.update.ports import Health
+from device.update.ports import Health, HinderedError
 from device.update.states import State
+from device.update.watching import HINDERED_S
 from protocol.release import TrialRules
 from tests.fakes.machines import Bench
 from tests.fakes.updates import MACHINE, BlobSource, Release, noise, terms
@@ -107,6 +108,66 @@ async def test_not_to_come_up_at_a_boot_counts_only_against_a_release_that_never
         ends = ("unfinished", "model-load") if served else ("rolled-back", "model-load")
         await bench.until(lambda: ends in bench.outcomes())
         assert bool(bench.db.refusals()) is not served
+
+
+async def test_a_container_at_fault_rolls_its_release_back_and_is_remembered(bench):
+    async with bench.running() as updater:
+        await begin(bench, NEW)
+        bench.workers.shown[NEW.digest] = Health(digest=NEW.digest, serving=False, faults=("container a ended",))
+        await bench.settled()
+        assert bench.workers.serving == bench.active == updater.record.active == OLD.digest
+        assert bench.outcomes()[-1] == ("rolled-back", "trial-container")
+        assert [refusal.detail for refusal in bench.db.refusals()] == ["container a ended"]
+
+
+async def test_an_engine_that_stays_away_leaves_a_trial_without_a_verdict(bench):
+    async with bench.running() as updater:
+        await begin(bench, NEW)
+        began_s = bench.elapsed_s
+        bench.workers.shown[NEW.digest] = Health(digest=NEW.digest, serving=False, hindered="engine: away")
+        await bench.until(lambda: updater.progress().why == "engine: away")
+        await bench.until(lambda: bench.workers.serving == OLD.digest)
+        assert bench.elapsed_s - began_s > HINDERED_S
+        await bench.until(lambda: ("unfinished", "trial-unfinished") in bench.outcomes())
+        assert bench.db.refusals() == ()
+
+
+async def test_a_release_is_committed_only_while_it_is_whole(bench):
+    """It had been for long enough; at the look that decides it was, and a moment later it is not."""
+    whole = Health(digest=NEW.digest, serving=True, inferences=1000)
+    async with bench.running() as updater:
+        await begin(bench, NEW)
+        plain, looks = bench.workers.converge, []
+
+        async def look_again(release, *, trial=False):
+            await plain(release, trial=trial)
+            if release is not None and release.digest == NEW.digest:
+                looks.append(trial)
+                gone = len(looks) < 3
+                bench.workers.shown[NEW.digest] = dataclasses.replace(whole, serving=not gone)
+
+        bench.workers.converge = look_again
+        bench.on_sleep = lambda _: bench.workers.shown.update({NEW.digest: whole})
+        await bench.settled()
+        assert updater.record.committed.digest == NEW.digest
+        assert looks == [True, True, True, False], "the last one is the commit's own"
+
+
+async def test_an_engine_that_does_not_do_it_ends_the_try_and_not_the_release(bench):
+    async with bench.running() as updater:
+        await bench.install(OLD, NEW, CORAL)
+        plain = bench.workers.converge
+
+        async def hindered(release, *, trial=False):
+            if trial:
+                raise HinderedError("engine: something of its own")
+            await plain(release)
+
+        bench.workers.converge = hindered
+        await updater.offer(NEW.assignment(), NEW.manifest_bytes, LISTED, may_install=True)
+        await bench.until(lambda: ("unfinished", "trial-unfinished") in bench.outcomes())
+        assert bench.workers.serving == OLD.digest
+        assert bench.db.refusals() == ()
 
 
 async def test_a_start_that_has_to_begin_anew_within_one_process_counts_once(bench, monkeypatch):
