@@ -28,11 +28,13 @@ def find_socket(environment: Mapping[str, str]) -> Path:
     named = environment.get("DOCKER_HOST", "")
     if named and not named.startswith("unix://"):
         raise SettingsError(f"DOCKER_HOST is {named!r:.80}: images are taken from a socket of this computer only")
-    for path in [named.removeprefix("unix://")] if named else SOCKETS:
+    runtime = environment.get("XDG_RUNTIME_DIR")
+    known = [*SOCKETS, *([f"{runtime}/podman/podman.sock"] if runtime else [])]
+    for path in [named.removeprefix("unix://")] if named else known:
         if Path(path).is_socket():
             return Path(path)
     raise StateError(
-        f"no container engine answers at {named or ' or '.join(SOCKETS)}",
+        f"no container engine answers at {named or ' or '.join(known)}",
         hint="start it, or name its socket: DOCKER_HOST=unix:///PATH",
     )
 

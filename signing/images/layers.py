@@ -50,8 +50,8 @@ def take_layer(workspace: Workspace, content: Content, blob: Blob, diff_id: Dige
         _check(got == diff_id, f"layer {blob.place[:12]} is not the {diff_id[:12]} that the image's config names")
         length = whole.stat().st_size
         durable.rename(whole, place)
-    except LinkError:
-        raise
+    except (LinkError, KeyboardInterrupt):
+        raise  # the next try goes on
     except BaseException:
         durable.unlink(spool)
         durable.unlink(unfolded)

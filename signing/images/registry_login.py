@@ -1,7 +1,7 @@
 """How a registry lets us in: what its 401 asks for (Basic, or a token of its token service), answered for reading only.
 
 Credentials go to the registry, or to the token service that it names: the same host, or one of the same parent domain
-(`registry.example.org` and `auth.example.org`), over https unless the registry itself is plain and on the same host.
+(`registry.example.org` and `auth.example.org`), over https; in the open only within this computer.
 Any other token service is asked without them, as one asks for a public image.
 """
 
@@ -109,10 +109,10 @@ class Login:
     def _may_know(self, service: Origin) -> bool:
         """Whether a token service may see the credentials of the registry."""
         own = self._registry.host
+        if service.scheme != "https":
+            return service.host == own and service.is_local
         if service.host == own:
             return True
-        if service.scheme != "https":
-            return False
         parent = own.partition(".")[2]
         if "." not in parent or own.replace(".", "").isdigit():  # `org` is no parent, nor is half an address
             parent = own

@@ -9,7 +9,7 @@ import base64
 import json
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
 from urllib.parse import parse_qs, urlsplit
@@ -100,7 +100,8 @@ class _Handler(BaseHTTPRequestHandler):
         if "/blobs/" in self.path and status in (200, 206) and self.registry.cut_after:
             data = data[: self.registry.cut_after.pop(0)]
             self.close_connection = True
-        self.wfile.write(data)
+        with suppress(ConnectionError):  # who had enough hangs up
+            self.wfile.write(data)
 
     do_POST = do_GET  # noqa: N815  (the name that http.server looks for)
 

@@ -53,6 +53,8 @@ class Asked:
         ("https://192.0.2.1", "https://198.0.2.1/token", False),
         ("http://localhost", "http://localhost/token", True),
         ("http://localhost", "https://evil.org/token", False),
+        ("http://registry.lan", "http://registry.lan/token", False),
+        ("http://registry.lan", "https://registry.lan/token", True),
     ],
 )
 def test_a_token_service_is_told_the_password_only_where_it_belongs_to_the_registry(

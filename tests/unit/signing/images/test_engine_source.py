@@ -1,0 +1,107 @@
+"""Where an engine of this computer is looked for, and what its answers may be."""
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from protocol.errors import HeadlandError, LinkError, Reason, Refused, SettingsError, StateError
+from signing.images import engine
+from signing.images.engine import find_socket
+from tests.fakes.image_files import layer, make_image, write_archive
+from tests.fakes.intake import Taking
+
+ONE = make_image([layer({"app": b"program"})])
+
+
+@contextmanager
+def answering(path: Path, answer: bytes) -> Iterator[list[bytes]]:
+    """A socket that gives one answer and hangs up; what it was asked."""
+    asked: list[bytes] = []
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                asked.append(connection.recv(65536))
+                with suppress(ConnectionError):  # who had enough hangs up
+                    connection.sendall(answer)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield asked
+        thread.join(10)
+
+
+def http(body: bytes, status: str = "200 OK", length: int | None = None) -> bytes:
+    return f"HTTP/1.1 {status}\r\nContent-Length: {len(body) if length is None else length}\r\n\r\n".encode() + body
+
+
+@pytest.fixture
+def engine_socket(taking: Taking, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("s") / "e"
+    taking.environment["DOCKER_HOST"] = f"unix://{path}"
+    return path
+
+
+def archive(taking: Taking) -> bytes:
+    write_archive(taking.folder / "app.tar", ONE)
+    return (taking.folder / "app.tar").read_bytes()
+
+
+def test_an_image_is_asked_for_by_name_and_nothing_of_its_archive_stays(taking: Taking, engine_socket: Path) -> None:
+    with answering(engine_socket, http(archive(taking))) as asked:
+        (image,) = taking.take("engine:group/app:1 ?x\r\nX: y")
+    assert taking.is_whole(image, ONE)
+    assert asked[0].startswith(b"GET /images/group%2Fapp%3A1%20%3Fx%0D%0AX%3A%20y/get HTTP/1.1\r\n")
+    assert taking.left_over() == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        (http(b"{}", "404 Not Found"), StateError),
+        (http(b"{}", "500 Internal Server Error"), StateError),
+        (http(b""), LinkError),
+        (http(b"x" * 100, length=1000), LinkError),
+        (http(b"x" * 1000), Refused),
+        (b"", LinkError),
+        (b"SSH-2.0-x\r\n", LinkError),
+    ],
+)
+def test_an_engine_that_gives_no_image_is_said(
+    taking: Taking, engine_socket: Path, answer: bytes, kind: type[HeadlandError]
+) -> None:
+    with answering(engine_socket, answer), pytest.raises(kind):
+        taking.take("engine:app")
+    assert taking.left_over() == []
+
+
+def test_an_archive_without_an_end_is_refused(
+    taking: Taking, engine_socket: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "ARCHIVE_BYTES", 5000)
+    with answering(engine_socket, http(bytes(6000), length=1 << 40)), pytest.raises(Refused) as caught:
+        taking.take("engine:app")
+    assert caught.value.reason is Reason.LIMIT
+    assert taking.left_over() == []
+
+
+def test_an_engine_is_a_socket_of_this_computer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "SOCKETS", ("/nowhere/docker.sock",))
+    (tmp_path / "file").write_text("")
+    for host in ("tcp://192.0.2.1:2375", "ssh://user@host", "/var/run/docker.sock"):
+        with pytest.raises(SettingsError, match="socket of this computer"):
+            find_socket({"DOCKER_HOST": host})
+    for environment in ({}, {"DOCKER_HOST": f"unix://{tmp_path}/file"}, {"XDG_RUNTIME_DIR": str(tmp_path)}):
+        with pytest.raises(StateError, match="no container engine answers"):
+            find_socket(environment)
+    (tmp_path / "podman").mkdir()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "podman/podman.sock"))
+        assert find_socket({"XDG_RUNTIME_DIR": str(tmp_path)}) == tmp_path / "podman/podman.sock"
