@@ -1,12 +1,15 @@
-"""The images of the sprayer, by version, for the demo and for tests on a real engine.
+"""The images of the sprayer, by version, and releases that carry it beside the demo's models.
 
 python -m scripts.demo_apps.sprayer_images FOLDER      # FOLDER/sprayer-1.0.0.tar ..., as `docker save` writes them
 """
 
 import json
+import re
+import shutil
 import sys
 from pathlib import Path
 
+from scripts.cast import MODELS, PRODUCT
 from scripts.demo_apps.images import File, Image, layer, write_archive
 from scripts.demo_apps.runtimes import python
 
@@ -29,6 +32,32 @@ def sprayer(version: str, folder: Path) -> Image:
     settings = json.dumps({"version": version, "nozzles": NOZZLES[version]}).encode() + b"\n"
     app = {"app/sprayer.py": File(PROGRAM, 0o755), "app/sprayer.json": File(settings)}
     return Image((layer(folder, python(), "python from Debian"), layer(folder, app, "the sprayer")))
+
+
+def describe(folder: Path, version: str, counter: int, *, model: str, app: str) -> Path:
+    """Writes the description of a release with a model of the demo and a sprayer, and all its files.
+
+    Args:
+        folder: Made by this; layers are kept beside it, for the next one.
+        version: Of the release.
+        counter: Likewise.
+        model: The demo's release whose model it carries.
+        app: Version of the sprayer.
+
+    Returns:
+        What `headland release build` takes.
+
+    Raises:
+        NoRuntimeError: This machine has no Python from Debian.
+    """
+    shutil.copytree(MODELS, folder)
+    write_archive(sprayer(app, folder.parent / "layers"), folder / "sprayer.tar", f"sprayer:{app}")
+    text = (folder / f"{PRODUCT}-{model}.toml").read_text()
+    text = re.sub(r'^version = ".*"$', f'version = "{version}"', text, count=1, flags=re.MULTILINE)
+    text = re.sub(r"^counter = \d+$", f"counter = {counter}", text, count=1, flags=re.MULTILINE)
+    description = folder / "release.toml"
+    description.write_text(f"{text}\n{DESCRIPTION.read_text()}")
+    return description
 
 
 def main() -> int:

@@ -14,7 +14,7 @@ from protocol.container import Container, check_container
 from scripts.demo_apps import elf
 from scripts.demo_apps.images import MADE_S, File, Folder, Image, Link, layer, tree_of, write_archive, write_layout
 from scripts.demo_apps.runtimes import BUSYBOX, PYTHON, NoRuntimeError, busybox, python
-from scripts.demo_apps.sprayer_images import DESCRIPTION, NOZZLES, sprayer
+from scripts.demo_apps.sprayer_images import DESCRIPTION, NOZZLES, describe, sprayer
 from signing.release_description import read_description
 from tests.fakes.intake import Taking
 
@@ -138,6 +138,19 @@ def test_versions_of_the_sprayer_share_python(tmp_path):
     with tarfile.open(fileobj=io.BytesIO(two.layers[1].path.read_bytes())) as archive:
         assert b'"nozzles": 8' in archive.extractfile("app/sprayer.json").read()
     assert time.monotonic() - began_s < 60
+
+
+def test_a_release_carries_the_sprayer_beside_a_model_of_the_demo(tmp_path):
+    if not PYTHON.exists():
+        _skip("no Python of Debian's")
+    path = describe(tmp_path / "one", "1.2.0", 3, model="1.1.0", app="1.0.0")
+    folder, described = read_description(path)
+    assert (described.version, described.counter) == ("1.2.0", 3)
+    (model,) = described.models
+    assert all((folder / variant.file).exists() for variant in model.variants)
+    (container,) = described.containers
+    (taken,) = Taking(folder).take(container.image)
+    assert taken.config.sha256 == sprayer("1.0.0", tmp_path / "layers").id
 
 
 def test_what_a_program_needs_is_read_from_it_and_a_missing_library_is_named(tmp_path):
