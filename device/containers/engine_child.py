@@ -41,6 +41,7 @@ from device.store import NoSpaceError
 from protocol.errors import HeadlandError, Refused
 from protocol.wire import decode, encode
 
+NOWHERE: Final = "/nonexistent"
 IDLE_S: Final = 60.0
 """Longer than the pauses between two looks at containers that run."""
 
@@ -55,6 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # A file of their own for the answers: a stray print must not end up among them.
     out = os.dup(1)
     os.dup2(2, 1)
+    # The SDK reads the settings of whoever's home this is, and stumbles over what is wrong in them.
+    os.environ["HOME"] = NOWHERE
+    os.environ.pop("DOCKER_CONFIG", None)
     serve(0, out, options.idle_s, DockerEngine(options.socket, options.owner))
     # Whoever asked is gone, or nothing is under way: no thread is waited for.
     os._exit(0)

@@ -215,3 +215,15 @@ async def test_an_image_of_which_there_is_a_container_stays_until_that_is_gone(b
     await bench.engine.remove(seen.id)
     await bench.engine.drop_images(())
     assert (await bench.engine.view()).images == ()
+
+
+async def test_an_image_may_have_one_layer_twice(bench: Bench, tmp_path: Path) -> None:
+    same = tar([file("app", b"x" * 3000)])
+    image = bench.images.build([base_layer(), same, tar([file("other")]), same])
+    await bench.engine.load(image.image, image.files)
+    (held,) = (await bench.engine.view()).images
+    assert held.layers == image.layers
+    length = image.image.layers[1].artifact.length_bytes
+    await bench.engine.export(image.digest, {image.layers[1]: tmp_path / "layer"}, {image.layers[1]: length})
+    assert (tmp_path / "layer").read_bytes() == same
+    await bench.engine.start(bench.wish(image))

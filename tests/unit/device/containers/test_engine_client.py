@@ -129,6 +129,20 @@ async def test_errors_arrive_as_what_they_were(engine: EngineFront) -> None:
     await client.close()
 
 
+async def test_a_persons_settings_of_docker_do_not_count(
+    engine: EngineFront, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".docker").mkdir()
+    (tmp_path / ".docker" / "config.json").write_text('{"proxies": 5}')
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / ".docker"))
+    monkeypatch.setenv("DOCKER_HOST", "tcp://192.0.2.1:2375")
+    monkeypatch.setenv("ALL_PROXY", "http://192.0.2.1:3128")
+    client = EngineClient(engine.socket, OWNER)
+    assert (await client.view()).version == "docker 20.10.0"
+    await client.close()
+
+
 def test_a_child_whose_agent_is_gone_ends_whatever_is_under_way(engine: EngineFront) -> None:
     hang = {("GET", "/version"): lambda _: time.sleep(5)}
     engine.answer = scripted(hang)
