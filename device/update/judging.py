@@ -1,12 +1,18 @@
 """Puts the facts that are known here before the rules: may an offer be installed, may a release be activated now."""
 
+import asyncio
+
+from device.containers.engine import EngineAwayError, EngineError
+from device.containers.stock import Stock
 from device.trust.port import Terms
 from device.update import rules
 from device.update.hardware import Hardware
 from device.update.memory import Memory
+from device.update.releases import Library
 from device.update.states import Offer, UpdateRecord
 from device.update.world import World
-from protocol.errors import Refused
+from protocol.errors import Refused, StateError
+from protocol.ids import Digest
 from protocol.objects import AssignmentBody
 
 
@@ -69,3 +75,24 @@ class Judge:
             sure_of_time=sure,
             signals_off=self._world.signals_off(),
         )
+
+
+async def without_engine(name: Digest, library: Library, stock: Stock) -> rules.Later | None:
+    """Why a release has to wait for its engine; what that holds is known where it need not.
+
+    Args:
+        name: Of the release.
+        library: Has its manifest.
+        stock: Looks at the engine.
+    """
+    try:
+        manifest = await asyncio.to_thread(library.manifest, name)
+    except (Refused, StateError):  # whoever goes on finds that
+        return None
+    if not manifest.containers:
+        return None
+    try:
+        await stock.look()
+    except (EngineAwayError, EngineError) as error:
+        return rules.Later(f"engine: {error.message}")
+    return None

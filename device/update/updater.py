@@ -11,7 +11,6 @@ import logging
 from dataclasses import dataclass, replace
 from typing import Final
 
-from device.containers.engine import EngineAwayError, EngineError
 from device.containers.stock import Stock
 from device.refusals import Refusal
 from device.state_db import StateDb
@@ -23,7 +22,7 @@ from device.update import rules, states
 from device.update.cleaning import clean, collect
 from device.update.fetching import Fetching, Obstacle
 from device.update.hardware import Hardware
-from device.update.judging import Judge
+from device.update.judging import Judge, without_engine
 from device.update.memory import ASSIGNMENT, Memory, floors_of
 from device.update.ports import Canary, HinderedError, Workers
 from device.update.progress import Progress
@@ -430,7 +429,7 @@ class Updater:
                 later = await asyncio.to_thread(self._judge.activation, self._offer(), self._record)
             except Refused as refused:
                 return Step(Event.FORBIDDEN, refused.reason, refused.message)
-            later = later or await self._without_engine()
+            later = later or await without_engine(self._offer().release.digest, self._library, self._stock)
             if later is None:
                 return Step(Event.READY)
             self._progress = Progress(State.WAIT, why=later.why)
@@ -440,7 +439,7 @@ class Updater:
 
     async def _activate(self) -> Step:
         """Hashes first, for they take time; then the look at what changes from one second to the next."""
-        away = await self._without_engine()
+        away = await without_engine(self._offer().release.digest, self._library, self._stock)
         if away is not None:
             return Step(Event.NOT_NOW, detail=away.why)
         try:
@@ -503,20 +502,6 @@ class Updater:
         return Step(Event.CLEAN)
 
     # Pieces
-
-    async def _without_engine(self) -> rules.Later | None:
-        """Whether the offer has containers and the engine is away. What it holds is known where it is not."""
-        try:
-            manifest = await asyncio.to_thread(self._library.manifest, self._offer().release.digest)
-        except (Refused, StateError):  # whoever goes on finds that
-            return None
-        if not manifest.containers:
-            return None
-        try:
-            await self._stock.look()
-        except (EngineAwayError, EngineError) as error:
-            return rules.Later(f"engine: {error.message}")
-        return None
 
     async def _accept(self, offer: Offer, assignment: AssignmentBody, manifest_bytes: bytes) -> None:
         record = self._record

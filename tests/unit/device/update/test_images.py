@@ -11,7 +11,7 @@ from device.update.rules import Later
 from device.update.states import State
 from protocol.container import RunSpec
 from protocol.ids import digest
-from protocol.objects import TransferPlan
+from protocol.objects import Conditions, TransferPlan
 from tests.fakes.container_sets import pack_container
 from tests.fakes.machines import Bench
 from tests.fakes.patches import PlainPatch
@@ -369,3 +369,20 @@ async def test_a_cut_at_any_call_of_the_engine_costs_at_most_a_repetition(tmp_pa
 def runs_new(updater):
     record = updater.record
     return record.state is State.IDLE and record.committed is not None and record.committed.digest == NEW.digest
+
+
+# Before activation
+
+
+async def test_a_release_that_waits_for_its_window_waits_for_its_engine_as_well(bench):
+    signals = Conditions(signals_clear=("driving",))
+    async with bench.running() as updater:
+        await updater.offer(OLD.assignment(conditions=signals), OLD.manifest_bytes, terms(OLD), may_install=True)
+        await bench.until(lambda: updater.record.state is State.WAIT)
+        bench.daemon.die()
+        bench.signals_off.add("driving")
+        await bench.until(lambda: updater.progress().why.startswith("engine: "))
+        assert updater.record.state is State.WAIT
+        bench.daemon.restart()
+        await bench.settled()
+        assert updater.record.committed.digest == OLD.digest
