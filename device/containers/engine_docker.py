@@ -223,7 +223,8 @@ class DockerEngine:
         with contextlib.suppress(APIError):
             api.remove_image(self._tag(digest))
         for one in api.images(all=True):
-            if one["Id"] not in before:
+            named = set(one.get("RepoTags") or ()) - {"<none>:<none>"}
+            if one["Id"] not in before and not named:  # with a name it is somebody's who works here at the same time
                 with contextlib.suppress(APIError):
                     api.remove_image(one["Id"])
 

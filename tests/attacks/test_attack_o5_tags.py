@@ -95,12 +95,12 @@ async def test_attack_o5_a_container_that_somebody_made_of_another_image_is_made
 async def test_attack_o5_an_engine_that_makes_another_image_of_a_load_is_found_out(bench: Bench) -> None:
     good, evil = _image(bench, "good"), _image(bench, "evil")
     mine = _image(bench, "of somebody else")
-    with _hand(bench) as hand:
-        list(hand.load_image(iter(Sending(mine.image, mine.files, "somebody:else"))))
 
     def lie(heard: Heard) -> Heard | None:
         if not heard.path.startswith("/images/load"):
             return None
+        with _hand(bench) as hand:  # at the same moment
+            list(hand.load_image(iter(Sending(mine.image, mine.files, "somebody:else"))))
         tag = TAG.format(owner=bench.owner, image=good.digest)
         body = b"".join(Sending(evil.image, evil.files, tag))
         return Heard(heard.method, heard.path, heard.headers, body)
@@ -117,7 +117,7 @@ async def test_attack_o5_an_engine_that_makes_another_image_of_a_load_is_found_o
     with _hand(bench) as client:
         there = {one["Id"].removeprefix("sha256:") for one in client.images(all=True)}
         assert evil.digest not in there
-        assert mine.digest in there  # what was there before is not ours to remove
+        assert mine.digest in there  # not ours to remove
         client.remove_image("somebody:else")
 
 
