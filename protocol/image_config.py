@@ -148,7 +148,7 @@ def check_volumes(config: ImageConfig, run: RunSpec) -> None:
         if path not in granted:
             raise Refused(
                 Reason.IMAGE,
-                f"the image declares a volume at {path}, and the run specification mounts nothing there",
+                f"the image declares a volume at {path!r:.200}, and the run specification mounts nothing there",
                 hint="add a mount there: scratch, or data when it must outlive the container",
             )
 

@@ -143,8 +143,10 @@ def _asked(
         except ssl.SSLCertVerificationError as error:
             hint = "name the CA of the registry in SSL_CERT_FILE"
             raise LinkError(f"{who} is not known to be who it says: {error}", retryable=False, hint=hint) from error
-        except (OSError, http.client.HTTPException) as error:
+        except OSError as error:
             raise LinkError(f"no answer from {who}: {error}") from error
+        except http.client.HTTPException as error:  # not its words: they quote what came
+            raise LinkError(f"{who} does not answer in HTTP ({type(error).__name__})") from error
         yield Answer(
             answer.status,
             {name.lower(): value for name, value in answer.getheaders()},
@@ -157,7 +159,7 @@ def _pieces(answer: http.client.HTTPResponse, who: str) -> Chunks:
         try:
             piece = answer.read1(bounds.CHUNK_BYTES)
         except (OSError, http.client.HTTPException) as error:
-            raise LinkError(f"the answer of {who} broke off: {error}") from error
+            raise LinkError(f"the answer of {who} broke off ({type(error).__name__})") from error
         if not piece:
             # A body that ends before the length that was said is no error to this library.
             if answer.length:

@@ -47,7 +47,7 @@ def take_layer(workspace: Workspace, content: Content, blob: Blob, diff_id: Dige
     try:
         _fetch_checked(content, blob, spool, say)
         got, whole = _unfolded(spool, unfolded, say)
-        _check(got == diff_id, f"layer {blob.place[:12]} is not the {diff_id[:12]} that the image's config names")
+        _check(got == diff_id, f"layer {blob.place[:12]!r} is not the {diff_id[:12]} that the image's config names")
         length = whole.stat().st_size
         durable.rename(whole, place)
     except (LinkError, KeyboardInterrupt):
@@ -74,7 +74,7 @@ def _fetch_checked(content: Content, blob: Blob, spool: Path, say: Say) -> None:
     if resumed and got != blob.sha256:  # a power cut may have torn what was there
         durable.unlink(spool)
         got = _fetch(content, blob, spool, say)
-    _check(blob.sha256 in (None, got), f"layer {blob.place[:12]} came with other bytes than its name says")
+    _check(blob.sha256 in (None, got), f"layer {blob.place[:12]!r} came with other bytes than its name says")
 
 
 def _unfolded(spool: Path, unfolded: Path, say: Say) -> tuple[Digest, Path]:
@@ -95,14 +95,14 @@ def _fetch(content: Content, blob: Blob, spool: Path, say: Say) -> Digest:
             with content.open(blob, part.length_bytes) as chunks:
                 for chunk in chunks:
                     if part.length_bytes + len(chunk) > blob.length_bytes:
-                        raise Refused(Reason.LENGTH, f"layer {blob.place[:12]} is longer than the bytes named")
+                        raise Refused(Reason.LENGTH, f"layer {blob.place[:12]!r} is longer than the bytes named")
                     hasher.update(chunk)
                     part.append(chunk)
                     if part.length_bytes - told >= _TOLD_BYTES:
                         told = part.length_bytes
                         say(f"    {_mib(told)} of {_mib(blob.length_bytes)} MiB")
         if part.length_bytes != blob.length_bytes:
-            raise Refused(Reason.LENGTH, f"layer {blob.place[:12]} ended after {part.length_bytes} bytes")
+            raise Refused(Reason.LENGTH, f"layer {blob.place[:12]!r} ended after {part.length_bytes} bytes")
         part.sync()
     return hasher.hexdigest()
 

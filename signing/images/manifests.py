@@ -125,9 +125,9 @@ def read_blob(content: Content, blob: Blob) -> bytes:
             if len(data) > blob.length_bytes:
                 break
     if len(data) != blob.length_bytes:
-        raise Refused(Reason.LENGTH, f"blob {blob.place[:12]} has another length than the {blob.length_bytes} named")
+        raise Refused(Reason.LENGTH, f"blob {blob.place[:12]!r} has another length than the {blob.length_bytes} named")
     if blob.sha256 is not None and digest(bytes(data)) != blob.sha256:
-        raise Refused(Reason.HASH, f"blob {blob.place[:12]} has other bytes than its name says")
+        raise Refused(Reason.HASH, f"blob {blob.place[:12]!r} has other bytes than its name says")
     return bytes(data)
 
 

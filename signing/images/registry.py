@@ -73,7 +73,7 @@ class Registry:
         found = f"sha256:{self._top[0]}"
         for meant in (reference.digest, said if said.startswith("sha256:") else ""):
             if meant and meant != found:
-                raise Refused(Reason.HASH, f"the registry answers with the image {found[:19]} for {meant[:19]}")
+                raise Refused(Reason.HASH, f"the registry answers with the image {found[:19]} for {meant[:19]!r}")
         return Descriptor(media_type=kind, digest=found, size=len(data))
 
     def has(self, blob: Blob) -> bool:

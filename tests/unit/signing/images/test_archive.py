@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from protocol.container import RunSpec
 from protocol.errors import Reason, Refused, SettingsError, StateError
+from protocol.image_config import check_volumes, parse_image_config
 from signing.images import bounds, tar_entries
 from tests.fakes.image_files import FOLDS, Blobs, index, layer, make_image, sha256, write_archive, write_tar
 from tests.fakes.intake import Taking
@@ -174,3 +176,15 @@ def test_an_entry_of_more_bytes_than_there_are_is_refused_in_every_form(tmp_path
         with (tmp_path / "a.tar").open("rb") as file, pytest.raises(Refused) as caught:
             tar_entries.read_entries(file)
         assert caught.value.reason is Reason.IMAGE
+
+
+def test_no_name_in_an_archive_repaints_the_terminal(taking: Taking) -> None:
+    names = ["\x1b[2Ja/layer.tar", "b/layer.tar"]
+    files: dict[str, bytes | str] = {"c.json": ONE.config, names[0]: b"other bytes", names[1]: UPPER}
+    files["manifest.json"] = json.dumps([{"Config": "c.json", "Layers": names}]).encode()
+    write_tar(taking.folder / "app.tar", files)
+    assert refused(taking, Reason.HASH).isprintable()
+    volumes = make_image([UPPER], config={"Volumes": {"/\x1b[2J": {}}})
+    with pytest.raises(Refused) as caught:
+        check_volumes(parse_image_config(volumes.config), RunSpec(command=("/app",)))
+    assert caught.value.message.isprintable()

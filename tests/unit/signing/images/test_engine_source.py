@@ -71,14 +71,15 @@ def test_an_image_is_asked_for_by_name_and_nothing_of_its_archive_stays(taking: 
         (http(b"x" * 100, length=1000), LinkError),
         (http(b"x" * 1000), Refused),
         (b"", LinkError),
-        (b"SSH-2.0-x\r\n", LinkError),
+        (b"SSH-2.0-\x1b[2J\r\n", LinkError),
     ],
 )
 def test_an_engine_that_gives_no_image_is_said(
     taking: Taking, engine_socket: Path, answer: bytes, kind: type[HeadlandError]
 ) -> None:
-    with answering(engine_socket, answer), pytest.raises(kind):
+    with answering(engine_socket, answer), pytest.raises(kind) as caught:
         taking.take("engine:app")
+    assert caught.value.message.isprintable()
     assert taking.left_over() == []
 
 
