@@ -1,6 +1,7 @@
 """The processes that infer: the swap drops nothing, a crash hurts nobody, and every result is one release's."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import time
@@ -278,3 +279,22 @@ async def test_none_lets_every_worker_go(workers, good):
     assert workers.health().digest is None
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+@pytest.mark.parametrize("comes_up", [True, False])
+async def test_what_has_to_be_up_before_the_switch_is_waited_for_while_the_old_release_answers(
+    workers, good, better, comes_up
+):
+    await workers.converge(good)
+    answered = []
+
+    async def containers() -> None:
+        answered.append((await workers.infer(frame(51))).manifest)
+        if not comes_up:
+            raise Refused(Reason.TRIAL_CONTAINER, "it does not come up")
+
+    with contextlib.nullcontext() if comes_up else pytest.raises(Refused, match="does not come up"):
+        await workers.converge(better, before_switch=containers)
+    assert answered == [good.digest]
+    assert (await workers.infer(frame(51))).manifest == (better if comes_up else good).digest
+    assert workers.health().serving
