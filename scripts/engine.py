@@ -50,6 +50,7 @@ def main() -> int:
     words = sys.argv[1:]
     cut = words.index("--") if "--" in words else len(words)
     options, command = parser.parse_args(words[:cut]), words[cut + 1 :]
+    os.environ["PATH"] = f"{os.environ.get('PATH', '/usr/bin:/bin')}:/usr/sbin:/sbin"  # engines lie there
     kind = "podman" if options.podman else "docker"
     if options.what == "install":
         return install(kind)
