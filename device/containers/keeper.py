@@ -68,7 +68,7 @@ class Trace(Protocol):
         ...
 
 
-class ContainerStatus(Message):
+class ContainerStatus(Message, omit_defaults=False):
     """One container, for `status`."""
 
     image: Digest
@@ -79,7 +79,7 @@ class ContainerStatus(Message):
     trouble: str = ""
 
 
-class EngineStatus(Message):
+class EngineStatus(Message, omit_defaults=False):
     """The engine and what it runs, for `status`. `version` is empty before it has answered."""
 
     version: str = ""

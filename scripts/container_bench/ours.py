@@ -13,7 +13,7 @@ from scripts.demo_story.proxy import Link, Proxy
 
 MANAGER = "alice"
 MACHINE = "machine-1"
-PATCHES_S = 600.0  # the server makes them ahead: this is not what a machine waits for
+PATCHES_S = 1800.0  # the server makes them ahead: this is not what a machine waits for
 UPDATE_S = 900.0
 DESCRIPTION = """\
 product = "{product}"
@@ -130,8 +130,7 @@ class Ours:
 
         wait_for(f"{version.version} to be committed", committed, UPDATE_S)
         wire = self._link.counts.to_machine + self._link.counts.to_server - before
-        device = self._server.get(f"/devices/{MACHINE}")
-        transfer = device.get("transfer") or {}
+        transfer = self._server.get(f"/devices/{MACHINE}")["report"].get("transfer") or {}
         payload = int(transfer.get("delta_bytes", 0)) + int(transfer.get("full_bytes", 0))
         return Updated(wire, payload, self._fetching_s(said))
 

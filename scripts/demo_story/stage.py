@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from scripts.cast import MODELS, PRODUCT, SCRIPTS, CastError, Machine, Manager, Process, Server, expect, wait_for
+from scripts.demo_story.containers import Engine
 from scripts.demo_story.enemy import Evil
 from scripts.demo_story.proxy import Link, Proxy
 from scripts.demo_story.report import Report, Update
 
 MANAGERS = ("alice", "bob", "carol")
 MACHINES = ("tractor-1", "tractor-2", "sprayer-1")
+CONTAINER_MACHINE = "sprayer-1"
 FRAMES_A_SECOND = 3.0
 CONFIG_BYTES = 300_000
 PATCHES_S = 150.0  # the longest that the demo waits for patches: they take seconds here
@@ -37,8 +39,9 @@ kind = "cellular"
 class Stage:
     """The cast on its stage: one folder, one server, three machines behind bad links."""
 
-    def __init__(self, root: Path, report: Report) -> None:
+    def __init__(self, root: Path, report: Report, engine: Engine | None = None) -> None:
         self.root = root
+        self.engine = engine  # of one machine, when there is one
         self.report = report
         self.logs = root / "logs"
         self.logs.mkdir(parents=True)
@@ -188,6 +191,10 @@ class Stage:
         for model in manifest["models"]:
             variant = next(v for v in model["variants"] if not v.get("hardware"))
             for part in (variant["artifact"], *(g[key] for g in variant["golden"] for key in ("input", "expected"))):
+                found[part["sha256"]] = part["length_bytes"]
+        for container in manifest.get("containers", []):
+            image = container["images"][0]
+            for part in (image["config"], *(layer["artifact"] for layer in image["layers"])):
                 found[part["sha256"]] = part["length_bytes"]
         return found
 
@@ -370,3 +377,5 @@ class Stage:
         self.server.stop()
         if self.proxy is not None:
             self.proxy.close()
+        if self.engine is not None:
+            self.engine.remove()

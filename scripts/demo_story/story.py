@@ -1,5 +1,6 @@
 """The main job, step by step. Each step ends in facts that machines and server gave, held against what must be true."""
 
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,10 +8,22 @@ from typing import Any
 
 from device.transfer.fetch import COUNTED_BYTES
 from scripts.cast import PRODUCT, Machine, expect, wait_for
+from scripts.demo_apps.images import Image
+from scripts.demo_story.containers import (
+    BETTER,
+    BROKEN,
+    FIRST,
+    ContainerRelease,
+    build_image,
+    pulled_bytes,
+    sees,
+    write_description,
+)
 from scripts.demo_story.cuts import Cuts
 from scripts.demo_story.proxy import Proxy
 from scripts.demo_story.report import MachineFacts
 from scripts.demo_story.stage import (
+    CONTAINER_MACHINE,
     DEVICE_SETTINGS,
     FRAMES_A_SECOND,
     MACHINES,
@@ -20,6 +33,8 @@ from scripts.demo_story.stage import (
 )
 
 DROPS = 4
+CONTAINER_CUTS = (4_000, 20_000)  # bytes to the machine, one after the other
+CONTAINERS_S = 150.0
 
 
 class Story(Stage):
@@ -34,6 +49,8 @@ class Story(Stage):
         self.better_model()
         self.broken_models()
         self.enemy()
+        if self.engine is not None:
+            self.containers()
         self.table()
 
     # The steps.
@@ -65,7 +82,10 @@ class Story(Stage):
             for name, machine in self.machines.items():
                 link = self.links[name] = self.proxy.link(name)
                 token = self.managers("device", "token", name, "--group", "field")["token"]
-                machine.settle(pace_s=0.5, more=DEVICE_SETTINGS)
+                more = DEVICE_SETTINGS
+                if self.engine is not None and name == CONTAINER_MACHINE:
+                    more += f'\n[containers]\nsocket = "{self.engine.socket}"\n'
+                machine.settle(pace_s=0.5, more=more)
                 machine.enroll(token, url=link.url)
                 machine.process.start()
             thief = Machine(name, self.root / "thief", self.root / "thief-frames", self.logs, seed=99)
@@ -252,6 +272,84 @@ class Story(Stage):
             for name in MACHINES:
                 expect(self.at_rest(name) == "1.1.0", "an attack changed what runs", (name, self.at_rest(name)))
             step.detail = "every machine still runs 1.1.0; every reason is on the server"
+
+    def containers(self) -> None:
+        with self.report.step("Containers: an application changes together with its model, or not at all") as step:
+            assert self.engine is not None
+            name = CONTAINER_MACHINE
+            link = self.links[name]
+            images = {each: build_image(each, self.root / "layers") for each in (FIRST, BETTER, BROKEN)}
+            for each, image in images.items():
+                self.publish_containers(each, image)
+            self.rollout("sprayer", FIRST.version, f"devices={name}")
+            self.until_whole(name, FIRST, images[FIRST])
+            self.await_patches(BETTER.version)
+            began, drops = link.counts.to_machine, link.counts.dropped
+            link.cut_after(*CONTAINER_CUTS)
+            self.rollout("sprayer-better", BETTER.version, f"devices={name}")
+            self.until_whole(name, BETTER, images[BETTER])
+            on_the_wire, cuts = link.counts.to_machine - began, link.counts.dropped - drops
+            expect(cuts >= 1, "the link did not drop", cuts)
+            took = self.until_told("sprayer-better", name)["transfer"]
+            expect(took["delta_bytes"] > 0 and took["saved_bytes"] > 0, "nothing came as a patch", took)
+            pull = pulled_bytes(self.root, images[FIRST], images[BETTER], self.report.say)
+            came = took["delta_bytes"] + took["full_bytes"]
+            expect(came < pull, "a registry would have moved less", (came, pull))
+
+            self.await_patches(BROKEN.version)
+            self.rollout("sprayer-broken", BROKEN.version, f"devices={name}")
+            self.until_halted("sprayer-broken")
+            machine, end = self.ended(BROKEN.version)
+            ended = (machine, end["outcome"], end["reason"])
+            expect(ended == (name, "rolled-back", "trial-container"), "it was not rolled back for its container", end)
+            self.report.refuse(name, f"{PRODUCT} {BROKEN.version}", end["reason"])
+            self.until_whole(name, BETTER, images[BETTER])
+            self.report.extra["containers"] = {
+                "machine": name,
+                "received_bytes": came,
+                "saved_bytes": took["saved_bytes"],
+                "on_the_wire_bytes": on_the_wire,
+                "pull_bytes": pull,
+                "drops": cuts,
+            }
+            step.detail = (
+                f"model and application of {BETTER.version} came in {came:,} bytes over a link that dropped {cuts} "
+                f"times ({on_the_wire:,} on the wire, with TLS, contacts and metadata); `docker pull` of the "
+                f"application alone moved {pull:,}; {BROKEN.version}, whose container was unhealthy, was rolled back "
+                "with its model"
+            )
+
+    def publish_containers(self, release: ContainerRelease, image: Image) -> None:
+        folder = self.root / f"release-{release.version}"
+        self.managers("release", "build", write_description(release, image, folder))
+        shutil.rmtree(folder)
+        self.sign_and_push()
+        self.manifest(release.version)
+
+    def until_whole(self, name: str, release: ContainerRelease, image: Image) -> None:
+        """Committed, with exactly its container running, which sees the model of the same release."""
+        models = {artifact["sha256"] for artifact in self.models(release.version)}
+
+        def look() -> bool:
+            self.alive(name)
+            status = self.machines[name].status()
+            return (
+                self.at_rest(name) == release.version
+                and bool(status["engine"] and status["engine"]["complete"])
+                and sees(status).get("sees") in models
+            )
+
+        wait_for(f"{name} to run {release.version} whole", look, CONTAINERS_S)
+        assert self.engine is not None
+        expect(self.engine.running() == [image.id], "the engine runs something else", self.engine.running())
+
+    def until_told(self, rollout: str, name: str) -> dict[str, Any]:
+        """What the server was told that a machine took in a rollout."""
+        found: dict[str, Any] = wait_for(
+            f"the server to hear what {rollout} took on {name}",
+            lambda: (m := self.member(rollout, name)) and m["transfer"]["delta_bytes"] and m,
+        )
+        return found
 
     def table(self) -> None:
         with self.report.step("The table: produced = ingested + lost, for every machine") as step:
