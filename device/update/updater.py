@@ -125,7 +125,7 @@ class Updater:
         self._record = UpdateRecord()
         self._resumed = False  # `start` is repeated after an error: that is no other start of the machine
         self._started = False
-        self._is_clean = False
+        self._is_clean = True
         self._progress = Progress(State.IDLE)
         # What others asked for, until the loop takes it up.
         self._pending: _Pending | None = None
@@ -210,7 +210,8 @@ class Updater:
         if self._record.state is State.IDLE:
             # A link that was behind at the end of an update kept a release whose turn to go it was.
             with contextlib.suppress(HeadlandError, OSError):
-                await to_its_end(collect, self._record, self._memory, self._library, self._sets)
+                images = await to_its_end(collect, self._record, self._memory, self._library, self._sets)
+                self._is_clean = images is None  # a start that knows too little to delete anything cleans nowhere
 
     async def _resume(self, found: UpdateRecord) -> None:
         if not self._resumed:
