@@ -16,6 +16,8 @@ from protocol.errors import Refused, StateError
 from protocol.ids import Digest
 
 UP_S: Final = 30.0  # to be up, beside what its health check may take
+LINES: Final = 5
+SIGNS: Final = 600
 SEES: Final = re.compile(rb"^headland-sees ([0-9a-f]{64})\s*$", re.MULTILINE)
 
 
@@ -152,7 +154,8 @@ class Conduct:
         if self.refused or self.hindered is not None:
             return self.refused or str(self.hindered)
         if self.is_sick and self.seen is not None:
-            return f"unhealthy{f': {self.seen.health_detail}' if self.seen.health_detail else ''}"
+            said = words(self.seen.health_detail)
+            return f"unhealthy{f': {said}' if said else ''}"
         return self.ending
 
     @property
@@ -166,6 +169,12 @@ class Conduct:
         self._early = 1 if lived_s >= restart.steady_s else self._early + 1
         wait_s = min(restart.longest_s, restart.first_s * 2.0 ** min(self._early - 1, 30))
         self.due_s = now_s + wait_s
+
+
+def words(said: str) -> str:
+    """The last lines of what a container said, in one line that is safe to show and to send."""
+    lines = ["".join(c if c.isprintable() else " " for c in line).strip() for line in said.splitlines()]
+    return " / ".join([line for line in lines if line][-LINES:])[-SIGNS:]
 
 
 def _times(count: int) -> str:

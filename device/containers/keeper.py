@@ -17,7 +17,7 @@ from typing import Final, Protocol
 
 from device.cancelling import cancel
 from device.containers.aim import Aim, make_aim
-from device.containers.conduct import Conduct
+from device.containers.conduct import Conduct, words
 from device.containers.engine import Engine, EngineAwayError, EngineError, EngineView, Seen, Wish
 from device.containers.reconcile import Wanted, is_complete, is_up, mine, steps
 from device.store import NoSpaceError
@@ -38,8 +38,6 @@ AWAY_S: Final = (0.5, 1.0, 2.0, 5.0, 15.0)  # the last one again and again
 HINDERED_S: Final = 60.0  # how long an update asks an engine that does not do it
 ANSWER_S: Final = 15.0  # how long a look is waited for
 LOG_BYTES: Final = 64 * 1024
-WORDS: Final = 5  # lines
-WORDS_BYTES: Final = 600
 STOP_S: Final = 10.0  # for containers whose specification nobody here knows
 
 
@@ -364,7 +362,7 @@ class ContainerKeeper:
         if conduct.run.sees_model and seen.state == "running" and (aim.trial or conduct.sees not in aim.models):
             conduct.hears(await self._engine.log(seen.id, seen.started, LOG_BYTES))
         if conduct.last_words is None and conduct.fault(aim.models, aim.switched_s, self._clock()):
-            conduct.last_words = _words(await self._engine.log(seen.id, "", LOG_BYTES))
+            conduct.last_words = words((await self._engine.log(seen.id, "", LOG_BYTES)).decode(errors="replace"))
 
     async def _step(self, aim: Aim, view: EngineView, conducts: Mapping[str, Conduct]) -> bool:
         now_s = self._clock()
@@ -467,10 +465,3 @@ class ContainerKeeper:
         wanted = self._begun + 1
         async with self._looked:
             await self._looked.wait_for(lambda: self._ended >= wanted or not self.is_concerned)
-
-
-def _words(log: bytes) -> str:
-    """The last lines of a log, in one: they travel to the server as part of a sentence."""
-    text = log.decode(errors="replace")
-    lines = ["".join(c if c.isprintable() else " " for c in line).strip() for line in text.splitlines()]
-    return " / ".join([line for line in lines if line][-WORDS:])[-WORDS_BYTES:]

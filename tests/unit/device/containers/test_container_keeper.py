@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from device.containers.conduct import words
 from device.containers.engine import EngineError
 from device.update.ports import HinderedError, ReleaseSet
 from protocol.container import Restart, RunSpec
@@ -44,6 +45,12 @@ def sees(folder: Path, model: bytes, version: str) -> ReleaseSet:
 
 def faults(field: Field) -> tuple[str, ...]:
     return field.whole.health().faults
+
+
+def test_what_a_container_says_repaints_no_terminal_and_is_short():
+    said = "first\n" + "\n".join(f"line {n}" for n in range(9)) + "\n\x1b[2Jgone\r\n\n"
+    assert words(said) == "line 5 / line 6 / line 7 / line 8 / [2Jgone"
+    assert len(words("x" * 5000)) == 600
 
 
 # Of a committed release
