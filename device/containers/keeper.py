@@ -11,7 +11,7 @@ nothing about a container, and no frame waits for it.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final, Protocol
 
@@ -385,9 +385,7 @@ class ContainerKeeper:
             await to_its_end(self._trace.uses)
         for conduct in sick:
             conduct.is_stopped(self._clock(), for_its_health=True)
-        for seen in (*todo.stop, *(one.seen for one in sick)):
-            if seen is not None and aim is self._aim:
-                await self._stop(seen)
+        await self._stop([*todo.stop, *(one.seen for one in sick if one.seen is not None)])
         for wish in wishes:
             if aim is self._aim:
                 await self._start(wish)
@@ -446,10 +444,16 @@ class ContainerKeeper:
         hindered = (self._conducts[one.spec].hindered for one in self._aim.wanted.values())
         return self._failed or next((one for one in hindered if one is not None), None)
 
-    async def _stop(self, seen: Seen) -> None:
-        if seen.spec in self._conducts:
-            self._conducts[seen.spec].is_stopped(self._clock())
-        await self._engine.stop(seen.id, self._stops_s.get(seen.spec, STOP_S))
+    async def _stop(self, all_seen: Sequence[Seen]) -> None:
+        """All at once: each may take its time to end, and the machine is without them meanwhile."""
+        for seen in all_seen:
+            if seen.spec in self._conducts:
+                self._conducts[seen.spec].is_stopped(self._clock())
+        limits_s = [self._stops_s.get(seen.spec, STOP_S) for seen in all_seen]
+        stops = [self._engine.stop(seen.id, limit_s) for seen, limit_s in zip(all_seen, limits_s, strict=True)]
+        for outcome in await asyncio.gather(*stops, return_exceptions=True):
+            if isinstance(outcome, BaseException):
+                raise outcome
 
     def _faults(self) -> tuple[str, ...]:
         aim, now_s = self._aim, self._clock()

@@ -95,6 +95,19 @@ def test_what_has_one_owner_is_stopped_before_the_new_one_is_started(story):
     story(tell)
 
 
+def test_all_that_has_to_end_ends_at_once_so_that_the_gap_is_one_containers(story):
+    async def tell(field):
+        for name in ("driver", "gateway"):
+            field.behaves("old", name, Behaviour(ends_on_term=False))
+        await field.serve("old")
+        began_s = field.daemon.clock()
+        await field.whole.converge(field.releases["none"], trial=True)
+        await field.settled("none")
+        assert 10 <= field.daemon.clock() - began_s < 12
+
+    story(tell)
+
+
 @pytest.mark.parametrize(
     ("behaviour", "says"),
     [
