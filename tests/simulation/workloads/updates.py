@@ -221,8 +221,8 @@ class Dying(Updating):
         bench = super().bench(state)
         converge = bench.workers.converge
 
-        async def die(release) -> None:
-            await converge(release)
+        async def die(release, *, trial: bool = False) -> None:
+            await converge(release, trial=trial)
             if release is not None and release.digest == self.new.digest:
                 bench.is_dead = True
                 raise Died
