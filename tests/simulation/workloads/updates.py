@@ -244,6 +244,7 @@ class WithImages(Updating):
         super().act(home, promise)
 
     def recover(self, home: Path, promised: Sequence[str]) -> None:
+        self.told = None  # whoever heard is gone, also where the same process recovers
         self.given = frozenset(line.split()[1] for line in promised if line.startswith("loaded "))
         super().recover(home, promised)
 
