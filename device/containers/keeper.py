@@ -125,6 +125,7 @@ class ContainerKeeper:
         self._life = ""
         self._version = ""
         self._failed: StateError | None = None  # what the last look ended with
+        self._seen_s = 0.0  # when the engine last showed what runs, and its logs what they say
         self._whole = False  # the aim is reached, as far as the last look showed
         self._changes = 0
 
@@ -206,12 +207,15 @@ class ContainerKeeper:
                         return  # it follows when the engine is back
 
     async def look(self) -> None:
-        """Looks again now; on return all that is told is as new as the engine answers."""
+        """Looks again now; on return all that is told is as new as the engine answers. Of one that does not answer in
+        a while, nothing is known to be whole."""
         if self.is_concerned:
             self._wake.set()
-            with contextlib.suppress(TimeoutError):
+            try:
                 async with asyncio.timeout(ANSWER_S):
                     await self._next_look()
+            except TimeoutError:
+                self._changed()
 
     def is_well(self) -> bool:
         """Whether all are up, and see a model of the release where they are to say so. Never blocks."""
@@ -347,6 +351,7 @@ class ContainerKeeper:
             return False
         for conduct in conducts.values():
             await self._hear(conduct, aim)
+        self._seen_s = now_s
         return aim is not self._aim or await self._step(aim, view, conducts)
 
     def _set_whole(self, whole: bool) -> None:
@@ -456,11 +461,11 @@ class ContainerKeeper:
                 raise outcome
 
     def _faults(self) -> tuple[str, ...]:
-        aim, now_s = self._aim, self._clock()
-        found = []
+        aim, found = self._aim, []
         for one in aim.wanted.values():
             conduct = self._conducts[one.spec]
-            if fault := conduct.fault(aim.models, aim.switched_s, now_s):
+            # By the time of the look: while an engine hangs nobody sees what comes up, or hears what is said.
+            if fault := conduct.fault(aim.models, aim.switched_s, self._seen_s):
                 found.append(fault + (f"; it said: {conduct.last_words}" if conduct.last_words else ""))
         return tuple(found)
 

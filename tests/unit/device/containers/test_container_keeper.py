@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from device.containers.conduct import words
-from device.containers.engine import EngineError
+from device.containers.engine import EngineAwayError, EngineError
 from device.update.ports import HinderedError, ReleaseSet
 from protocol.container import Restart, RunSpec
 from protocol.errors import Reason, Refused
@@ -240,6 +240,32 @@ def test_an_engine_that_does_not_do_it_is_asked_for_a_minute_and_is_no_evidence(
         await field.whole.converge(field.releases["new"], trial=True)
         await field.settled("new")
         assert field.daemon.running() == made
+
+    story(tell)
+
+
+def test_an_engine_that_hangs_is_no_word_of_a_set_and_none_against_it(story):
+    async def tell(field):
+        field.behaves("new", "gateway", Behaviour(healthy_after_s=20.0))
+        await field.whole.converge(field.releases["new"], trial=True)
+        await asyncio.sleep(5)
+        plain = field.machine.engine.view
+
+        async def hang():
+            await asyncio.sleep(170)  # the child gives up after that
+            raise EngineAwayError("the engine does not answer")
+
+        field.machine.engine.view = hang
+        await asyncio.sleep(100)
+        assert faults(field) == (), "nobody saw that it was not up"
+        field.machine.engine.view = plain
+        await field.settled("new", 300)
+        field.machine.engine.view = hang
+        await asyncio.sleep(2)
+        await field.whole.converge(field.releases["new"], trial=True)  # the look before a verdict
+        assert not field.whole.health().serving
+        field.machine.engine.view = plain
+        await field.settled("new", 300)
 
     story(tell)
 
