@@ -169,7 +169,8 @@ class ContainerKeeper:
             StateError: What an image is made of is not here.
         """
         self._take_aim(make_aim(release, self._clock(), trial=True, held=True))
-        aim, began_s = self._aim, self._clock()
+        aim = self._aim
+        hindered_s: float | None = None  # since when
         if not self.is_concerned:
             return
         while True:
@@ -182,11 +183,13 @@ class ContainerKeeper:
                 case Refused(reason=Reason.WRONG_HARDWARE):
                     raise obstacle
                 case Refused() | EngineError() | NoSpaceError():
-                    if self._clock() - began_s > HINDERED_S:
+                    hindered_s = self._clock() if hindered_s is None else hindered_s
+                    if self._clock() - hindered_s > HINDERED_S:
                         raise HinderedError(self.hindered())
                 case StateError():
                     raise obstacle
                 case None:
+                    hindered_s = None
                     if all(is_up(self._conducts[one.spec].seen) for one in aim.wanted.values()):
                         return
 

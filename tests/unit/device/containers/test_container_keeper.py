@@ -9,7 +9,7 @@ import pytest
 from device.containers.conduct import words
 from device.containers.engine import EngineAwayError, EngineError
 from device.update.ports import HinderedError, ReleaseSet
-from protocol.container import Restart, RunSpec
+from protocol.container import HealthCheck, Restart, RunSpec
 from protocol.errors import Reason, Refused
 from protocol.ids import digest
 from tests.fakes.container_sets import make_container_release, pack_container, with_containers
@@ -240,6 +240,32 @@ def test_an_engine_that_does_not_do_it_is_asked_for_a_minute_and_is_no_evidence(
         await field.whole.converge(field.releases["new"], trial=True)
         await field.settled("new")
         assert field.daemon.running() == made
+
+    story(tell)
+
+
+def test_one_moment_in_which_the_engine_does_not_do_it_ends_no_slow_coming_up(story, tmp_path):
+    async def tell(field):
+        check = HealthCheck(command=("/check",), start_s=300.0)
+        slow = pack_container("slow", RunSpec(command=("/slow",), health=check, restart=Restart(in_trial=1)))
+        release = make_container_release(tmp_path / "slow", slow, version="9.0.0")
+        field.releases["slow"] = release
+        field.machine.files.update(release.files)
+        field.behaves("slow", "slow", Behaviour(healthy_after_s=100.0))
+        await field.serve("old")
+        plain, refused = field.machine.engine.start, []
+
+        async def start(wish):
+            if wish.name == "slow" and asyncio.get_running_loop().time() > 60 and not refused:
+                refused.append(wish)
+                raise EngineError("cannot allocate memory")
+            await plain(wish)
+
+        field.machine.engine.start = start
+        asyncio.get_running_loop().call_later(90, field.daemon.end, "slow")
+        await field.whole.converge(release, trial=True)
+        assert refused
+        await field.settled("slow")
 
     story(tell)
 
