@@ -380,7 +380,12 @@ class ContainerKeeper:
             waiting |= {name for name, one in conducts.items() if one.fault(aim.models, aim.switched_s, now_s)}
         todo = steps(aim.wanted, view.containers, beside=self._stays_beside(aim), waiting=waiting)
         sick = [] if aim.trial else [one for one in conducts.values() if one.is_sick]
-        wishes = [wish for one in todo.start if (wish := await self._prepare(one, view)) is not None]
+        wishes = []
+        for one in todo.start:
+            if aim is not self._aim:  # an image may take long to come: not one more for what is not wanted any longer
+                return True
+            if (wish := await self._prepare(one, view)) is not None:
+                wishes.append(wish)
         if aim.held and any(one.hindered is not None for one in conducts.values()):
             return False  # what served before goes on, untouched
         if aim is not self._aim:

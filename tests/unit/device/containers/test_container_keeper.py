@@ -270,6 +270,28 @@ def test_one_moment_in_which_the_engine_does_not_do_it_ends_no_slow_coming_up(st
     story(tell)
 
 
+def test_no_more_images_are_brought_for_a_release_that_is_not_wanted_any_longer(story):
+    async def tell(field):
+        await field.serve("old")
+        await field.machine.end_agent()
+        field.machine.start_agent()
+        plain, brought = field.machine.engine.load, []
+
+        async def load(image, files):
+            brought.append(image)
+            await asyncio.sleep(100)
+            await plain(image, files)
+
+        field.machine.engine.load = load
+        await field.whole.converge(field.releases["new"], trial=True)  # as after a cut in its trial
+        await asyncio.sleep(10)
+        await field.whole.converge(field.releases["old"])
+        await field.settled("old", 300)
+        assert len(brought) == 1
+
+    story(tell)
+
+
 def test_an_engine_that_hangs_is_no_word_of_a_set_and_none_against_it(story):
     async def tell(field):
         field.behaves("new", "gateway", Behaviour(healthy_after_s=20.0))
