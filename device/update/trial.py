@@ -17,7 +17,7 @@ class Watched:
         inferences: Finished ones, also those that failed.
         errors: Those that failed.
         this_start_s: Healthy seconds of this start alone.
-        hindered_s: Seconds in a row in which nothing could be told of its containers.
+        hindered_s: Seconds in which nothing could be told of its containers, since the set served last.
     """
 
     healthy_s: float = 0.0
@@ -58,7 +58,10 @@ class Watch:
             health: Of the release on trial.
             passed_s: Since the look before; counted only when the set serves.
         """
-        self._hindered_s = self._hindered_s + passed_s if health.hindered else 0.0
+        if health.serving:
+            self._hindered_s = 0.0
+        elif health.hindered:
+            self._hindered_s += passed_s
         if health.inferences < self._inferences or health.errors < self._errors:
             # The workers were started anew and count from nothing.
             self._inferences_before += self._inferences

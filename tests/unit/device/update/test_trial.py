@@ -51,10 +51,11 @@ def test_a_container_at_fault_is_enough_and_is_told_with_its_words():
     assert evidence == Evidence(Reason.TRIAL_CONTAINER, "container a is unhealthy; b")
 
 
-def test_seconds_without_any_word_of_the_engine_add_up_only_in_a_row():
+def test_seconds_without_any_word_of_the_engine_add_up_until_the_set_serves():
     watch = Watch(Watched())
     away = health(serving=False, hindered="engine: away")
     watch.take(away, 5)
+    assert watch.take(health(serving=False), 60).hindered_s == 5, "an engine that comes and goes is no way out of it"
     assert watch.take(away, 5).hindered_s == 10
     assert watch.take(health(), 5) == Watched(healthy_s=5, this_start_s=5)
     assert watch.take(away, 5).hindered_s == 5
