@@ -83,6 +83,8 @@ class Watch:
 def find_evidence(health: Health, watched: Watched, rules: TrialRules, bounds: Mapping[str, Bounds]) -> Evidence | None:
     """What speaks against the release: a worker or a container that died, a latency or an error rate out of bounds.
 
+    Of the last two only where the set is complete: beside containers of another release they may be those' doing.
+
     Args:
         health: The newest look.
         watched: The trial so far.
@@ -93,6 +95,8 @@ def find_evidence(health: Health, watched: Watched, rules: TrialRules, bounds: M
         return Evidence(Reason.TRIAL_CRASH, f"a worker died: {', '.join(health.crashes[:5])}")
     if health.faults:
         return Evidence(Reason.TRIAL_CONTAINER, "; ".join(health.faults[:3]))
+    if not health.serving:
+        return None
     enough = max(rules.min_inferences, 1)
     if watched.inferences >= enough and watched.errors > rules.max_error_rate * watched.inferences:
         return Evidence(

@@ -61,6 +61,12 @@ def test_seconds_without_any_word_of_the_engine_add_up_until_the_set_serves():
     assert watch.take(away, 5).hindered_s == 5
 
 
+def test_neither_errors_nor_latency_are_held_against_a_set_that_is_not_whole():
+    many = {"inferences": 100, "errors": 100, "latency_ms": {"pests": 500.0}}
+    assert found(health(serving=False, **many)) is None
+    assert found(health(**many)) is Reason.TRIAL_ERRORS
+
+
 @pytest.mark.parametrize(
     ("inferences", "errors", "reason"),
     [(9, 9, None), (10, 1, None), (10, 2, Reason.TRIAL_ERRORS), (100, 10, None), (100, 11, Reason.TRIAL_ERRORS)],
