@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from device.containers.keeper import ContainerStatus, EngineStatus
-from device.containers.troubles import AWAY_S, KIND, Troubles
+from device.containers.troubles import AWAY_S, KIND, WELL_S, Troubles
 from device.state_db import StateDb
 
 
@@ -75,3 +75,37 @@ def test_an_engine_is_told_of_only_when_it_is_away_for_long(db):
     for _ in range(2):
         see(troubles, status(engine="engine: away"))
     assert told(db) == ["engine: away"]
+
+
+def test_one_that_cannot_even_be_started_is_told_of(db):
+    """The engine keeps nothing of it."""
+    why = "container gateway cannot be started: port is already allocated"
+    one = ContainerStatus(image="a" * 64, state="absent", trouble=why)
+    see(started(db, Clock()), EngineStatus(version="fake 1.0", containers={"gateway": one}))
+    assert told(db) == [f"container gateway, image {'a' * 12}: {why}"]
+
+
+def test_one_that_the_machine_keeps_from_starting_is_told_of_as_the_engine_is(db):
+    clock = Clock()
+    troubles = started(db, clock)
+    why = "container gateway needs /dev/apex_0, which is not there"
+    one = ContainerStatus(image="a" * 64, state="absent", trouble=why)
+    seen = EngineStatus(version="fake 1.0", trouble=f"engine: {why}", containers={"gateway": one})
+    for _ in range(3):
+        see(troubles, seen)
+        clock.now_s += AWAY_S
+    assert told(db) == [f"engine: {why}"]
+
+
+def test_an_engine_that_was_well_for_long_is_told_of_again(db):
+    clock = Clock()
+    troubles = started(db, clock)
+    for well_s, count in ((0, 1), (WELL_S - 1, 1), (WELL_S + 1, 2), (0, 2)):
+        see(troubles, status())
+        clock.now_s += well_s
+        see(troubles, status())
+        for _ in range(2):
+            see(troubles, status(engine="engine: away"))
+            clock.now_s += AWAY_S + 1
+        see(troubles, status(engine="engine: away"))
+        assert told(db) == ["engine: away"] * count
