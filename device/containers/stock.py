@@ -355,19 +355,24 @@ class Stock:
             LOG.info("%d bytes of layers that the engine holds went from the store", freed)
         return freed
 
-    async def drop_images(self, keep: Collection[Digest]) -> None:
-        """Removes our images from the engine but for these, by config digest. What cannot go now goes the next time."""
+    async def drop_images(self, keep: Collection[Digest]) -> bool:
+        """Removes our images from the engine but for these, by config digest. What cannot go now goes the next time.
+
+        Returns:
+            Whether no other is left: a container that still ends keeps its image, and an engine may be away.
+        """
         if not await asyncio.to_thread(lambda: self._owner.has_used):
-            return
+            return True
         try:
             await self._engine.drop_images(sorted(keep))
             view = await self.look()
         except (EngineAwayError, EngineError) as error:
             LOG.info("images that nothing names stay in the engine for now: %s", error)
-            return
+            return False
         self._lost = {image: why for image, why in self._lost.items() if image in keep}
         if not (keep or view.images or view.containers):
             await asyncio.to_thread(self._owner.is_done)
+        return all(image.image in keep for image in view.images)
 
 
 def _source(view: EngineView, layers: Collection[Digest]) -> HeldImage | None:

@@ -16,7 +16,7 @@ from device.update.states import State, UpdateRecord, will_retry
 from protocol.ids import Digest
 
 
-async def clean(record: UpdateRecord, memory: Memory, library: Library, sets: Sets, stock: Stock) -> None:
+async def clean(record: UpdateRecord, memory: Memory, library: Library, sets: Sets, stock: Stock) -> bool:
     """Deletes it; may be repeated. What the engine does not let go of now goes the next time.
 
     Args:
@@ -25,11 +25,13 @@ async def clean(record: UpdateRecord, memory: Memory, library: Library, sets: Se
         library: Whose files are deleted.
         sets: Whose folders are.
         stock: Images in the engine.
+
+    Returns:
+        Whether nothing is left that another time could take, as far as the record knows.
     """
     redundant = await stock.redundant()
     images = await to_its_end(collect, record, memory, library, sets, redundant)
-    if images is not None:
-        await stock.drop_images(images)
+    return images is None or await stock.drop_images(images)
 
 
 def named(record: UpdateRecord, library: Library) -> set[Digest]:

@@ -43,6 +43,7 @@ from protocol.wire import encode
 
 log = logging.getLogger(__name__)
 
+CLEANINGS: Final = 8  # ten minutes by the first waits: what a rollback ends is gone by then, and its image may go
 INTERRUPTIBLE: Final = frozenset({State.IDLE, State.FETCH, State.CHECK, State.WAIT})
 
 
@@ -396,12 +397,16 @@ class Updater:
 
     async def _idle(self) -> Step:
         """Waits; an update that ended unfinished is tried again."""
-        if not self._is_clean:
+        retries, times = states.will_retry(self._record), 0
+        while not self._is_clean and times < (1 if retries else CLEANINGS):
             # Beside what serves: an engine that was away may have kept what it was to let go of.
-            self._is_clean = True
+            if times:
+                await self._world.sleep(self._settings.backoff_s(times, self._world.random()))
+            times += 1
             with contextlib.suppress(HeadlandError, OSError):
                 await self._clean_up()
-        if states.will_retry(self._record):
+        self._is_clean = True
+        if retries:
             await self._world.sleep(self._settings.backoff_s(self._record.retries, self._world.random()))
             return Step(Event.AGAIN)
         return await asyncio.Future()  # until something interrupts
@@ -499,7 +504,7 @@ class Updater:
         return Step(Event.RESTORED)
 
     async def _clean_up(self) -> Step:
-        await clean(self._record, self._memory, self._library, self._sets, self._stock)
+        self._is_clean = await clean(self._record, self._memory, self._library, self._sets, self._stock)
         return Step(Event.CLEAN)
 
     # Pieces

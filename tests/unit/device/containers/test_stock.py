@@ -331,19 +331,19 @@ async def test_only_what_is_never_kept_is_redundant(tmp_path, keep, goes):
 
 
 async def test_images_that_nothing_names_go_and_an_engine_without_any_is_forgotten(rig):
-    await rig.stock.drop_images([])
+    assert await rig.stock.drop_images([])
     assert rig.daemon.calls == []
     rig.keep(OLD, NEW)
     await rig.stock.bring(OLD.image)
     await rig.stock.bring(NEW.image)
-    await rig.stock.drop_images([NEW.image.config.sha256])
+    assert await rig.stock.drop_images([NEW.image.config.sha256])
     assert rig.daemon.marked == {NEW.image.config.sha256}
     assert rig.owner.has_used
     rig.daemon.die()
-    await rig.stock.drop_images([])
+    assert not await rig.stock.drop_images([])
     assert rig.owner.has_used, "it is tried again"
     rig.daemon.restart()
-    await rig.stock.drop_images([])
+    assert await rig.stock.drop_images([])
     assert rig.daemon.marked == set()
     assert not rig.owner.has_used
 

@@ -107,7 +107,7 @@ async def test_images_that_an_engine_was_away_to_let_go_of_go_at_the_next_start(
         async def away(keep):
             if updater.record.state is State.CLEANUP:
                 bench.daemon.die()
-            await drop(keep)
+            return await drop(keep)
 
         bench.stock.drop_images = away
         await bench.install(THIRD, OLD, NEW)

@@ -189,3 +189,19 @@ def test_killed_with_a_write_of_the_record(tmp_path, new):
             field.cut_at_write = (number, ("before", "after")[number % 2])
 
         one_update(tmp_path / str(number), new, prepare)
+
+
+def test_of_a_release_that_was_rolled_back_no_image_stays(tmp_path):
+    (tmp_path / "machine").mkdir()
+
+    async def story() -> None:
+        field = Field(tmp_path / "machine")
+        await field.update(OLD)
+        async with field.running():
+            await field._see_through(SICK)
+            assert field.updater.record.last.outcome == "rolled-back"
+            await until(lambda: SICK_IMAGE not in field.daemon.marked)
+            assert field.daemon.marked == {one.image.config.sha256 for one in OLD.containers}
+            await field.whole.close()
+
+    play(story)
