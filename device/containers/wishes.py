@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, assert_never
 
-import msgspec
-
 from device.containers.engine import Bind, Wish
 from protocol.container import (
     Container,
@@ -28,6 +26,7 @@ from protocol.container import (
     spec_digest,
 )
 from protocol.errors import Reason, Refused, StateError
+from protocol.image_config import parse_image_config
 from signing.durable import DISK, Disk
 
 CLOSED: Final = (Path("/proc"), Path("/sys"), Path("/dev"))
@@ -56,28 +55,6 @@ class Places:
     never: tuple[Path, ...] = ()
 
 
-class _ConfigPart(msgspec.Struct, frozen=True):
-    environment: tuple[str, ...] | None = msgspec.field(name="Env", default=None)
-
-
-class _ImageConfig(msgspec.Struct, frozen=True):
-    config: _ConfigPart | None = None
-
-
-def variables(config: bytes) -> tuple[str, ...]:
-    """Names of the variables that an image's config sets; none of them is granted.
-
-    Raises:
-        Refused: `IMAGE`: it is no image config.
-    """
-    try:
-        part = msgspec.json.decode(config, type=_ImageConfig).config
-    except msgspec.DecodeError as error:
-        raise Refused(Reason.IMAGE, f"an image config that cannot be read: {error}") from error
-    names = (one.partition("=")[0] for one in (part.environment if part else None) or ())
-    return tuple(dict.fromkeys(name for name in names if name))
-
-
 def make_wish(
     container: Container, image: Image, config: bytes, places: Places, *, disk: Disk = DISK, dev: Path = Path("/dev")
 ) -> Wish:
@@ -99,13 +76,14 @@ def make_wish(
     run = container.run
     health = run.health or NO_CHECK
     devices = tuple(_devices(container, dev))
+    variables = dict.fromkeys(parse_image_config(config).variables)
     return Wish(
         name=container.name,
         spec=spec_digest(container.name, image.config.sha256, run),
         image=image.config.sha256,
         command=run.command,
         environment=dict(run.environment),
-        hidden=tuple(name for name in variables(config) if name not in run.environment),
+        hidden=tuple(name for name in variables if name not in run.environment),
         workdir=run.workdir,
         user=run.user,
         binds=tuple(_binds(container, places, disk)),
