@@ -29,7 +29,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Steps:
-    """What to do now, in this order."""
+    """What to do now: first what is to stop, last what is to be removed, which is in nobody's way."""
 
     stop: tuple[Seen, ...] = ()
     remove: tuple[Seen, ...] = ()
