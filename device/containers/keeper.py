@@ -36,7 +36,7 @@ TRIAL_S: Final = 1.0
 CALM_S: Final = 5.0
 AWAY_S: Final = (0.5, 1.0, 2.0, 5.0, 15.0)  # the last one again and again
 HINDERED_S: Final = 60.0  # how long an update asks an engine that does not do it
-ANSWER_S: Final = 15.0  # how long a look is waited for
+ANSWER_S: Final = 400.0  # how long a look is waited for: the client gives up on an engine after three minutes
 LOG_BYTES: Final = 64 * 1024
 STOP_S: Final = 10.0  # for containers whose specification nobody here knows
 

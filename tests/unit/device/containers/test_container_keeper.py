@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -294,13 +295,14 @@ def test_no_more_images_are_brought_for_a_release_that_is_not_wanted_any_longer(
 
 def test_an_engine_that_hangs_is_no_word_of_a_set_and_none_against_it(story):
     async def tell(field):
+        field.machine.camera.cancel()  # no row is of interest here
         field.behaves("new", "gateway", Behaviour(healthy_after_s=20.0))
         await field.whole.converge(field.releases["new"], trial=True)
         await asyncio.sleep(5)
         plain = field.machine.engine.view
 
-        async def hang():
-            await asyncio.sleep(170)  # the child gives up after that
+        async def hang(limit_s=170.0):
+            await asyncio.sleep(limit_s)
             raise EngineAwayError("the engine does not answer")
 
         field.machine.engine.view = hang
@@ -308,12 +310,32 @@ def test_an_engine_that_hangs_is_no_word_of_a_set_and_none_against_it(story):
         assert faults(field) == (), "nobody saw that it was not up"
         field.machine.engine.view = plain
         await field.settled("new", 300)
-        field.machine.engine.view = hang
-        await asyncio.sleep(2)
-        await field.whole.converge(field.releases["new"], trial=True)  # the look before a verdict
-        assert not field.whole.health().serving
-        field.machine.engine.view = plain
-        await field.settled("new", 300)
+        for limit_s in (170.0, 500.0):
+            field.machine.engine.view = partial(hang, limit_s)
+            await asyncio.sleep(2)
+            await field.whole.converge(field.releases["new"], trial=True)  # the look before a verdict
+            assert not field.whole.health().serving
+            field.machine.engine.view = plain
+            await field.settled("new", 1200)
+
+    story(tell)
+
+
+def test_an_engine_that_takes_its_time_is_waited_for_before_a_verdict(story):
+    async def tell(field):
+        await field.serve("old")
+        await field.whole.converge(field.releases["new"], trial=True)
+        await field.settled("new")
+        plain = field.machine.engine.view
+
+        async def slow():
+            await asyncio.sleep(20)
+            return await plain()
+
+        field.machine.engine.view = slow
+        for _ in range(3):
+            await field.whole.converge(field.releases["new"], trial=True)
+            assert field.whole.health().serving
 
     story(tell)
 
