@@ -116,6 +116,7 @@ class ContainerKeeper:
         self._conducts: dict[Digest, Conduct] = {}  # by spec
         self._stops_s: dict[Digest, float] = {}  # how long containers have to end, by spec
         self._is_concerned: bool | None = None  # None: not looked yet
+        self._is_traced = False  # what the engine holds of ours is remembered
         self._task: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
         self._looked = asyncio.Condition()
@@ -342,6 +343,11 @@ class ContainerKeeper:
         unbroken, self._life, self._version = unbroken and view.life == self._life, view.life, view.version
         self._answers = True
         self._stock.saw(view)
+        if not self._is_traced and (view.containers or view.images):
+            # A machine that lost `state.db` runs what it ran: a later release without containers has to find that.
+            with contextlib.suppress(StateError):  # on a full disk at a later look
+                await to_its_end(self._trace.uses)
+                self._is_traced = True
         if aim is not self._aim:
             return True
         now_s, found = self._clock(), mine(aim.wanted, view.containers)

@@ -105,6 +105,19 @@ def test_what_somebody_changed_by_hand_is_made_right(story):
     story(tell)
 
 
+def test_what_runs_is_remembered_again_after_the_database_was_lost(story):
+    async def tell(field):
+        await field.serve("old")
+        field.machine.trace.has_used = False
+        for name in ("old", "none"):
+            await field.machine.end_agent()
+            field.machine.start_agent()
+            await field.whole.converge(field.releases[name])
+            await field.settled(name)
+
+    story(tell)
+
+
 def test_an_image_that_the_engine_lost_is_brought_back(story):
     async def tell(field):
         await field.serve("old")
