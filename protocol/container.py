@@ -6,6 +6,7 @@ image's own config asks for (user, environment, volumes, entry point, health che
 gets stands in its `RunSpec`, which the managers sign (ATTACKS.md O4, O5).
 """
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -91,7 +92,8 @@ class LinkMount(Message, tag="link", tag_field="kind"):
 
 
 class DataMount(Message, tag="data", tag_field="kind"):
-    """A folder that outlives the container and its updates; containers of one product share it by name."""
+    """A folder that outlives the container and its updates. Containers of one user share it by name; it is closed to
+    all others."""
 
     name: Name
     at: InsidePath
@@ -162,7 +164,7 @@ class RunSpec(Message):
     `writable_root`, the engine's socket is never mounted.
 
     Args:
-        command: Program and arguments: the image's own entry point and command do not count.
+        command: Program and arguments: the image's own entry point and command do not count. The program is named.
         environment: All of it; the image's own is taken away.
         workdir: Where it starts.
         user: `UID:GID`, numbers only; by default nobody.
@@ -179,9 +181,9 @@ class RunSpec(Message):
         health: When it is healthy; None: for as long as it runs.
         restart: When it ended by itself.
         strategy: How a new version follows the old one: `stop-then-start`, for what has one owner; `start-then-stop`
-            hands over without a gap: both run for a while.
+            hands over without a gap: both run for a while, so neither publishes a port.
         sees_model: A trial needs the container's log to say which model it sees: a line `headland-sees DIGEST`, the
-            sha256 of a model of the release, after each change. See `device/README.md`.
+            sha256 of a model of the release, which must have one, after each change. See `device/README.md`.
         sees_within_s: How long after a change.
     """
 
@@ -246,17 +248,45 @@ def _granted(value: Any) -> Any:
     return said
 
 
-def check_container(container: Container) -> None:
-    """What types alone do not say.
+def check_containers(containers: Iterable[Container], *, models: bool) -> None:
+    """What types alone do not say, of each container and of all together.
+
+    Args:
+        containers: Of one release.
+        models: Whether it has any model.
 
     Raises:
         Refused: `MANIFEST`, `MEDIA_TYPE`, `LIMIT`: as `protocol.release.parse_manifest`.
     """
+    publishers: dict[tuple[int, str], Name] = {}
+    owners: dict[Name, tuple[Name, list[int]]] = {}  # of data folders: the first container, and its user
+    for container in containers:
+        _check_alone(container)
+        run = container.run
+        who = f"container {container.name}"
+        if run.sees_model and not models:
+            raise Refused(Reason.MANIFEST, f"{who}: it is to see a model, and the release has no model")
+        for port in run.ports:
+            other = publishers.setdefault((port.host, port.protocol), container.name)
+            if other != container.name:
+                raise Refused(Reason.MANIFEST, f"{who}: {other} publishes the port {port.host}/{port.protocol} too")
+        user = [int(part) for part in run.user.split(":")]
+        for mount in run.mounts:
+            if isinstance(mount, DataMount):
+                other, owner = owners.setdefault(mount.name, (container.name, user))
+                if owner != user:
+                    raise Refused(
+                        Reason.MANIFEST,
+                        f"{who}: the data {mount.name} belongs to another user, that of container {other}",
+                        hint="one data folder has one user: give both containers the same, or each its own folder",
+                    )
 
+
+def _check_alone(container: Container) -> None:
     def refuse(text: str, reason: Reason = Reason.MANIFEST) -> None:
         raise Refused(reason, f"container {container.name}: {text}")
 
-    kinds = [(image.platform, image.hardware) for image in container.images]
+    kinds = [(image.platform, frozenset(image.hardware)) for image in container.images]
     if len(set(kinds)) != len(kinds):
         refuse("two images for one kind of machine")
     for image in container.images:
@@ -268,6 +298,8 @@ def check_container(container: Container) -> None:
             if layer.artifact.media_type != LAYER_MEDIA_TYPE:
                 refuse(f"a layer of the type {layer.artifact.media_type}", Reason.MEDIA_TYPE)
     run = container.run
+    if not run.command[0] or (run.health is not None and not run.health.command[0]):
+        refuse("a command without a program")
     places = [mount.at for mount in run.mounts]
     if len(set(places)) != len(places):
         refuse("two mounts at one place")
@@ -280,3 +312,5 @@ def check_container(container: Container) -> None:
     hosts = [(port.host, port.protocol) for port in run.ports]
     if len(set(hosts)) != len(hosts):
         refuse("two published ports are one")
+    if hosts and run.strategy == "start-then-stop":
+        refuse(f"both versions run for a while, and only one of them can have the port {hosts[0][0]}")

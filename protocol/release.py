@@ -5,13 +5,14 @@ frames become tensors and tensors become results, and by which rules the release
 their sha256 is the identity of the release.
 """
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 import msgspec
 
 from protocol import limits
 from protocol.artifact import Artifact
-from protocol.container import Container, check_container
+from protocol.container import Container, check_containers
 from protocol.errors import Reason, Refused
 from protocol.ids import Count, Millis, Name, ProductName, Version
 from protocol.wire import Message, decode
@@ -195,21 +196,24 @@ class ReleaseManifest(Message):
     def artifacts(self) -> tuple[Artifact, ...]:
         """Every artifact once, in the order of first mention."""
         found: dict[str, Artifact] = {}
+        for artifact in self.mentions():
+            found.setdefault(artifact.sha256, artifact)
+        return tuple(found.values())
+
+    def mentions(self) -> Iterator[Artifact]:
+        """Every artifact as often as it is named."""
         for model in self.models:
             for variant in model.variants:
-                found.setdefault(variant.artifact.sha256, variant.artifact)
+                yield variant.artifact
                 for golden in variant.golden:
-                    found.setdefault(golden.input.sha256, golden.input)
-                    found.setdefault(golden.expected.sha256, golden.expected)
+                    yield from (golden.input, golden.expected)
         for config in self.configs:
-            found.setdefault(config.artifact.sha256, config.artifact)
+            yield config.artifact
         for container in self.containers:
             for image in container.images:
-                for artifact in image.artifacts():
-                    found.setdefault(artifact.sha256, artifact)
+                yield from image.artifacts()
         if self.sbom is not None:
-            found.setdefault(self.sbom.sha256, self.sbom)
-        return tuple(found.values())
+            yield self.sbom
 
 
 def parse_manifest(data: bytes) -> ReleaseManifest:
@@ -217,7 +221,7 @@ def parse_manifest(data: bytes) -> ReleaseManifest:
 
     Raises:
         Refused: `MANIFEST` when malformed or inconsistent; `MEDIA_TYPE` for a model in a form that no backend reads;
-            `LENGTH` and `LIMIT` when too large.
+            `LENGTH` and `LIMIT` when too large; `LENGTH` when one content is said to have two lengths.
     """
     manifest = decode(data, ReleaseManifest, limit=limits.MANIFEST_BYTES, reason=Reason.MANIFEST)
     _check(manifest)
@@ -238,10 +242,11 @@ def _check(manifest: ReleaseManifest) -> None:
     if len(manifest.artifacts()) > limits.MANIFEST_ARTIFACTS:
         refuse(f"more than {limits.MANIFEST_ARTIFACTS} artifacts", Reason.LIMIT)
     lengths: dict[str, int] = {}
-    for artifact in manifest.artifacts():
+    for artifact in manifest.mentions():
         if artifact.length_bytes > limits.ARTIFACT_BYTES:
             refuse(f"artifact {artifact.sha256[:12]} is larger than {limits.ARTIFACT_BYTES} bytes", Reason.LIMIT)
-        lengths[artifact.sha256] = artifact.length_bytes
+        if lengths.setdefault(artifact.sha256, artifact.length_bytes) != artifact.length_bytes:
+            refuse(f"artifact {artifact.sha256[:12]} has two lengths", Reason.LENGTH)
     for kind, names in (
         ("model", [model.name for model in manifest.models]),
         ("config", [config.name for config in manifest.configs]),
@@ -266,5 +271,4 @@ def _check(manifest: ReleaseManifest) -> None:
                 refuse(f"{where}: the task reads output {model.task.output!r}, which the variant does not have")
             if not variant.golden:
                 refuse(f"{where}: no golden input, so nobody could tell whether it works")
-    for container in manifest.containers:
-        check_container(container)
+    check_containers(manifest.containers, models=bool(manifest.models))

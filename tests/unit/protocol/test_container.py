@@ -28,7 +28,32 @@ def run(**changes: Any) -> dict[str, Any]:
     return {"command": ["/app"], **changes}
 
 
-def manifest(*containers: Any) -> bytes:
+def model() -> dict[str, Any]:
+    def file(text: bytes, kind: str) -> dict[str, Any]:
+        return {"sha256": digest(text), "length_bytes": 10, "media_type": f"application/{kind}"}
+
+    tensor = {"name": "x", "shape": [1], "dtype": "float32"}
+    golden = {"name": "g", "input": file(b"input", "x-npz"), "expected": file(b"expected", "x-npz")}
+    variant = {
+        "name": "v",
+        "runtime": "onnxruntime",
+        "accelerator": "cpu",
+        "artifact": file(b"model", "onnx"),
+        "inputs": [tensor],
+        "outputs": [tensor],
+        "golden": [golden],
+    }
+    task = {"kind": "anomaly", "output": "x", "threshold": 1.0}
+    return {
+        "name": "leaf",
+        "task": task,
+        "preprocessing": {"kind": "tensors"},
+        "labels": [],
+        "variants": [variant],
+    }
+
+
+def manifest(*containers: Any, models: int = 0) -> bytes:
     return msgspec.json.encode(
         {
             "format": 1,
@@ -36,7 +61,7 @@ def manifest(*containers: Any) -> bytes:
             "version": "1.0.0",
             "release_counter": 1,
             "created_ms": 0,
-            "models": [],
+            "models": [model()] * models,
             "containers": list(containers) or [container()],
         }
     )
@@ -195,6 +220,56 @@ def test_containers_have_names_of_their_own_and_are_not_without_number() -> None
 def test_images_of_one_platform_are_told_apart_by_hardware() -> None:
     parsed = parse_manifest(manifest(container(images=[image(hardware=["jetson"]), image()])))
     assert len(parsed.containers[0].images) == 2
+    same = [image(hardware=["jetson", "nvme"]), image(hardware=["nvme", "jetson"])]
+    assert "one kind of machine" in refused(container(images=same)), "the second would never be chosen"
+
+
+PORT = {"network": "bridge", "ports": [{"container": 80, "host": 8080}]}
+OPEN = {"network": "bridge", "ports": [{"container": 81, "host": 8080, "address": "0.0.0.0"}]}
+UDP = {"network": "bridge", "ports": [{"container": 80, "host": 8080, "protocol": "udp"}]}
+
+
+def test_what_hands_over_publishes_no_port_for_the_second_could_not_bind_it() -> None:
+    assert "8080" in refused(container(run=run(strategy="start-then-stop", **PORT)))
+    parse_manifest(manifest(container(run=run(**PORT))))
+    parse_manifest(manifest(container(run=run(strategy="start-then-stop"))))
+
+
+def test_two_containers_publish_no_port_of_the_machine_twice() -> None:
+    for other in (PORT, OPEN):
+        assert "8080" in refused(container(run=run(**PORT)), container(name="gateway", run=run(**other)))
+    parse_manifest(manifest(container(run=run(**PORT)), container(name="gateway", run=run(**UDP))))
+
+
+def data_of(user: str, name: str = "maps", **more: Any) -> dict[str, Any]:
+    return run(user=user, mounts=[{"kind": "data", "name": name, "at": "/data", **more}])
+
+
+@pytest.mark.parametrize("user", ["0:0", "1001:1000", "1000:1001"])
+def test_a_data_folder_has_one_user_whom_alone_it_belongs_to(user: str) -> None:
+    one = container(run=data_of("1000:1000"))
+    assert "maps" in refused(one, container(name="gateway", run=data_of(user)))
+    refused(one, container(name="gateway", run=data_of(user, read_only=True)))
+    parse_manifest(manifest(one, container(name="gateway", run=data_of(user, "others"))))
+    parse_manifest(manifest(one, container(name="gateway", run=data_of("01000:1000"))))
+
+
+def test_nothing_sees_a_model_where_there_is_none() -> None:
+    assert "no model" in refused(container(run=run(sees_model=True)))
+    assert parse_manifest(manifest(container(run=run(sees_model=True)), models=1)).containers[0].run.sees_model
+
+
+@pytest.mark.parametrize("changes", [{"command": [""]}, {"command": ["", "/app"]}, {"health": {"command": [""]}}])
+def test_a_command_begins_with_a_program(
+    changes: dict[str, Any],
+) -> None:
+    assert "program" in refused(container(run=run(**changes)))
+
+
+def test_one_content_has_one_length_wherever_it_is_named() -> None:
+    longer = {**artifact(LOWER, "layer.v1.tar"), "length_bytes": 2048}
+    other = image(platform="linux/amd64", layers=[{"artifact": longer}])
+    assert LOWER[:12] in refused(container(images=[image(), other]), reason=Reason.LENGTH)
 
 
 def test_what_runs_is_the_same_only_if_name_image_and_all_grants_are() -> None:

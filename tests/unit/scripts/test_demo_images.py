@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from protocol.container import Container, check_container
+from protocol.container import Container, check_containers
 from scripts.demo_apps import elf
 from scripts.demo_apps.images import MADE_S, File, Folder, Image, Link, layer, tree_of, write_archive, write_layout
 from scripts.demo_apps.runtimes import BUSYBOX, PYTHON, NoRuntimeError, busybox, python
@@ -91,7 +91,7 @@ def test_what_the_sprayer_is_granted_can_be_read_and_holds(tmp_path):
     assert run.user == "65534:65534"
     assert not run.writable_root
     assert run.network == "none"
-    check_container(Container(name=described.name, images=(), run=run))
+    check_containers([Container(name=described.name, images=(), run=run)], models=True)
 
 
 def test_python_is_whole(tmp_path):
