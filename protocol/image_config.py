@@ -19,6 +19,8 @@ from protocol.errors import Reason, Refused
 from protocol.ids import Digest, digest, is_digest
 
 ORIGIN_DIGITS: Final = 16
+_NO_TEXT: Final = re.compile("[\0\ud800-\udfff]")
+"""NUL, and halves of signs, in the place of which engines read another sign."""
 _CHANGING: Final = re.compile(r"[0-9a-f]{8,}|\d+(?:\.\d+)*")
 """What differs in a build step from one build to the next: digests that builders write into it, versions."""
 
@@ -91,7 +93,7 @@ def parse_image_config(data: bytes) -> ImageConfig:
     if len(data) > limits.IMAGE_CONFIG_BYTES:
         raise Refused(Reason.LIMIT, f"an image config of more than {limits.IMAGE_CONFIG_BYTES} bytes")
     try:
-        tree = json.loads(data.decode(), object_pairs_hook=_once)
+        tree = json.loads(data.decode(), object_pairs_hook=_once, parse_constant=_no_number)
         _spelt(tree, _Content, "config")
         content = msgspec.convert(tree, _Content)
     except (ValueError, RecursionError, msgspec.ValidationError) as error:
@@ -164,6 +166,10 @@ def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is no JSON")
+
+
 def _spelt(tree: Any, kind: type[msgspec.Struct], where: str) -> None:
     """Refuses names that only differ from one that is read in how they are written."""
     if not isinstance(tree, dict):
@@ -205,7 +211,7 @@ def _platform(content: _Content) -> Platform:
 
 
 def _volume(path: str) -> str:
-    if not path.startswith("/") or "\0" in path:
+    if not path.startswith("/") or _NO_TEXT.search(path):
         raise Refused(Reason.IMAGE, f"a volume at {path!r:.80}, which is no absolute path")
     # Go's path cleaning, which engines do, and this one differ in leading slashes alone.
     return "/" + posixpath.normpath(path).lstrip("/")
@@ -213,6 +219,6 @@ def _volume(path: str) -> str:
 
 def _variable(text: str) -> str:
     name = text.partition("=")[0]
-    if not name or "\0" in text:
-        raise Refused(Reason.IMAGE, f"an environment variable without a name: {text!r:.80}")
+    if not name or _NO_TEXT.search(text):
+        raise Refused(Reason.IMAGE, f"an environment variable without a name that can be read: {text!r:.80}")
     return name

@@ -152,6 +152,10 @@ def test_two_objects_of_one_name_are_refused_as_an_engine_would_put_them_togethe
         {"config": {"Volumes": {"/x\0": {}}}},
         {"config": {"Volumes": ["/x"]}},
         {"config": {"Env": ["=x"]}},
+        {"config": {"Env": ["A\ud800=x"]}},  # a half of a sign: engines read another name from it
+        {"config": {"Volumes": {"/x\ud800": {}}}},
+        {"created": float("nan")},  # no JSON to an engine
+        {"config": {"Labels": float("inf")}},
         {"config": {"Env": "PATH=/bin"}},
         {"config": []},
     ],
