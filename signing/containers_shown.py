@@ -38,6 +38,8 @@ def container_lines(container: Container) -> Iterator[Line]:
         yield f"  capabilities {', '.join(run.capabilities)}", True
     if run.writable_root:
         yield "  may write into its own file system", True
+    if run.init:
+        yield "  the engine's init before it", False
     for name, value in run.environment.items():
         yield f"  {name}={_quoted(value)}", False
     yield from _how(run)
@@ -63,7 +65,19 @@ def _how(run: RunSpec) -> Iterator[Line]:
         yield "  no health check: it is healthy for as long as it runs", True
     else:
         words = " ".join(map(_quoted, health.command))
-        yield f"  healthy while every {health.interval_s:g} s: {words} (unhealthy after {health.retries})", False
+        yield (
+            f"  healthy while every {health.interval_s:g} s: {words} (within {health.timeout_s:g} s; "
+            f"unhealthy after {health.retries}, but not in its first {health.start_s:g} s)",
+            False,
+        )
+    restart = run.restart
+    yield (
+        f"  starts again {restart.first_s:g} s after its end, later up to {restart.longest_s:g} s, "
+        f"anew after a life of {restart.steady_s:g} s",
+        False,
+    )
+    if restart.in_trial:
+        yield f"  a trial bears that it ends {restart.in_trial} times", True
     if run.sees_model:
         yield f"  must say within {run.sees_within_s:g} s which model it sees", False
     yield f"  update: {run.strategy}, {run.stop_s:g} s to end", False
