@@ -1,5 +1,6 @@
 """An image that an engine of this computer has: asked of its socket as `docker save`, and read as any archive."""
 
+import stat
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Final
@@ -31,12 +32,20 @@ def find_socket(environment: Mapping[str, str]) -> Path:
     runtime = environment.get("XDG_RUNTIME_DIR")
     known = [*SOCKETS, *([f"{runtime}/podman/podman.sock"] if runtime else [])]
     for path in [named.removeprefix("unix://")] if named else known:
-        if Path(path).is_socket():
+        if _is_socket(path):
             return Path(path)
     raise StateError(
         f"no container engine answers at {named or ' or '.join(known)}",
         hint="start it, or name its socket: DOCKER_HOST=unix:///PATH",
     )
+
+
+def _is_socket(path: str) -> bool:
+    """Also False where it may not be looked at: another place may be ours."""
+    try:
+        return stat.S_ISSOCK(Path(path).stat().st_mode)
+    except OSError:
+        return False
 
 
 def images_of_engine(

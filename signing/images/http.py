@@ -14,6 +14,7 @@ from signing.images import bounds
 from signing.images.content import Chunks
 
 TIMEOUT_S: Final = 60.0  # between two pieces of an answer; the whole may take hours
+PACKING_S: Final = 1800.0  # an engine writes a whole archive to its disk before the first piece of it comes
 _LOCAL: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -123,7 +124,7 @@ def ask_socket(path: Path, target: str) -> Iterator[Answer]:
 
 class _UnixConnection(http.client.HTTPConnection):
     def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=TIMEOUT_S)
+        super().__init__("localhost", timeout=PACKING_S)
         self._path = path
 
     def connect(self) -> None:
@@ -147,11 +148,11 @@ def _asked(
             raise LinkError(f"no answer from {who}: {error}") from error
         except http.client.HTTPException as error:  # not its words: they quote what came
             raise LinkError(f"{who} does not answer in HTTP ({type(error).__name__})") from error
-        yield Answer(
-            answer.status,
-            {name.lower(): value for name, value in answer.getheaders()},
-            _pieces(answer, who),
-        )
+        told: dict[str, str] = {}
+        for name, value in answer.getheaders():  # one that comes several times is a list: there may be two ways in
+            known = told.get(name.lower())
+            told[name.lower()] = value if known is None else f"{known}, {value}"
+        yield Answer(answer.status, told, _pieces(answer, who))
 
 
 def _pieces(answer: http.client.HTTPResponse, who: str) -> Chunks:

@@ -104,14 +104,12 @@ def choose(entries: list[Descriptor], name: str, where: str) -> Descriptor:
     Raises:
         SettingsError: None, or several.
     """
-    names = {entry.digest: (entry.annotations or {}).get(REFERENCE_NAME, "") for entry in entries}
-    if name:
-        entries = [entry for entry in entries if names[entry.digest] == name]
-    meant = {entry.digest: entry for entry in entries}
+    named = [((entry.annotations or {}).get(REFERENCE_NAME, ""), entry) for entry in entries]
+    meant = {entry.digest: entry for text, entry in named if not name or text == name}
     if len(meant) != 1:
-        known = ", ".join(sorted(f"{text!r:.80}" for text in names.values() if text)) or "none has a name"
+        known = ", ".join(sorted({f"{text!r:.80}" for text, _ in named if text})) or "none has a name"
         raise SettingsError(
-            f"{where} holds {len(names)} images ({known}); "
+            f"{where} holds {len({entry.digest for entry in entries})} images ({known}); "
             + (f"{len(meant)} are called {name!r:.80}" if name else "say which: oci:FOLDER:NAME")
         )
     return next(iter(meant.values()))

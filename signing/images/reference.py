@@ -38,11 +38,11 @@ def parse_reference(text: str) -> Reference:
     """Reads the kind.
 
     Raises:
-        SettingsError: There is no such kind, or nothing behind it.
+        SettingsError: There is no such kind, or nothing behind it that could be a name.
     """
     kind, colon, rest = text.partition(":")
     for known in KINDS:
-        if kind == known and colon and rest:
+        if kind == known and colon and rest and "\0" not in rest:
             return Reference(known, rest)
     raise SettingsError(f"image {text!r:.200}: cannot be looked for", hint=f"write {EXAMPLE}")
 

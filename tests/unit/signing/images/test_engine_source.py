@@ -2,6 +2,7 @@
 
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -10,7 +11,9 @@ import pytest
 
 from protocol.errors import HeadlandError, LinkError, Reason, Refused, SettingsError, StateError
 from signing.images import engine
+from signing.images import http as http_room
 from signing.images.engine import find_socket
+from signing.images.http import ask_socket
 from tests.fakes.image_files import layer, make_image, write_archive
 from tests.fakes.intake import Taking
 
@@ -18,7 +21,7 @@ ONE = make_image([layer({"app": b"program"})])
 
 
 @contextmanager
-def answering(path: Path, answer: bytes) -> Iterator[list[bytes]]:
+def answering(path: Path, answer: bytes, after_s: float = 0.0) -> Iterator[list[bytes]]:
     """A socket that gives one answer and hangs up; what it was asked."""
     asked: list[bytes] = []
     with socket.socket(socket.AF_UNIX) as listener:
@@ -29,6 +32,7 @@ def answering(path: Path, answer: bytes) -> Iterator[list[bytes]]:
             connection, _ = listener.accept()
             with connection:
                 asked.append(connection.recv(65536))
+                time.sleep(after_s)
                 with suppress(ConnectionError):  # who had enough hangs up
                     connection.sendall(answer)
 
@@ -83,6 +87,24 @@ def test_an_engine_that_gives_no_image_is_said(
     assert taking.left_over() == []
 
 
+def test_an_engine_may_take_its_time_to_pack_a_large_image(
+    taking: Taking, engine_socket: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_room, "TIMEOUT_S", 0.05)
+    with answering(engine_socket, http(archive(taking)), after_s=0.3):
+        assert taking.is_whole(taking.take("engine:app")[0], ONE)
+    engine_socket.unlink()
+    monkeypatch.setattr(http_room, "PACKING_S", 0.05)
+    with answering(engine_socket, http(archive(taking)), after_s=0.3), pytest.raises(LinkError, match="timed out"):
+        taking.take("engine:app")
+
+
+def test_headers_that_come_several_times_are_all_read(engine_socket: Path) -> None:
+    answer = b'HTTP/1.1 401 No\r\nWWW-Authenticate: Bearer realm="r"\r\nWWW-Authenticate: Basic x\r\n\r\n'
+    with answering(engine_socket, answer), ask_socket(engine_socket, "/") as said:
+        assert said.headers["www-authenticate"] == 'Bearer realm="r", Basic x'
+
+
 def test_an_archive_without_an_end_is_refused(
     taking: Taking, engine_socket: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,6 +124,8 @@ def test_an_engine_is_a_socket_of_this_computer(tmp_path: Path, monkeypatch: pyt
     for environment in ({}, {"DOCKER_HOST": f"unix://{tmp_path}/file"}, {"XDG_RUNTIME_DIR": str(tmp_path)}):
         with pytest.raises(StateError, match="no container engine answers"):
             find_socket(environment)
+    # What cannot be looked at is not ours, as another user's folder of Podman: the next place counts.
+    monkeypatch.setattr(engine, "SOCKETS", (f"/{'x' * 300}",))
     (tmp_path / "podman").mkdir()
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "podman/podman.sock"))

@@ -45,6 +45,14 @@ def test_of_several_images_one_must_be_named(taking: Taking) -> None:
             taking.take(text)
 
 
+def test_an_image_that_has_several_names_is_found_by_each(taking: Taking) -> None:
+    write_layout(taking.folder / "layout", {"1.0": [ONE], "latest": [ONE], "1.1": [ARM]})
+    for name in ("1.0", "latest"):
+        assert taking.is_whole(taking.take(f"oci:layout:{name}")[0], ONE)
+    with pytest.raises(SettingsError, match=r"holds 2 images \('1\.0', '1\.1', 'latest'\)"):
+        taking.take("oci:layout")
+
+
 def test_a_multi_platform_image_is_taken_for_all_machines_or_for_those_that_are_named(taking: Taking) -> None:
     other = make_image([UPPER], architecture="s390x")
     write_layout(taking.folder / "layout", {"1.0": [ONE, other, OLD_ARM, ARM, ARM_V7]})
@@ -195,3 +203,9 @@ def test_what_is_no_layout_is_said(taking: Taking) -> None:
     for text in ("oci:nowhere", "oci:empty"):
         with pytest.raises(SettingsError, match="no OCI layout"):
             taking.take(text)
+
+
+@pytest.mark.parametrize("kind", ["oci", "archive", "engine", "registry"])
+def test_a_reference_with_a_nul_in_it_is_said(taking: Taking, kind: str) -> None:
+    with pytest.raises(SettingsError):
+        taking.take(f"{kind}:a\0b")
