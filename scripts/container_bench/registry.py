@@ -1,22 +1,24 @@
 """The peer: images in a real registry, pulled by a real engine over the same kind of link, its bytes counted."""
 
 import contextlib
+import os
+import re
 import subprocess
 import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.cast import CastError, free_ports, wait_for
+from scripts.cast import CastError, wait_for
 from scripts.demo_story.proxy import Proxy
 
 SETTINGS = """\
 version: 0.1
-log: {{level: warn, accesslog: {{disabled: true}}}}
-storage: {{filesystem: {{rootdirectory: {folder}}}}}
-http: {{addr: "127.0.0.1:{port}"}}
+log: {{level: info, formatter: text, accesslog: {{disabled: true}}}}
+storage: {{filesystem: {{rootdirectory: {folder}/data}}}}
+http: {{addr: "{address}:0"{tls}}}
+{auth}
 """
 
 
@@ -29,17 +31,31 @@ class Pulled:
 
 
 @contextmanager
-def registry(folder: Path) -> Iterator[int]:
-    """A registry (Debian's `docker-registry`) on a port of its own, for as long as the context lasts."""
-    (port,) = free_ports(1)
+def registry(
+    folder: Path, *, address: str = "127.0.0.1", users: Path | None = None, tls: tuple[Path, Path] | None = None
+) -> Iterator[int]:
+    """A registry (Debian's `docker-registry`) on a port of its own, for as long as the context lasts.
+
+    Args:
+        folder: Made; holds all of it.
+        address: Of this computer.
+        users: An htpasswd file: it asks for name and password.
+        tls: Certificate and key.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    auth = f"auth: {{htpasswd: {{realm: here, path: {users}}}}}" if users is not None else ""
+    secured = f", tls: {{certificate: {tls[0]}, key: {tls[1]}}}" if tls is not None else ""
     settings = folder / "config.yml"
-    settings.write_text(SETTINGS.format(folder=folder / "data", port=port))
+    settings.write_text(SETTINGS.format(folder=folder, address=address, auth=auth, tls=secured))
     with (folder / "log").open("wb") as log:
-        child = subprocess.Popen(["docker-registry", "serve", str(settings)], stdout=log, stderr=log)
+        child = subprocess.Popen(
+            ["docker-registry", "serve", str(settings)],
+            stdout=log,
+            stderr=log,
+            env={"PATH": os.environ["PATH"], "OTEL_TRACES_EXPORTER": "none"},
+        )
         try:
-            wait_for("the registry to answer", lambda: _answers(child, port, folder / "log"), 20, 0.1)
-            yield port
+            yield wait_for("the registry to listen", lambda: _port(child, folder / "log"), 20, 0.1)
         finally:
             child.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -68,12 +84,10 @@ def pull(docker: list[str], registry_port: int, image: str, rate_bytes_s: float 
         proxy.close()
 
 
-def _answers(child: subprocess.Popen[bytes], port: int, log: Path) -> bool:
+def _port(child: "subprocess.Popen[bytes]", log: Path) -> int:
+    """What it listens on, as it says once it does; 0 before."""
+    said = log.read_text(errors="replace")
     if child.poll() is not None:
-        raise CastError(f"the registry ended: {log.read_text(errors='replace')[-500:]}")
-    with (
-        contextlib.suppress(OSError),
-        urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/", timeout=2) as answer,
-    ):
-        return bool(answer.status == 200)
-    return False
+        raise CastError(f"the registry ended: {said[-500:]}")
+    found = re.search(r"listening on [0-9.]+:(\d+)", said)
+    return int(found[1]) if found is not None else 0
