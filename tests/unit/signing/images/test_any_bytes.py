@@ -5,6 +5,7 @@ import io
 import json
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -14,7 +15,7 @@ from signing.images.credentials import DockerConfig
 from signing.images.http import parse_url
 from signing.images.registry_login import _read as read_challenge
 from signing.images.tar_entries import read_entries
-from tests.fakes.image_files import layer, make_image, write_archive, write_layout
+from tests.fakes.image_files import layer, make_image, sha256, write_archive, write_layout
 from tests.fakes.intake import Taking
 
 ONE = make_image([layer({"app": b"program"}), layer({"lib": b"library"})], steps=["ADD a /", "COPY b /"])
@@ -30,7 +31,8 @@ KEYS = st.sampled_from(["os", "architecture", "variant", "rootfs", "config", "hi
 
 @SOME
 @given(at=st.integers(0, 20_000), data=st.binary(min_size=1, max_size=40))
-def test_an_archive_that_was_written_over(taking: Taking, at: int, data: bytes) -> None:
+def test_an_archive_that_was_written_over(tmp_path_factory: pytest.TempPathFactory, at: int, data: bytes) -> None:
+    taking = Taking(tmp_path_factory.mktemp("fresh"))  # what is there from a try before would not be read again
     path = taking.folder / "app.tar"
     write_archive(path, ONE)
     whole = bytearray(path.read_bytes())
@@ -42,10 +44,11 @@ def test_an_archive_that_was_written_over(taking: Taking, at: int, data: bytes) 
     except HeadlandError:
         assert taking.left_over() == []
     else:
-        assert (
-            tuple(each.artifact.sha256 for each in image.layers)
-            == parse_image_config(taking.workspace.read_blob(image.config.sha256, 1 << 20)).layers
-        )
+        config = taking.workspace.read_blob(image.config.sha256, 1 << 20)
+        assert tuple(each.artifact.sha256 for each in image.layers) == parse_image_config(config).layers
+        for artifact in image.artifacts():
+            content = taking.workspace.blob(artifact.sha256).read_bytes()
+            assert (sha256(content), len(content)) == (artifact.sha256, artifact.length_bytes)
 
 
 @SOME
@@ -72,7 +75,10 @@ def test_a_config_with_anything_in_it(changes: dict[str, Any]) -> None:
 
 @SOME
 @given(changed=st.dictionaries(st.sampled_from(["schemaVersion", "manifests", "config", "layers"]), JSON, max_size=2))
-def test_a_manifest_and_an_index_with_anything_in_them(taking: Taking, changed: dict[str, Any]) -> None:
+def test_a_manifest_and_an_index_with_anything_in_them(
+    tmp_path_factory: pytest.TempPathFactory, changed: dict[str, Any]
+) -> None:
+    taking = Taking(tmp_path_factory.mktemp("fresh"))
     write_layout(taking.folder / "layout", {"": [ONE]})
     path = taking.folder / "layout/index.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
