@@ -18,6 +18,7 @@ from signing.images.tar_entries import read_entries
 
 INDEX = "index.json"
 LIST = "manifest.json"
+SAVE_ONE = "save one: `docker save NAME`"
 
 
 class _Listed(msgspec.Struct, frozen=True, rename="pascal"):
@@ -101,7 +102,7 @@ def images_of_archive(path: Path, platforms: Collection[Platform], say: Say, *, 
     archive = Archive(path)
     index = archive.entry(INDEX, bounds.MANIFEST_BYTES)
     if index is not None:
-        top = choose(read_index(read_blob(archive, index)), "", what)
+        top = choose(read_index(read_blob(archive, index)), "", what, hint=SAVE_ONE)
         return find_images(archive, top, platforms, say, what=what)
     listed = archive.entry(LIST, bounds.MANIFEST_BYTES)
     if listed is None:
@@ -111,7 +112,7 @@ def images_of_archive(path: Path, platforms: Collection[Platform], say: Say, *, 
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise Refused(Reason.IMAGE, f"{what}: not a list of images: {error}") from error
     if len(images) != 1:
-        raise SettingsError(f"{what} holds {len(images)} images", hint="save one: `docker save NAME`")
+        raise SettingsError(f"{what} holds {len(images)} images", hint=SAVE_ONE)
     found = _image(archive, images[0], what)
     if platforms and found.platform not in platforms:
         raise StateError(f"{what} has no image for {', '.join(sorted(platforms))}, but one for {found.platform}")

@@ -94,12 +94,18 @@ def images_of_layout(folder: Path, name: str, platforms: Collection[Platform], s
         StateError: Likewise.
     """
     layout = Layout(folder)
-    top = choose(read_index(layout.index()), name, str(folder))
+    top = choose(read_index(layout.index()), name, str(folder), hint="say which: oci:FOLDER:NAME")
     return find_images(layout, top, platforms, say, what=str(folder))
 
 
-def choose(entries: list[Descriptor], name: str, where: str) -> Descriptor:
+def choose(entries: list[Descriptor], name: str, where: str, *, hint: str) -> Descriptor:
     """The one entry of an index that is meant.
+
+    Args:
+        entries: Of the index.
+        name: Of the image; empty when there is one.
+        where: The source, for messages.
+        hint: What to do when there are several.
 
     Raises:
         SettingsError: None, or several.
@@ -109,7 +115,8 @@ def choose(entries: list[Descriptor], name: str, where: str) -> Descriptor:
     if len(meant) != 1:
         known = ", ".join(sorted({f"{text!r:.80}" for text, _ in named if text})) or "none has a name"
         raise SettingsError(
-            f"{where} holds {len({entry.digest for entry in entries})} images ({known}); "
-            + (f"{len(meant)} are called {name!r:.80}" if name else "say which: oci:FOLDER:NAME")
+            f"{where} holds {len({entry.digest for entry in entries})} images ({known})"
+            + (f"; {len(meant)} are called {name!r:.80}" if name else ""),
+            hint=hint,
         )
     return next(iter(meant.values()))

@@ -92,8 +92,15 @@ def test_an_archive_of_several_images_is_not_guessed_at(taking: Taking) -> None:
         taking.folder / "app.tar",
         {"manifest.json": json.dumps([{"Config": "a", "Layers": []}, {"Config": "b", "Layers": []}]).encode()},
     )
-    with pytest.raises(SettingsError, match="2 images"):
+    with pytest.raises(SettingsError, match="2 images") as caught:
         taking.take("archive:app.tar")
+    blobs = Blobs()
+    tops = [blobs.add_image(each) for each in (ONE, ARM)]
+    files = {f"blobs/sha256/{name}": data for name, data in blobs.items()}
+    write_tar(taking.folder / "app.tar", {"index.json": index(tops), **files})
+    with pytest.raises(SettingsError, match="2 images") as newer:
+        taking.take("archive:app.tar")
+    assert "save one" in caught.value.hint and newer.value.hint == caught.value.hint, "no name of a layout's helps here"
 
 
 @pytest.mark.parametrize(
