@@ -10,11 +10,12 @@ compressed by gzip as `docker push` does. Both come over a proxy that counts eve
 those on the wire, both ways, with all that belongs to it: for Headland TLS, contacts, signed metadata and the trial.
 Seconds are from the first byte until the image can be run. Patches are made ahead, by the server, and take none.
 
-Exit code 0: measured; 1: something failed; 2: usage; 77: no engine can run here.
+Exit code 0: measured; 1: something failed; 2: usage; 77: no engine can run here, or no registry.
 """
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -36,6 +37,7 @@ from scripts.demo_apps.images import Image, write_archive, write_layout
 SCRIPTS = Path(__file__).resolve().parent.parent
 CACHE = Path.home() / ".cache" / "headland" / "container-bench"
 CANNOT = 77
+NEEDS = ("docker-registry", "skopeo")  # Docker itself comes with scripts/engine
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def say(text: str) -> None:
         told.print(f"  {text}", style="dim", markup=False, highlight=False)
 
+    missing = [name for name in NEEDS if shutil.which(name) is None]
+    if missing:
+        told.print(f"not installed: {', '.join(missing)} (scripts/test-setup installs them)", markup=False)
+        return CANNOT
     try:
         lines = _measure(options.cache, options.rate * 1000 or None, say)
     except (UnavailableError, CastError) as error:
