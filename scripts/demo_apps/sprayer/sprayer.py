@@ -92,6 +92,7 @@ class Sprayer:
             self.sprayed = Counter()
 
     def heard(self) -> None:
+        """The stream of results goes on: whoever only follows releases would never hear an alarm."""
         self.heard_s = time.monotonic()
 
     def spray(self, row: dict[str, Any]) -> None:
@@ -101,15 +102,18 @@ class Sprayer:
         with self._lock:
             self.sprayed[row["model"]] += 1
             fresh = self._file.with_suffix(".new")
-            fresh.write_text(json.dumps(self.sprayed))
-            fresh.replace(self._file)
+            try:
+                fresh.write_text(json.dumps(self.sprayed))
+                fresh.replace(self._file)
+            except OSError as error:  # a full disk closes no nozzle
+                say(f"the counts cannot be kept: {error}")
 
     def health(self) -> dict[str, Any]:
         why = ""
         if self.nozzles < 1:
             why = "no nozzle is there to be opened"
         elif time.monotonic() - self.heard_s > PATIENCE_S:
-            why = f"nothing was heard of the agent for {PATIENCE_S:.0f} s"
+            why = f"no results were heard for {PATIENCE_S:.0f} s"
         return {
             "healthy": not why,
             "why": why,
@@ -130,7 +134,6 @@ def follow_release(sprayer: Sprayer) -> None:
     while True:
         try:
             for active in lines(f"/v1/active{query}", WAIT_S + SILENCE_S):
-                sprayer.heard()
                 if not query or active["manifest"] != sprayer.manifest:
                     take_up(sprayer, active)
                 query = "?" + urllib.parse.urlencode({"after": active["manifest"] or "", "wait_s": WAIT_S})

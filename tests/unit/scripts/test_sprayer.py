@@ -107,6 +107,36 @@ async def test_a_model_that_is_not_what_the_agent_says_is_not_seen(machine, app)
         assert app.sees() == []
 
 
+async def test_a_count_that_cannot_be_written_stops_no_nozzle(machine, app):
+    in_the_way = app.log.parent / "sprayed.new"
+    in_the_way.mkdir()
+    async with machine.running():
+        await machine.serve(OLD)
+        await asyncio.to_thread(app.start)
+        await until(lambda: len(machine.link.readers) == 1)
+        machine.alarm(OLD)
+        await until(lambda: "the counts cannot be kept" in app.said())
+        in_the_way.rmdir()
+        machine.alarm(OLD)
+        await until(lambda: app.health()["sprayed"] == {digest(OLD.model): 2})
+        await until((app.log.parent / "sprayed.json").exists)
+
+
+async def test_its_health_check_is_red_when_it_hears_no_results(machine, app, tmp_path, monkeypatch):
+    monkeypatch.setattr("device.local.readers.STREAMS", 0)
+    hasty = SPRAYER.read_text().replace("PATIENCE_S = 60.0", "PATIENCE_S = 1.0").replace("WAIT_S = 50.0", "WAIT_S = 0.2")
+    (tmp_path / "sprayer.py").write_text(hasty)
+    (tmp_path / "sprayer.json").write_text('{"version": "1.0.0", "nozzles": 6}')
+    app._command[-1] = str(tmp_path / "sprayer.py")
+    async with machine.running():
+        await machine.serve(OLD)
+        await asyncio.to_thread(app.start)
+        await until(lambda: app.sees() == [digest(OLD.model)])
+        await asyncio.sleep(1.5)
+        assert await asyncio.to_thread(app.check) == 1
+        assert app.health()["why"].startswith("no results were heard")
+
+
 async def test_its_health_check_is_red_when_it_cannot_spray(machine, app, tmp_path):
     shutil.copy(SPRAYER, tmp_path / "sprayer.py")
     (tmp_path / "sprayer.json").write_text('{"version": "1.2.0", "nozzles": 0}')

@@ -56,6 +56,12 @@ def test_each_kind_of_trouble_is_told_once_for_an_image_also_over_restarts(db):
     assert len(told(db)) == 3
 
 
+def test_one_that_the_engine_refuses_to_start_is_told_of_though_it_is_not_there(db):
+    refused = ContainerStatus(image="a" * 64, state="absent", trouble="container gateway cannot be started: port taken")
+    see(started(db, Clock()), EngineStatus(version="fake 1.0", containers={"gateway": refused}))
+    assert told(db) == [f"container gateway, image {'a' * 12}: container gateway cannot be started: port taken"]
+
+
 def test_of_a_trial_nothing_is_told_here(db):
     see(started(db, Clock()), status("exit 1", trial=True))
     assert told(db) == []
