@@ -124,8 +124,8 @@ async def test_a_count_that_cannot_be_written_stops_no_nozzle(machine, app):
 
 async def test_its_health_check_is_red_when_it_hears_no_results(machine, app, tmp_path, monkeypatch):
     monkeypatch.setattr("device.local.readers.STREAMS", 0)
-    hasty = SPRAYER.read_text().replace("PATIENCE_S = 60.0", "PATIENCE_S = 1.0").replace("WAIT_S = 50.0", "WAIT_S = 0.2")
-    (tmp_path / "sprayer.py").write_text(hasty)
+    text = SPRAYER.read_text().replace("PATIENCE_S = 60.0", "PATIENCE_S = 1.0")
+    (tmp_path / "sprayer.py").write_text(text.replace("WAIT_S = 50.0", "WAIT_S = 0.2"))
     (tmp_path / "sprayer.json").write_text('{"version": "1.0.0", "nozzles": 6}')
     app._command[-1] = str(tmp_path / "sprayer.py")
     async with machine.running():
