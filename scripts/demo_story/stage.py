@@ -360,12 +360,15 @@ class Stage:
         children = [proxy, self.server.process]
         for machine in self.machines.values():
             children += [machine.film(FRAMES_A_SECOND), machine.process]
+        stop = "kill " + " ".join(str(child.child.pid) for child in children if child.child is not None)
+        if self.engine is not None:
+            stop += f"; {SCRIPTS / 'engine'} remove {self.engine.folder}"
         return {
             "folder": str(self.root),
             "server": str(self.server.state),
             "workspace": str(self.managers.workspace),
             "machines": {name: str(machine.state) for name, machine in self.machines.items()},
-            "stop": "kill " + " ".join(str(child.child.pid) for child in children if child.child is not None),
+            "stop": stop,
         }
 
     def end(self) -> None:
