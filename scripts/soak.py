@@ -11,7 +11,7 @@
     scripts/soak --kill-server 1000       of the server alone
     scripts/soak --kill-server-everywhere of the server, once at each effect of a story
 
-Exit codes: 0 all is well; 1 an invariant was broken, and what did it is named; 2 usage.
+Exit codes: 0 all is well; 1 an invariant was broken, and what did it is named; 2 usage; 77 no engine can run here.
 """
 
 import argparse
