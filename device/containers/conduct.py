@@ -42,6 +42,7 @@ class Conduct:
     refused: str = ""  # why the last start did not do, by its own fault
     hindered: Refused | StateError | None = None  # or by that of the machine
     sees: Digest | None = None  # the model that it named last, in this life
+    was_heard: bool = False  # its log was looked into, likewise
     last_words: str | None = None  # before a fault; None: nobody asked
     _lives: int = 0
     _runs: bool = False
@@ -59,7 +60,8 @@ class Conduct:
         self.restarts += self._lives > 0
         self._lives += 1
         self._runs, self._started, self._born_s = True, "", now_s
-        self.refused, self.hindered, self.sees, self.last_words = "", None, None, None
+        self.refused, self.hindered, self.last_words = "", None, None
+        self.sees, self.was_heard = None, False
 
     def was_refused(self, why: str, now_s: float) -> None:
         """It cannot be started as it is."""
@@ -91,7 +93,7 @@ class Conduct:
             self.since_s = now_s
         if seen is not None and seen.state == "running":
             if not self._runs or self._started not in ("", seen.started):
-                self._born_s, self.sees = now_s, None
+                self._born_s, self.sees, self.was_heard = now_s, None, False
             self._runs, self._started, self.refused, self.hindered = True, seen.started, "", None
             self._lives = max(self._lives, 1)
             return
@@ -107,6 +109,7 @@ class Conduct:
 
     def hears(self, log: bytes) -> None:
         """Takes in the newest lines of its log in this life."""
+        self.was_heard = True
         for found in SEES.finditer(log):
             self.sees = found[1].decode("ascii")
 

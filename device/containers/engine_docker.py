@@ -47,7 +47,8 @@ ANSWER_S: Final = 60.0
 """For a word of the engine: one on a slow card that is busy with a load takes its time."""
 SILENCE_S: Final = 900.0
 """Of an engine that unpacks an archive, or puts one together: it says nothing while it does so."""
-LOG_LINES: Final = 2000
+LOG_LINES: Final = 2000  # and more where more bytes are asked for
+SHORT_LINE_BYTES: Final = 32
 DETAIL_SIGNS: Final = 500  # of a health check's last words
 NOBODY: Final = "0" * 64
 """Stands where a label of ours, or an image, is not what it should be: matches nothing that is wanted."""
@@ -338,7 +339,8 @@ class DockerEngine:
             # The first words are often written a moment before the engine calls the container started.
             started = api.inspect_container(id)["State"].get("StartedAt") or ""
             is_all = not since or _seconds(since) <= _seconds(started)
-            data: bytes = api.logs(id, tail=LOG_LINES, **({} if is_all else {"since": _seconds(since)}))
+            tail = max(LOG_LINES, limit_bytes // SHORT_LINE_BYTES)
+            data: bytes = api.logs(id, tail=tail, **({} if is_all else {"since": _seconds(since)}))
             return data[-limit_bytes:]
         return b""
 

@@ -37,7 +37,8 @@ CALM_S: Final = 5.0
 AWAY_S: Final = (0.5, 1.0, 2.0, 5.0, 15.0)  # the last one again and again
 HINDERED_S: Final = 60.0  # how long an update asks an engine that does not do it
 ANSWER_S: Final = 400.0  # how long a look is waited for: the client gives up on an engine after three minutes
-LOG_BYTES: Final = 64 * 1024
+LOG_BYTES: Final = 64 * 1024  # of a log, at each look
+FIRST_LOG_BYTES: Final = 1024 * 1024  # at the first look into it: much may have been said since its first line
 STOP_S: Final = 10.0  # for containers whose specification nobody here knows
 
 
@@ -374,7 +375,8 @@ class ContainerKeeper:
         if seen is None:
             return
         if conduct.run.sees_model and seen.state == "running" and (aim.trial or conduct.sees not in aim.models):
-            conduct.hears(await self._engine.log(seen.id, seen.started, LOG_BYTES))
+            limit_bytes = LOG_BYTES if conduct.was_heard else FIRST_LOG_BYTES
+            conduct.hears(await self._engine.log(seen.id, seen.started, limit_bytes))
         if conduct.last_words is None and conduct.fault(aim.models, aim.switched_s, self._clock()):
             conduct.last_words = words((await self._engine.log(seen.id, "", LOG_BYTES)).decode(errors="replace"))
 

@@ -236,6 +236,22 @@ def test_of_a_container_that_goes_on_the_sight_of_the_new_model_counts(story):
     story(tell)
 
 
+def test_a_sight_counts_however_much_is_said_before_anybody_looks_and_before_the_next_agent_does(story):
+    async def tell(field):
+        much = ["x" * 200] * 2000
+        says = [(0.0, f"headland-sees {MODEL}"), *((0.01, line) for line in much), *((60.0, line) for line in much)]
+        field.behaves("sees", "sees", Behaviour(says=tuple(says)))
+        await field.serve("old")
+        for _ in range(2):
+            await field.whole.converge(field.releases["sees"], trial=True)
+            await asyncio.sleep(70)
+            assert (faults(field), field.whole.health().serving) == ((), True)
+            await field.machine.end_agent()
+            field.machine.start_agent()
+
+    story(tell)
+
+
 def test_an_engine_that_does_not_do_it_is_asked_for_a_minute_and_is_no_evidence(story):
     async def tell(field):
         await field.serve("old")
