@@ -36,6 +36,7 @@ TRIAL_S: Final = 1.0
 CALM_S: Final = 5.0
 AWAY_S: Final = (0.5, 1.0, 2.0, 5.0, 15.0)  # the last one again and again
 HINDERED_S: Final = 60.0  # how long an update asks an engine that does not do it
+LATE_S: Final = 30.0  # an engine that shows nothing for so long may run anything: rows name no release then
 ANSWER_S: Final = 400.0  # how long a look is waited for: the client gives up on an engine after three minutes
 LOG_BYTES: Final = 64 * 1024  # of a log, at each look
 FIRST_LOG_BYTES: Final = 1024 * 1024  # at the first look into it: much may have been said since its first line
@@ -340,7 +341,11 @@ class ContainerKeeper:
         """One look, and what follows from it; tells whether anything was done."""
         aim = self._aim
         unbroken, self._answers = self._answers, False
-        view = await self._engine.view()
+        late = asyncio.get_running_loop().call_later(LATE_S, self._changed)
+        try:
+            view = await self._engine.view()
+        finally:
+            late.cancel()
         unbroken, self._life, self._version = unbroken and view.life == self._life, view.life, view.version
         self._answers = True
         self._stock.saw(view)

@@ -252,6 +252,26 @@ def test_a_sight_counts_however_much_is_said_before_anybody_looks_and_before_the
     story(tell)
 
 
+def test_no_row_names_a_release_while_an_engine_shows_nothing(story):
+    async def tell(field):
+        await field.serve("old")
+        view, thaws = field.machine.engine.view, asyncio.Event()
+
+        async def frozen():
+            await thaws.wait()
+            return await view()
+
+        field.machine.engine.view = frozen
+        await asyncio.sleep(40)
+        assert field.machine.rows[-1][1] is None
+        thaws.set()
+        await field.settled("old")
+        await asyncio.sleep(1)
+        assert field.machine.rows[-1][1] == field.releases["old"].digest
+
+    story(tell)
+
+
 def test_an_engine_that_does_not_do_it_is_asked_for_a_minute_and_is_no_evidence(story):
     async def tell(field):
         await field.serve("old")
