@@ -17,10 +17,12 @@ PROGRAM = Path(__file__).parent / "sprayer" / "sprayer.py"
 DESCRIPTION = Path(__file__).parent / "sprayer" / "container.toml"
 NOZZLES = {"1.0.0": 6, "1.1.0": 8, "1.2.0": 0}
 """By version. The last one was built for a boom that has none: its health check is red."""
+UNFIXED = "1.0.0"
+FIXED = "http/client.py"  # of Python: what a security fix of a runtime looks like
 
 
 def sprayer(version: str, folder: Path) -> Image:
-    """Two layers: Python, the same for every version, and the application.
+    """Two layers: Python, and the application. From 1.1.0 on there is a fix in one file of Python, too.
 
     Args:
         version: Of `NOZZLES`.
@@ -29,32 +31,36 @@ def sprayer(version: str, folder: Path) -> Image:
     Raises:
         NoRuntimeError: This machine has no Python from Debian.
     """
+    runtime = python()
+    if version != UNFIXED:
+        name = next(name for name in runtime if name.endswith(f"/{FIXED}"))
+        file = runtime[name]
+        assert isinstance(file, File)
+        assert isinstance(file.content, Path)
+        runtime[name] = File(file.content.read_bytes() + b"\n# A fix.\n", file.mode)
     settings = json.dumps({"version": version, "nozzles": NOZZLES[version]}).encode() + b"\n"
     app = {"app/sprayer.py": File(PROGRAM, 0o755), "app/sprayer.json": File(settings)}
-    return Image((layer(folder, python(), "python from Debian"), layer(folder, app, "the sprayer")))
+    return Image((layer(folder, runtime, "python from Debian"), layer(folder, app, "the sprayer")))
 
 
-def describe(folder: Path, version: str, counter: int, *, model: str, app: str) -> Path:
+def describe(folder: Path, version: str, counter: int, *, model: str, image: Image) -> Path:
     """Writes the description of a release with a model of the demo and a sprayer, and all its files.
 
     Args:
-        folder: Made by this; layers are kept beside it, for the next one.
+        folder: Made by this.
         version: Of the release.
         counter: Likewise.
         model: The demo's release whose model it carries.
-        app: Version of the sprayer.
+        image: Of the sprayer.
 
     Returns:
         What `headland release build` takes.
-
-    Raises:
-        NoRuntimeError: This machine has no Python from Debian.
     """
     shutil.copytree(MODELS, folder)
-    write_archive(sprayer(app, folder.parent / "layers"), folder / "sprayer.tar", f"sprayer:{app}")
+    write_archive(image, folder / "sprayer.tar", "sprayer:demo")
     text = (folder / f"{PRODUCT}-{model}.toml").read_text()
-    text = re.sub(r'^version = ".*"$', f'version = "{version}"', text, count=1, flags=re.MULTILINE)
-    text = re.sub(r"^counter = \d+$", f"counter = {counter}", text, count=1, flags=re.MULTILINE)
+    text = re.sub(r'(?m)^version = ".*"$', f'version = "{version}"', text, count=1)
+    text = re.sub(r"(?m)^counter = \d+$", f"counter = {counter}", text, count=1)
     description = folder / "release.toml"
     description.write_text(f"{text}\n{DESCRIPTION.read_text()}")
     return description

@@ -4,7 +4,6 @@ One machine has a container engine of its own. What `docker pull` would have mov
 the same run, between a real registry and a second engine.
 """
 
-import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -12,15 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scripts.cast import MODELS, PRODUCT, SCRIPTS, CastError
+from scripts.cast import SCRIPTS, CastError
 from scripts.container_bench.registry import pull, push, registry
-from scripts.demo_apps.images import File, Image, layer, write_archive, write_layout
+from scripts.demo_apps.images import Image, write_layout
 from scripts.demo_apps.runtimes import NoRuntimeError, python
-from scripts.demo_apps.sprayer_images import DESCRIPTION, NOZZLES, PROGRAM
+from scripts.demo_apps.sprayer_images import describe
 
 CANNOT = 77
-PATCHED = "http/client.py"  # of the runtime's layer: what a security fix looks like
-RULES = "[trial]\nhealthy_s = 4.0\nmin_healthy_s = 2.0\nmin_inferences = 5\n"
 
 
 @dataclass(frozen=True)
@@ -95,32 +92,10 @@ def why_no_containers() -> str:
     return ""
 
 
-def build_image(release: ContainerRelease, folder: Path) -> Image:
-    """Python with the sprayer. From 1.1.0 on there is a fix in one file of Python, too."""
-    runtime = dict(python())
-    if release.sprayer != FIRST.sprayer:
-        name = next(name for name in runtime if name.endswith(f"/{PATCHED}"))
-        file = runtime[name]
-        assert isinstance(file, File)
-        assert isinstance(file.content, Path)
-        runtime[name] = File(file.content.read_bytes() + b"\n# A fix.\n", file.mode)
-    settings = f'{{"version": "{release.sprayer}", "nozzles": {NOZZLES[release.sprayer]}}}\n'.encode()
-    app = {"app/sprayer.py": File(PROGRAM, 0o755), "app/sprayer.json": File(settings)}
-    return Image((layer(folder, runtime, "python from Debian"), layer(folder, app, "the sprayer")))
-
-
 def write_description(release: ContainerRelease, image: Image, folder: Path) -> Path:
     """A description of the release, with all that it names beside it."""
-    shutil.copytree(MODELS, folder)
-    text = (folder / f"{PRODUCT}-{release.model}.toml").read_text()
     counter = 10 + int(release.version.split(".")[1])
-    text = re.sub(r"(?m)^version = .*$", f'version = "{release.version}"', text, count=1)
-    text = re.sub(r"(?m)^counter = .*$", f"counter = {counter}", text, count=1)
-    head, rest = text.split("[trial]", 1)
-    write_archive(image, folder / "sprayer.tar", f"sprayer:{release.sprayer}")
-    description = folder / "release.toml"
-    description.write_text(f"{head}{RULES}{rest[rest.index(chr(10) + '[') :]}\n{DESCRIPTION.read_text()}")
-    return description
+    return describe(folder, release.version, counter, model=release.model, image=image)
 
 
 def pulled_bytes(root: Path, before: Image, after: Image, say: Callable[[str], None]) -> int:

@@ -9,12 +9,12 @@ from typing import Any
 from device.transfer.fetch import COUNTED_BYTES
 from scripts.cast import PRODUCT, Machine, expect, wait_for
 from scripts.demo_apps.images import Image
+from scripts.demo_apps.sprayer_images import sprayer
 from scripts.demo_story.containers import (
     BETTER,
     BROKEN,
     FIRST,
     ContainerRelease,
-    build_image,
     pulled_bytes,
     sees,
     write_description,
@@ -278,7 +278,7 @@ class Story(Stage):
             assert self.engine is not None
             name = CONTAINER_MACHINE
             link = self.links[name]
-            images = {each: build_image(each, self.root / "layers") for each in (FIRST, BETTER, BROKEN)}
+            images = {each: sprayer(each.sprayer, self.root / "layers") for each in (FIRST, BETTER, BROKEN)}
             for each, image in images.items():
                 self.publish_containers(each, image)
             self.rollout("sprayer", FIRST.version, f"devices={name}")

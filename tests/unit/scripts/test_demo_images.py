@@ -128,12 +128,17 @@ def test_the_shell_is_busybox_under_all_its_names(tmp_path):
     assert elf.read(BUSYBOX) == ("", []), "it needs nothing"
 
 
-def test_versions_of_the_sprayer_share_python(tmp_path):
+def test_versions_of_the_sprayer_differ_in_what_a_fix_and_a_new_version_change(tmp_path):
     if not PYTHON.exists():
         _skip("no Python of Debian's")
     began_s = time.monotonic()
     one, two, broken = (sprayer(version, tmp_path) for version in NOZZLES)
-    assert one.layers[0] == two.layers[0] == broken.layers[0]
+    assert two.layers[0] == broken.layers[0]
+    with tarfile.open(one.layers[0].path) as old, tarfile.open(two.layers[0].path) as new:
+        was, now = ({entry.name: entry.size for entry in archive} for archive in (old, new))
+    (fixed,) = {name for name in now if was.get(name) != now[name]}
+    assert fixed.endswith("http/client.py")
+    assert was.keys() == now.keys()
     assert len({one.id, two.id, broken.id}) == 3
     with tarfile.open(fileobj=io.BytesIO(two.layers[1].path.read_bytes())) as archive:
         assert b'"nozzles": 8' in archive.extractfile("app/sprayer.json").read()
@@ -143,14 +148,15 @@ def test_versions_of_the_sprayer_share_python(tmp_path):
 def test_a_release_carries_the_sprayer_beside_a_model_of_the_demo(tmp_path):
     if not PYTHON.exists():
         _skip("no Python of Debian's")
-    path = describe(tmp_path / "one", "1.2.0", 3, model="1.1.0", app="1.0.0")
+    image = sprayer("1.0.0", tmp_path / "layers")
+    path = describe(tmp_path / "one", "1.2.0", 3, model="1.1.0", image=image)
     folder, described = read_description(path)
     assert (described.version, described.counter) == ("1.2.0", 3)
     (model,) = described.models
     assert all((folder / variant.file).exists() for variant in model.variants)
     (container,) = described.containers
     (taken,) = Taking(folder).take(container.image)
-    assert taken.config.sha256 == sprayer("1.0.0", tmp_path / "layers").id
+    assert taken.config.sha256 == image.id
 
 
 def test_what_a_program_needs_is_read_from_it_and_a_missing_library_is_named(tmp_path):
