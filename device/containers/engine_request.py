@@ -15,6 +15,7 @@ from device.containers.engine import NAME_LABEL, OWNER_LABEL, SPEC_LABEL, Wish
 LOG: Final = {"Type": "json-file", "Config": {"max-size": "2m", "max-file": "2"}}
 """A container that talks without end fills no disk."""
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+SHORTEST_NS: Final = 1_000_000  # that an engine takes in a health check
 _NVIDIA: Final = {"NVIDIA_VISIBLE_DEVICES": "all", "NVIDIA_DRIVER_CAPABILITIES": "all"}
 """What the NVIDIA runtime looks at; without them it adds nothing."""
 
@@ -114,7 +115,9 @@ def _health(wish: Wish, podman: bool) -> dict[str, Any]:
         "Interval": _ns(wish.health_interval_s),
         "Timeout": _ns(wish.health_timeout_s),
         "Retries": wish.health_retries,
-        "StartPeriod": _ns(wish.health_start_s),
+        # For a zero, an engine takes the image's: a grace of hours, in which nothing is ever unhealthy.
+        "StartPeriod": max(_ns(wish.health_start_s), SHORTEST_NS),
+        "StartInterval": _ns(wish.health_interval_s),
     }
 
 

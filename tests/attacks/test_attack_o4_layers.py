@@ -14,7 +14,7 @@ import pytest
 
 from device.containers.engine import EngineError
 from protocol.errors import Refused
-from tests.fakes.engine_bench import Bench, real_bench
+from tests.fakes.engine_bench import SICK, Bench, real_bench
 from tests.fakes.images import SHELL, base_layer, file, folder, link, tar
 from tests.fakes.private_engine import PrivateEngine
 
@@ -177,3 +177,12 @@ def _docker(bench: Bench, *words: str) -> str:
                 return json.dumps(client.volumes()["Volumes"])
     finally:
         client.close()
+
+
+async def test_attack_o4_an_image_gives_no_grace_to_a_health_check_of_the_wish(bench: Bench) -> None:
+    grace = {"Test": ["CMD", "/bin/busybox", "true"], "Interval": 3_600_000_000_000, "StartPeriod": 3_600_000_000_000}
+    image = bench.images.build([base_layer()], config={"Healthcheck": grace})
+    await bench.engine.load(image.image, image.files)
+    beat = {"health_interval_s": 1.0, "health_retries": 1, "health_start_s": 0.0}
+    await bench.engine.start(bench.wish(image, health_command=SICK, **beat))
+    await bench.until(lambda view: [one.health for one in view.containers] == ["unhealthy"], limit_s=15.0)

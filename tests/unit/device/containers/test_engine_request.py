@@ -135,9 +135,15 @@ def test_a_health_check_goes_as_words_never_through_a_shell() -> None:
         "Timeout": 5_000_000_000,
         "Retries": 3,
         "StartPeriod": 2_000_000_000,
+        "StartInterval": 1_500_000_000,
     }
     (words,) = create_request(OWNER, wish, "", podman=True)["Healthcheck"]["Test"]
     assert json.loads(words) == ["/check", "a b", "$(c)"]
+
+
+def test_no_number_of_a_health_check_is_one_that_an_engine_takes_from_the_image() -> None:
+    wish = _wish(health_command=("/check",), health_start_s=0.0)
+    assert all(create_request(OWNER, wish, "")["Healthcheck"].values()), "to an engine, zero means: as the image says"
 
 
 def test_the_request_reaches_the_engine_as_it_was_made() -> None:
