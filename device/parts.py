@@ -27,7 +27,7 @@ from device.containers.keeper import ContainerKeeper
 from device.containers.opening import open_engine
 from device.containers.owner import Owner, find_owner
 from device.containers.reconcile import Wanted
-from device.containers.settings import SOCKETS, find_socket
+from device.containers.settings import SOCKETS, find_socket, is_there
 from device.containers.stock import Stock
 from device.containers.troubles import Troubles
 from device.containers.whole import WholeSet
@@ -250,7 +250,7 @@ async def assembled(
                 notify=news.to_tell,
                 probe=lambda known: hardware.probe(settings.machine.hardware, layout.state, known),
                 make_room=partial(_spare, outbox),
-                has_engine=images.socket.is_socket,
+                has_engine=partial(is_there, images.socket),
             ),
             settings=settings.update,
         )

@@ -28,6 +28,7 @@ from device.containers.engine_wire import (
     ViewAsked,
     ViewSaid,
 )
+from device.containers.settings import is_there
 from device.store import NoSpaceError
 from protocol.container import Image
 from protocol.errors import HeadlandError, Refused, StateError
@@ -127,8 +128,8 @@ class EngineClient:
                 await child.end()
 
     async def _ask(self, ask: Ask, limit_s: float, *, ends_when_cancelled: bool = False) -> Said:
-        if not await asyncio.to_thread(self._socket.exists):  # no child for an engine that is not there
-            raise EngineAwayError(f"there is no engine at {self._socket}")
+        if not await asyncio.to_thread(is_there, self._socket):  # no child for an engine that is not there
+            raise EngineAwayError(f"there is no engine at {self._socket}, or none that this user may speak to")
         for _ in range(_TRIES):
             child = await self._running()
             try:

@@ -36,4 +36,15 @@ def find_socket(named: str, known: Sequence[Path] = SOCKETS) -> Path:
         named: By the settings; empty takes the first of `known` that is there.
         known: Where engines usually listen.
     """
-    return Path(named) if named else next((path for path in known if path.is_socket()), known[0])
+    return Path(named) if named else next((path for path in known if is_there(path)), known[0])
+
+
+def is_there(socket: Path) -> bool:
+    """Whether an engine listens there that may be spoken to, running or not. Blocking.
+
+    Engines keep their folders to themselves: an agent that may not look into one has none there.
+    """
+    try:
+        return socket.is_socket()
+    except OSError:
+        return False
