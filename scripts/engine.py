@@ -6,7 +6,8 @@
     scripts/engine remove DIR                   the same, and deletes the folder
     scripts/engine run DIR [options] -- COMMAND   starts, runs COMMAND with HEADLAND_ENGINE=SOCKET, removes
 
-With `--until PID` it is removed when that process has ended, however that was.
+With `--until PID` it is removed when that process has ended, however that was. A folder with something else in it is
+never taken: it would be deleted.
 
 It needs root and leaves neither network interfaces nor firewall rules: containers have the network of the machine
 (`host`) or none. Exit code 77: no engine can run here; the reason is on standard error.
@@ -35,6 +36,7 @@ PACKAGES = {"docker": ("docker.io", "runc"), "podman": ("podman", "runc", "golan
 PROGRAMS = {"docker": "dockerd", "podman": "podman"}
 ENGINES = ("dockerd", "containerd", "containerd-shim", "containerd-shim-runc-v2", "podman", "conmon")
 EMPTY_CONFIG = "engine.json"
+MARK = "headland-engine"  # in a folder that may be deleted with all that is in it
 
 
 def main() -> int:
@@ -57,6 +59,8 @@ def main() -> int:
     if options.folder is None:
         parser.error("which folder?")
     folder = options.folder.absolute()
+    if not is_for_an_engine(folder):
+        parser.error(f"{folder} is not a folder of an engine: there is something else in it")
     match options.what:
         case "start":
             path = start(folder, kind, options.size_mib, live_restore=options.live_restore)
@@ -79,6 +83,11 @@ def main() -> int:
             finally:
                 remove(folder)
     return 0
+
+
+def is_for_an_engine(folder: Path) -> bool:
+    """Whether there is nothing of somebody's in the folder."""
+    return not folder.exists() or (folder / MARK).exists() or (folder.is_dir() and not any(folder.iterdir()))
 
 
 def cannot(reason: str) -> NoReturn:
@@ -115,7 +124,9 @@ def start(folder: Path, kind: str, size_mib: int | None, *, live_restore: bool =
     if answers(path):
         return path
     data = folder / "data"
-    data.mkdir(parents=True, exist_ok=True)
+    data.parent.mkdir(parents=True, exist_ok=True)
+    (folder / MARK).touch()
+    data.mkdir(exist_ok=True)
     if size_mib and not data.is_mount():
         mount = ["mount", "-t", "tmpfs", "-o", f"size={size_mib}m,mode=0710", "tmpfs", str(data)]
         if subprocess.run(mount, check=False).returncode:
@@ -199,7 +210,7 @@ def stop(folder: Path) -> None:
 
 def let_guard(folder: Path, pid: int) -> None:
     """Starts what removes the engine when `pid` is gone; once for each engine."""
-    if read_pid(folder / "guard") is not None:
+    if living_guard(folder) is not None:
         return
     command = [sys.executable, "-P", __file__, "guard", str(folder), "--until", str(pid)]
     process = subprocess.Popen(
@@ -216,8 +227,18 @@ def guard(folder: Path, pid: int) -> None:
     remove(folder)
 
 
+def living_guard(folder: Path) -> int | None:
+    """The process that the note names, unless that is a stranger by now."""
+    pid = read_pid(folder / "guard")
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return None
+    return pid if {b"guard", os.fsencode(folder)} <= set(words) else None
+
+
 def remove(folder: Path) -> None:
-    if (pid := read_pid(folder / "guard")) is not None:
+    if (pid := living_guard(folder)) is not None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     stop(folder)
