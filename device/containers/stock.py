@@ -259,6 +259,12 @@ class Stock:
         self._needed.discard(name)
         await self._drop_brought([name])
 
+    async def give_up_others(self, bases: Collection[Digest]) -> None:
+        """As `give_up`, for all but these: a fetch that is broken off for another one gives nothing up itself."""
+        others = self._needed.difference(bases)
+        self._needed -= others
+        await self._drop_brought(others)
+
     async def _export(self, layers: Collection[Digest]) -> None:
         """Puts layers into the store: of one image at once, for an engine puts it together as a whole each time.
 

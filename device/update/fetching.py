@@ -17,6 +17,7 @@ from device.transfer import (
     PatchFailedError,
     Purse,
     adopt_finished,
+    bases,
     begun_bases,
     held_bytes,
 )
@@ -125,6 +126,7 @@ class Fetching:
             raise StateError("the offer's assignment is not in state.db: the next contact brings it")
         purse = self._treasury.purse(assignment.manifest.sha256, assignment.budget)
         await to_its_end(self._take_in_finished, assignment, purse)
+        await self._stock.give_up_others(bases(assignment.plan))
         await clean(record, self._memory, self._library, self._sets, self._stock)
         manifest = await self._manifest(assignment.manifest)
         needed = self._library.needed(manifest)
@@ -152,8 +154,8 @@ class Fetching:
         lacking = [artifact for artifact in needed if artifact.sha256 in missing]
         try:
             if images:
-                bases = [step.base for step in steps if step.base is not None]
-                await self._with_room(assignment.plan, lambda: self._stock.hold_room(images, bases))
+                needed_bases = [step.base for step in steps if step.base is not None]
+                await self._with_room(assignment.plan, lambda: self._stock.hold_room(images, needed_bases))
             await self._with_room(
                 assignment.plan, lambda: self._fetcher.fetch(assignment.plan, lacking, received, purse)
             )

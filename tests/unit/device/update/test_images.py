@@ -286,6 +286,27 @@ async def test_layers_go_before_a_download_finds_no_room_and_before_any_result_d
         assert asked == []
 
 
+async def test_the_base_of_a_patch_that_nobody_applies_any_more_goes_for_the_next_release(bench):
+    bench.daemon.version = "docker 20.10.24"
+    async with bench.running() as updater:
+        await bench.install(OLD)
+        del bench.source.blobs[PATCH.step.payload.sha256]
+        await updater.offer(patched(), NEW.manifest_bytes, terms(OLD, NEW), may_install=True)
+        await bench.until(lambda: updater.record.failures > 0)
+        used = sum(bench.store.path(name).stat().st_size for name in stored(bench))
+        disk_bytes = used + 3 * len(THIRD_APP) + 10_000 - 100_000 + (64 << 20)  # more than BASE has to go
+        aside = bench.store.folder / "aside"
+
+        def free(_):
+            held = aside.stat().st_blocks * 512 if aside.exists() else 0
+            return disk_bytes - bench.store.used_bytes() - held
+
+        bench.store._free = free
+        await updater.offer(THIRD.assignment("summer"), THIRD.manifest_bytes, terms(OLD, NEW, THIRD), may_install=True)
+        await bench.until(lambda: updater.record.committed.digest == THIRD.digest, 10.0)
+        assert digest(APP) not in stored(bench)
+
+
 async def test_a_fetch_counts_what_the_engine_will_take_and_says_both_numbers(bench):
     async with bench.running() as updater:
         bench.free_bytes = (64 << 20) + 150_000
