@@ -182,17 +182,33 @@ class Stock:
         if _is_in(await self.look(), image):
             return
         async with self._turn:
-            if _is_in(await self.look(), image):
+            view = await self.look()
+            if _is_in(view, image):
                 return
             await asyncio.to_thread(self._owner.uses)
+            is_ours = not self._room_bytes  # nobody fetched it and holds room for it
             try:
+                if is_ours:
+                    await self._find_room(view, image)
                 await self._load(image)
             except (EngineError, Refused):
                 await to_its_end(self._look_at_files, image)
                 raise
             finally:
+                if is_ours:
+                    await self.give_room_back()
                 await self._drop_brought(layer.artifact.sha256 for layer in image.layers)
             await self.look()
+
+    async def _find_room(self, view: EngineView, image: Image) -> None:
+        """Sets room aside for one image; what the engine holds of others goes from the store for it."""
+        try:
+            await to_its_end(self._hold_room, view, [image], ())
+        except NoSpaceError as error:
+            spare = [layer.artifact.sha256 for layer in image.layers]
+            if await self.give_back(error.lacks_bytes, spare) < error.lacks_bytes:
+                raise
+            await to_its_end(self._hold_room, view, [image], ())
 
     async def _load(self, image: Image) -> None:
         view = await self.look()

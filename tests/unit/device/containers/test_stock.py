@@ -406,6 +406,40 @@ async def test_layers_that_lie_on_others_in_the_engine_take_room_once_more(rig):
     assert caught.value.lacks_bytes == len(BASE) + len(APP), "to give one, an engine puts the whole image together"
 
 
+async def test_an_image_that_the_engine_lost_is_brought_only_where_there_is_room_for_it(rig):
+    rig.keep(OLD)
+    await rig.stock.bring(OLD.image)
+    rig.daemon.lose(OLD.image.config.sha256)
+    calls = len(rig.daemon.calls)
+    need = 2 * (len(BASE) + len(APP)) + OLD.image.config.length_bytes
+    rig.free_bytes = need - 1
+    with pytest.raises(NoSpaceError) as caught:
+        await rig.stock.bring(OLD.image)
+    assert caught.value.lacks_bytes == 1
+    assert "load" not in rig.daemon.calls[calls:], "what is kept back for results is not filled with an archive"
+    assert rig.stock.lost([OLD.image]) == "", "it is all here"
+    rig.free_bytes = need
+    await rig.stock.bring(OLD.image)
+    assert rig.daemon.marked == {OLD.image.config.sha256}
+    assert not (rig.store.folder / "aside").exists()
+
+
+async def test_for_an_image_that_the_engine_lost_layers_go_that_it_holds(rig):
+    rig.keep(OLD)
+    rig.daemon.version = "docker 20.10.24"
+    other = pack_container("other", RUN, (noise(9000, 7),))
+    rig.keep(other)
+    await rig.stock.bring(OLD.image)
+    await rig.stock.bring(other.image)
+    rig.daemon.lose(OLD.image.config.sha256)
+    need = 2 * (len(BASE) + len(APP)) + OLD.image.config.length_bytes
+    (big,) = (name for name, data in other.contents.items() if len(data) == 9000)
+    rig.store._free = lambda _: need - 1 + (0 if rig.store.has(big) else 9000)
+    await rig.stock.bring(OLD.image)
+    assert not rig.store.has(big)
+    assert rig.daemon.marked == {OLD.image.config.sha256, other.image.config.sha256}
+
+
 async def test_room_that_is_held_counts_in_the_store_but_against_no_budget(tmp_path):
     store = Store(tmp_path / "store", keep_free_bytes=0, free=lambda _: 10_000, budget_bytes=5000)
     store.set_aside(8000)
