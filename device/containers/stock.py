@@ -53,6 +53,7 @@ class Stock:
         self._lengths: dict[Digest, int] = {}
         self._brought: set[Digest] = set()  # into the store, out of the engine, for a while
         self._needed: set[Digest] = set()  # for patches; a container that is started meanwhile takes none of them away
+        self._underway: frozenset[Digest] = frozenset()
         self._doubted: set[Digest] = set()  # layers of which the engine gave other bytes
         self._lost: dict[Digest, str] = {}
         self._room_bytes = 0
@@ -63,6 +64,10 @@ class Stock:
     def holds(self, layer: Digest) -> bool:
         """Whether the engine held the layer when it was last looked at."""
         return layer in self._held
+
+    def underway(self) -> frozenset[Digest]:
+        """What goes into the engine or comes out of it at this moment: a cleaning leaves it, whatever it is part of."""
+        return self._underway
 
     def lost(self, images: Iterable[Image]) -> str:
         """Why one of these images can neither be found in the engine nor be made again; empty when all can."""
@@ -186,6 +191,7 @@ class Stock:
             if _is_in(view, image):
                 return
             await asyncio.to_thread(self._owner.uses)
+            self._underway = frozenset(artifact.sha256 for artifact in image.artifacts())
             is_ours = not self._room_bytes  # nobody fetched it and holds room for it
             try:
                 if is_ours:
@@ -195,6 +201,7 @@ class Stock:
                 await to_its_end(self._look_at_files, image)
                 raise
             finally:
+                self._underway = frozenset()
                 if is_ours:
                     await self.give_room_back()
                 await self._drop_brought(layer.artifact.sha256 for layer in image.layers)
@@ -268,7 +275,11 @@ class Stock:
         self._needed.add(name)
         async with self._turn:
             if self.holds(name) and not await asyncio.to_thread(self._store.can_count_on, name):
-                await self._export([name])
+                self._underway = frozenset([name])
+                try:
+                    await self._export([name])
+                finally:
+                    self._underway = frozenset()
 
     async def give_up(self, name: Digest) -> None:
         """As `device.transfer.elsewhere.Elsewhere`."""

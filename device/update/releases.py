@@ -140,14 +140,15 @@ class Library:
         Returns:
             Whether it was done.
         """
-        keep = {*named, *bases}
+        underway = self._stock.underway()
+        keep = {*named, *bases, *underway}
         for name in named:
             try:
                 keep |= {artifact.sha256 for artifact in self.manifest(name).artifacts()}.difference(redundant)
             except (Refused, StateError) as error:
                 log.warning("nothing is deleted while the manifest %s cannot be read: %s", name[:12], error)
                 return False
-        self._store.collect(keep, parts)
+        self._store.collect(keep, {*parts, *underway})
         return True
 
     def _held(self, model: Model) -> Model:

@@ -9,6 +9,7 @@ from device.containers.owner import KEY, Owner, find_owner, owner_name
 from device.containers.stock import EXPORT, Stock
 from device.state_db import StateDb
 from device.store import NoSpaceError, Store
+from device.update.releases import Library
 from protocol.container import RunSpec
 from protocol.errors import Reason, Refused, StateError
 from protocol.ids import digest
@@ -315,6 +316,40 @@ async def test_what_a_patch_is_being_applied_to_is_not_given_back(rig):
     await in_engine_only(rig)
     await rig.stock.get(digest(BASE))
     assert await rig.stock.give_back(10_000, spare=()) == 0
+
+
+async def test_a_cleaning_takes_nothing_away_that_is_on_its_way_out_of_the_engine(rig, monkeypatch):
+    await in_engine_only(rig)
+    library = Library(rig.store, None, rig.stock)
+    export = rig.engine.export
+
+    async def cleaned_meanwhile(image, layers, lengths):
+        await export(image, layers, lengths)
+        assert library.collect([], [])
+
+    monkeypatch.setattr(rig.engine, "export", cleaned_meanwhile)
+    await rig.stock.get(digest(BASE))
+    assert digest(BASE) in rig.here()
+    assert rig.stock.holds(digest(BASE)), "the engine gave it as it should"
+
+
+async def test_a_cleaning_leaves_what_is_handed_to_the_engine(tmp_path, monkeypatch):
+    rig = Rig(tmp_path, keep="never")
+    await in_engine_only(rig)
+    rig.keep(NEW)
+    library = Library(rig.store, None, rig.stock)
+    load = rig.engine.load
+
+    async def cleaned_meanwhile(image, files):
+        assert library.collect([], [], redundant=await rig.stock.redundant())
+        assert all(path.exists() for path in files.values())
+        await load(image, files)
+
+    monkeypatch.setattr(rig.engine, "load", cleaned_meanwhile)
+    await rig.stock.bring(NEW.image)
+    assert NEW.image.config.sha256 in rig.daemon.marked
+    assert library.collect([], [])
+    assert rig.here() == set()
 
 
 @pytest.mark.parametrize(("keep", "goes"), [("while-there-is-room", False), ("always", False), ("never", True)])
