@@ -331,7 +331,8 @@ class DockerEngine:
     def remove(self, id: str) -> None:
         """As `Engine.remove`."""
         with self._asking("remove a container") as (api, _), contextlib.suppress(NotFound):
-            api.remove_container(id, v=True)
+            is_frozen = bool(api.inspect_container(id)["State"].get("Paused"))  # by somebody's hand: it counts as made
+            api.remove_container(id, v=True, force=is_frozen)
 
     def log(self, id: str, since: str, limit_bytes: int) -> bytes:
         """As `Engine.log`."""

@@ -1,10 +1,12 @@
 """One contract, three engines: `device.containers.engine.Engine` holds for the one in memory, for Docker and for
 Podman, the real ones by way of the engine child."""
 
+import contextlib
 import hashlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import docker
 import msgspec
 import pytest
 
@@ -13,6 +15,7 @@ from protocol.errors import Reason, Refused, StateError
 from protocol.ids import digest
 from tests.fakes.engine_bench import ENDS, NO_PROGRAM, SICK, WELL, Bench, fake_bench, real_bench
 from tests.fakes.images import base_layer, file, tar
+from tests.fakes.private_engine import PrivateEngine
 
 
 @pytest.fixture(params=["fake", "docker", "podman"])
@@ -227,3 +230,17 @@ async def test_an_image_may_have_one_layer_twice(bench: Bench, tmp_path: Path) -
     await bench.engine.export(image.digest, {image.layers[1]: tmp_path / "layer"}, {image.layers[1]: length})
     assert (tmp_path / "layer").read_bytes() == same
     await bench.engine.start(bench.wish(image))
+
+
+async def test_a_container_that_somebody_paused_is_no_obstacle(shared_docker: PrivateEngine, tmp_path: Path) -> None:
+    bench = real_bench(shared_docker, tmp_path / "images")
+    image = bench.images.app("one")
+    await bench.engine.load(image.image, image.files)
+    await bench.engine.start(bench.wish(image))
+    seen = await bench.only()
+    with contextlib.closing(docker.APIClient(f"unix://{shared_docker.socket}", version="auto")) as api:
+        api.pause(seen.id)
+    assert (await bench.only()).state == "created"
+    await bench.engine.remove(seen.id)
+    assert (await bench.engine.view()).containers == ()
+    await bench.clear()

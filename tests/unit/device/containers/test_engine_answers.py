@@ -133,6 +133,17 @@ def test_somebody_elses_container_of_our_name_is_left_alone() -> None:
     assert not [one for one in made.heard if one.method == "DELETE"]
 
 
+@pytest.mark.parametrize(("state", "forced"), [("paused", True), ("exited", False), ("running", False)])
+def test_what_somebody_paused_can_be_removed_and_what_runs_cannot(state: str, forced: bool) -> None:
+    name = f"/containers/{'e' * 64}"
+    facts = {"Id": "e" * 64, "State": {"Status": state, "Paused": state == "paused"}}
+    table = {("GET", f"{name}/json"): facts, ("DELETE", name): {}}
+    with engine(table) as (adapter, made):
+        adapter.remove("e" * 64)
+        (asked,) = [one for one in made.heard if one.method == "DELETE"]
+    assert ("force=True" in asked.path) is forced, "Docker: you cannot remove a paused container"
+
+
 def test_labels_that_somebody_spoilt_match_nothing_that_is_wanted() -> None:
     labels = {OWNER_LABEL: OWNER, NAME_LABEL: "../x", SPEC_LABEL: "none"}
     facts = {"Id": "e" * 64, "Image": "sha256:x", "Config": {"Labels": labels}, "State": {"Status": "running"}}
