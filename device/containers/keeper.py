@@ -129,6 +129,7 @@ class ContainerKeeper:
         self._version = ""
         self._failed: StateError | None = None  # what the last look ended with
         self._seen_s = 0.0  # when the engine last showed what runs, and its logs what they say
+        self._stuck: set[str] = set()  # ids of what could not be removed: said once
         self._whole = False  # the aim is reached, as far as the last look showed
         self._changes = 0
 
@@ -415,10 +416,9 @@ class ContainerKeeper:
         for wish in wishes:
             if aim is self._aim:
                 await self._start(wish)
-        for seen in todo.remove:  # last: it is in nobody's way
-            if aim is self._aim:
-                await self._engine.remove(seen.id)
-        return True
+        # Last: it is in nobody's way.
+        gone = [await self._remove(seen) for seen in todo.remove if aim is self._aim]
+        return bool(todo.stop or wishes or sick or any(gone))
 
     def _stays_beside(self, aim: Aim) -> bool:
         """Whether what the aim follows may go on: until the workers have switched, or else until it is up itself, but
@@ -480,6 +480,17 @@ class ContainerKeeper:
         for outcome in await asyncio.gather(*stops, return_exceptions=True):
             if isinstance(outcome, BaseException):
                 raise outcome
+
+    async def _remove(self, seen: Seen) -> bool:
+        """Tells whether it is gone. What the engine cannot get rid of does not run: the set is whole all the same."""
+        try:
+            await self._engine.remove(seen.id)
+        except EngineError as error:
+            if seen.id not in self._stuck:
+                _log.warning("container %s stays for now: %s", seen.name, error)
+            self._stuck.add(seen.id)
+            return False
+        return True
 
     def _faults(self) -> tuple[str, ...]:
         aim, found = self._aim, []

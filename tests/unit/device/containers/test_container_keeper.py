@@ -14,7 +14,7 @@ from protocol.container import HealthCheck, Restart, RunSpec
 from protocol.errors import Reason, Refused
 from protocol.ids import digest
 from tests.fakes.container_sets import make_container_release, pack_container, with_containers
-from tests.fakes.engine import Behaviour
+from tests.fakes.engine import Behaviour, FakeEngine
 from tests.fakes.release_sets import ModelSpec, make_release
 from tests.fakes.whole_sets import Field, make_releases, play, specs_of, until
 
@@ -87,6 +87,32 @@ def test_one_that_is_sick_is_started_anew(story):
         assert faults(field) == ()
         field.check_labels()
         assert None in [manifest for at_s, manifest, _ in field.machine.rows if at_s > 10]
+
+    story(tell)
+
+
+def test_a_leftover_that_the_engine_cannot_remove_takes_no_label_and_no_update(story):
+    """Docker calls such a container dead: its folder is busy. It does not run, so nothing is mixed."""
+
+    async def tell(field):
+        await field.serve("old")
+        remove, stuck = FakeEngine.remove, {made.id for made in field.daemon.made.values()}
+
+        async def refuse(self, id):
+            if id in stuck:
+                raise EngineError("driver failed to remove root filesystem: device or resource busy")
+            await remove(self, id)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(FakeEngine, "remove", refuse)
+            await field.whole.converge(field.releases["new"], trial=True)
+            await asyncio.sleep(120)
+            assert field.whole.health().serving
+            assert field.whole.health().hindered == ""
+            assert field.machine.rows[-1][1] == field.releases["new"].digest
+            assert stuck <= field.daemon.made.keys()
+        await asyncio.sleep(120)
+        assert not stuck & field.daemon.made.keys(), "it goes when it can"
 
     story(tell)
 
