@@ -200,6 +200,8 @@ class Stock:
             except (EngineError, Refused):
                 await to_its_end(self._look_at_files, image)
                 raise
+            except NoSpaceError as error:
+                raise await asyncio.to_thread(self._sized, error, view, image) from error
             finally:
                 self._underway = frozenset()
                 if is_ours:
@@ -216,6 +218,14 @@ class Stock:
             if await self.give_back(error.lacks_bytes, spare) < error.lacks_bytes:
                 raise
             await to_its_end(self._hold_room, view, [image], ())
+
+    def _sized(self, error: NoSpaceError, view: EngineView, image: Image) -> NoSpaceError:
+        """Where the engine found our own disk full, by how much is not known: files take whole blocks, archives do not.
+        So much as the image takes again, then, for others to give."""
+        if error.lacks_bytes or error.over_bytes or _free_apart(view.folder, self._store.folder) is not None:
+            return error
+        lacks_bytes = sum(self._lengths[name] for name in _wanted(view, image))
+        return NoSpaceError(error.message, hint=error.hint, lacks_bytes=max(lacks_bytes, 1))
 
     async def _load(self, image: Image) -> None:
         view = await self.look()

@@ -204,6 +204,27 @@ async def test_an_engine_whose_disk_is_full_leaves_what_runs_alone_and_pauses_th
         assert updater.record.committed.digest == NEW.digest
 
 
+async def test_an_engine_that_finds_the_shared_disk_full_gets_room_all_the_same(bench):
+    """Files take whole blocks, an archive does not: what was set aside may be too little, and no engine says how much."""
+    asked = []
+
+    async def make_room(need_bytes):
+        asked.append(need_bytes)
+        bench.daemon.room_bytes = None
+        return need_bytes
+
+    bench.make_room = make_room
+    bench.daemon.version = "docker 20.10.24"
+    async with bench.running():
+        await bench.install(OLD)
+        bench.daemon.room_bytes = sum(bench.daemon.lengths.values()) + 1000
+        bench.store.discard(digest(BASE))
+        await take(bench, THIRD.assignment(), THIRD, OLD)
+        assert digest(APP) not in stored(bench), "what the engine holds goes first"
+        assert asked == [len(THIRD_APP)]
+        assert ends(bench)[-1] == ("committed", None)
+
+
 async def test_an_engine_that_makes_another_image_is_no_evidence_against_the_release(bench):
     bench.daemon.loads_as[image(OLD)] = digest(b"evil")
     async with bench.running() as updater:
