@@ -51,6 +51,12 @@ OBSTACLES = [
     (500, "transport is closing: unavailable"),
     (500, "OCI runtime create failed: runc did not terminate successfully: signal: killed"),
     (500, "context canceled"),
+    (
+        500,
+        "OCI runtime create failed: runc: unable to apply cgroup configuration: unable to start unit: "
+        "Message recipient disconnected from message bus without replying",
+    ),
+    (500, "OCI runtime create failed: runc: rootfs: structure needs cleaning: unknown"),
     (400, "invalid mount config for type bind: bind source path does not exist: /state/run/link"),
     (500, "fork/exec /usr/bin/runc: cannot allocate memory"),
     (503, "something that nobody has seen before"),
