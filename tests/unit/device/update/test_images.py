@@ -205,7 +205,7 @@ async def test_an_engine_whose_disk_is_full_leaves_what_runs_alone_and_pauses_th
 
 
 async def test_an_engine_that_finds_the_shared_disk_full_gets_room_all_the_same(bench):
-    """Files take whole blocks, an archive does not: what was set aside may be too little, and no engine says how much."""
+    """Files take whole blocks, archives do not: what was set aside may be too little, and no engine says how much."""
     asked = []
 
     async def make_room(need_bytes):
