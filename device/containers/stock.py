@@ -55,6 +55,7 @@ class Stock:
         self._needed: set[Digest] = set()  # for patches; a container that is started meanwhile takes none of them away
         self._underway: frozenset[Digest] = frozenset()
         self._doubted: set[Digest] = set()  # layers of which the engine gave other bytes
+        self._unmeasured: set[Digest] = set()  # layers that were asked for and whose length no manifest here tells
         self._lost: dict[Digest, str] = {}
         self._room_bytes = 0
         self._turn = asyncio.Lock()  # one load or export at a time: each takes the disk
@@ -81,6 +82,7 @@ class Stock:
         """Takes note of the lengths of layers, which an engine does not tell."""
         lengths = {layer.artifact.sha256: layer.artifact.length_bytes for image in images for layer in image.layers}
         self._lengths = {**self._lengths, **lengths}
+        self._unmeasured.difference_update(lengths)
 
     # Looking
 
@@ -98,7 +100,8 @@ class Stock:
     def saw(self, view: EngineView) -> None:
         """Takes over what somebody else saw of the engine."""
         self._view = view
-        self._held = frozenset(layer for image in view.images for layer in image.layers) - self._doubted
+        held = frozenset(layer for image in view.images for layer in image.layers)
+        self._held = held - self._doubted - self._unmeasured
         for image in view.images:
             self._lost.pop(image.image, None)
 
@@ -309,8 +312,13 @@ class Stock:
             StateError: The engine gives something else, or one of them is gone.
         """
         assert self._view is not None
-        if unknown := [layer for layer in layers if layer not in self._lengths or _source(self._view, [layer]) is None]:
-            raise StateError(f"layer {unknown[0][:12]} is not in the engine any more")
+        if unknown := [layer for layer in layers if layer not in self._lengths]:
+            # Of a release whose manifest is lost. Told of again, the next plan would need it again.
+            self._unmeasured.update(unknown)
+            self._held = self._held.difference(unknown)
+            raise StateError(f"nobody knows how long layer {unknown[0][:12]} is that the engine holds")
+        if gone := [layer for layer in layers if _source(self._view, [layer]) is None]:
+            raise StateError(f"layer {gone[0][:12]} is not in the engine any more")
         room_bytes = self._room_bytes
         await to_its_end(self._store.set_aside, 0)  # the engine takes of it for this
         left = set(layers)

@@ -205,6 +205,22 @@ async def test_a_base_is_got_for_as_long_as_it_is_needed(rig):
     assert rig.here() == set()
 
 
+async def test_a_layer_of_which_nobody_knows_the_length_is_told_of_once_and_no_more(rig):
+    """Of a release whose manifest was lost: a plan that needs it is never done, and the next one must do without."""
+    await in_engine_only(rig)
+    rig.reopened()
+    assert digest(BASE) in await rig.stock.told()
+    with pytest.raises(StateError):
+        await rig.stock.get(digest(BASE))
+    await rig.stock.look()
+    assert await rig.stock.told() == (digest(APP),)
+    rig.stock.learn([OLD.image])
+    await rig.stock.look()
+    assert digest(BASE) in await rig.stock.told()
+    await rig.stock.get(digest(BASE))
+    assert digest(BASE) in rig.here()
+
+
 @pytest.mark.parametrize("keep", ["while-there-is-room", "always", "never"])
 async def test_a_base_that_was_here_stays(tmp_path, keep):
     rig = Rig(tmp_path, keep=keep)
