@@ -335,8 +335,12 @@ class DockerEngine:
     def remove(self, id: str) -> None:
         """As `Engine.remove`."""
         with self._asking("remove a container") as (api, _), contextlib.suppress(NotFound):
-            is_frozen = bool(api.inspect_container(id)["State"].get("Paused"))  # by somebody's hand: it counts as made
-            api.remove_container(id, v=True, force=is_frozen)
+            try:
+                api.remove_container(id, v=True)
+            except APIError:
+                if not api.inspect_container(id)["State"].get("Paused"):
+                    raise
+                api.remove_container(id, v=True, force=True)  # paused by somebody's hand: it counts as one only made
 
     def log(self, id: str, since: str, limit_bytes: int) -> bytes:
         """As `Engine.log`."""

@@ -123,7 +123,8 @@ async def test_closing_ends_the_child_and_a_later_call_starts_one(engine: Engine
 
 async def test_errors_arrive_as_what_they_were(engine: EngineFront) -> None:
     client = EngineClient(engine.socket, OWNER)
-    engine.answer = scripted({**EMPTY, ("DELETE", "/containers/"): (409, {"message": "it runs"})})
+    runs = {("GET", "/containers/aaa"): {"State": {}}, ("DELETE", "/containers/"): (409, {"message": "it runs"})}
+    engine.answer = scripted({**EMPTY, **runs})
     with pytest.raises(EngineError, match="it runs"):
         await client.remove("a" * 64)
     await client.close()
