@@ -110,7 +110,7 @@ class LocalLink:
             try:
                 if len(self._accepted_s) == BURST:
                     await asyncio.sleep(max(0.0, self._accepted_s[0] + BURST_S - loop.time()))
-                connection, _ = await loop.sock_accept(listener)
+                connection = await _next_connection(listener)
             except OSError as error:
                 self._free.release()
                 _log.warning("no reader can be taken on at the local socket: %s", error)
@@ -205,6 +205,24 @@ class LocalLink:
                     await asyncio.wait_for(writer.drain(), STUCK_S)
         except CrowdedError:
             raise TurnedAwayError(HTTPStatus.SERVICE_UNAVAILABLE, "too many readers") from None
+
+
+async def _next_connection(listener: socket.socket) -> socket.socket:
+    """The next one that comes in. Cancelled, it leaves none behind, as `loop.sock_accept` may."""
+    loop = asyncio.get_running_loop()
+    while True:
+        try:
+            connection, _ = listener.accept()
+        except BlockingIOError:
+            comes = asyncio.Event()
+            loop.add_reader(listener, comes.set)
+            try:
+                await comes.wait()
+            finally:
+                loop.remove_reader(listener)
+        else:
+            connection.setblocking(False)
+            return connection
 
 
 def process_of(connection: socket.socket) -> int:
