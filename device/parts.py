@@ -31,7 +31,7 @@ from device.containers.settings import SOCKETS, find_socket, is_there
 from device.containers.stock import Stock
 from device.containers.troubles import Troubles
 from device.containers.whole import WholeSet
-from device.containers.wishes import Places, make_wish
+from device.containers.wishes import Places, give_data, make_wish
 from device.drain import Drain
 from device.fallbacks import Fallbacks
 from device.giving_back import SignedFiles
@@ -439,7 +439,10 @@ def _keeper_of(images: _Images, store: Store) -> ContainerKeeper:
         config = store.read(one.image.config.sha256, limits.IMAGE_CONFIG_BYTES)  # hashed again
         return make_wish(one.container, one.image, config, images.places)
 
-    return ContainerKeeper(images.engine, images.stock, images.owner, wish, clock=time.monotonic)
+    def give(one: Wanted) -> None:
+        give_data(one.container, images.places)
+
+    return ContainerKeeper(images.engine, images.stock, images.owner, wish, clock=time.monotonic, give_data=give)
 
 
 def _keep_last(totals: Totals) -> None:

@@ -98,6 +98,7 @@ class ContainerKeeper:
         trace: See there.
         make_wish: What the engine is asked for, on this machine: see `wishes`. Blocking.
         clock: Seconds that only ever rise.
+        give_data: Gives a container its data folders: see `wishes`. Blocking.
     """
 
     def __init__(
@@ -108,12 +109,14 @@ class ContainerKeeper:
         make_wish: Callable[[Wanted], Wish],
         *,
         clock: Callable[[], float],
+        give_data: Callable[[Wanted], None] = lambda _: None,
     ) -> None:
         self._engine = engine
         self._stock = stock
         self._trace = trace
         self._make_wish = make_wish
         self._clock = clock
+        self._give_data = give_data
         self._aim = Aim()
         self._conducts: dict[Digest, Conduct] = {}  # by spec
         self._stops_s: dict[Digest, float] = {}  # how long containers have to end, by spec
@@ -404,8 +407,6 @@ class ContainerKeeper:
             return False  # what served before goes on, untouched
         if aim is not self._aim:
             return True
-        if not (todo.stop or todo.remove or wishes or sick):
-            return False
         if todo.stop or wishes or sick:
             self._changed()
         if wishes:
@@ -413,8 +414,15 @@ class ContainerKeeper:
         for conduct in sick:
             conduct.is_stopped(self._clock(), for_its_health=True)
         await self._stop([*todo.stop, *(one.seen for one in sick if one.seen is not None)])
+        # Only now, and at each look: whoever ran until now may have owned them, and a rollback may start nothing anew.
+        for one in aim.wanted.values():
+            try:
+                await asyncio.to_thread(self._give_data, one)
+            except StateError as error:
+                if one.spec in {wish.spec for wish in wishes}:  # one that runs goes on as it is
+                    self._hinder(self._conducts[one.spec], error)
         for wish in wishes:
-            if aim is self._aim:
+            if aim is self._aim and self._conducts[wish.spec].hindered is None:
                 await self._start(wish)
         # Last: it is in nobody's way.
         gone = [await self._remove(seen) for seen in todo.remove if aim is self._aim]

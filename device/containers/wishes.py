@@ -58,7 +58,7 @@ class Places:
 def make_wish(
     container: Container, image: Image, config: bytes, places: Places, *, disk: Disk = DISK, dev: Path = Path("/dev")
 ) -> Wish:
-    """The wish for one container; its data folders are there on return. Blocking; may be repeated.
+    """The wish for one container; its data folders are there on return, whoever owns them. Blocking; may be repeated.
 
     Args:
         container: Of the release.
@@ -108,6 +108,17 @@ def make_wish(
     )
 
 
+def give_data(container: Container, places: Places) -> None:
+    """Gives the container's data folders to its user; what lies in them stays as it is. Blocking; may be repeated.
+
+    Raises:
+        StateError: One is gone, or cannot be given away.
+    """
+    for mount in container.run.mounts:
+        if isinstance(mount, DataMount):
+            _give(places.data / mount.name, container.run.user)
+
+
 def check_host_mounts(container: Container, places: Places) -> None:
     """Whether this machine allows what a container wants of its folders. Blocking.
 
@@ -139,15 +150,24 @@ def _binds(container: Container, places: Places, disk: Disk) -> Iterator[Bind]:
 
 
 def _make_data(folder: Path, user: str, disk: Disk) -> None:
-    """The folder belongs to the user of the container; what lies in it is the container's."""
-    uid, gid = (int(part) for part in user.split(":"))
+    """One that is new is given to the user at once. Another may still be in use by a container of another user."""
     try:
+        is_new = not folder.is_dir()
         disk.make_dir(folder)
-        now = folder.stat()
-        if (now.st_uid, now.st_gid) != (uid, gid):  # nothing of it is synced: each start looks again
-            os.chown(folder, uid, gid, follow_symlinks=False)
     except OSError as error:
-        raise StateError(f"the data folder {folder.name} cannot be made for user {user}: {error}") from error
+        raise StateError(f"the data folder {folder.name} cannot be made: {error}") from error
+    if is_new:
+        _give(folder, user)
+
+
+def _give(folder: Path, user: str) -> None:
+    owner = tuple(int(part) for part in user.split(":"))
+    try:
+        now = folder.stat()
+        if (now.st_uid, now.st_gid) != owner:  # nothing of it is synced: each look looks again
+            os.chown(folder, *owner, follow_symlinks=False)
+    except OSError as error:
+        raise StateError(f"the data folder {folder.name} cannot be given to user {user}: {error}") from error
 
 
 def _host_folder(name: str, mount: HostMount, places: Places) -> Path:

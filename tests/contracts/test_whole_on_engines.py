@@ -12,7 +12,7 @@ import pytest
 from device.containers.engine_client import EngineClient
 from device.containers.keeper import ContainerKeeper
 from device.containers.whole import WholeSet
-from device.containers.wishes import Places, make_wish
+from device.containers.wishes import Places, give_data, make_wish
 from device.inference.frames import Frame
 from device.inference.workers import ProcessWorkers
 from device.update.ports import ReleaseSet
@@ -79,6 +79,7 @@ class Real:
                     one.container, one.image, self.files[one.image.config.sha256].read_bytes(), places
                 ),
                 clock=time.monotonic,
+                give_data=lambda one: give_data(one.container, places),
             ),
         )
 

@@ -11,7 +11,7 @@ from device.containers.engine import Engine, EngineView, Wish
 from device.containers.keeper import ContainerKeeper
 from device.containers.reconcile import Wanted
 from device.containers.whole import WholeSet
-from device.containers.wishes import Places, make_wish
+from device.containers.wishes import Places, give_data, make_wish
 from device.inference.frames import Frame
 from device.inference.replies import FrameReply
 from device.inference.workers import WorkersStatus
@@ -162,6 +162,7 @@ class Machine:
             self.trace,
             self._wish,
             clock=asyncio.get_running_loop().time,
+            give_data=lambda one: give_data(one.container, self._places),
         )
         self.whole = WholeSet(self.workers, self.keeper)
         self.camera = asyncio.create_task(self._see(self.whole))
@@ -172,9 +173,12 @@ class Machine:
         self.camera.cancel()
         await self.whole.close()
 
+    @property
+    def _places(self) -> Places:
+        return Places(self.folder / "sets", self.folder / "link", self.folder / "data")
+
     def _wish(self, one: Wanted) -> Wish:
-        places = Places(self.folder / "sets", self.folder / "link", self.folder / "data")
-        return make_wish(one.container, one.image, self.files[one.image.config.sha256].read_bytes(), places)
+        return make_wish(one.container, one.image, self.files[one.image.config.sha256].read_bytes(), self._places)
 
     async def _see(self, whole: WholeSet) -> None:
         """A frame each 50 ms; what ran when it was answered is kept beside its label."""

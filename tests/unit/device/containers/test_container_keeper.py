@@ -1,6 +1,7 @@
 """What the keeper of containers does by itself, and what of it speaks against a release on trial."""
 
 import asyncio
+import os
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,8 +11,8 @@ import pytest
 from device.containers.conduct import words
 from device.containers.engine import EngineAwayError, EngineError
 from device.update.ports import HinderedError, ReleaseSet
-from protocol.container import HealthCheck, Restart, RunSpec
-from protocol.errors import Reason, Refused
+from protocol.container import DataMount, HealthCheck, Restart, RunSpec
+from protocol.errors import Reason, Refused, StateError
 from protocol.ids import digest
 from tests.fakes.container_sets import make_container_release, pack_container, with_containers
 from tests.fakes.engine import Behaviour, FakeEngine
@@ -52,6 +53,92 @@ def test_what_a_container_says_repaints_no_terminal_and_is_short():
     said = "first\n" + "\n".join(f"line {n}" for n in range(9)) + "\n\x1b[2Jgone\r\n\n"
     assert words(said) == "line 5 / line 6 / line 7 / line 8 / [2Jgone"
     assert len(words("x" * 5000)) == 600
+
+
+# Data folders
+
+
+def keeping(user: str, **rest: object) -> RunSpec:
+    return RunSpec(command=("/keeps",), user=user, mounts=(DataMount(name="maps", at="/data"),), **rest)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives folders away")
+@pytest.mark.parametrize("strategy", ["stop-then-start", "start-then-stop"])
+def test_a_data_folder_is_the_new_users_once_the_old_one_has_ended_and_goes_back_with_its_release(tmp_path, strategy):
+    async def story() -> None:
+        old = make_container_release(tmp_path / "old", pack_container("app", keeping("65534:65534", strategy=strategy)))
+        new = make_container_release(
+            tmp_path / "new",
+            pack_container("app", keeping("1234:5678", strategy=strategy, health=HealthCheck(command=("/h",)))),
+        )
+        (tmp_path / "state").mkdir()
+        field = Field(tmp_path / "state", {"old": old, "new": new})
+        field.behaves("new", "app", Behaviour(unhealthy_after_s=0.5, healthy_after_s=None))
+        seen = []
+        start, stop = FakeEngine.start, FakeEngine.stop
+
+        def owner() -> int:
+            return (tmp_path / "state" / "data" / "maps").stat().st_uid
+
+        async def watched_start(self, wish):
+            seen.append((f"start {wish.user}", owner()))
+            await start(self, wish)
+
+        async def watched_stop(self, id, limit_s):
+            seen.append(("stop", owner()))
+            await stop(self, id, limit_s)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(FakeEngine, "start", watched_start)
+            patch.setattr(FakeEngine, "stop", watched_stop)
+            await field.serve("old")
+            kept = tmp_path / "state" / "data" / "maps" / "kept"
+            kept.touch()
+            with pytest.raises(Refused):
+                await field.whole.converge(new, trial=True)
+            await field.settled("old")
+        assert (owner(), kept.stat().st_uid) == (65534, 0)
+        beside = [("start 65534:65534", 65534), ("start 1234:5678", 1234), ("stop", 1234)]
+        instead = [beside[0], ("stop", 65534), beside[1], beside[2], beside[0]]
+        assert seen == (beside if strategy == "start-then-stop" else instead)
+        await field.machine.end_agent()
+
+    play(story)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives folders away")
+def test_an_agent_that_was_killed_before_it_gave_a_folder_back_gives_it_back(tmp_path):
+    async def story() -> None:
+        old = make_container_release(tmp_path / "old", pack_container("app", keeping("65534:65534")))
+        (tmp_path / "state").mkdir()
+        field = Field(tmp_path / "state", {"old": old})
+        await field.serve("old")
+        await field.machine.end_agent()
+        os.chown(tmp_path / "state" / "data" / "maps", 1234, 5678)
+        field.machine.start_agent()
+        await field.serve("old")
+        await until(lambda: (tmp_path / "state" / "data" / "maps").stat().st_uid == 65534)
+        assert field.daemon.calls.count("start") == 1
+        await field.machine.end_agent()
+
+    play(story)
+
+
+def test_a_container_whose_folder_cannot_be_given_to_it_is_not_started_and_not_blamed(story, monkeypatch):
+    async def tell(field):
+        def refuse(one):
+            if one.container.name == "driver":
+                raise StateError("not permitted")
+
+        monkeypatch.setattr(field.machine.keeper, "_give_data", refuse)
+        await field.whole.converge(field.releases["old"])
+        await until(lambda: "gateway" in field.daemon.running())
+        await asyncio.sleep(20)
+        assert "driver" not in field.daemon.running()
+        assert "not permitted" in field.whole.health().hindered
+        assert faults(field) == ()
+
+    story(tell)
 
 
 # Of a committed release
