@@ -65,7 +65,6 @@ from device.update.updater import Updater
 from device.update.world import World
 from protocol import limits
 from protocol.errors import StateError
-from protocol.ids import DeviceId
 from protocol.messages import Alert, Inventory, TrustMark
 from signing import anchors
 
@@ -201,7 +200,8 @@ async def assembled(
         stack.push_async_callback(source.close)
         store = await asyncio.to_thread(_open_store, layout, settings)
         book = PatchBook(state, hardware.agent_version())
-        images = await asyncio.to_thread(_open_images, layout, settings, store, state, device)
+        owner = await asyncio.to_thread(find_owner, layout.identity, state, device, clock.instant().boot_id)
+        images = _open_images(layout, settings, store, owner)
         stack.push_async_callback(images.engine.close)
         workers = WholeSet(
             ProcessWorkers(clock=time.monotonic, threads=inference.threads, frame_limit_s=inference.frame_limit_s),
@@ -415,8 +415,7 @@ class _Images:
     places: Places
 
 
-def _open_images(layout: Layout, settings: DeviceSettings, store: Store, state: StateDb, device: DeviceId) -> _Images:
-    owner = find_owner(layout.identity, state, device)
+def _open_images(layout: Layout, settings: DeviceSettings, store: Store, owner: Owner) -> _Images:
     socket = find_socket(settings.containers.socket)
     engine = open_engine(socket, owner)
     return _Images(

@@ -63,6 +63,11 @@ class Trace(Protocol):
         """Whether an engine may hold something of ours."""
         ...
 
+    @property
+    def may_run(self) -> bool:
+        """Whether something of ours may run, as long as the engine does not show it."""
+        ...
+
     def uses(self) -> None:
         """An engine is about to get something; durable on return."""
         ...
@@ -122,6 +127,7 @@ class ContainerKeeper:
         self._stops_s: dict[Digest, float] = {}  # how long containers have to end, by spec
         self._is_concerned: bool | None = None  # None: not looked yet
         self._is_traced = False  # what the engine holds of ours is remembered
+        self._may_run = True  # something of ours, whether or not it is wanted
         self._task: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
         self._looked = asyncio.Condition()
@@ -142,6 +148,7 @@ class ContainerKeeper:
         """To be awaited before anything is asked of it; again changes nothing."""
         if self._is_concerned is None:
             self._is_concerned = await asyncio.to_thread(lambda: self._trace.has_used)
+            self._may_run = await asyncio.to_thread(lambda: self._trace.may_run)
 
     @property
     def is_concerned(self) -> bool:
@@ -225,7 +232,7 @@ class ContainerKeeper:
                 async with asyncio.timeout(ANSWER_S):
                     await self._next_look()
             except TimeoutError:
-                self._changed()
+                self._lost_sight()
 
     def is_well(self) -> bool:
         """Whether all are up, and see a model of the release where they are to say so. Never blocks."""
@@ -278,6 +285,7 @@ class ContainerKeeper:
         self._is_concerned = True
         if aim.specs != before.specs or self._task is None:
             self._changed()
+            self._whole = not (aim.wanted or self._may_run)
         for one in aim.wanted.values():
             run = one.container.run
             self._stops_s[one.spec] = run.stop_s
@@ -295,6 +303,12 @@ class ContainerKeeper:
         """What runs changes, or is not known: no result is one of a release until a look says so."""
         self._whole = False
         self._changes += 1
+
+    def _lost_sight(self) -> None:
+        """The engine shows nothing. Where nothing is to run and nothing can, there is nothing to see: an engine that is
+        gone for good takes neither a label nor a release from the models."""
+        if self._aim.wanted or self._may_run:
+            self._changed()
 
     # The task
 
@@ -328,7 +342,7 @@ class ContainerKeeper:
         if str(error) != str(self._failed):
             _log.warning("engine: %s", error)
         self._failed = error
-        self._changed()
+        self._lost_sight()
         return AWAY_S[min(failures, len(AWAY_S)) - 1]
 
     def _pace_s(self) -> float:
@@ -345,7 +359,7 @@ class ContainerKeeper:
         """One look, and what follows from it; tells whether anything was done."""
         aim = self._aim
         unbroken, self._answers = self._answers, False
-        late = asyncio.get_running_loop().call_later(LATE_S, self._changed)
+        late = asyncio.get_running_loop().call_later(LATE_S, self._lost_sight)
         try:
             view = await self._engine.view()
         finally:
@@ -353,6 +367,7 @@ class ContainerKeeper:
         unbroken, self._life, self._version = unbroken and view.life == self._life, view.life, view.version
         self._answers = True
         self._stock.saw(view)
+        self._may_run = any(one.state == "running" for one in view.containers)
         if not self._is_traced and (view.containers or view.images):
             # A machine that lost `state.db` runs what it ran: a later release without containers has to find that.
             with contextlib.suppress(StateError):  # on a full disk at a later look
@@ -410,6 +425,7 @@ class ContainerKeeper:
         if todo.stop or wishes or sick:
             self._changed()
         if wishes:
+            self._may_run = True
             await to_its_end(self._trace.uses)
         for conduct in sick:
             conduct.is_stopped(self._clock(), for_its_health=True)

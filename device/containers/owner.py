@@ -3,6 +3,9 @@
 It is made of what makes this machine the one that it is, so that it is the same again when `state.db` was lost. And
 while an engine may hold something of ours it is kept there, so that it stays the same when the first root had to be
 replaced: under another name what runs would not be known for ours. That it is kept says that there may be something.
+
+Beside it stands the boot in which an engine was last given something. No engine starts anything of ours by itself, so
+in a later boot nothing of ours runs before the agent has it started, whether or not the engine is there to be asked.
 """
 
 import hashlib
@@ -14,6 +17,7 @@ from device.state_db import StateDb
 from protocol.ids import DeviceId
 
 KEY: Final = "containers/owner"
+BOOT: Final = "containers/boot"
 DIGITS: Final = 16
 
 
@@ -23,16 +27,23 @@ class Owner:
     Args:
         name: Empty while it cannot be told; then no engine is to be spoken to.
         state: Keeps it.
+        boot: Names the present boot of the machine; empty: it cannot be told.
     """
 
-    def __init__(self, name: str, state: StateDb) -> None:
+    def __init__(self, name: str, state: StateDb, boot: str = "") -> None:
         self.name = name
         self._state = state
+        self._boot = boot
 
     @property
     def has_used(self) -> bool:
         """Whether an engine may hold something of ours."""
         return bool(self._state.get(KEY))
+
+    @property
+    def may_run(self) -> bool:
+        """Whether something of ours may run that an engine does not show: it was given something in this boot."""
+        return self.has_used and (not self._boot or self._state.get(BOOT) in (None, self._boot.encode()))
 
     def uses(self) -> None:
         """An engine is about to get something. Durable on return; again changes nothing.
@@ -40,6 +51,8 @@ class Owner:
         Raises:
             StateError: `state.db` does not take it.
         """
+        if self._boot and self._state.get(BOOT) != self._boot.encode():
+            self._state.put(BOOT, self._boot.encode())
         if not self.has_used:
             self._state.put(KEY, self.name.encode())
 
@@ -53,22 +66,23 @@ class Owner:
             self._state.put(KEY, b"")
 
 
-def find_owner(identity: Path, state: StateDb, device: DeviceId) -> Owner:
+def find_owner(identity: Path, state: StateDb, device: DeviceId, boot: str = "") -> Owner:
     """The owner of this machine's containers. Blocking.
 
     Args:
         identity: The folder with the first roots.
         state: See there.
         device: Of the enrolment.
+        boot: As `Owner`.
     """
     known = state.get(KEY)
     if known:
-        return Owner(known.decode("ascii", errors="replace"), state)
+        return Owner(known.decode("ascii", errors="replace"), state, boot)
     try:
         root = (identity / "image.root.json").read_bytes()
     except OSError:
         root = b""
-    return Owner(owner_name(root, device) if root and device != STRANGER else "", state)
+    return Owner(owner_name(root, device) if root and device != STRANGER else "", state, boot)
 
 
 def owner_name(first_root: bytes, device: DeviceId) -> str:

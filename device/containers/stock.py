@@ -84,6 +84,10 @@ class Stock:
         self._lengths = {**self._lengths, **lengths}
         self._unmeasured.difference_update(lengths)
 
+    def may_run(self) -> bool:
+        """As `Owner.may_run`. Blocking."""
+        return self._owner.may_run
+
     # Looking
 
     async def look(self) -> EngineView:

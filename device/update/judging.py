@@ -80,6 +80,9 @@ class Judge:
 async def without_engine(name: Digest, library: Library, stock: Stock) -> rules.Later | None:
     """Why a release has to wait for its engine; what that holds is known where it need not.
 
+    One without containers waits as well while those of the release before may run: nobody could tell when its set is
+    whole, and its trial would come to no verdict.
+
     Args:
         name: Of the release.
         library: Has its manifest.
@@ -89,10 +92,11 @@ async def without_engine(name: Digest, library: Library, stock: Stock) -> rules.
         manifest = await asyncio.to_thread(library.manifest, name)
     except (Refused, StateError):  # whoever goes on finds that
         return None
-    if not manifest.containers:
+    if not manifest.containers and not await asyncio.to_thread(stock.may_run):
         return None
     try:
         await stock.look()
     except (EngineAwayError, EngineError) as error:
-        return rules.Later(f"engine: {error.message}")
+        since = "" if manifest.containers else "; what it ran before may run until the machine is started anew"
+        return rules.Later(f"engine: {error.message}{since}")
     return None

@@ -70,6 +70,7 @@ class Bench:
         self.daemon = FakeDaemon(lambda: self.elapsed_s)
         self.keep_layers: KeepLayers = "while-there-is-room"
         self.has_engine = True
+        self.boot_id = "a boot"
         self.engine: FakeEngine
         self.owner: Owner
         self.stock: Stock
@@ -89,7 +90,7 @@ class Bench:
         return self.plugged_in or known
 
     def instant(self) -> Instant:
-        return Instant("a boot", int(self.elapsed_s * 1000), self.now_ms if self.sure else None)
+        return Instant(self.boot_id, int(self.elapsed_s * 1000), self.now_ms if self.sure else None)
 
     def boot(self) -> Updater:
         """Builds everything anew on the same folder, as a start of the agent does."""
@@ -97,7 +98,7 @@ class Bench:
         self.store = Store(self.folder / "store", disk=self.disk, free=lambda _: self.free_bytes)
         totals = Totals(self.db)
         self.engine = FakeEngine(self.daemon)
-        self.owner = Owner("a machine of tests", self.db)
+        self.owner = Owner("a machine of tests", self.db, self.boot_id)
         self.stock = Stock(self.engine, self.store, self.owner, keep=self.keep_layers)
         transfer = Transfer(
             self.source,

@@ -132,10 +132,10 @@ class FakeTrace:
     """Outlives its agent, as `state.db` does."""
 
     def __init__(self) -> None:
-        self.has_used = False
+        self.has_used = self.may_run = False
 
     def uses(self) -> None:
-        self.has_used = True
+        self.has_used = self.may_run = True
 
 
 @dataclass

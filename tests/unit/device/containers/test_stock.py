@@ -532,6 +532,20 @@ def test_the_owner_is_the_same_again_when_all_is_lost_but_the_first_root(tmp_pat
     assert not find_owner(tmp_path, state, "tractor-1").has_used
 
 
+def test_in_a_boot_in_which_an_engine_got_nothing_nothing_of_ours_runs(tmp_path):
+    state = StateDb(tmp_path / "state.db")
+    assert not Owner("someone", state, "a boot").may_run
+    Owner("someone", state).uses()
+    assert Owner("someone", state, "a boot").may_run, "nobody knows in which"
+    Owner("someone", state, "a boot").uses()
+    found = {boot: Owner("someone", state, boot).may_run for boot in ("a boot", "the next", "")}
+    assert found == {"a boot": True, "the next": False, "": True}
+    Owner("someone", state, "the next").uses()
+    assert Owner("someone", state, "the next").may_run
+    Owner("someone", state, "the next").is_done()
+    assert not Owner("someone", state, "the next").may_run
+
+
 def test_a_machine_that_does_not_know_who_it_is_has_no_owner(tmp_path):
     state = StateDb(tmp_path / "state.db")
     assert find_owner(tmp_path, state, "tractor-1").name == ""

@@ -201,6 +201,53 @@ def test_an_engine_that_is_away_holds_up_no_inference_and_gives_no_label(story):
     story(tell)
 
 
+def test_an_engine_that_is_gone_for_good_takes_no_release_without_containers_from_the_models(story):
+    """Since the machine was started anew nothing of ours was started, so nothing of it runs."""
+
+    async def tell(field):
+        await field.serve("old")
+        await field.machine.end_agent()
+        field.daemon.die()
+        field.machine.trace.may_run = False
+        field.machine.start_agent()
+        await field.whole.converge(field.releases["old"])
+        await asyncio.sleep(60)
+        assert (field.machine.rows[-1][1], field.whole.health().serving) == (None, False)
+        await field.whole.converge(field.releases["none"], trial=True)
+        first = len(field.machine.rows)
+        for _ in range(5):
+            await asyncio.sleep(40)
+            await field.whole.converge(field.releases["none"], trial=True)  # the look before a verdict
+            assert field.whole.health().serving
+        assert {manifest for _, manifest, _ in field.machine.rows[first:]} == {field.releases["none"].digest}
+        assert field.whole.engine_status().trouble
+        field.daemon.restart()
+        await field.settled("none")  # what is left of the old release goes then
+
+    story(tell)
+
+
+def test_of_an_engine_that_ended_since_its_containers_were_started_nothing_is_believed(story):
+    async def tell(field):
+        field.daemon.live_restore = True
+        await field.serve("old")
+        field.daemon.die()
+        for _ in range(2):
+            await field.whole.converge(field.releases["none"], trial=True)
+            await asyncio.sleep(60)
+            assert (field.machine.rows[-1][1], field.whole.health().serving) == (None, False)
+            await field.machine.end_agent()
+            field.machine.start_agent()
+        field.daemon.restart()
+        await field.whole.converge(field.releases["none"], trial=True)
+        await field.settled("none")
+        field.daemon.die()  # it was seen that nothing runs
+        await asyncio.sleep(60)
+        assert field.whole.health().serving
+
+    story(tell)
+
+
 def test_a_frame_over_which_the_set_was_not_whole_names_no_release(story):
     async def tell(field):
         await field.serve("old")

@@ -237,6 +237,28 @@ async def test_an_engine_that_makes_another_image_is_no_evidence_against_the_rel
         assert ends(bench) == [("committed", None)]
 
 
+async def test_without_its_engine_a_release_without_containers_waits_until_nothing_of_the_one_before_can_run(bench):
+    async with bench.running() as updater:
+        await bench.install(OLD)
+        bench.daemon.die()
+        late = Release("1.3.0", 4, noise(1000, 10))
+        bench.source.blobs |= late.blobs
+        await updater.offer(late.assignment(), late.manifest_bytes, terms(OLD, late), may_install=True)
+        await bench.until(lambda: updater.progress().why.startswith("engine: "))
+        assert updater.record.state is State.WAIT
+        assert "until the machine is started anew" in updater.progress().why
+    async with bench.running() as updater:
+        await bench.until(lambda: updater.progress().why.startswith("engine: "))
+    bench.boot_id = "the next boot"
+    async with bench.running() as updater:
+        await bench.until(lambda: updater.record.state is State.IDLE)
+        assert updater.record.committed.digest == late.digest
+        assert ends(bench) == [("committed", None), ("committed", None)]
+        bench.daemon.restart()
+    async with bench.running():
+        await bench.until(lambda: bench.daemon.marked == {image(OLD)})
+
+
 async def test_a_machine_without_any_engine_puts_a_release_with_containers_off(bench):
     bench.has_engine = False
     async with bench.running() as updater:
