@@ -48,6 +48,7 @@ class _RootFS(msgspec.Struct, frozen=True):
 class _Asked(msgspec.Struct, frozen=True):
     Volumes: dict[str, Any] | None = None
     Env: list[str] | None = None
+    Labels: dict[str, Any] | None = None
 
 
 class _Content(msgspec.Struct, frozen=True):
@@ -67,6 +68,7 @@ class ImageConfig(msgspec.Struct, frozen=True):
         layers: Diff ids, lowest first.
         volumes: Where it wants volumes: normal paths. The engine makes one wherever no mount of ours is.
         variables: Names of its environment: what a container must be told not to have.
+        labels: Names of its labels, likewise: programs on a machine act on those of containers.
         steps: The build step behind each layer, or nothing when the config does not tell them all.
     """
 
@@ -74,6 +76,7 @@ class ImageConfig(msgspec.Struct, frozen=True):
     layers: tuple[Digest, ...]
     volumes: tuple[str, ...] = ()
     variables: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
     steps: tuple[str, ...] = ()
 
     def origins(self) -> tuple[str, ...]:
@@ -106,6 +109,7 @@ def parse_image_config(data: bytes) -> ImageConfig:
         layers=layers,
         volumes=tuple(_volume(path) for path in asked.Volumes or ()),
         variables=tuple(_variable(text) for text in asked.Env or ()),
+        labels=tuple(_label(name) for name in asked.Labels or ()),
         steps=steps if len(steps) == len(layers) else (),
     )
 
@@ -221,4 +225,10 @@ def _variable(text: str) -> str:
     name = text.partition("=")[0]
     if not name or _NO_TEXT.search(text):
         raise Refused(Reason.IMAGE, f"an environment variable without a name that can be read: {text!r:.80}")
+    return name
+
+
+def _label(name: str) -> str:
+    if _NO_TEXT.search(name):
+        raise Refused(Reason.IMAGE, f"a label whose name cannot be read: {name!r:.80}")
     return name

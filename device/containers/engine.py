@@ -108,6 +108,7 @@ class Wish:
         command: Entry point; the image's is taken away.
         environment: All of it; `hidden` names variables of the image that are taken away.
         hidden: See there.
+        labels: Names of labels of the image that are emptied, for they cannot be taken away.
         workdir: In the container.
         user: `UID:GID`.
         binds: Folders of the machine.
@@ -137,6 +138,7 @@ class Wish:
     command: tuple[str, ...]
     environment: Mapping[str, str]
     hidden: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
     workdir: str = "/"
     user: str = "65534:65534"
     binds: tuple[Bind, ...] = ()

@@ -1,8 +1,9 @@
 """What the engine is sent for a wish: the body of `POST /containers/create`, and nothing is left to its defaults or to
 the image that a release could abuse.
 
-Engines fill what is not said from the image's config: entry point and command, variables, user, working folder,
-volumes, health check, stop signal. Each of them is said here, if only to take it away.
+Engines fill what is not said from the image's config: entry point and command, variables, user, working folder, labels,
+health check, stop signal. Each of them is said here, if only to take it away. Two cannot be: a volume, so CHECK refuses
+an image that declares one where no mount is; and a port that it exposes, which nobody publishes.
 """
 
 import json
@@ -16,8 +17,12 @@ LOG: Final = {"Type": "json-file", "Config": {"max-size": "2m", "max-file": "2"}
 """A container that talks without end fills no disk."""
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 SHORTEST_NS: Final = 1_000_000  # that an engine takes in a health check
-_NVIDIA: Final = {"NVIDIA_VISIBLE_DEVICES": "all", "NVIDIA_DRIVER_CAPABILITIES": "all"}
-"""What the NVIDIA runtime looks at; without them it adds nothing."""
+_GPU: Final = {
+    "none": {"NVIDIA_VISIBLE_DEVICES": "void"},
+    "nvidia": {"NVIDIA_VISIBLE_DEVICES": "all", "NVIDIA_DRIVER_CAPABILITIES": "all"},
+}
+"""What the NVIDIA runtime looks at. On a Jetson it may be the engine's default: `void` is its word for nothing, also
+where a container looks to it like one that knows of no such variables, and is given all."""
 
 
 def container_name(owner: str, wish: Wish) -> str:
@@ -43,7 +48,7 @@ def create_request(owner: str, wish: Wish, image_id: str, *, podman: bool = Fals
         "Env": list(_environment(wish, podman)),
         "WorkingDir": wish.workdir,
         "User": wish.user,
-        "Labels": {OWNER_LABEL: owner, NAME_LABEL: wish.name, SPEC_LABEL: wish.spec},
+        "Labels": {**dict.fromkeys(wish.labels, ""), OWNER_LABEL: owner, NAME_LABEL: wish.name, SPEC_LABEL: wish.spec},
         "StopSignal": "SIGTERM",
         "StopTimeout": math.ceil(wish.stop_s),
         "Healthcheck": _health(wish, podman),
@@ -100,7 +105,8 @@ def _host(wish: Wish) -> dict[str, Any]:
 
 
 def _environment(wish: Wish, podman: bool) -> Iterator[str]:
-    given = {**(_NVIDIA if wish.gpu == "nvidia" else {}), **wish.environment}
+    gpu = _GPU[wish.gpu]
+    given = {**wish.environment, **gpu} if wish.gpu == "none" else {**gpu, **wish.environment}
     yield from (f"{name}={value}" for name, value in given.items())
     for name in wish.hidden:
         if name not in given:

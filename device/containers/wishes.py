@@ -76,14 +76,15 @@ def make_wish(
     run = container.run
     health = run.health or NO_CHECK
     devices = tuple(_devices(container, dev))
-    variables = dict.fromkeys(parse_image_config(config).variables)
+    asked = parse_image_config(config)
     return Wish(
         name=container.name,
         spec=spec_digest(container.name, image.config.sha256, run),
         image=image.config.sha256,
         command=run.command,
         environment=dict(run.environment),
-        hidden=tuple(name for name in variables if name not in run.environment),
+        hidden=tuple(name for name in dict.fromkeys(asked.variables) if name not in run.environment),
+        labels=asked.labels,
         workdir=run.workdir,
         user=run.user,
         binds=tuple(_binds(container, places, disk)),

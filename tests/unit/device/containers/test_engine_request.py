@@ -14,6 +14,7 @@ from tests.fakes.engine_front import Heard, front, scripted
 
 OWNER = "0123456789abcdef"
 IMAGE = "a" * 64
+VOID = "NVIDIA_VISIBLE_DEVICES=void"
 PLAIN = Wish(name="app", spec="b" * 64, image=IMAGE, command=("/app", "--run"), environment={})
 
 
@@ -22,7 +23,7 @@ def test_a_plain_wish_gets_next_to_nothing_and_every_default_of_the_image_is_ove
         "Image": f"sha256:{IMAGE}",
         "Entrypoint": ["/app", "--run"],
         "Cmd": [],
-        "Env": [],
+        "Env": [VOID],
         "WorkingDir": "/",
         "User": "65534:65534",
         "Labels": {"io.headland.owner": OWNER, "io.headland.container": "app", "io.headland.spec": "b" * 64},
@@ -87,6 +88,28 @@ def test_nvidia_is_its_runtime_and_the_variables_that_it_looks_at() -> None:
     assert "NVIDIA_DRIVER_CAPABILITIES=utility" in create_request(OWNER, narrowed, "")["Env"]
 
 
+@pytest.mark.parametrize("podman", [False, True])
+def test_an_engine_whose_default_runtime_is_nvidias_gives_no_gpu_that_was_not_granted(podman: bool) -> None:
+    """To a container that looks old to it, by its CUDA_VERSION, that runtime gives all."""
+    wishes = (
+        _wish(hidden=("NVIDIA_VISIBLE_DEVICES", "CUDA_VERSION")),
+        _wish(environment={"CUDA_VERSION": "9.0", "NVIDIA_VISIBLE_DEVICES": "all"}),
+    )
+    for wish in wishes:
+        env = create_request(OWNER, wish, "", podman=podman)["Env"]
+        assert [one for one in env if one.startswith("NVIDIA_VISIBLE_DEVICES")] == ["NVIDIA_VISIBLE_DEVICES=void"]
+
+
+def test_labels_of_the_image_are_emptied_and_never_ours() -> None:
+    wish = _wish(labels=("io.containers.autoupdate", "io.headland.owner", "io.headland.spec"))
+    assert create_request(OWNER, wish, "")["Labels"] == {
+        "io.containers.autoupdate": "",
+        "io.headland.owner": OWNER,
+        "io.headland.spec": PLAIN.spec,
+        "io.headland.container": "app",
+    }
+
+
 def test_mounts_ports_and_limits_are_what_the_wish_says() -> None:
     host = _host(
         _wish(
@@ -123,8 +146,8 @@ def test_mounts_ports_and_limits_are_what_the_wish_says() -> None:
 
 def test_variables_of_the_image_are_taken_away_in_the_words_of_each_engine() -> None:
     wish = _wish(environment={"A": "1"}, hidden=("EVIL", "PATH", "A"))
-    assert create_request(OWNER, wish, "")["Env"] == ["A=1", "EVIL", "PATH"]
-    assert create_request(OWNER, wish, "", podman=True)["Env"] == ["A=1", "EVIL=", f"PATH={PATH}"]
+    assert create_request(OWNER, wish, "")["Env"] == ["A=1", VOID, "EVIL", "PATH"]
+    assert create_request(OWNER, wish, "", podman=True)["Env"] == ["A=1", VOID, "EVIL=", f"PATH={PATH}"]
 
 
 def test_a_health_check_goes_as_words_never_through_a_shell() -> None:

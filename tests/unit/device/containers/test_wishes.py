@@ -101,6 +101,17 @@ def test_variables_of_the_image_are_hidden_but_for_those_that_were_signed(places
     assert dict(wish.environment) == {"PATH": "/bin"}
 
 
+def test_labels_of_the_image_are_named_to_be_emptied(places):
+    one = pack_container("gateway", RunSpec(command=("/a",)))
+    config = one.contents[one.image.config.sha256].replace(b'"Env"', b'"Labels": {"b": "1", "a": ""}, "Env"')
+    assert make_wish(one.container, one.image, config, places).labels == ("b", "a")
+    for odd in (rb'{"\u0000": "1"}', rb'{"\ud800": "1"}', rb'{"a": "1", "a": "2"}'):
+        hostile = config.replace(b'{"b": "1", "a": ""}', odd)
+        with pytest.raises(Refused) as refused:
+            make_wish(one.container, one.image, hostile, places)
+        assert refused.value.reason is Reason.IMAGE
+
+
 def test_a_config_that_an_engine_may_read_in_another_way_makes_no_wish(places):
     """Engines take `env` for `Env`: a variable that is not seen here would be granted there."""
     one = pack_container("gateway", RunSpec(command=("/a",)), environment=("EVIL=1",))
