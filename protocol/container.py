@@ -6,7 +6,7 @@ image's own config asks for (user, environment, volumes, entry point, health che
 gets stands in its `RunSpec`, which the managers sign (ATTACKS.md O4, O5).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -248,7 +248,7 @@ def _granted(value: Any) -> Any:
     return said
 
 
-def check_containers(containers: Iterable[Container], *, models: bool) -> None:
+def check_containers(containers: Sequence[Container], *, models: bool) -> None:
     """What types alone do not say, of each container and of all together.
 
     Args:
@@ -258,59 +258,110 @@ def check_containers(containers: Iterable[Container], *, models: bool) -> None:
     Raises:
         Refused: `MANIFEST`, `MEDIA_TYPE`, `LIMIT`: as `protocol.release.parse_manifest`.
     """
+    for container in containers:
+        check_kinds(container.name, [(image.platform, image.hardware) for image in container.images])
+        for image in container.images:
+            _check_image(container.name, image)
+    check_runs([(container.name, container.run) for container in containers], models=models)
+
+
+def check_kinds(name: Name, kinds: Sequence[tuple[Platform, tuple[Name, ...]]]) -> None:
+    """Whether each image of a container is the first that fits some machine: a machine takes the first.
+
+    Args:
+        name: Of the container.
+        kinds: Platform and hardware tags of its images, in the manifest's order.
+
+    Raises:
+        Refused: `MANIFEST`, `LIMIT`.
+    """
+    if len(kinds) > limits.CONTAINER_IMAGES:
+        raise _refused(name, f"{len(kinds)} images; the most is {limits.CONTAINER_IMAGES}", Reason.LIMIT)
+    for number, (platform, hardware) in enumerate(kinds):
+        for other, tags in kinds[:number]:
+            if other != platform or not set(tags) <= set(hardware):
+                continue
+            if set(tags) == set(hardware):
+                raise _refused(name, f"two images for one kind of machine: {_kind(platform, hardware)}")
+            raise _refused(
+                name,
+                f"no machine ever takes the image for {_kind(platform, hardware)}: the one for {_kind(other, tags)}, "
+                "which stands before it, fits all of them",
+                hint="put the image with more hardware tags first",
+            )
+
+
+def check_runs(runs: Iterable[tuple[Name, RunSpec]], *, models: bool) -> None:
+    """What the types of run specifications do not say, of each and of all together.
+
+    Args:
+        runs: Of the containers of one release, by name.
+        models: Whether it has any model.
+
+    Raises:
+        Refused: `MANIFEST`.
+    """
     publishers: dict[tuple[int, str], Name] = {}
     owners: dict[Name, tuple[Name, list[int]]] = {}  # of data folders: the first container, and its user
-    for container in containers:
-        _check_alone(container)
-        run = container.run
-        who = f"container {container.name}"
+    for name, run in runs:
+        _check_run(name, run)
         if run.sees_model and not models:
-            raise Refused(Reason.MANIFEST, f"{who}: it is to see a model, and the release has no model")
+            raise _refused(name, "it is to see a model (`sees_model`), and the release has no model")
         for port in run.ports:
-            other = publishers.setdefault((port.host, port.protocol), container.name)
-            if other != container.name:
-                raise Refused(Reason.MANIFEST, f"{who}: {other} publishes the port {port.host}/{port.protocol} too")
+            other = publishers.setdefault((port.host, port.protocol), name)
+            if other != name:
+                raise _refused(name, f"{other} publishes the port {port.host}/{port.protocol} too")
         user = [int(part) for part in run.user.split(":")]
         for mount in run.mounts:
             if isinstance(mount, DataMount):
-                other, owner = owners.setdefault(mount.name, (container.name, user))
+                other, owner = owners.setdefault(mount.name, (name, user))
                 if owner != user:
-                    raise Refused(
-                        Reason.MANIFEST,
-                        f"{who}: the data {mount.name} belongs to another user, that of container {other}",
+                    raise _refused(
+                        name,
+                        f"the data {mount.name} belongs to another user, that of container {other}",
                         hint="one data folder has one user: give both containers the same, or each its own folder",
                     )
 
 
-def _check_alone(container: Container) -> None:
-    def refuse(text: str, reason: Reason = Reason.MANIFEST) -> None:
-        raise Refused(reason, f"container {container.name}: {text}")
+def _check_image(name: Name, image: Image) -> None:
+    if image.config.media_type != CONFIG_MEDIA_TYPE:
+        raise _refused(name, f"an image config of the type {image.config.media_type}", Reason.MEDIA_TYPE)
+    if image.config.length_bytes > limits.IMAGE_CONFIG_BYTES:
+        raise _refused(name, f"an image config of more than {limits.IMAGE_CONFIG_BYTES} bytes", Reason.LIMIT)
+    for layer in image.layers:
+        if layer.artifact.media_type != LAYER_MEDIA_TYPE:
+            raise _refused(name, f"a layer of the type {layer.artifact.media_type}", Reason.MEDIA_TYPE)
 
-    kinds = [(image.platform, frozenset(image.hardware)) for image in container.images]
-    if len(set(kinds)) != len(kinds):
-        refuse("two images for one kind of machine")
-    for image in container.images:
-        if image.config.media_type != CONFIG_MEDIA_TYPE:
-            refuse(f"an image config of the type {image.config.media_type}", Reason.MEDIA_TYPE)
-        if image.config.length_bytes > limits.IMAGE_CONFIG_BYTES:
-            refuse(f"an image config of more than {limits.IMAGE_CONFIG_BYTES} bytes", Reason.LIMIT)
-        for layer in image.layers:
-            if layer.artifact.media_type != LAYER_MEDIA_TYPE:
-                refuse(f"a layer of the type {layer.artifact.media_type}", Reason.MEDIA_TYPE)
-    run = container.run
-    if not run.command[0] or (run.health is not None and not run.health.command[0]):
-        refuse("a command without a program")
+
+def _check_run(name: Name, run: RunSpec) -> None:
+    if not run.command[0]:
+        raise _refused(name, "`command` begins with no program")
+    if run.health is not None and not run.health.command[0]:
+        raise _refused(name, "`health.command` begins with no program")
     places = [mount.at for mount in run.mounts]
-    if len(set(places)) != len(places):
-        refuse("two mounts at one place")
+    for place in sorted({place for place in places if places.count(place) > 1}):
+        raise _refused(name, f"two mounts at {place!r:.200}")
     paths = [*places, run.workdir, *(mount.path for mount in run.mounts if isinstance(mount, HostMount))]
     for path in paths:
         if not set(path.split("/")).isdisjoint({".", ".."}):
-            refuse(f"the path {path!r} has '.' or '..' in it")
+            raise _refused(name, f"the path {path!r:.200} has '.' or '..' in it")
     if run.ports and run.network != "bridge":
-        refuse("ports are published on the network `bridge` only")
+        raise _refused(name, f'`ports` are published with `network = "bridge"` only; it is "{run.network}"')
     hosts = [(port.host, port.protocol) for port in run.ports]
-    if len(set(hosts)) != len(hosts):
-        refuse("two published ports are one")
+    for host, protocol in sorted({host for host in hosts if hosts.count(host) > 1}):
+        raise _refused(name, f"it publishes the port {host}/{protocol} of the machine twice")
     if hosts and run.strategy == "start-then-stop":
-        refuse(f"both versions run for a while, and only one of them can have the port {hosts[0][0]}")
+        raise _refused(
+            name,
+            f"with the strategy `start-then-stop` two versions run for a while, and only one of them can have the port "
+            f"{hosts[0][0]}",
+            hint='`strategy = "stop-then-start"`, or publish no port',
+        )
+
+
+def _kind(platform: Platform, hardware: tuple[Name, ...]) -> str:
+    return f"{platform} with {', '.join(hardware)}" if hardware else f"{platform} of any hardware"
+
+
+def _refused(name: Name, text: str, reason: Reason = Reason.MANIFEST, *, hint: str = "") -> Refused:
+    return Refused(reason, f"container {name}: {text}", hint=hint)

@@ -224,6 +224,15 @@ def test_images_of_one_platform_are_told_apart_by_hardware() -> None:
     assert "one kind of machine" in refused(container(images=same)), "the second would never be chosen"
 
 
+def test_each_image_is_the_first_that_fits_some_machine() -> None:
+    for before, behind in (([], ["jetson"]), (["jetson"], ["jetson", "nvme"]), (["nvme"], ["jetson", "nvme"])):
+        said = refused(container(images=[image(hardware=before), image(hardware=behind)]))
+        assert f"no machine ever takes the image for linux/arm64 with {', '.join(behind)}" in said
+        parse_manifest(manifest(container(images=[image(hardware=behind), image(hardware=before)])))
+    aside = [image(hardware=["nvme"]), image(hardware=["jetson"]), image(platform="linux/amd64", hardware=["nvme"])]
+    parse_manifest(manifest(container(images=aside)))
+
+
 PORT = {"network": "bridge", "ports": [{"container": 80, "host": 8080}]}
 OPEN = {"network": "bridge", "ports": [{"container": 81, "host": 8080, "address": "0.0.0.0"}]}
 UDP = {"network": "bridge", "ports": [{"container": 80, "host": 8080, "protocol": "udp"}]}
