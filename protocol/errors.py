@@ -6,6 +6,8 @@ them stand `SettingsError` (a person wrote something that we do not understand) 
 fit the state of things, and the message says which). Exit codes stand on the classes and are part of the contract.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum, unique
 from typing import ClassVar, Final
 
@@ -24,6 +26,17 @@ class HeadlandError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+
+@contextmanager
+def said_of(what: str) -> Iterator[None]:
+    """Puts before the message of an error of ours what it is about: `container sprayer: ...`."""
+    try:
+        yield
+    except HeadlandError as error:
+        error.message = f"{what}: {error.message}"
+        error.args = (error.message,)
+        raise
 
 
 class SettingsError(HeadlandError):

@@ -15,8 +15,10 @@ from typing import Final
 import msgspec
 from tuf.api.metadata import Targets
 
+from protocol.container import check_runs
 from protocol.errors import Reason, Refused, StateError
 from protocol.ids import Version
+from protocol.limits import CONTAINERS
 from protocol.objects import ImageTerms, ProductTerms
 from protocol.release import Model, ReleaseManifest, Variant, parse_manifest
 from protocol.wire import encode
@@ -92,10 +94,15 @@ def build(
     if untried is not None and not " ".join(untried.split()):
         raise StateError("--untried needs the reason, for all who sign to see")
 
+    check_description(description)
     gathering = Gathering(workspace, folder, checker, Intake(workspace, folder, environment, say), say)
-    manifest = _manifest(gathering, description, era, now)
-    manifest = parse_manifest(encode(manifest))  # all rules of the format, before anything is run
-    tried, left = _try_all(workspace, manifest, checker, untried, say)
+    with gathering.found(description.containers) as containers:  # layers come last: they take the longest
+        manifest = _manifest(gathering, description, era, now)
+        if manifest.models or manifest.configs:
+            manifest = parse_manifest(encode(manifest))  # all rules of the format, before anything is run
+        tried, left = _try_all(workspace, manifest, checker, untried, say)
+        taken = tuple(gathering.taken(container) for container in containers)
+    manifest = parse_manifest(encode(msgspec.structs.replace(manifest, containers=taken)))
     notes = [manifest.notes] if manifest.notes else []
     if untried is not None:
         notes.append(f"{UNTRIED}{' '.join(untried.split())}")
@@ -138,6 +145,24 @@ def check_rises(workspace: Workspace, description: ReleaseDescription, era: int)
         raise Refused(Reason.COUNTER_FLOOR, f"counter {description.counter} is below the product's floor of {floor}")
 
 
+def check_description(description: ReleaseDescription) -> None:
+    """What of a description can be judged before any file is read.
+
+    Raises:
+        SettingsError: An image that cannot be looked for.
+        Refused: As `parse_manifest`.
+    """
+    names = [container.name for container in description.containers]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        raise Refused(Reason.MANIFEST, f"two containers of the name {name}")
+    if len(names) > CONTAINERS:
+        raise Refused(Reason.LIMIT, f"{len(names)} containers; the most is {CONTAINERS}")
+    runs = [(container.name, container.run()) for container in description.containers]
+    check_runs(runs, models=bool(description.models))
+    for container in description.containers:
+        container.all_images()
+
+
 def _manifest(gathering: Gathering, description: ReleaseDescription, era: int, now: datetime) -> ReleaseManifest:
     return ReleaseManifest(
         format=1,
@@ -150,7 +175,6 @@ def _manifest(gathering: Gathering, description: ReleaseDescription, era: int, n
         min_agent=_min_agent(description),
         hardware=description.hardware,
         configs=tuple(gathering.config(config) for config in description.configs),
-        containers=tuple(gathering.container(container) for container in description.containers),
         sbom=gathering.artifact(description.sbom, "application/json") if description.sbom is not None else None,
         trial=description.trial,
         frame_policy=description.frame_policy,

@@ -33,7 +33,7 @@ import msgspec
 
 from protocol.artifact import MediaType
 from protocol.container import Platform, RunSpec
-from protocol.errors import SettingsError
+from protocol.errors import SettingsError, said_of
 from protocol.ids import Name, ProductName, Version
 from protocol.release import (
     Accelerator,
@@ -48,6 +48,7 @@ from protocol.release import (
     TrialRules,
 )
 from protocol.settings import Settings, parse_settings
+from signing.images.reference import EXAMPLE, check_reference
 
 DEFAULT_NAME = "release.toml"
 """What `release build FOLDER` looks for."""
@@ -114,6 +115,20 @@ class ContainerDescription(RunSpec, kw_only=True):
     image: str = ""
     images: tuple[ImageDescription, ...] = ()  # instead of `image`, when there are several: by hardware, or by platform
     platforms: tuple[Platform, ...] = ()  # only these of a multi-platform image; none: all that releases are for
+
+    def all_images(self) -> tuple[ImageDescription, ...]:
+        """Where its images are, each with the platforms that are wanted of it.
+
+        Raises:
+            SettingsError: Nowhere, in two ways, or where nothing can be looked for.
+        """
+        if bool(self.image) == bool(self.images):
+            raise SettingsError(f"container {self.name}: name one `image`, or several `images`", hint=EXAMPLE)
+        every = self.images or (ImageDescription(image=self.image),)
+        with said_of(f"container {self.name}"):
+            for each in every:
+                check_reference(each.image)
+        return tuple(msgspec.structs.replace(each, platforms=each.platforms or self.platforms) for each in every)
 
     def run(self) -> RunSpec:
         """What it is granted."""

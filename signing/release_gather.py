@@ -1,27 +1,27 @@
 """Reads what a release description names: files become artifacts in the workspace, models tell their tensors."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
 from protocol.artifact import Artifact, MediaType
-from protocol.container import Container, Image
-from protocol.errors import Reason, Refused, SettingsError, StateError
-from protocol.image_config import check_image
-from protocol.limits import IMAGE_CONFIG_BYTES
+from protocol.container import Container, Platform, RunSpec, check_kinds
+from protocol.errors import Reason, Refused, SettingsError, StateError, said_of
+from protocol.ids import Name
+from protocol.image_config import check_volumes, parse_image_config
 from protocol.release import Config, Golden, Layout, Model, Runtime, Tensor, Variant
 from signing.checker import Checker, Described
-from signing.images.content import Say
+from signing.images.content import Found, Say
 from signing.images.intake import Intake
-from signing.images.reference import EXAMPLE
 from signing.release_description import (
     ConfigDescription,
     ContainerDescription,
     GoldenDescription,
-    ImageDescription,
     ModelDescription,
     VariantDescription,
 )
@@ -37,6 +37,22 @@ MEDIA_TYPE_OF_SUFFIX: Final[Mapping[str, MediaType]] = {
     ".png": "image/png",
     ".txt": "text/plain",
 }
+
+
+class FoundImage(NamedTuple):
+    """An image of a container, before its layers are taken in."""
+
+    text: str
+    found: Found
+    hardware: tuple[Name, ...]
+
+
+class FoundContainer(NamedTuple):
+    """A container with all its images, the layers of which are still where they were found."""
+
+    name: Name
+    run: RunSpec
+    images: tuple[FoundImage, ...]
 
 
 @dataclass(frozen=True)
@@ -86,29 +102,35 @@ class Gathering:
         """A config artifact."""
         return Config(name=config.name, artifact=self.artifact(config.file, config.media_type))
 
-    def container(self, container: ContainerDescription) -> Container:
-        """A container with the images of all its platforms.
+    @contextmanager
+    def found(self, containers: Sequence[ContainerDescription]) -> Iterator[tuple[FoundContainer, ...]]:
+        """All images of all containers, for `taken` while this is open: what is wrong with one is said before any
+        layer is fetched.
 
         Raises:
-            SettingsError: It names no image.
-            Refused: `IMAGE`: an image that no machine would take.
+            SettingsError: An image that is not there.
+            StateError: The same, of an engine or a registry; no image for a platform.
+            Refused: An image that no machine would take.
+            LinkError: No answer.
         """
-        described = container.images or ((ImageDescription(image=container.image),) if container.image else ())
-        if not described or (container.images and container.image):
-            raise SettingsError(f"container {container.name}: name one `image`, or several `images`", hint=EXAMPLE)
-        images: list[Image] = []
-        for each in described:
-            found = self.intake.take(each.image, each.platforms or container.platforms, each.hardware)
-            images += found
-        made = Container(name=container.name, images=tuple(images), run=container.run())
-        for image in images:
-            try:
-                check_image(self.workspace.read_blob(image.config.sha256, IMAGE_CONFIG_BYTES), image, made.run)
-            except Refused as error:
-                raise Refused(
-                    error.reason, f"container {made.name}, {image.platform}: {error.message}", hint=error.hint
-                ) from error
-        return made
+        with ExitStack() as held:
+
+            @functools.cache  # containers may share an image
+            def find(text: str, platforms: tuple[Platform, ...]) -> tuple[Found, ...]:
+                return held.enter_context(self.intake.find(text, platforms))
+
+            yield tuple(_found(container, find) for container in containers)
+
+    def taken(self, container: FoundContainer) -> Container:
+        """A container whose images are in the workspace, with all their layers.
+
+        Raises:
+            StateError, Refused, LinkError: As `Intake.take`.
+        """
+        self.say(f"container {container.name}")
+        with said_of(f"container {container.name}"):
+            images = tuple(self.intake.take(*image) for image in container.images)
+        return Container(name=container.name, images=images, run=container.run)
 
     def artifact(self, name: str, media_type: MediaType | None = None) -> Artifact:
         """Keeps a file.
@@ -177,6 +199,21 @@ class Gathering:
         if not path.is_file():
             raise SettingsError(f"{path}: there is no such file")
         return path
+
+
+def _found(
+    container: ContainerDescription, find: Callable[[str, tuple[Platform, ...]], tuple[Found, ...]]
+) -> FoundContainer:
+    images: list[FoundImage] = []
+    run = container.run()
+    for each in container.all_images():
+        with said_of(f"container {container.name}"):
+            for found in find(each.image, each.platforms):
+                with said_of(f"{each.image}, {found.platform}"):
+                    check_volumes(parse_image_config(found.config), run)
+                images.append(FoundImage(each.image, found, each.hardware))
+    check_kinds(container.name, [(image.found.platform, image.hardware) for image in images])
+    return FoundContainer(container.name, run, tuple(images))
 
 
 def _agreed(name: str, stated: Described, found: Described) -> Described:

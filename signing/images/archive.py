@@ -85,14 +85,13 @@ class Archive:
         return blob.place if blob.sha256 is None else f"blobs/sha256/{blob.sha256}"
 
 
-def images_of_archive(path: Path, platforms: Collection[Platform], say: Say, *, what: str) -> tuple[Found, ...]:
+def images_of_archive(path: Path, platforms: Collection[Platform], say: Say) -> tuple[Found, ...]:
     """The images of an archive that holds one, for one platform or several.
 
     Args:
         path: Of the file.
         platforms: As `find_images`.
         say: Likewise.
-        what: The reference, for messages.
 
     Raises:
         SettingsError: It cannot be read, or holds several images.
@@ -102,38 +101,38 @@ def images_of_archive(path: Path, platforms: Collection[Platform], say: Say, *, 
     archive = Archive(path)
     index = archive.entry(INDEX, bounds.MANIFEST_BYTES)
     if index is not None:
-        top = choose(read_index(read_blob(archive, index)), "", what, hint=SAVE_ONE)
-        return find_images(archive, top, platforms, say, what=what)
+        top = choose(read_index(read_blob(archive, index)), "", hint=SAVE_ONE)
+        return find_images(archive, top, platforms, say)
     listed = archive.entry(LIST, bounds.MANIFEST_BYTES)
     if listed is None:
-        raise Refused(Reason.IMAGE, f"{what}: neither {INDEX} nor {LIST} is in it")
+        raise Refused(Reason.IMAGE, f"neither {INDEX} nor {LIST} is in it")
     try:
         images = msgspec.json.decode(read_blob(archive, listed), type=list[_Listed])
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-        raise Refused(Reason.IMAGE, f"{what}: not a list of images: {error}") from error
+        raise Refused(Reason.IMAGE, f"not a list of images: {error}") from error
     if len(images) != 1:
-        raise SettingsError(f"{what} holds {len(images)} images", hint=SAVE_ONE)
-    found = _image(archive, images[0], what)
-    if platforms and found.platform not in platforms:
-        raise StateError(f"{what} has no image for {', '.join(sorted(platforms))}, but one for {found.platform}")
+        raise SettingsError(f"it holds {len(images)} images", hint=SAVE_ONE)
+    found = _image(archive, images[0])
+    if missing := set(platforms) - {found.platform}:
+        raise StateError(f"no image for {', '.join(sorted(missing))}, but one for {found.platform}")
     return (found,)
 
 
-def _image(archive: Archive, listed: _Listed, what: str) -> Found:
+def _image(archive: Archive, listed: _Listed) -> Found:
     entry = archive.entry(listed.config, limits.IMAGE_CONFIG_BYTES)
     if entry is None:
-        raise Refused(Reason.IMAGE, f"{what}: its image config is not in it")
+        raise Refused(Reason.IMAGE, "its image config is not in it")
     data = read_blob(archive, entry)
     config = parse_image_config(data)
     if len(config.layers) != len(listed.layers):
-        raise Refused(Reason.IMAGE, f"{what} lists {len(listed.layers)} layers, the config {len(config.layers)}")
+        raise Refused(Reason.IMAGE, f"it lists {len(listed.layers)} layers, the config {len(config.layers)}")
     layers: list[Blob] = []
     known: dict[str, Blob] = {}
     for diff_id, name in zip(config.layers, listed.layers, strict=True):
         # A layer that stands twice in an image stands once in an archive; the second is a link, and links are not read.
         layer = archive.entry(name, bounds.LAYER_BYTES) or known.get(diff_id)
         if layer is None:
-            raise Refused(Reason.IMAGE, f"{what}: layer {diff_id[:12]} is not in it")
+            raise Refused(Reason.IMAGE, f"layer {diff_id[:12]} is not in it")
         known[diff_id] = layer
         layers.append(layer)
     return Found(config.platform, data, tuple(layers), archive, "")

@@ -82,4 +82,4 @@ def images_of_engine(
                 say(f"    {told // limits.MIB} MiB from the engine")
     if not told and not spool.stat().st_size:
         raise LinkError("the engine gives an empty archive")
-    return images_of_archive(spool, platforms, say, what=f"engine:{name}")
+    return images_of_archive(spool, platforms, say)

@@ -8,7 +8,7 @@ from typing import assert_never
 
 from protocol.artifact import Artifact
 from protocol.container import CONFIG_MEDIA_TYPE, LAYER_MEDIA_TYPE, Image, Layer, Platform
-from protocol.errors import Refused
+from protocol.errors import said_of
 from protocol.ids import Name
 from protocol.image_config import parse_image_config
 from signing import durable
@@ -39,13 +39,14 @@ class Intake:
     environment: Mapping[str, str]
     say: Say
 
-    def take(self, text: str, platforms: Collection[Platform], hardware: tuple[Name, ...]) -> tuple[Image, ...]:
-        """Takes the images of a reference, one for each platform.
+    @contextmanager
+    def find(self, text: str, platforms: Collection[Platform]) -> Iterator[tuple[Found, ...]]:
+        """The images of a reference, one for each platform, for `take` while this is open. No layer is fetched yet,
+        but those of an engine, which gives its images whole.
 
         Args:
             text: The reference.
             platforms: Only these; empty: all that it has and releases are for.
-            hardware: Tags that a machine must carry.
 
         Raises:
             SettingsError: The reference is wrong, or names what is not there.
@@ -53,35 +54,32 @@ class Intake:
             Refused: Something of it is not what it is said to be, or too much.
             LinkError: No answer, or not all of it.
         """
-        try:
-            with self._found(text, platforms) as images:
-                return tuple(self._image(text, image, hardware) for image in images)
-        except Refused as error:
-            raise Refused(error.reason, f"{text}: {error.message}", hint=error.hint) from error
-
-    @contextmanager
-    def _found(self, text: str, platforms: Collection[Platform]) -> Iterator[tuple[Found, ...]]:
-        reference = parse_reference(text)
         self.say(f"looking at {text}")
         with ExitStack() as held:
-            match reference.kind:
-                case "oci":
-                    folder, name = self._layout(reference.rest)
-                    yield images_of_layout(folder, name, platforms, self.say)
-                case "archive":
-                    yield images_of_archive(self.folder / reference.rest, platforms, self.say, what=text)
-                case "engine":
-                    spool = self.workspace.spool(text)
-                    held.callback(durable.unlink, spool)
-                    socket = find_socket(self.environment)
-                    yield images_of_engine(socket, reference.rest, spool, platforms, self.say)
-                case "registry" | "registry+http":
-                    asked = parse_registry(reference.rest)
-                    docker = DockerConfig.usual(self.environment)
-                    registry = Registry(asked, plain=reference.kind == "registry+http", docker=docker)
-                    yield images_of_registry(registry, asked, platforms, self.say, what=text)
-                case _:
-                    assert_never(reference.kind)
+            with said_of(text):
+                images = self._found(held, text, platforms)
+            yield images
+
+    def _found(self, held: ExitStack, text: str, platforms: Collection[Platform]) -> tuple[Found, ...]:
+        reference = parse_reference(text)
+        match reference.kind:
+            case "oci":
+                folder, name = self._layout(reference.rest)
+                return images_of_layout(folder, name, platforms, self.say)
+            case "archive":
+                return images_of_archive(self.folder / reference.rest, platforms, self.say)
+            case "engine":
+                spool = self.workspace.spool(text)
+                held.callback(durable.unlink, spool)
+                socket = find_socket(self.environment)
+                return images_of_engine(socket, reference.rest, spool, platforms, self.say)
+            case "registry" | "registry+http":
+                asked = parse_registry(reference.rest)
+                docker = DockerConfig.usual(self.environment)
+                registry = Registry(asked, plain=reference.kind == "registry+http", docker=docker)
+                return images_of_registry(registry, asked, platforms, self.say)
+            case _:
+                assert_never(reference.kind)
 
     def _layout(self, rest: str) -> tuple[Path, str]:
         """Folder and name: a colon may be part of the folder's name."""
@@ -91,13 +89,24 @@ class Intake:
             return whole, ""
         return self.folder / folder, name
 
-    def _image(self, text: str, found: Found, hardware: tuple[Name, ...]) -> Image:
+    def take(self, text: str, found: Found, hardware: tuple[Name, ...]) -> Image:
+        """Takes an image with all its layers into the workspace.
+
+        Args:
+            text: The reference that it was found by.
+            found: The image.
+            hardware: Tags that a machine must carry.
+
+        Raises:
+            StateError, Refused, LinkError: As `find`.
+        """
         config = parse_image_config(found.config)
         layers = []
         steps = zip(found.layers, config.layers, config.origins(), strict=True)
         for number, (blob, diff_id, origin) in enumerate(steps, 1):
             self.say(f"  {found.platform}: layer {number} of {len(config.layers)}, {diff_id[:12]}")
-            length = take_layer(self.workspace, found.content, blob, diff_id, self.say)
+            with said_of(text):
+                length = take_layer(self.workspace, found.content, blob, diff_id, self.say)
             artifact = Artifact(sha256=diff_id, length_bytes=length, media_type=LAYER_MEDIA_TYPE)
             layers.append(Layer(artifact=artifact, origin=origin))
         sha256 = self.workspace.add_blob(found.config)

@@ -94,17 +94,16 @@ def images_of_layout(folder: Path, name: str, platforms: Collection[Platform], s
         StateError: Likewise.
     """
     layout = Layout(folder)
-    top = choose(read_index(layout.index()), name, str(folder), hint="say which: oci:FOLDER:NAME")
-    return find_images(layout, top, platforms, say, what=str(folder))
+    top = choose(read_index(layout.index()), name, hint="say which: oci:FOLDER:NAME")
+    return find_images(layout, top, platforms, say)
 
 
-def choose(entries: list[Descriptor], name: str, where: str, *, hint: str) -> Descriptor:
+def choose(entries: list[Descriptor], name: str, *, hint: str) -> Descriptor:
     """The one entry of an index that is meant.
 
     Args:
         entries: Of the index.
         name: Of the image; empty when there is one.
-        where: The source, for messages.
         hint: What to do when there are several.
 
     Raises:
@@ -115,7 +114,7 @@ def choose(entries: list[Descriptor], name: str, where: str, *, hint: str) -> De
     if len(meant) != 1:
         known = ", ".join(sorted({f"{text!r:.80}" for text, _ in named if text})) or "none has a name"
         raise SettingsError(
-            f"{where} holds {len({entry.digest for entry in entries})} images ({known})"
+            f"it holds {len({entry.digest for entry in entries})} images ({known})"
             + (f"; {len(meant)} are called {name!r:.80}" if name else ""),
             hint=hint,
         )

@@ -83,9 +83,7 @@ def read_index(data: bytes) -> list[Descriptor]:
     return _entries(read)
 
 
-def find_images(
-    content: Content, top: Descriptor, platforms: Collection[Platform], say: Say, *, what: str
-) -> tuple[Found, ...]:
+def find_images(content: Content, top: Descriptor, platforms: Collection[Platform], say: Say) -> tuple[Found, ...]:
     """The images behind a descriptor, the best of each platform.
 
     Args:
@@ -93,7 +91,6 @@ def find_images(
         top: What a reference means: an index or a manifest.
         platforms: Only these; empty: all that releases are for.
         say: Hears what is left out.
-        what: The reference, for messages.
 
     Raises:
         Refused: `HASH`, `IMAGE`, `LIMIT`: something of it is not what it is said to be.
@@ -103,12 +100,12 @@ def find_images(
     for manifest in _manifests(content, top, platforms, say, bounds.INDEX_DEPTH):
         image, rank = _image(content, manifest, top.digest)
         if platforms and image.platform not in platforms:
-            say(f"{what}: left out {image.platform}")
+            say(f"  left out {image.platform}")
         elif image.platform not in found or rank < found[image.platform][0]:
             found[image.platform] = (rank, image)
     missing = sorted(set(platforms) - set(found))
     if missing or not found:
-        raise StateError(f"{what} has no image for {', '.join(missing) or 'any machine that releases are for'}")
+        raise StateError(f"no image for {', '.join(missing) or 'any machine that releases are for'}")
     return tuple(image for _, image in found.values())
 
 
@@ -151,7 +148,7 @@ def _manifests(
         if not content.has(
             entry.blob(bounds.MANIFEST_BYTES)
         ):  # an engine keeps the whole index of what it has a part of
-            say(f"left out {entry.digest[:19]}: it is named and not there")
+            say(f"  left out {entry.digest[:19]}: it is named and not there")
             continue
         yield from _manifests(content, entry, platforms, say, depth - 1)
 

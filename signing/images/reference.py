@@ -47,6 +47,17 @@ def parse_reference(text: str) -> Reference:
     raise SettingsError(f"image {text!r:.200}: cannot be looked for", hint=f"write {EXAMPLE}")
 
 
+def check_reference(text: str) -> None:
+    """Whether something can be looked for.
+
+    Raises:
+        SettingsError: No.
+    """
+    reference = parse_reference(text)
+    if reference.kind in ("registry", "registry+http"):
+        parse_registry(reference.rest)
+
+
 def parse_registry(text: str) -> RegistryReference:
     """Reads what stands behind `registry:`.
 

@@ -149,12 +149,12 @@ class Registry:
 
 
 def images_of_registry(
-    registry: Registry, reference: RegistryReference, platforms: Collection[Platform], say: Say, *, what: str
+    registry: Registry, reference: RegistryReference, platforms: Collection[Platform], say: Say
 ) -> tuple[Found, ...]:
     """The images of a reference. Raises as `Registry.resolve` and `find_images`."""
     top = registry.resolve(reference)
-    say(f"{what} is {top.digest}")
-    return find_images(registry, top, platforms, say, what=what)
+    say(f"  it is {top.digest}")
+    return find_images(registry, top, platforms, say)
 
 
 def _behind(chunks: Chunks, at: int) -> Chunks:

@@ -93,7 +93,7 @@ def test_a_registry_must_be_who_it_says_it_is(taking: Taking, tmp_path: Path) ->
         reference = parse_registry(f"{host}/app:1.0")
         known = ssl.create_default_context(cafile=str(tls[0]))
         registry = Registry(reference, plain=False, docker=DockerConfig(tmp_path / "none.json"), tls=known)
-        (found,) = images_of_registry(registry, reference, (), taking.said.append, what="app")
+        (found,) = images_of_registry(registry, reference, (), taking.said.append)
         assert found.config == ONE.config
 
 

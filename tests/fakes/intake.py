@@ -22,7 +22,9 @@ class Taking:
         return Intake(self.workspace, self.folder, self.environment, self.said.append)
 
     def take(self, text: str, *platforms: str) -> tuple[Image, ...]:
-        return self.intake.take(text, platforms, ())  # type: ignore[arg-type]  # tests write them as people do
+        intake = self.intake
+        with intake.find(text, platforms) as images:  # type: ignore[arg-type]  # tests write them as people do
+            return tuple(intake.take(text, image, ()) for image in images)
 
     def is_whole(self, image: Image, built: BuiltImage) -> bool:
         """Whether all of it is here, as it was built."""

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from protocol.container import DataMount, HealthCheck, HostMount, ReleaseMount, ScratchMount
-from protocol.errors import SettingsError
+from protocol.errors import Reason, Refused, SettingsError
 from protocol.limits import MANIFEST_BYTES
 from protocol.release import ReleaseManifest, parse_manifest
 from signing.release_description import read_description
@@ -118,10 +118,72 @@ def test_a_volume_of_the_image_needs_a_mount_before_anybody_can_sign(tool: Manag
     folder = tool.describe("1.0.0", 1, more=CONTAINER)
     write_layout(folder / "image", {"1.0": [wants]})
     said = tool.fail("release", "build", folder, code=4)
-    assert "sprayer, linux/amd64" in said and "/var/lib/app" in said and "add a mount" in said
+    assert "container sprayer: oci:image:1.0, linux/amd64" in said and "/var/lib/app" in said and "add a mount" in said
     mount = 'mounts = [{ kind = "data", name = "store", at = "/var/lib/app" }]'
     (folder / "release.toml").write_text((folder / "release.toml").read_text() + mount)
     tool.run("release", "build", folder)
+
+
+NOBODY = CONTAINER.replace("oci:image:1.0", "registry:127.0.0.1:1/app")  # who asks there learns that nobody answers
+PORT = 'network = "bridge"\nports = [{ container = 80, host = 8080 }]\n'
+GATEWAY = NOBODY.replace("sprayer", "gateway")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (NOBODY + NOBODY, "two containers of the name sprayer"),
+        (NOBODY + PORT + GATEWAY + PORT, "container gateway: sprayer publishes the port 8080/tcp too"),
+        (
+            NOBODY + 'mounts = [{ kind = "link", at = "/a" }, { kind = "scratch", at = "/a" }]',
+            "container sprayer: two mounts at '/a'",
+        ),
+        (
+            NOBODY + PORT.replace('network = "bridge"', ""),
+            'container sprayer: `ports` are published with `network = "br',
+        ),
+        (NOBODY.replace('"/app", ', '"", '), "container sprayer: `command` begins with no program"),
+    ],
+)
+def test_what_a_run_specification_gets_wrong_is_said_before_any_image_is_looked_at(
+    tool: ManagersTool, text: str, said: str
+) -> None:
+    assert said in fails(tool, text, 4)
+
+
+def layers_kept(tool: ManagersTool) -> set[str]:
+    layers = {digest for image in (APP, ARM) for digest in image.diff_ids}
+    return {digest for digest in layers if tool.workspace.blob(digest).exists()}
+
+
+def test_every_image_is_looked_at_before_the_layers_of_one_are_taken(tool: ManagersTool) -> None:
+    wants = make_image([LOWER], config={"Volumes": {"/var/lib/app": {}}})
+    folder = described(tool, CONTAINER + CONTAINER.replace("sprayer", "store").replace("oci:image:1.0", "oci:other"))
+    write_layout(folder / "other", {"1.0": [wants]})
+    said = tool.fail("release", "build", folder, code=4)
+    assert "container store: oci:other, linux/amd64: the image declares a volume at '/var/lib/app'" in said
+    assert layers_kept(tool) == set()
+
+
+def test_a_model_that_fails_its_golden_inputs_costs_no_layer(tool: ManagersTool) -> None:
+    tool.checker.refusal = Refused(Reason.GOLDEN, "other numbers")
+    fails(tool, CONTAINER, 4)
+    assert layers_kept(tool) == set()
+    tool.checker.refusal = None
+    built(tool)
+    assert layers_kept(tool) == {*APP.diff_ids, *ARM.diff_ids}
+
+
+def test_an_image_that_no_machine_would_ever_take_is_refused_with_how_to_order_them(tool: ManagersTool) -> None:
+    text = CONTAINER.replace(
+        'image = "oci:image:1.0"',
+        'platforms = ["linux/arm64"]\n'
+        'images = [{ image = "oci:image" }, { image = "oci:image", hardware = ["jetson"] }]',
+    )
+    said = fails(tool, text, 4)
+    assert "no machine ever takes the image for linux/arm64 with jetson" in said
+    assert "put the image with more hardware tags first" in said
+    assert layers_kept(tool) == set()
 
 
 def test_two_images_for_one_kind_of_machine_are_refused(tool: ManagersTool) -> None:

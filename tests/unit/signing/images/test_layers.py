@@ -180,7 +180,9 @@ from signing.workspace import Workspace
 folder = Path(sys.argv[1])
 workspace = Workspace.create(folder / "workspace")
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-Intake(workspace, folder, {}, lambda line: None).take("oci:layout", (), ())
+intake = Intake(workspace, folder, {}, lambda line: None)
+with intake.find("oci:layout", ()) as (image,):
+    intake.take("oci:layout", image, ())
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
 
