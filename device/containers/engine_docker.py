@@ -72,6 +72,9 @@ _NOT_THE_RELEASES_FAULT: Final = (
     "is unavailable",
     "connection refused",
     "shutting down",
+    "iptables",
+    "netavark",
+    "plugin type=",  # of a network
 )
 _THE_RELEASES_FAULT: Final = (
     "oci runtime",
@@ -281,6 +284,8 @@ class DockerEngine:
                     if _state(facts) == "running" and _prefixed(facts["Image"]) == image["Id"]:
                         return
                     api.remove_container(one["Id"], v=True, force=True)
+            if wish.network == "bridge":
+                api.inspect_network("bridge")  # without one, Docker gives neither network nor ports, and says nothing
             request = create_request(self._owner, wish, image["Id"], podman=kind.podman)
             try:
                 self._make(api, request, wish)

@@ -232,6 +232,18 @@ async def test_an_image_may_have_one_layer_twice(bench: Bench, tmp_path: Path) -
     await bench.engine.start(bench.wish(image))
 
 
+async def test_an_engine_without_a_bridge_starts_no_container_that_needs_one_and_that_is_no_evidence(
+    shared_docker: PrivateEngine, tmp_path: Path
+) -> None:
+    bench = real_bench(shared_docker, tmp_path / "images")
+    image = bench.images.app("one")
+    await bench.engine.load(image.image, image.files)
+    with pytest.raises(EngineError, match="network bridge not found"):
+        await bench.engine.start(bench.wish(image, network="bridge", ports=((80, "tcp", "127.0.0.1", 18080),)))
+    assert (await bench.engine.view()).containers == ()
+    await bench.clear()
+
+
 async def test_a_container_that_somebody_paused_is_no_obstacle(shared_docker: PrivateEngine, tmp_path: Path) -> None:
     bench = real_bench(shared_docker, tmp_path / "images")
     image = bench.images.app("one")

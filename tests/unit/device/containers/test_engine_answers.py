@@ -59,6 +59,10 @@ OBSTACLES = [
     (500, "OCI runtime create failed: runc: rootfs: structure needs cleaning: unknown"),
     (400, "invalid mount config for type bind: bind source path does not exist: /state/run/link"),
     (500, "fork/exec /usr/bin/runc: cannot allocate memory"),
+    (
+        500,
+        'plugin type="portmap" failed: failed to locate iptables: exec: "iptables": executable file not found in $PATH',
+    ),
     (503, "something that nobody has seen before"),
 ]
 
