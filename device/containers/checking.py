@@ -8,7 +8,7 @@ import asyncio
 from device.containers.wishes import Places, check_host_mounts
 from device.update.ports import Canary, ReleaseSet
 from protocol import limits
-from protocol.container import Container, Image
+from protocol.container import Image
 from protocol.errors import Reason, Refused
 from protocol.ids import digest
 from protocol.image_config import check_image
@@ -48,16 +48,7 @@ class ContainerCanary:
                 raise Refused(
                     refused.reason, f"container {container.name}: {refused.message}", hint=refused.hint
                 ) from refused
-            _check_mounts(container, self._places)
-
-
-def _check_mounts(container: Container, places: Places) -> None:
-    try:
-        check_host_mounts(container, places)
-    except Refused as refused:
-        # A folder that is not there now may be there later: the start looks again, and waits for it.
-        if refused.reason is not Reason.WRONG_HARDWARE:
-            raise
+        check_host_mounts(release.manifest.containers, self._places)
 
 
 def _config(release: ReleaseSet, image: Image) -> bytes:

@@ -120,15 +120,29 @@ def give_data(container: Container, places: Places) -> None:
             _give(places.data / mount.name, container.run.user)
 
 
-def check_host_mounts(container: Container, places: Places) -> None:
-    """Whether this machine allows what a container wants of its folders. Blocking.
+def check_host_mounts(containers: Iterable[Container], places: Places) -> None:
+    """Whether this machine allows what the containers of a release want of its folders. Blocking.
+
+    Whoever may write into a folder may put a symlink in the place of one in it, between our look at that and the
+    engine's: so nothing is mounted from within what a container may write.
 
     Raises:
-        Refused: `IMAGE`: it does not.
+        Refused: `IMAGE`: it does not. A folder that is not there now may be there later: the start looks again.
     """
-    for mount in container.run.mounts:
-        if isinstance(mount, HostMount):
-            _host_folder(container.name, mount, places)
+    wanted = [(one.name, mount) for one in containers for mount in one.run.mounts if isinstance(mount, HostMount)]
+    for name, mount in wanted:
+        try:
+            _host_folder(name, mount, places)
+        except Refused as refused:
+            if refused.reason is not Reason.WRONG_HARDWARE:
+                raise
+        for other, outer in wanted:
+            if not outer.read_only and Path(os.path.realpath(outer.path)) in Path(os.path.realpath(mount.path)).parents:
+                raise Refused(
+                    Reason.IMAGE,
+                    f"container {name}: {mount.path} lies in {outer.path}, where container {other} may write",
+                    hint="mount folders that lie side by side, or the outer one `read_only`",
+                )
 
 
 def _binds(container: Container, places: Places, disk: Disk) -> Iterator[Bind]:

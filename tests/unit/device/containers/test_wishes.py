@@ -164,7 +164,7 @@ def test_a_container_is_in_the_groups_that_its_devices_belong_to_but_never_in_ro
 
 def host(path: Path | str, places: Places) -> Bind:
     run = RunSpec(command=("/a",), mounts=(HostMount(path=str(path), at="/host"),))
-    check_host_mounts(pack_container("gateway", run).container, places)
+    check_host_mounts([pack_container("gateway", run).container], places)
     (bind,) = wish_for(run, places).binds
     return bind
 
@@ -211,3 +211,32 @@ def test_a_folder_that_is_not_there_now_speaks_of_the_machine(places, tmp_path):
     with pytest.raises(Refused) as refused:
         host(tmp_path / "stick", allowing)
     assert refused.value.reason is Reason.WRONG_HARDWARE
+
+
+def test_nothing_is_mounted_from_within_what_a_container_may_write(places, tmp_path):
+    """It could put a symlink in its place between our look and the engine's."""
+    media = tmp_path / "media"
+    (media / "stick").mkdir(parents=True)
+    (tmp_path / "alias").symlink_to(media)
+    allowing = Places(places.sets, places.link, places.data, host=(media,), never=places.never)
+
+    def check(*mounts: tuple[str, HostMount]) -> None:
+        check_host_mounts(
+            [pack_container(name, RunSpec(command=("/a",), mounts=(mount,))).container for name, mount in mounts],
+            allowing,
+        )
+
+    stick = HostMount(path=str(media / "stick"), at="/stick")
+    for writable in (media, tmp_path / "alias"):
+        outer = HostMount(path=str(writable), at="/media", read_only=False)
+        for inner in (stick, HostMount(path=str(media / "not" / "there yet"), at="/x")):
+            for order in ([("a", outer), ("b", inner)], [("b", inner), ("a", outer)]):
+                with pytest.raises(Refused, match="where container a may write") as refused:
+                    check(*order)
+                assert refused.value.reason is Reason.IMAGE
+        check(("a", outer), ("b", HostMount(path=str(media), at="/same")))
+    check(("a", HostMount(path=str(media), at="/media")), ("b", stick))
+    check(
+        ("a", HostMount(path=str(media / "stick"), at="/s", read_only=False)),
+        ("b", HostMount(path=str(media), at="/m")),
+    )
