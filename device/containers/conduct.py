@@ -118,7 +118,7 @@ class Conduct:
         return is_up(self.seen) and (not self.run.sees_model or self.sees in models)
 
     def fault(self, models: Collection[Digest], switched_s: float | None, now_s: float) -> str:
-        """What speaks against it; empty when nothing does.
+        """What it does that speaks against it; empty when nothing does.
 
         Args:
             models: Of the release.
@@ -134,15 +134,22 @@ class Conduct:
             return f"{who} ended by itself {_times(self.ends)}: {self.ending}"
         if self.is_sick:
             return f"{who} is {self.trouble}"
-        began_s = max(self.since_s, self._born_s)
-        if not is_up(self.seen) and now_s - began_s > self.up_limit_s:
-            return f"{who} did not come up within {self.up_limit_s:.0f} s"
-        if switched_s is None or not self.run.sees_model or not self._runs or self.sees in models:
+        if self.sees is not None and self._sees_late(models, switched_s, now_s):
+            return f"{who} sees model {self.sees[:12]} {self._after_the_change}"
+        return ""
+
+    def lag(self, models: Collection[Digest], switched_s: float | None, now_s: float) -> str:
+        """What it has not done in its time; empty when there is nothing. For `fault`'s arguments.
+
+        It speaks against a release that never served, and not against one that did: at a boot all comes up at once.
+        """
+        if self.refused or self.hindered is not None:
             return ""
-        if now_s - max(switched_s, began_s) <= self.run.sees_within_s:
-            return ""
-        what = f"sees model {self.sees[:12]}" if self.sees is not None else "told of no model"
-        return f"{who} {what} {self.run.sees_within_s:.0f} s after the change: it was to see one of the release"
+        if not is_up(self.seen) and now_s - max(self.since_s, self._born_s) > self.up_limit_s:
+            return f"container {self.name} did not come up within {self.up_limit_s:.0f} s"
+        if self.sees is None and self._sees_late(models, switched_s, now_s):
+            return f"container {self.name} told of no model {self._after_the_change}"
+        return ""
 
     @property
     def is_sick(self) -> bool:
@@ -166,6 +173,15 @@ class Conduct:
         """How long it may take from its start until it is up."""
         health = self.run.health
         return UP_S + (health.start_s + health.retries * (health.interval_s + health.timeout_s) if health else 0.0)
+
+    def _sees_late(self, models: Collection[Digest], switched_s: float | None, now_s: float) -> bool:
+        if switched_s is None or not self.run.sees_model or not self._runs or self.sees in models:
+            return False
+        return now_s - max(switched_s, self.since_s, self._born_s) > self.run.sees_within_s
+
+    @property
+    def _after_the_change(self) -> str:
+        return f"{self.run.sees_within_s:.0f} s after the change: it was to see one of the release"
 
     def _wait(self, lived_s: float, now_s: float) -> None:
         restart = self.run.restart

@@ -11,7 +11,7 @@ nothing about a container, and no frame waits for it.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Final, Protocol
 
@@ -191,8 +191,8 @@ class ContainerKeeper:
             await self._next_look()
             if not self._answers:
                 raise EngineAwayError(self.hindered())
-            if self._faults():
-                raise Refused(Reason.TRIAL_CONTAINER, self._faults()[0])
+            if found := (*self._told(Conduct.fault), *self._told(Conduct.lag)):
+                raise Refused(Reason.TRIAL_CONTAINER, found[0])
             match obstacle := self._obstacle():
                 case Refused(reason=Reason.WRONG_HARDWARE):
                     raise obstacle
@@ -240,7 +240,11 @@ class ContainerKeeper:
 
     def faults(self) -> tuple[str, ...]:
         """What speaks against a release on trial. Never blocks."""
-        return self._faults() if self._aim.trial else ()
+        return self._told(Conduct.fault) if self._aim.trial else ()
+
+    def lags(self) -> tuple[str, ...]:
+        """What of a release on trial is not there in its time. Never blocks."""
+        return self._told(Conduct.lag) if self._aim.trial else ()
 
     def hindered(self) -> str:
         """Why nothing can be told or done now; empty when it can. Never blocks."""
@@ -401,7 +405,8 @@ class ContainerKeeper:
         if conduct.run.sees_model and seen.state == "running" and (aim.trial or conduct.sees not in aim.models):
             limit_bytes = LOG_BYTES if conduct.was_heard else FIRST_LOG_BYTES
             conduct.hears(await self._engine.log(seen.id, seen.started, limit_bytes))
-        if conduct.last_words is None and conduct.fault(aim.models, aim.switched_s, self._clock()):
+        speaks = [told(conduct, aim.models, aim.switched_s, self._clock()) for told in (Conduct.fault, Conduct.lag)]
+        if conduct.last_words is None and any(speaks):
             conduct.last_words = words((await self._engine.log(seen.id, "", LOG_BYTES)).decode(errors="replace"))
 
     async def _step(self, aim: Aim, view: EngineView, conducts: Mapping[str, Conduct]) -> bool:
@@ -516,13 +521,13 @@ class ContainerKeeper:
             return False
         return True
 
-    def _faults(self) -> tuple[str, ...]:
+    def _told(self, of: Callable[[Conduct, Collection[Digest], float | None, float], str]) -> tuple[str, ...]:
         aim, found = self._aim, []
         for one in aim.wanted.values():
             conduct = self._conducts[one.spec]
             # By the time of the look: while an engine hangs nobody sees what comes up, or hears what is said.
-            if fault := conduct.fault(aim.models, aim.switched_s, self._seen_s):
-                found.append(fault + (f"; it said: {conduct.last_words}" if conduct.last_words else ""))
+            if said := of(conduct, aim.models, aim.switched_s, self._seen_s):
+                found.append(said + (f"; it said: {conduct.last_words}" if conduct.last_words else ""))
         return tuple(found)
 
     async def _next_look(self) -> None:

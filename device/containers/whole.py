@@ -105,6 +105,7 @@ class WholeSet:
             health,
             serving=health.serving and complete and self._containers.is_well(),
             faults=self._containers.faults(),
+            late=self._containers.lags(),
             hindered=self._containers.hindered(),
         )
 

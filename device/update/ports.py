@@ -43,6 +43,8 @@ class Health:
         crashes: What ended each worker that died by itself: `SIGSEGV`, `exit 1`.
         latency_ms: 95th percentile of the last inferences by model name, preprocessing included.
         faults: What speaks against its containers, each with the last lines of its log.
+        late: Which of its containers are not up, or have not seen their model, in their time: it speaks against a
+            release that never served.
         hindered: Why nothing can be told of its containers or done about them now; that says nothing about them.
     """
 
@@ -53,6 +55,7 @@ class Health:
     crashes: tuple[str, ...] = ()
     latency_ms: Mapping[str, float] | None = None
     faults: tuple[str, ...] = ()
+    late: tuple[str, ...] = ()
     hindered: str = ""
 
 

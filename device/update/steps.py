@@ -51,7 +51,7 @@ def failed(refused: Refused | HinderedError, record: UpdateRecord) -> Step:
             event = Event.DAMAGED
         case Reason.WRONG_HARDWARE:
             event = Event.SPENT
-        case Reason.MODEL_LOAD if record.healthy_s:
+        case Reason.MODEL_LOAD | Reason.TRIAL_CONTAINER if record.healthy_s:
             event = Event.SPENT
         case _:
             event = Event.FAILED

@@ -17,7 +17,8 @@ class Watched:
         inferences: Finished ones, also those that failed.
         errors: Those that failed.
         this_start_s: Healthy seconds of this start alone.
-        hindered_s: Seconds in which nothing could be told of its containers, since the set served last.
+        hindered_s: Seconds without a verdict since the set served last: nothing could be told of its containers, or
+            they did not come up again.
     """
 
     healthy_s: float = 0.0
@@ -60,7 +61,7 @@ class Watch:
         """
         if health.serving:
             self._hindered_s = 0.0
-        elif health.hindered:
+        elif why_no_verdict(health, self._healthy_s):
             self._hindered_s += passed_s
         if health.inferences < self._inferences or health.errors < self._errors:
             # The workers were started anew and count from nothing.
@@ -93,8 +94,9 @@ def find_evidence(health: Health, watched: Watched, rules: TrialRules, bounds: M
     """
     if speak_of_the_model(health.crashes):
         return Evidence(Reason.TRIAL_CRASH, f"a worker died: {', '.join(health.crashes[:5])}")
-    if health.faults:
-        return Evidence(Reason.TRIAL_CONTAINER, "; ".join(health.faults[:3]))
+    faults = health.faults if watched.healthy_s else (*health.faults, *health.late)
+    if faults:
+        return Evidence(Reason.TRIAL_CONTAINER, "; ".join(faults[:3]))
     if not health.serving:
         return None
     enough = max(rules.min_inferences, 1)
@@ -112,6 +114,19 @@ def find_evidence(health: Health, watched: Watched, rules: TrialRules, bounds: M
                     f"model {model} takes {latency_ms:.0f} ms (95th percentile); at most {bound.latency_ms:.0f} ms",
                 )
     return None
+
+
+def why_no_verdict(health: Health, healthy_s: float) -> str:
+    """What is in the way of a verdict; empty when nothing is.
+
+    A container that is late where the set served before says as little as a model that takes long to load: a machine is
+    slow at a boot, when all is read at once.
+
+    Args:
+        health: The newest look.
+        healthy_s: Of the trial so far.
+    """
+    return health.hindered or ("; ".join(health.late) if healthy_s else "")
 
 
 def speak_of_the_model(crashes: Sequence[str]) -> bool:

@@ -8,11 +8,11 @@ from device.update.ports import HinderedError, ReleaseSet, Workers
 from device.update.progress import Progress
 from device.update.states import Event, State, UpdateRecord
 from device.update.steps import Step, failed
-from device.update.trial import Watch, Watched, find_evidence, is_proven, is_time_up
+from device.update.trial import Watch, Watched, find_evidence, is_proven, is_time_up, why_no_verdict
 from device.update.world import UpdateSettings, World
 from protocol.errors import Reason, Refused
 
-HINDERED_S: Final = 900.0  # how long a trial bears an engine that does not answer; then it is tried again later
+HINDERED_S: Final = 900.0  # how long a trial bears what is no evidence; then it is tried again later
 PERSIST_S: Final = 10.0  # the most of a trial that a cut forgets; a tenth of a short trial
 
 
@@ -69,7 +69,8 @@ class Watcher:
                     return failed(error, record)
                 continue
             watched = watch.take(health, passed_s)
-            show(Progress(State.TRIAL, why=health.hindered, healthy_s=watched.healthy_s))
+            hindered = why_no_verdict(health, watched.healthy_s)
+            show(Progress(State.TRIAL, why=hindered, healthy_s=watched.healthy_s))
             if is_proven(watched, rule):  # a verdict is about what is so now, not what was so at the last look
                 try:
                     await self._workers.converge(release, trial=True)
@@ -79,8 +80,8 @@ class Watcher:
             found = find_evidence(health, watched, rule, bounds)
             if found is not None:
                 return Step(Event.FAILED, found.reason, found.detail)
-            if watched.hindered_s > HINDERED_S:
-                return Step(Event.SPENT, Reason.TRIAL_UNFINISHED, health.hindered)
+            if hindered and watched.hindered_s > HINDERED_S:
+                return Step(Event.SPENT, Reason.TRIAL_UNFINISHED, hindered)
             proven = is_proven(watched, rule) and health.digest == release.digest and health.serving
             settles = not record.settled and watched.this_start_s >= states.settles_at_s(rule)
             if proven or settles or watched.healthy_s - record.healthy_s >= persist_s:

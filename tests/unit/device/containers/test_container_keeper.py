@@ -321,7 +321,7 @@ def test_a_container_is_to_see_a_model_of_the_release(story, says, fault):
         await asyncio.sleep(9)
         assert faults(field) == ()
         await asyncio.sleep(5)
-        found = faults(field)
+        found = (*faults(field), *field.whole.health().late)
         assert [fault in one for one in found] == [True] * bool(fault)
         assert field.whole.health().serving == (not fault)
 
@@ -345,6 +345,27 @@ def test_of_a_container_that_goes_on_the_sight_of_the_new_model_counts(story):
         assert "sees model" in faults(field)[0]
         await asyncio.sleep(30)
         assert (faults(field), field.whole.health().serving) == ((), True)
+
+    story(tell)
+
+
+def test_what_comes_up_late_at_a_boot_is_told_apart_from_what_speaks_against_it_and_goes_on_coming_up(story):
+    async def tell(field):
+        await field.serve("old")
+        await field.whole.converge(field.releases["new"], trial=True)
+        await field.settled("new")
+        await field.machine.end_agent()
+        field.daemon.die()
+        field.daemon.restart()
+        field.behaves("new", "gateway", Behaviour(healthy_after_s=200.0, says=((0.0, "reads its card"),)))
+        field.machine.start_agent()
+        await field.whole.converge(field.releases["new"], trial=True)
+        await asyncio.sleep(100)
+        health = field.whole.health()
+        assert (health.faults, health.serving) == ((), False)
+        assert health.late == ("container gateway did not come up within 42 s; it said: reads its card",)
+        await field.settled("new")
+        assert field.whole.health().late == ()
 
     story(tell)
 

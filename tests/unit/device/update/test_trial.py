@@ -61,6 +61,18 @@ def test_seconds_without_any_word_of_the_engine_add_up_until_the_set_serves():
     assert watch.take(away, 5).hindered_s == 5
 
 
+def test_what_is_late_is_held_against_a_release_that_never_served_and_else_waited_for():
+    late = health(serving=False, late=("container a did not come up within 30 s",))
+    watch = Watch(Watched())
+    first = watch.take(late, 5)
+    assert first == Watched()
+    assert find_evidence(late, first, RULES, BOUNDS).reason is Reason.TRIAL_CONTAINER
+    watch.take(health(), 1)
+    again = watch.take(late, 5)
+    assert again.hindered_s == 5
+    assert find_evidence(late, again, RULES, BOUNDS) is None
+
+
 def test_neither_errors_nor_latency_are_held_against_a_set_that_is_not_whole():
     many = {"inferences": 100, "errors": 100, "latency_ms": {"pests": 500.0}}
     assert found(health(serving=False, **many)) is None

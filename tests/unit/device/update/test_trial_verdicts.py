@@ -11,6 +11,7 @@ from device.accounts import Accounts
 from device.update.ports import Health, HinderedError
 from device.update.states import State
 from device.update.watching import HINDERED_S
+from protocol.errors import Reason, Refused
 from protocol.release import TrialRules
 from tests.fakes.machines import Bench
 from tests.fakes.updates import MACHINE, BlobSource, Release, noise, terms
@@ -108,6 +109,48 @@ async def test_not_to_come_up_at_a_boot_counts_only_against_a_release_that_never
         ends = ("unfinished", "model-load") if served else ("rolled-back", "model-load")
         await bench.until(lambda: ends in bench.outcomes())
         assert bool(bench.db.refusals()) is not served
+
+
+@pytest.mark.parametrize("served", [True, False])
+async def test_a_container_that_comes_up_slowly_counts_only_against_a_release_that_never_served(bench, served):
+    late = Health(digest=NEW.digest, serving=False, late=("container a did not come up within 30 s",))
+    async with bench.running() as updater:
+        await begin(bench, NEW)
+        if served:
+            await bench.until(lambda: updater.record.healthy_s > 0)
+    bench.workers.shown[NEW.digest] = late
+    async with bench.running() as updater:
+        if not served:
+            await bench.settled()
+            assert bench.outcomes()[-1] == ("rolled-back", "trial-container")
+            return
+        await bench.until(lambda: "did not come up" in updater.progress().why)
+        began_s = bench.elapsed_s
+        await bench.until(lambda: bench.elapsed_s - began_s > HINDERED_S / 2)
+        bench.workers.shown[NEW.digest] = Health(digest=NEW.digest, serving=True, inferences=0)
+        await bench.until(lambda: not updater.progress().why)
+        assert updater.record.state is State.TRIAL
+        bench.workers.shown[NEW.digest] = late
+        await bench.until(lambda: ("unfinished", "trial-unfinished") in bench.outcomes())
+        assert bench.db.refusals() == ()
+
+
+async def test_a_container_that_does_not_come_up_again_after_the_release_gave_way_for_a_moment_is_no_evidence(bench):
+    """A full disk takes no record: the committed release serves until it does, and may be what is in the way."""
+    async with bench.running() as updater:
+        await begin(bench, NEW)
+        await bench.until(lambda: updater.record.healthy_s > 0)
+    plain = bench.workers.converge
+
+    async def full(release, *, trial=False):
+        if trial:
+            raise Refused(Reason.TRIAL_CONTAINER, "container a ended by itself once: exit 1")
+        await plain(release)
+
+    bench.workers.converge = full
+    async with bench.running():
+        await bench.until(lambda: ("unfinished", "trial-container") in bench.outcomes())
+        assert bench.db.refusals() == ()
 
 
 async def test_a_container_at_fault_rolls_its_release_back_and_is_remembered(bench):
