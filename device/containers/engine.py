@@ -56,6 +56,7 @@ class Seen:
         exit: What ended it: `exit 1`, `SIGKILL`, `out of memory`; empty while it runs or before it ran.
         health: `none` when it has no health check.
         health_detail: The last output of a check that failed.
+        stop_s: How long it was granted to end, as it was made.
     """
 
     id: str
@@ -67,6 +68,7 @@ class Seen:
     exit: str = ""
     health: Literal["none", "starting", "healthy", "unhealthy"] = "none"
     health_detail: str = ""
+    stop_s: float = 10.0
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,7 @@ SILENCE_S: Final = 900.0
 LOG_LINES: Final = 2000  # and more where more bytes are asked for
 SHORT_LINE_BYTES: Final = 32
 DETAIL_SIGNS: Final = 500  # of a health check's last words
+STOP_S: Final = 10.0  # where an engine does not tell how long a container has to end
 NOBODY: Final = "0" * 64
 """Stands where a label of ours, or an image, is not what it should be: matches nothing that is wanted."""
 
@@ -451,6 +452,7 @@ def _make_seen(facts: dict[str, Any], image: Digest) -> Seen:
         exit=_ending(facts["State"]) if state == "exited" else "",
         health=health,
         health_detail=detail,
+        stop_s=float(stop_s) if (stop_s := facts["Config"].get("StopTimeout")) is not None else STOP_S,
     )
 
 

@@ -40,7 +40,6 @@ LATE_S: Final = 30.0  # an engine that shows nothing for so long may run anythin
 ANSWER_S: Final = 400.0  # how long a look is waited for: the client gives up on an engine after three minutes
 LOG_BYTES: Final = 64 * 1024  # of a log, at each look
 FIRST_LOG_BYTES: Final = 1024 * 1024  # at the first look into it: much may have been said since its first line
-STOP_S: Final = 10.0  # for containers whose specification nobody here knows
 
 
 class Stock(Protocol):
@@ -124,7 +123,6 @@ class ContainerKeeper:
         self._give_data = give_data
         self._aim = Aim()
         self._conducts: dict[Digest, Conduct] = {}  # by spec
-        self._stops_s: dict[Digest, float] = {}  # how long containers have to end, by spec
         self._is_concerned: bool | None = None  # None: not looked yet
         self._is_traced = False  # what the engine holds of ours is remembered
         self._may_run = True  # something of ours, whether or not it is wanted
@@ -292,7 +290,6 @@ class ContainerKeeper:
             self._whole = not (aim.wanted or self._may_run)
         for one in aim.wanted.values():
             run = one.container.run
-            self._stops_s[one.spec] = run.stop_s
             if one.spec in self._conducts:
                 self._conducts[one.spec].is_wanted_anew(aim.since_s)
             else:
@@ -504,8 +501,7 @@ class ContainerKeeper:
         for seen in all_seen:
             if seen.spec in self._conducts:
                 self._conducts[seen.spec].is_stopped(self._clock())
-        limits_s = [self._stops_s.get(seen.spec, STOP_S) for seen in all_seen]
-        stops = [self._engine.stop(seen.id, limit_s) for seen, limit_s in zip(all_seen, limits_s, strict=True)]
+        stops = [self._engine.stop(seen.id, seen.stop_s) for seen in all_seen]
         for outcome in await asyncio.gather(*stops, return_exceptions=True):
             if isinstance(outcome, BaseException):
                 raise outcome

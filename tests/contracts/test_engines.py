@@ -116,6 +116,7 @@ async def test_a_container_that_was_started_runs_and_is_started_once(bench: Benc
     assert (first.name, first.spec, first.image) == (wish.name, wish.spec, wish.image)
     assert (first.state, first.health, first.exit) == ("running", "none", "")
     assert first.started
+    assert first.stop_s == wish.stop_s
     assert (again.id, again.started) == (first.id, first.started)
 
 

@@ -203,6 +203,7 @@ class FakeDaemon:
             exit=made.ended[1] if made.ended is not None else "",
             health=health,
             health_detail="the check failed" if health == "unhealthy" else "",
+            stop_s=made.wish.stop_s,
         )
 
     def _health(self, made: _Made) -> Literal["starting", "healthy", "unhealthy"]:

@@ -5,7 +5,9 @@ import asyncio
 import pytest
 
 from device.inference.frames import Frame
+from protocol.container import RunSpec
 from protocol.errors import Reason, Refused
+from tests.fakes.container_sets import make_container_release, pack_container
 from tests.fakes.engine import Behaviour
 from tests.fakes.whole_sets import Field, make_releases, play
 
@@ -106,6 +108,25 @@ def test_all_that_has_to_end_ends_at_once_so_that_the_gap_is_one_containers(stor
         assert 10 <= field.daemon.clock() - began_s < 12
 
     story(tell)
+
+
+def test_a_container_has_as_long_to_end_as_its_own_release_granted_it_also_after_a_new_start_of_the_agent(tmp_path):
+    async def tell():
+        slow = pack_container("slow", RunSpec(command=("/slow",), stop_s=90.0))
+        releases = {"slow": make_container_release(tmp_path / "slow", slow, version="9.0.0")}
+        field = Field(tmp_path / "state", make_releases(tmp_path) | releases)
+        field.behaves("slow", "slow", Behaviour(ends_on_term=False))
+        await field.serve("slow")
+        await field.machine.end_agent()
+        field.machine.start_agent()
+        began_s = field.daemon.clock()
+        await field.whole.converge(field.releases["none"])
+        await field.settled("none")
+        assert 90 <= field.daemon.clock() - began_s < 92
+        await field.end()
+
+    (tmp_path / "state").mkdir()
+    play(tell)
 
 
 @pytest.mark.parametrize(
