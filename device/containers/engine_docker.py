@@ -12,7 +12,7 @@ import math
 import re
 import signal
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -54,6 +54,7 @@ STOP_S: Final = 10.0  # where an engine does not tell how long a container has t
 NOBODY: Final = "0" * 64
 """Stands where a label of ours, or an image, is not what it should be: matches nothing that is wanted."""
 
+_ID: Final = re.compile(r"\bsha256:[0-9a-f]{64}\b")
 _WRONG_LAYER: Final = ("invalid diffid", "digest did not match")
 _NOT_THE_RELEASES_FAULT: Final = (
     "no space left",
@@ -179,18 +180,18 @@ class DockerEngine:
                 spared = self._known_prefix(api, layers) if kind.spares_layers else frozenset()
                 if lacking := [name for name in layers if name not in files and name not in spared]:
                     raise MissingLayersError(tuple(dict.fromkeys(lacking)))
-                before = {one["Id"] for one in api.images(all=True)}
+                before = {_prefixed(one["Id"]) for one in api.images(all=True)}
                 try:
-                    self._send(api, image, {name: path for name, path in files.items() if name not in spared})
+                    made = self._send(api, image, {name: path for name, path in files.items() if name not in spared})
                 except EngineError:
                     if not spared:
                         raise
                     if lacking := [name for name in layers if name not in files]:
                         raise MissingLayersError(tuple(dict.fromkeys(lacking))) from None
-                    self._send(api, image, files)
+                    made = self._send(api, image, files)
                 there = self._find(api, kind, digest)
                 if there is None or _diff_ids(there) != tuple(layers):
-                    self._undo_load(api, before, digest)
+                    self._undo_load(api, digest, made - before)
                     raise Refused(
                         Reason.IMAGE, f"the engine made another image than {digest[:12]} of what it was given"
                     )
@@ -208,11 +209,14 @@ class DockerEngine:
                 longest = max(longest, min(len(layers), len(there)) if same is None else same)
         return frozenset(layers[:longest]) - frozenset(layers[longest:])
 
-    def _send(self, api: APIClient, image: Image, files: Mapping[Digest, Path]) -> None:
+    def _send(self, api: APIClient, image: Image, files: Mapping[Digest, Path]) -> frozenset[str]:
+        """Returns the ids of what was made without a name, as the engine tells them."""
         sending = Sending(image, files, self._tag(image.config.sha256))
         failure: HeadlandError | None = None
+        nameless: set[str] = set()
         try:
             for word in api.load_image(iter(sending)):
+                nameless.update(_ID.findall(str(word.get("stream"))))
                 if "error" in word:
                     failure = _obstacle("load an image", str(word["error"]))
         except APIError as error:
@@ -222,20 +226,16 @@ class DockerEngine:
                 raise
             failure = sending.failed
         if failure is None:
-            return
+            return frozenset(nameless)
         if any(sign in failure.message.lower() for sign in _WRONG_LAYER) and _is_whole(image, files):
             raise Refused(Reason.IMAGE, f"the layers are not those of the config: {failure.message}")
         raise failure
 
-    def _undo_load(self, api: APIClient, before: set[str], digest: Digest) -> None:
-        """Takes away what a load brought that should not be; nothing that was there before."""
-        with contextlib.suppress(APIError):
-            api.remove_image(self._tag(digest))
-        for one in api.images(all=True):
-            named = set(one.get("RepoTags") or ()) - {"<none>:<none>"}
-            if one["Id"] not in before and not named:  # with a name it is somebody's who works here at the same time
-                with contextlib.suppress(APIError):
-                    api.remove_image(one["Id"])
+    def _undo_load(self, api: APIClient, digest: Digest, nameless: Collection[str]) -> None:
+        """Takes away what a load made that should not be: what has our mark now, or was made without a name."""
+        for what in (self._tag(digest), *nameless):
+            with contextlib.suppress(APIError):
+                api.remove_image(what)
 
     def export(self, image: Digest, layers: Mapping[Digest, Path], lengths: Mapping[Digest, int]) -> None:
         """As `Engine.export`."""

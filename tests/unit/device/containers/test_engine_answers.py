@@ -270,3 +270,21 @@ def test_a_file_that_is_gone_or_short_is_our_own_trouble(tmp_path: Path) -> None
                 adapter.load(image.image, image.files)
             assert type(failed.value) is StateError
             (tmp_path / layer).unlink(missing_ok=True)
+
+
+def test_of_what_a_load_made_without_a_name_only_what_was_not_there_before_goes_again(tmp_path: Path) -> None:
+    image = Images(tmp_path).build([tar([file("app")])])
+    made, before = f"sha256:{'f' * 64}", f"sha256:{'e' * 64}"
+    words = [f"Loaded image ID: {made}\n", f"Loaded image ID: {before}\n"]
+    table = {
+        ("GET", f"/images/sha256:{image.digest}/json"): (404, {"message": "no such image"}),
+        ("GET", "/images/json"): [{"Id": before, "RepoTags": []}, {"Id": f"sha256:{'d' * 64}", "RepoTags": []}],
+        ("GET", "/images/sha256:"): {"RootFS": {"Layers": []}},
+        ("POST", "/images/load"): "".join(json.dumps({"stream": word}) for word in words).encode(),
+        ("DELETE", "/images/"): [],
+    }
+    with engine(table) as (adapter, front):
+        with pytest.raises(Refused):
+            adapter.load(image.image, image.files)
+        gone = [one.path.removeprefix("/images/").partition("?")[0] for one in front.heard if one.method == "DELETE"]
+    assert gone == [TAG.format(owner=OWNER, image=image.digest), made]
