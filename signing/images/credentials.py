@@ -8,7 +8,7 @@ import binascii
 import json
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -20,8 +20,11 @@ from protocol.errors import SettingsError, StateError
 
 HELPER_S: Final = 30.0
 _TOKEN_NAME: Final = "<token>"  # noqa: S105  (what helpers say instead of a name when the secret is a token)
+_NOT_FOUND: Final = b"credentials not found"  # how a helper says that it has nothing for a registry
 _HELPER: Final = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
-_DOCKER_HUB: Final = frozenset({"docker.io", "index.docker.io", "registry-1.docker.io"})
+_HUB: Final = "docker.io"
+_HUB_HOSTS: Final = frozenset({_HUB, "index.docker.io", "registry-1.docker.io"})
+_HUB_SERVER: Final = "https://index.docker.io/v1/"  # what it is called where Docker keeps passwords
 
 
 @dataclass(frozen=True)
@@ -50,57 +53,88 @@ class _Config(msgspec.Struct, frozen=True, rename="camel"):
     cred_helpers: dict[str, str] = {}
 
 
-class DockerConfig:
-    """Credentials from a Docker config file.
+class Logins:
+    """Credentials from the files of Docker and Podman, which are of one form.
 
     Args:
-        path: Of the file; it may be absent.
+        paths: The first that has some for a registry counts; each may be absent.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, *paths: Path) -> None:
+        self._paths = paths
 
     @classmethod
-    def usual(cls, environment: Mapping[str, str]) -> "DockerConfig":
-        """The file that Docker itself would read."""
-        folder = environment.get("DOCKER_CONFIG") or f"{environment.get('HOME', '')}/.docker"
-        return cls(Path(folder) / "config.json")
+    def usual(cls, environment: Mapping[str, str], user: int) -> "Logins":
+        """The files that Podman and Docker themselves would read (containers-auth.json(5)).
 
-    def of(self, host: str) -> Credentials | None:
-        """Of a registry; None: nobody logged in there.
+        Args:
+            environment: Of the process.
+            user: Whose process it is.
+        """
+        if named := environment.get("REGISTRY_AUTH_FILE"):
+            return cls(Path(named))
+        if named := environment.get("DOCKER_CONFIG"):
+            return cls(Path(named) / "config.json")
+        home = environment.get("HOME", "")
+        running = environment.get("XDG_RUNTIME_DIR")
+        return cls(
+            Path(f"{running}/containers/auth.json" if running else f"/run/containers/{user}/auth.json"),
+            Path(environment.get("XDG_CONFIG_HOME") or f"{home}/.config") / "containers/auth.json",
+            Path(home) / ".docker/config.json",
+        )
+
+    def of(self, host: str, name: str) -> Credentials | None:
+        """Of a repository in a registry; None: nobody logged in there.
 
         Args:
             host: With the port, as it stands in references.
+            name: Of the repository; Podman may hold a login for it, or for what stands before a slash in it.
 
         Raises:
-            SettingsError: The file cannot be read.
+            SettingsError: A file cannot be read.
             StateError: The program that keeps the passwords fails.
         """
-        try:
-            data = self._path.read_bytes()
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise SettingsError(f"{self._path}: {error.strerror}") from error
-        try:
-            config = msgspec.json.decode(data[: limits.MIB + 1], type=_Config)
-        except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-            # Not the error's own words: they might quote the file.
-            raise SettingsError(f"{self._path}: not a Docker config file") from error
-        hosts = _DOCKER_HUB if host in _DOCKER_HUB else {host}
-        for name, helper in config.cred_helpers.items():
-            if _host(name) in hosts:
-                return _from_helper(helper, name)
-        for name, auth in config.auths.items():
-            if _host(name) in hosts:
-                found = _from_file(auth, self._path)
-                return found or (_from_helper(config.creds_store, name) if config.creds_store else None)
-        return _from_helper(config.creds_store, host) if config.creds_store else None
+        return next((found for path in self._paths if (found := _of_file(path, host, name)) is not None), None)
 
 
-def _host(name: str) -> str:
-    """`auths` names hosts, and old ones addresses: `https://index.docker.io/v1/`."""
-    return re.sub(r"^https?://", "", name).partition("/")[0]
+def _of_file(path: Path, host: str, name: str) -> Credentials | None:
+    try:
+        data = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise SettingsError(f"{path}: {error.strerror}") from error
+    try:
+        config = msgspec.json.decode(data[: limits.MIB + 1], type=_Config)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        # Not the error's own words: they might quote the file.
+        raise SettingsError(f"{path}: no file as `docker login` writes it") from error
+    registry = _scope(host)
+    server = _HUB_SERVER if registry == _HUB else host
+    for key, helper in config.cred_helpers.items():
+        if _scope(key) == registry:
+            return _from_helper(helper, server)
+    for scope in _scopes(f"{registry}/{name}"):
+        for key, auth in config.auths.items():
+            if _scope(key) == scope:
+                found = _from_file(auth, path)
+                return found or (_from_helper(config.creds_store, key) if config.creds_store else None)
+    return _from_helper(config.creds_store, server) if config.creds_store else None
+
+
+def _scopes(repository: str) -> Iterator[str]:
+    """What logins for a repository may be for: itself, each part of it before a slash, at last the registry."""
+    while repository:
+        yield repository
+        repository = repository.rpartition("/")[0]
+
+
+def _scope(key: str) -> str:
+    """What an entry is for: a registry, or part of one. Old entries are addresses, whose paths say nothing."""
+    bare = re.sub(r"^https?://", "", key)
+    host, slash, path = bare.partition("/")
+    host = _HUB if host.lower() in _HUB_HOSTS else host.lower()
+    return host if bare != key else f"{host}{slash}{path}".rstrip("/")
 
 
 def _from_file(auth: _Auth, path: Path) -> Credentials | None:
@@ -119,21 +153,21 @@ def _from_file(auth: _Auth, path: Path) -> Credentials | None:
 def _from_helper(helper: str, server: str) -> Credentials | None:
     if not _HELPER.match(helper):
         raise SettingsError(f"{helper!r:.80} cannot name a credential helper")
+    program = f"docker-credential-{helper}"
+    hint = f"see what it says: echo {server} | {program} get"
     try:
         said = subprocess.run(
-            [f"docker-credential-{helper}", "get"],
-            input=server.encode(),
-            capture_output=True,
-            timeout=HELPER_S,
-            check=False,
+            [program, "get"], input=server.encode(), capture_output=True, timeout=HELPER_S, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise StateError(f"docker-credential-{helper} cannot be asked: {type(error).__name__}") from None
+        raise StateError(f"{program} cannot be asked: {type(error).__name__}", hint=hint) from None
     if said.returncode:
-        return None  # its way to say that it has nothing for this registry
+        if _NOT_FOUND in said.stdout + said.stderr:
+            return None
+        raise StateError(f"{program} fails with {said.returncode}", hint=hint)
     try:
         answer: Any = json.loads(said.stdout)
         name, secret = str(answer["Username"]), str(answer["Secret"])
     except (ValueError, KeyError, TypeError):
-        raise StateError(f"docker-credential-{helper} gives no credentials that can be read") from None
+        raise StateError(f"{program} gives no credentials that can be read", hint=hint) from None
     return Credentials(token=secret) if name == _TOKEN_NAME else Credentials(name, secret)

@@ -144,6 +144,11 @@ def _asked(
         except ssl.SSLCertVerificationError as error:
             hint = "name the CA of the registry in SSL_CERT_FILE"
             raise LinkError(f"{who} is not known to be who it says: {error}", retryable=False, hint=hint) from error
+        except ssl.SSLError as error:
+            if error.reason not in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"):
+                raise LinkError(f"no answer from {who}: {error}") from error
+            hint = "if it has no TLS, and the way to it is safe: registry+http:..."
+            raise LinkError(f"{who} does not speak TLS", retryable=False, hint=hint) from error
         except OSError as error:
             raise LinkError(f"no answer from {who}: {error}") from error
         except http.client.HTTPException as error:  # not its words: they quote what came

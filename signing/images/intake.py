@@ -1,5 +1,6 @@
 """Brings the images of one reference into the workspace and says what they are, as a release names them."""
 
+import os
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from protocol.image_config import parse_image_config
 from signing import durable
 from signing.images.archive import images_of_archive
 from signing.images.content import Found, Say
-from signing.images.credentials import DockerConfig
+from signing.images.credentials import Logins
 from signing.images.engine import find_socket, images_of_engine
 from signing.images.layers import take_layer
 from signing.images.layout import images_of_layout
@@ -75,8 +76,8 @@ class Intake:
                 return images_of_engine(socket, reference.rest, spool, platforms, self.say)
             case "registry" | "registry+http":
                 asked = parse_registry(reference.rest)
-                docker = DockerConfig.usual(self.environment)
-                registry = Registry(asked, plain=reference.kind == "registry+http", docker=docker)
+                logins = Logins.usual(self.environment, os.getuid())
+                registry = Registry(asked, plain=reference.kind == "registry+http", logins=logins)
                 return images_of_registry(registry, asked, platforms, self.say)
             case _:
                 assert_never(reference.kind)

@@ -25,13 +25,19 @@ class Reference(NamedTuple):
 
 
 class RegistryReference(NamedTuple):
-    """An image in a registry. Of tag and digest, the digest counts."""
+    """An image in a registry. Of tag and digest, the digest counts. Hosts are in lower case, and without brackets."""
 
     host: str
     port: int | None
     name: str
     tag: str
     digest: str
+
+    @property
+    def address(self) -> str:
+        """Host and port, as they stand in references and in logins."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port is None else f"{host}:{self.port}"
 
 
 def parse_reference(text: str) -> Reference:
@@ -69,5 +75,5 @@ def parse_registry(text: str) -> RegistryReference:
     if found is None or (port is not None and not 0 < port <= 65535):
         raise SettingsError(f"registry:{text!r:.200}: is no image", hint=f"write {EXAMPLE}")
     return RegistryReference(
-        found["host"].strip("[]"), port, found["name"], found["tag"] or "latest", found["digest"] or ""
+        found["host"].strip("[]").lower(), port, found["name"], found["tag"] or "latest", found["digest"] or ""
     )

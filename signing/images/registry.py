@@ -5,18 +5,22 @@ https to http. Credentials go to the registry itself and to its token service (`
 redirect leads.
 """
 
+import re
 import ssl
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Final
 from urllib.parse import urljoin
 
+import msgspec
+
+from protocol import limits
 from protocol.container import Platform
 from protocol.errors import LinkError, Reason, Refused, StateError
 from protocol.ids import digest
 from signing.images import bounds
 from signing.images.content import Blob, Chunks, Found, Say
-from signing.images.credentials import DockerConfig
+from signing.images.credentials import Logins
 from signing.images.http import Answer, Origin, Url, ask, parse_url, read_whole
 from signing.images.manifests import INDEX_TYPES, MANIFEST_TYPES, Descriptor, find_images
 from signing.images.reference import RegistryReference
@@ -25,9 +29,20 @@ from signing.patience import patiently
 
 REDIRECTS: Final = 5
 RESUMES: Final = 20  # of one blob, over a link that breaks
-_HUB: Final = "docker.io"
+_HUB: Final = frozenset({"docker.io", "index.docker.io"})
 _HUB_HOST: Final = "registry-1.docker.io"
+_LATER: Final = (408, 425, 429)
+_ERROR_BYTES: Final = 16 * limits.KIB
+_CODE: Final = re.compile(r"^[A-Z_]{1,40}\Z")
 _ACCEPTED: Final = ", ".join((*MANIFEST_TYPES, *INDEX_TYPES))
+
+
+class _Error(msgspec.Struct, frozen=True):
+    code: str = ""
+
+
+class _Errors(msgspec.Struct, frozen=True):
+    errors: list[_Error] = []
 
 
 class Registry:
@@ -36,14 +51,14 @@ class Registry:
     Args:
         reference: Of the image.
         plain: http is asked for.
-        docker: Where credentials are.
+        logins: Where credentials are.
         tls: As `http.ask`.
     """
 
     def __init__(
-        self, reference: RegistryReference, *, plain: bool, docker: DockerConfig, tls: ssl.SSLContext | None = None
+        self, reference: RegistryReference, *, plain: bool, logins: Logins, tls: ssl.SSLContext | None = None
     ) -> None:
-        hub = reference.host == _HUB
+        hub = reference.host in _HUB
         host = _HUB_HOST if hub else reference.host
         name = f"library/{reference.name}" if hub and "/" not in reference.name else reference.name
         local = Origin("http", host, 0).is_local
@@ -52,8 +67,8 @@ class Registry:
         self._plain = plain
         self._path = f"/v2/{name}"
         self._tls = tls
-        written = f"{reference.host}:{reference.port}" if reference.port else reference.host
-        self._login = Login(self._origin, name, lambda: docker.of(written), tls)
+        self._address = reference.address
+        self._login = Login(self._origin, self._address, name, lambda: logins.of(self._address, name), tls)
         self._top = ("", b"")  # what was resolved: it need not be asked for twice
 
     def resolve(self, reference: RegistryReference) -> Descriptor:
@@ -65,10 +80,15 @@ class Registry:
             LinkError: No answer.
         """
         asked = reference.digest or reference.tag
-        with self._get(f"{self._path}/manifests/{asked}", {"Accept": _ACCEPTED}) as answer:
-            data = read_whole(answer.body, bounds.MANIFEST_BYTES, str(self._origin))
-            said = answer.headers.get("docker-content-digest", "")
-            kind = answer.headers.get("content-type", "").partition(";")[0].strip()
+
+        def read() -> tuple[bytes, Mapping[str, str]]:
+            with ExitStack() as held:
+                answer = self._asked(held, f"{self._path}/manifests/{asked}", {"Accept": _ACCEPTED})
+                return read_whole(answer.body, bounds.MANIFEST_BYTES, self._address), answer.headers
+
+        data, headers = patiently(read)
+        said = headers.get("docker-content-digest", "")
+        kind = headers.get("content-type", "").partition(";")[0].strip()
         self._top = (digest(data), data)
         found = f"sha256:{self._top[0]}"
         for meant in (reference.digest, said if said.startswith("sha256:") else ""):
@@ -137,7 +157,7 @@ class Registry:
                         raise Refused(Reason.LIMIT, f"{self._origin} redirects more than {REDIRECTS} times")
                     url = self._followed(url, answer.headers.get("location", ""))
                 else:
-                    raise _error(answer, url)
+                    raise self._error(answer, url)
 
     def _followed(self, url: Url, location: str) -> Url:
         target = parse_url(urljoin(f"{url.origin.scheme}://{url.origin}{url.target}", location))
@@ -146,6 +166,30 @@ class Registry:
         ):
             raise Refused(Reason.LIMIT, f"{url.origin} redirects to {target}, which is not https")
         return target
+
+    def _error(self, answer: Answer, url: Url) -> LinkError | StateError:
+        status = answer.status
+        if url.origin != self._origin:  # where a redirect leads, which need not explain itself to us
+            if status >= 500 or status in _LATER:
+                return LinkError(f"{url}, where {self._address} keeps it, answers {status}", status=status)
+            return StateError(f"{url}, where {self._address} keeps it, answers {status}", hint="try again")
+        name, _, asked = url.target.removeprefix("/v2/").rpartition("/")
+        name, _, kind = name.rpartition("/")
+        said = f"{status}{''.join(f', {code}' for code in _codes(answer))}"
+        if status == 429:
+            hint = f"wait; many registries give more to who is logged in: `docker login {self._address}`"
+            return LinkError(f"{self._address} was asked too often ({said})", status=status, hint=hint)
+        if status >= 500 or status in _LATER:
+            return LinkError(f"the registry {self._address} answers {said}", status=status, hint="try again later")
+        if status in (401, 403):
+            text = f"the registry {self._address} does not let us read {name} ({said}), or has no image of this name"
+            return StateError(text, hint=self._login.hint)
+        if status == 404 and kind == "blobs":
+            return StateError(f"the registry {self._address} lacks {asked[:19]} of {name}", hint="push the image again")
+        if status == 404:
+            text = f"there is no such image in the registry {self._address}: {name}, {asked} ({said})"
+            return StateError(text, hint="look for misspellings; a tag may have been removed")
+        return StateError(f"{url}: the registry answers {said}")
 
 
 def images_of_registry(
@@ -157,21 +201,18 @@ def images_of_registry(
     return find_images(registry, top, platforms, say)
 
 
+def _codes(answer: Answer) -> list[str]:
+    """The codes of a registry's error, by its standard; not its words, which may be anybody's."""
+    try:
+        data = read_whole(answer.body, _ERROR_BYTES, "the registry")
+        errors = msgspec.json.decode(data, type=_Errors).errors
+    except (LinkError, Refused, msgspec.MsgspecError, UnicodeError, RecursionError):
+        return []
+    return [error.code for error in errors[:3] if _CODE.match(error.code)]
+
+
 def _behind(chunks: Chunks, at: int) -> Chunks:
     """What of a whole body lies behind an offset: the registry gives no parts."""
     for chunk in chunks:
         yield chunk[at:]
         at = max(0, at - len(chunk))
-
-
-def _error(answer: Answer, url: Url) -> LinkError | StateError:
-    status = answer.status
-    if status >= 500 or status in (408, 425, 429):
-        return LinkError(f"{url}: the registry answers {status}", status=status)
-    if status in (401, 403):
-        return StateError(
-            f"{url}: the registry does not let us read it ({status})", hint=f"`docker login {url.origin.host}`"
-        )
-    if status == 404:
-        return StateError(f"{url}: there is no such image in the registry")
-    return StateError(f"{url}: the registry answers {status}")

@@ -36,20 +36,29 @@ class Login:
 
     Args:
         registry: Whom all of it is for.
+        address: Of the registry, as people write it.
         name: Of the repository that is to be read.
-        credentials: Gives those of the registry; asked once, and only when the registry wants some.
+        credentials: Gives those of the registry; asked only when the registry wants some.
         tls: As `http.ask`.
     """
 
     def __init__(
-        self, registry: Origin, name: str, credentials: Callable[[], Credentials | None], tls: ssl.SSLContext | None
+        self,
+        registry: Origin,
+        address: str,
+        name: str,
+        credentials: Callable[[], Credentials | None],
+        tls: ssl.SSLContext | None,
     ) -> None:
         self._registry = registry
+        self._address = address
         self._name = name
         self._credentials = credentials
         self._tls = tls
         self.header: str | None = None
         """The value of `Authorization`; for the registry only."""
+        self.hint = f"log in: `docker login {address}` or `podman login {address}`"
+        """What to do when the registry does not let us in."""
 
     def answer(self, challenge: str) -> None:
         """Answers a 401.
@@ -64,6 +73,8 @@ class Login:
         """
         ways = _read(challenge)
         known = self._credentials()
+        if known is not None:
+            self.hint = f"log in under a name that may read it: `docker login {self._address}`"
         if "bearer" in ways:
             self.header = f"Bearer {self._token(ways['bearer'], known)}"
         elif "basic" in ways and known is not None and known.password:
@@ -71,13 +82,14 @@ class Login:
                 raise self._refused("wants a password over a connection that everybody can read")
             self.header = known.basic()
         else:
-            raise self._refused("wants to know who asks")
+            raise self._refused(f"wants a login, and here is none for {self._name}")
 
     def _token(self, said: dict[str, str], known: Credentials | None) -> str:
         realm = parse_url(said.get("realm", ""))
         if realm.origin.scheme != "https" and not self._same_plain_host(realm.origin):
-            raise Refused(Reason.LIMIT, f"{self._registry} names a token service that is not https: {realm}")
-        if known is not None and not self._may_know(realm.origin):
+            raise Refused(Reason.LIMIT, f"{self._address} names a token service that is not https: {realm}")
+        withheld = known is not None and not self._may_know(realm.origin)
+        if withheld:
             known = None
         # The scope is ours, not the challenge's: nobody gets more than reading this image out of us.
         asked = {"service": said.get("service", ""), "scope": f"repository:{self._name}:pull"}
@@ -95,7 +107,11 @@ class Login:
             if answer.status >= 500 or answer.status == 429:
                 raise LinkError(f"{realm}: the token service answers {answer.status}", status=answer.status)
             if answer.status != 200:
-                raise self._refused(f"is not satisfied: its token service answers {answer.status}")
+                text = f"is not satisfied: its token service, {realm.origin}, answers {answer.status}"
+                if withheld:
+                    self.hint = "take it from an engine or an archive: `docker pull`, then engine:NAME"
+                    text += "; it was not told the password, as it is not of the registry's domain"
+                raise self._refused(text)
             data = read_whole(answer.body, TOKEN_BYTES, str(realm))
         try:
             read = msgspec.json.decode(data, type=_Token)
@@ -122,8 +138,7 @@ class Login:
         return self._registry.scheme == "http" and (service.host == self._registry.host or service.is_local)
 
     def _refused(self, why: str) -> StateError:
-        host = self._registry.host if self._registry.port in (80, 443) else str(self._registry)
-        return StateError(f"the registry {self._registry} {why}", hint=f"`docker login {host}`")
+        return StateError(f"the registry {self._address} {why}", hint=self.hint)
 
 
 def _read(challenge: str) -> dict[str, dict[str, str]]:

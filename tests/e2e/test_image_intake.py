@@ -11,7 +11,7 @@ import pytest
 from docker import DockerClient
 
 from protocol.errors import LinkError, StateError
-from signing.images.credentials import DockerConfig
+from signing.images.credentials import Logins
 from signing.images.reference import parse_registry
 from signing.images.registry import Registry, images_of_registry
 from tests.fakes.debian_registry import PASSWORD, USER, debian_registry, skopeo
@@ -82,6 +82,19 @@ def test_a_registry_with_a_login_lets_in_who_logged_in(taking: Taking, tmp_path:
         assert taking.is_whole(taking.take(f"registry:{host}/app:1.0")[0], ONE)
 
 
+def test_a_login_that_a_tool_keeps_for_part_of_a_registry_is_found(taking: Taking, tmp_path: Path) -> None:
+    with debian_registry(tmp_path / "closed", login=True) as host:
+        push(taking, host, "farm/app:1.0", ONE, options=("--dest-creds", f"{USER}:{PASSWORD}"))
+        file = tmp_path / "run/containers/auth.json"
+        file.parent.mkdir(parents=True)
+        words = ("login", "--tls-verify=false", "--username", USER, "--password", PASSWORD, f"{host}/farm")
+        skopeo(*words, environment={"REGISTRY_AUTH_FILE": str(file)})
+        taking.environment["XDG_RUNTIME_DIR"] = str(tmp_path / "run")
+        assert taking.is_whole(taking.take(f"registry:{host}/farm/app:1.0")[0], ONE)
+        with pytest.raises(StateError, match="wants a login"):
+            taking.take(f"registry:{host}/field/app:1.0")
+
+
 def test_a_registry_must_be_who_it_says_it_is(taking: Taking, tmp_path: Path) -> None:
     # Another name of this computer: 127.0.0.1 itself would be spoken to without TLS.
     tls = write_certificate(tmp_path, "127.0.0.2")
@@ -92,7 +105,7 @@ def test_a_registry_must_be_who_it_says_it_is(taking: Taking, tmp_path: Path) ->
         assert not caught.value.retryable
         reference = parse_registry(f"{host}/app:1.0")
         known = ssl.create_default_context(cafile=str(tls[0]))
-        registry = Registry(reference, plain=False, docker=DockerConfig(tmp_path / "none.json"), tls=known)
+        registry = Registry(reference, plain=False, logins=Logins(tmp_path / "none.json"), tls=known)
         (found,) = images_of_registry(registry, reference, (), taking.said.append)
         assert found.config == ONE.config
 

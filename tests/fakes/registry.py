@@ -7,6 +7,7 @@ with serving(Blobs()) as registry:
 
 import base64
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -23,11 +24,11 @@ class Registry:
     """What it holds, what it was asked, and how it misbehaves.
 
     Args:
-        port: Where it listens.
+        host: With the port on which it listens.
     """
 
-    def __init__(self, port: int) -> None:
-        self.host = f"127.0.0.1:{port}"
+    def __init__(self, host: str) -> None:
+        self.host = host
         self.blobs = Blobs()
         self.tags: dict[str, str] = {}
         self.asked: list[tuple[str, str, str]] = []  # path, Authorization, Range
@@ -110,15 +111,19 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving() -> Iterator[Registry]:
-    """A registry on a free port of this computer."""
+def serving(address: str = "127.0.0.1") -> Iterator[Registry]:
+    """A registry on a free port of an address of this computer."""
 
     class Handler(_Handler):
         pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.daemon_threads = True
-        Handler.registry = Registry(server.server_address[1])
+    class Server(ThreadingHTTPServer):
+        address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        daemon_threads = True
+
+    with Server((address, 0), Handler) as server:
+        host = f"[{address}]" if ":" in address else address
+        Handler.registry = Registry(f"{host}:{server.server_address[1]}")
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         try:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from protocol.errors import HeadlandError, Refused
 from protocol.image_config import parse_image_config
-from signing.images.credentials import DockerConfig
+from signing.images.credentials import Logins
 from signing.images.http import parse_url
 from signing.images.registry_login import _read as read_challenge
 from signing.images.tar_entries import read_entries
@@ -107,4 +107,4 @@ def test_a_challenge_and_a_docker_config_of_any_text(taking: Taking, text: str) 
     assert isinstance(read_challenge(f"Bearer {text}, Basic {text}"), dict)
     (taking.folder / "config.json").write_text(text, errors="surrogatepass")
     with contextlib.suppress(HeadlandError):
-        assert DockerConfig(taking.folder / "config.json").of("example.org") is None
+        assert Logins(taking.folder / "config.json").of("example.org", "app") is None

@@ -111,8 +111,77 @@ def test_what_is_not_there_is_said(taking: Taking, registry: Registry) -> None:
         taking.take(f"registry:{registry.host}/app:1.0")
     digest = registry.tag("app", "1.0", [ONE])
     del registry.blobs[sha256(FOLDS["+gzip"](UPPER))]
-    with pytest.raises(StateError, match="no such image"):
+    with pytest.raises(StateError, match=r"lacks sha256:.* of app") as caught:
         taking.take(f"registry:{registry.host}/app@{digest}")
+    assert caught.value.hint == "push the image again"
+
+
+def test_what_a_registry_answers_is_said_with_what_to_do(taking: Taking, registry: Registry) -> None:
+    registry.tag("farm/app", "1.0", [ONE])
+    log_in(taking, registry)
+    body = b'{"errors": [{"code": "%s", "message": "\\u001b[2J"}]}'
+    reference = f"registry:{registry.host}/farm/app:1.0"
+
+    def failure(status: int, code: bytes = b"", body: bytes = body, **headers: str) -> HeadlandError:
+        registry.before = lambda path, asked: (status, headers, body % code if b"%" in body else body)
+        with pytest.raises(HeadlandError) as caught:
+            taking.take(reference)
+        said = f"{caught.value.message} {caught.value.hint}"
+        assert registry.host in caught.value.message and said.isprintable()
+        return caught.value
+
+    absent = failure(404, b"MANIFEST_UNKNOWN")
+    assert "farm/app, 1.0 (404, MANIFEST_UNKNOWN)" in absent.message
+    closed = failure(403, b"DENIED")
+    assert isinstance(closed, StateError)
+    assert "does not let us read farm/app (403, DENIED)" in closed.message
+    assert f"docker login {registry.host}`" in closed.hint, "with the port: another one is another registry"
+    wrong = failure(401, b"UNAUTHORIZED", **{"WWW-Authenticate": 'Basic realm="here"'})
+    assert isinstance(wrong, StateError)
+    assert "(401, UNAUTHORIZED)" in wrong.message and "under a name that may read it" in wrong.hint
+    often = failure(429, b"TOOMANYREQUESTS")
+    assert isinstance(often, LinkError) and often.retryable and "asked too often (429, TOOMANY" in often.message
+    assert f"docker login {registry.host}`" in often.hint
+    broken = failure(502, body=b"<html>")
+    assert isinstance(broken, LinkError) and "answers 502" in broken.message
+    assert "answers 418" in failure(418, b"\\u001b[2J").message
+
+
+def test_where_a_redirect_leads_is_said_when_it_gives_nothing(taking: Taking, registry: Registry) -> None:
+    with serving() as store:
+        registry.tag("app", "1.0", [ONE])
+        registry.before = lambda path, headers: (
+            (307, {"Location": f"http://{store.host}/blob?signature=1"}, b"") if "/blobs/" in path else None
+        )
+        store.before = lambda path, headers: (403, {}, b"")
+        with pytest.raises(StateError, match=f"http://{store.host}/blob, where {registry.host} keeps it, answers 403"):
+            taking.take(f"registry:{registry.host}/app:1.0")
+
+
+def test_a_manifest_that_breaks_off_is_asked_for_again(taking: Taking, registry: Registry) -> None:
+    digest = registry.tag("app", "1.0", [ONE])
+    whole = registry.blobs[digest.removeprefix("sha256:")]
+    broken = [(200, {"Content-Length": str(len(whole))}, whole[:100])] * 2
+    registry.before = lambda path, headers: broken.pop() if "/manifests/1.0" in path and broken else None
+    assert taking.is_whole(taking.take(f"registry:{registry.host}/app:1.0")[0], ONE)
+
+
+def test_a_registry_of_six_numbers_is_spoken_to(taking: Taking) -> None:
+    with serving("::1") as registry:
+        registry.tag("app", "1.0", [ONE])
+        registry.auth = "bearer"
+        log_in(taking, registry)
+        assert registry.host.startswith("[::1]:")
+        assert taking.is_whole(taking.take(f"registry:{registry.host}/app:1.0")[0], ONE)
+
+
+def test_a_registry_without_tls_is_said_to_have_none(taking: Taking) -> None:
+    with serving("127.0.0.2") as registry:  # this computer, too, but not by a name that http is spoken to
+        registry.tag("app", "1.0", [ONE])
+        with pytest.raises(LinkError, match="does not speak TLS") as caught:
+            taking.take(f"registry:{registry.host}/app:1.0")
+        assert "registry+http:" in caught.value.hint and not caught.value.retryable
+        assert taking.is_whole(taking.take(f"registry+http:{registry.host}/app:1.0")[0], ONE)
 
 
 @pytest.mark.parametrize("auth", ["basic", "bearer"])
@@ -215,8 +284,9 @@ def test_a_token_service_elsewhere_is_not_told_the_password(taking: Taking, regi
         registry.auth = "bearer"
         log_in(taking, registry)
         registry.realm = f"http://localhost:{other.host.rpartition(':')[2]}/token"
-        with pytest.raises(StateError):
+        with pytest.raises(StateError, match="was not told the password") as caught:
             taking.take(f"registry:{registry.host}/app:1.0")
+        assert "engine:NAME" in caught.value.hint, "logging in again would change nothing"
         assert [path.partition("?")[0] for path, _, _ in other.asked] == ["/token"], "as for a public image"
         assert authorizations(other) == set()
     registry.realm = "http://203.0.113.1/token"
