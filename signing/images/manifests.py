@@ -32,6 +32,7 @@ _LAYER_TYPES: Final = (
     "application/vnd.oci.image.layer.",
     "application/vnd.docker.image.rootfs.",
 )
+_ATTESTATION: Final = "vnd.docker.reference.type"  # builders put what they say of an image beside it
 REFERENCE_NAME: Final = "org.opencontainers.image.ref.name"
 
 
@@ -39,6 +40,10 @@ class _Platform(msgspec.Struct, frozen=True):
     os: str = ""
     architecture: str = ""
     variant: str = ""
+
+    def __str__(self) -> str:
+        text = "/".join(part for part in (self.os, self.architecture, self.variant) if part)
+        return text if text.isprintable() else repr(text)
 
 
 class Descriptor(msgspec.Struct, frozen=True, rename="camel"):
@@ -97,15 +102,19 @@ def find_images(content: Content, top: Descriptor, platforms: Collection[Platfor
         StateError: There is no image for a wanted platform.
     """
     found: dict[Platform, tuple[int, Found]] = {}
-    for manifest in _manifests(content, top, platforms, say, bounds.INDEX_DEPTH):
+    others: set[str] = set()
+    for manifest in _manifests(content, top, platforms, others, bounds.INDEX_DEPTH):
         image, rank = _image(content, manifest, top.digest)
         if platforms and image.platform not in platforms:
-            say(f"  left out {image.platform}")
+            others.add(image.platform)
         elif image.platform not in found or rank < found[image.platform][0]:
             found[image.platform] = (rank, image)
     missing = sorted(set(platforms) - set(found))
     if missing or not found:
-        raise StateError(f"no image for {', '.join(missing) or 'any machine that releases are for'}")
+        there = f"; there are images for {', '.join(sorted({*others, *found}))}" if found or others else ""
+        raise StateError(f"no image for {', '.join(missing) or 'any machine that releases are for'}{there}")
+    if others:
+        say(f"  left out {', '.join(sorted(others))}")
     return tuple(image for _, image in found.values())
 
 
@@ -129,7 +138,11 @@ def read_blob(content: Content, blob: Blob) -> bytes:
 
 
 def _manifests(
-    content: Content, descriptor: Descriptor, platforms: Collection[Platform], say: Say, depth: int
+    content: Content,
+    descriptor: Descriptor,
+    platforms: Collection[Platform],
+    others: set[str],
+    depth: int,
 ) -> Iterator[tuple[Descriptor, _Index]]:
     blob = descriptor.blob(bounds.MANIFEST_BYTES)
     read = _read(read_blob(content, blob))
@@ -139,18 +152,18 @@ def _manifests(
     if not depth:
         raise Refused(Reason.LIMIT, f"indexes within indexes, more than {bounds.INDEX_DEPTH} deep")
     for entry in _entries(read):
-        if entry.media_type not in INDEX_TYPES + MANIFEST_TYPES:
+        if entry.media_type not in INDEX_TYPES + MANIFEST_TYPES or _ATTESTATION in (entry.annotations or {}):
             continue
         if entry.platform is not None:
             known = platform_of(entry.platform.os, entry.platform.architecture, entry.platform.variant)
             if known is None or (platforms and known[0] not in platforms):
+                others.add(str(entry.platform))
                 continue
-        if not content.has(
-            entry.blob(bounds.MANIFEST_BYTES)
-        ):  # an engine keeps the whole index of what it has a part of
-            say(f"  left out {entry.digest[:19]}: it is named and not there")
+        # An engine keeps the whole index of what it has a part of.
+        if not content.has(entry.blob(bounds.MANIFEST_BYTES)):
+            others.add(f"{entry.platform or entry.digest[:19]} (named, but not there)")
             continue
-        yield from _manifests(content, entry, platforms, say, depth - 1)
+        yield from _manifests(content, entry, platforms, others, depth - 1)
 
 
 def _image(content: Content, manifest: tuple[Descriptor, _Index], digest: str) -> tuple[Found, int]:

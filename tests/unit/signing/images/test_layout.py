@@ -62,8 +62,26 @@ def test_a_multi_platform_image_is_taken_for_all_machines_or_for_those_that_are_
     assert taking.is_whole(found["linux/arm/v7"], ARM_V7), "what is built for v7 comes before what also runs there"
     (only,) = taking.take("oci:layout", "linux/arm64")
     assert taking.is_whole(only, ARM)
-    with pytest.raises(StateError, match="linux/riscv64"):
+    assert "  left out linux/amd64, linux/arm/v6, linux/arm/v7, linux/s390x" in taking.said
+    with pytest.raises(StateError, match=r"no image for linux/riscv64; there are images for .*, linux/s390x"):
         taking.take("oci:layout", "linux/riscv64", "linux/arm64")
+
+
+@pytest.mark.parametrize("platform", [{"os": "unknown", "architecture": "unknown"}, None])
+def test_what_a_builder_attests_of_an_image_is_no_image(taking: Taking, platform: dict[str, str] | None) -> None:
+    blobs = Blobs()
+    image = blobs.add_image(ONE, platform=ONE.platform)
+    manifest = {
+        "schemaVersion": 2,
+        "config": blobs.add(make_image([UPPER], architecture="unknown").config, f"{OCI}config.v1+json"),
+        "layers": [blobs.add(b"{}", "application/vnd.in-toto+json")],
+    }
+    note = {"vnd.docker.reference.type": "attestation-manifest", "vnd.docker.reference.digest": image["digest"]}
+    more = {"platform": platform} if platform else {}
+    attested = blobs.add(json.dumps(manifest).encode(), f"{OCI}manifest.v1+json", annotations=note, **more)
+    write_blobs(taking.folder / "layout", blobs, index([blobs.add_index([image, attested])]))
+    assert taking.is_whole(taking.take("oci:layout")[0], ONE)
+    assert not any("left out" in line for line in taking.said), "nothing that anybody would miss"
 
 
 def test_what_an_index_names_and_a_layout_lacks_is_left_out_and_said(taking: Taking) -> None:
