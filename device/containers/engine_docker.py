@@ -350,11 +350,12 @@ class DockerEngine:
 
     def log(self, id: str, since: str, limit_bytes: int) -> bytes:
         """As `Engine.log`."""
-        with self._asking("tell a log") as (api, _), contextlib.suppress(NotFound):
+        with self._asking("tell a log") as (api, kind), contextlib.suppress(NotFound):
             # The first words are often written a moment before the engine calls the container started.
             started = api.inspect_container(id)["State"].get("StartedAt") or ""
             is_all = not since or _seconds(since) <= _seconds(started)
-            tail = max(LOG_LINES, limit_bytes // SHORT_LINE_BYTES)
+            # Podman's tail loses lines that were written in pieces; its logs are of 2 MiB at most.
+            tail = "all" if kind.podman else max(LOG_LINES, limit_bytes // SHORT_LINE_BYTES)
             data: bytes = api.logs(id, tail=tail, **({} if is_all else {"since": _seconds(since)}))
             return data[-limit_bytes:]
         return b""

@@ -14,7 +14,7 @@ from device.containers.engine import EngineError, MissingLayersError
 from protocol.errors import Reason, Refused, StateError
 from protocol.ids import digest
 from tests.fakes.engine_bench import ENDS, NO_PROGRAM, SICK, WELL, Bench, fake_bench, real_bench
-from tests.fakes.images import base_layer, file, tar
+from tests.fakes.images import SHELL, base_layer, file, tar
 from tests.fakes.private_engine import PrivateEngine
 
 
@@ -152,6 +152,15 @@ async def test_how_a_container_ended_is_told_and_what_it_said(bench: Bench) -> N
     assert await bench.engine.log(ended.id, "", 1000) == b"one\ntwo\n"
     assert await bench.engine.log(ended.id, ended.started, 4) == b"two\n"
     assert await bench.engine.log(ended.id, "2099-01-01T00:00:00.000000001Z", 1000) == b""
+
+
+async def test_a_line_that_is_written_in_pieces_is_one_line_of_the_log(bench: Bench) -> None:
+    if bench.kind == "fake":
+        return  # nobody writes there
+    image = bench.images.app("one")
+    await bench.engine.load(image.image, image.files)
+    wish = bench.wish(image, (*SHELL, "for it in one two three; do printf $it; sleep 0.1; done; echo; printf end"))
+    assert await bench.run(wish) == (0, "onetwothree\nend")
 
 
 async def test_a_program_that_is_not_there_is_evidence_and_leaves_nothing(bench: Bench) -> None:
