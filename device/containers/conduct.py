@@ -100,7 +100,7 @@ class Conduct:
         if not self._runs:
             return
         self._runs = False
-        if seen is None or not unbroken:  # removed by hand, or the engine's end
+        if seen is None or seen.state != "exited" or not unbroken:  # removed or paused by hand, or the engine's end
             self.due_s = now_s
             return
         self.ends += 1

@@ -51,7 +51,8 @@ class Seen:
         name: Of the container in its release.
         spec: `protocol.container.spec_digest`, from its label.
         image: sha256 of the config of the image that it was made from.
-        state: `created` also stands for one that is being removed or is dead.
+        state: `created` also stands for one that is being removed or is dead; `paused` by somebody's hand, it still has
+            its ports and devices.
         started: When it last started, as the engine tells it; changes with each start.
         exit: What ended it: `exit 1`, `SIGKILL`, `out of memory`; empty while it runs or before it ran.
         health: `none` when it has no health check.
@@ -63,7 +64,7 @@ class Seen:
     name: str
     spec: Digest
     image: Digest
-    state: Literal["created", "running", "exited"]
+    state: Literal["created", "running", "paused", "exited"]
     started: str = ""
     exit: str = ""
     health: Literal["none", "starting", "healthy", "unhealthy"] = "none"

@@ -341,12 +341,7 @@ class DockerEngine:
     def remove(self, id: str) -> None:
         """As `Engine.remove`."""
         with self._asking("remove a container") as (api, _), contextlib.suppress(NotFound):
-            try:
-                api.remove_container(id, v=True)
-            except APIError:
-                if not api.inspect_container(id)["State"].get("Paused"):
-                    raise
-                api.remove_container(id, v=True, force=True)  # paused by somebody's hand: it counts as one only made
+            api.remove_container(id, v=True)
 
     def log(self, id: str, since: str, limit_bytes: int) -> bytes:
         """As `Engine.log`."""
@@ -457,11 +452,12 @@ def _make_seen(facts: dict[str, Any], image: Digest) -> Seen:
     )
 
 
-def _state(facts: dict[str, Any]) -> Literal["created", "running", "exited"]:
-    """A container that somebody paused does not do its work: it counts as one that was never started."""
+def _state(facts: dict[str, Any]) -> Literal["created", "running", "paused", "exited"]:
     match facts["State"].get("Status"):
         case "running" | "stopping":
             return "running"
+        case "paused":
+            return "paused"
         case "exited" | "stopped":
             return "exited"
         case _:

@@ -19,7 +19,7 @@ from device.cancelling import cancel
 from device.containers.aim import Aim, make_aim
 from device.containers.conduct import Conduct, words
 from device.containers.engine import Engine, EngineAwayError, EngineError, EngineView, Seen, Wish
-from device.containers.reconcile import Wanted, is_complete, is_up, mine, steps
+from device.containers.reconcile import Wanted, is_alive, is_complete, is_up, mine, steps
 from device.store import NoSpaceError
 from device.threads import to_its_end
 from device.update.ports import HinderedError, ReleaseSet
@@ -76,7 +76,7 @@ class ContainerStatus(Message, omit_defaults=False):
     """One container, for `status`."""
 
     image: Digest
-    state: str  # running, exited, created; absent
+    state: str  # running, paused, exited, created; absent
     health: str = "none"
     restarts: int = 0
     sees: Digest | None = None  # the model that it named last
@@ -368,7 +368,7 @@ class ContainerKeeper:
         unbroken, self._life, self._version = unbroken and view.life == self._life, view.life, view.version
         self._answers = True
         self._stock.saw(view)
-        self._may_run = any(one.state == "running" for one in view.containers)
+        self._may_run = any(is_alive(one) for one in view.containers)
         if not self._is_traced and (view.containers or view.images):
             # A machine that lost `state.db` runs what it ran: a later release without containers has to find that.
             with contextlib.suppress(StateError):  # on a full disk at a later look

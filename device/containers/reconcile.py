@@ -50,7 +50,7 @@ def steps(wanted: Mapping[str, Wanted], seen: Sequence[Seen], *, beside: bool, w
     up = {one.name for one in mine(wanted, seen).values() if one.state == "running"}
     stays = {name for name, one in wanted.items() if beside and one.container.run.strategy == "start-then-stop"}
     return Steps(
-        stop=tuple(one for one in others if one.state == "running" and one.name not in stays),
+        stop=tuple(one for one in others if is_alive(one) and one.name not in stays),
         remove=() if beside else tuple(others),
         start=tuple(one for name, one in wanted.items() if name not in up and name not in waiting),
     )
@@ -77,7 +77,12 @@ def strangers(wanted: Mapping[str, Wanted], seen: Sequence[Seen]) -> list[Seen]:
 def is_complete(wanted: Mapping[str, Wanted], seen: Sequence[Seen]) -> bool:
     """Whether exactly the wanted containers run."""
     running = {name for name, one in mine(wanted, seen).items() if one.state == "running"}
-    return running == set(wanted) and all(one.state != "running" for one in strangers(wanted, seen))
+    return running == set(wanted) and not any(is_alive(one) for one in strangers(wanted, seen))
+
+
+def is_alive(one: Seen) -> bool:
+    """Whether it has processes, and with them its ports and devices."""
+    return one.state in ("running", "paused")
 
 
 def is_up(one: Seen | None) -> bool:

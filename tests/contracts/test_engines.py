@@ -254,15 +254,21 @@ async def test_an_engine_without_a_bridge_starts_no_container_that_needs_one_and
     await bench.clear()
 
 
-async def test_a_container_that_somebody_paused_is_no_obstacle(shared_docker: PrivateEngine, tmp_path: Path) -> None:
+async def test_a_container_that_somebody_paused_can_be_stopped_or_made_anew(
+    shared_docker: PrivateEngine, tmp_path: Path
+) -> None:
     bench = real_bench(shared_docker, tmp_path / "images")
     image = bench.images.app("one")
     await bench.engine.load(image.image, image.files)
-    await bench.engine.start(bench.wish(image))
-    seen = await bench.only()
     with contextlib.closing(docker.APIClient(f"unix://{shared_docker.socket}", version="auto")) as api:
+        await bench.engine.start(bench.wish(image))
+        api.pause((await bench.only()).id)
+        assert (await bench.only()).state == "paused"
+        await bench.engine.start(bench.wish(image))
+        assert (await bench.only()).state == "running"
+        seen = await bench.only()
         api.pause(seen.id)
-    assert (await bench.only()).state == "created"
+    await bench.engine.stop(seen.id, 1.0)
     await bench.engine.remove(seen.id)
     assert (await bench.engine.view()).containers == ()
     await bench.clear()

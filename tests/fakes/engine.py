@@ -73,6 +73,7 @@ class _Made:
     started: str = ""
     checked_s: float = 0.0  # its health, from then on
     ended: tuple[float, str] | None = None  # when, and what ended it
+    paused: bool = False
     log: list[tuple[float, str]] = field(default_factory=list)
 
 
@@ -153,6 +154,18 @@ class FakeDaemon:
             if made.wish.name == name:
                 self._end(made, exit)
 
+    def pause(self, name: str) -> None:
+        """Somebody pauses the containers of this name by hand."""
+        for made in self.made.values():
+            made.paused |= made.wish.name == name and self._state(made) == "running"
+
+    def alive(self, name: str) -> list[Digest]:
+        """Specs of the containers of this name that have processes, paused or not."""
+        return [made.wish.spec for made in self.made.values() if made.wish.name == name and self._is_alive(made)]
+
+    def _is_alive(self, made: _Made) -> bool:
+        return self._state(made) in ("running", "paused")
+
     def running(self) -> dict[str, list[Digest]]:
         """Specs of what runs, by name: how the test sees it, without a call."""
         found: dict[str, list[Digest]] = {}
@@ -170,20 +183,22 @@ class FakeDaemon:
 
     # What its containers do
 
-    def _state(self, made: _Made) -> Literal["created", "running", "exited"]:
+    def _state(self, made: _Made) -> Literal["created", "running", "paused", "exited"]:
         if made.started_s is None:
             return "created"
         lives_s = self.behave(made.wish).lives_s
         if made.ended is None and lives_s is not None and self.clock() >= made.started_s + lives_s:
             made.ended = (made.started_s + lives_s, self.behave(made.wish).exit)
-        return "running" if made.ended is None else "exited"
+        if made.ended is not None:
+            return "exited"
+        return "paused" if made.paused else "running"
 
     def _end(self, made: _Made, why: str) -> None:
-        if self._state(made) == "running":
-            made.ended = (self.clock(), why)
+        if self._is_alive(made):
+            made.ended, made.paused = (self.clock(), why), False
 
     def _start(self, made: _Made) -> None:
-        made.started_s, made.ended = self.clock(), None
+        made.started_s, made.ended, made.paused = self.clock(), None, False
         made.checked_s = made.started_s
         made.started = stamp(made.started_s)
         made.log += [(made.started_s + at_s, line) for at_s, line in self.behave(made.wish).says]
@@ -321,7 +336,7 @@ class FakeEngine:
         fate = await self._enter("remove")
         made = self._daemon.made.get(id)
         if made is not None and fate.moment != "half":
-            if self._daemon._state(made) == "running":
+            if self._daemon._is_alive(made):
                 raise EngineError("the container runs")
             del self._daemon.made[id]
         await self._leave(fate)

@@ -300,6 +300,23 @@ def test_ends_are_evidence_once_there_are_more_than_the_release_bears(story):
     story(tell)
 
 
+def test_what_somebody_pauses_or_removes_is_made_anew_and_is_no_end_of_its_own(story):
+    async def tell(field):
+        await field.serve("old")
+        await field.whole.converge(field.releases["new"], trial=True)
+        await field.settled("new")
+        field.daemon.pause("driver")
+        await field.settled("new")
+        (driver,) = [made for made in field.daemon.made.values() if made.wish.name == "driver"]
+        driver.started_s = None  # as an engine shows what it is removing
+        await until(lambda: not field.runs("new"))
+        await field.settled("new")
+        await asyncio.sleep(5)
+        assert (faults(field), field.whole.health().serving) == ((), True)
+
+    story(tell)
+
+
 @pytest.mark.parametrize(
     ("says", "fault"),
     [

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -143,21 +143,6 @@ def test_somebody_elses_container_of_our_name_is_left_alone() -> None:
     assert not [one for one in made.heard if one.method == "DELETE"]
 
 
-@pytest.mark.parametrize(("state", "goes"), [("paused", True), ("running", False)])
-def test_what_somebody_paused_can_be_removed_and_what_runs_cannot(state: str, goes: bool) -> None:
-    name = f"/containers/{'e' * 64}"
-
-    def remove(heard: Heard) -> Any:
-        return {} if "force=True" in heard.path else (409, {"message": f"You cannot remove a {state} container"})
-
-    facts = {"Id": "e" * 64, "State": {"Status": state, "Paused": state == "paused"}}
-    with engine({("GET", f"{name}/json"): facts, ("DELETE", name): remove}) as (adapter, made):
-        with nullcontext() if goes else pytest.raises(EngineError, match="cannot remove"):
-            adapter.remove("e" * 64)
-        forced = [one for one in made.heard if "force=True" in one.path]
-    assert bool(forced) is goes
-
-
 def test_labels_that_somebody_spoilt_match_nothing_that_is_wanted() -> None:
     labels = {OWNER_LABEL: OWNER, NAME_LABEL: "../x", SPEC_LABEL: "none"}
     facts = {"Id": "e" * 64, "Image": "sha256:x", "Config": {"Labels": labels}, "State": {"Status": "running"}}
@@ -174,7 +159,7 @@ def test_labels_that_somebody_spoilt_match_nothing_that_is_wanted() -> None:
         ({"Status": "exited", "ExitCode": 137}, ("exited", "SIGKILL")),
         ({"Status": "exited", "ExitCode": 137, "OOMKilled": True}, ("exited", "out of memory")),
         ({"Status": "exited", "ExitCode": 255}, ("exited", "exit 255")),
-        ({"Status": "paused", "Paused": True}, ("created", "")),
+        ({"Status": "paused", "Paused": True}, ("paused", "")),
         ({"Status": "dead", "ExitCode": 1}, ("created", "")),
         ({"Status": "removing"}, ("created", "")),
         ({"Status": "running", "StartedAt": "2026-01-01T00:00:00Z"}, ("running", "")),
