@@ -12,7 +12,6 @@ from device.clock import Clock
 from device.containers.engine import EngineAwayError, EngineView
 from device.containers.opening import open_engine
 from device.containers.owner import find_owner
-from device.containers.settings import find_socket
 from device.identity import read_enrolment
 from device.layout import Layout
 from device.repair.examine import examine, tell
@@ -92,7 +91,7 @@ def finding_table(found: Diagnosis) -> Table:
 
 def _look_at_engine(layout: Layout, settings: DeviceSettings) -> EngineView:
     async def look() -> EngineView:
-        engine = open_engine(find_socket(settings.containers.socket), owner)
+        engine = open_engine(owner)
         try:
             async with asyncio.timeout(LOOK_S):
                 return await engine.view()
@@ -103,8 +102,8 @@ def _look_at_engine(layout: Layout, settings: DeviceSettings) -> EngineView:
 
     enrolment = read_enrolment(layout.identity)
     with contextlib.closing(StateDb(layout.state_db, create=False)) as state:
-        owner = find_owner(layout.identity, state, enrolment.device)
-    return asyncio.run(look())
+        owner = find_owner(layout.identity, state, enrolment.device, named=settings.containers.socket)
+        return asyncio.run(look())
 
 
 def _settings(layout: Layout) -> DeviceSettings:

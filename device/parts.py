@@ -27,7 +27,7 @@ from device.containers.keeper import ContainerKeeper
 from device.containers.opening import open_engine
 from device.containers.owner import Owner, find_owner
 from device.containers.reconcile import Wanted
-from device.containers.settings import SOCKETS, find_socket, is_there
+from device.containers.settings import SOCKETS, is_there
 from device.containers.stock import Stock
 from device.containers.troubles import Troubles
 from device.containers.whole import WholeSet
@@ -200,8 +200,11 @@ async def assembled(
         stack.push_async_callback(source.close)
         store = await asyncio.to_thread(_open_store, layout, settings)
         book = PatchBook(state, hardware.agent_version())
-        owner = await asyncio.to_thread(find_owner, layout.identity, state, device, clock.instant().boot_id)
-        images = _open_images(layout, settings, store, owner)
+        owner = await asyncio.to_thread(
+            partial(find_owner, named=settings.containers.socket),
+            *(layout.identity, state, device, clock.instant().boot_id),
+        )
+        images = await asyncio.to_thread(_open_images, layout, settings, store, owner)
         stack.push_async_callback(images.engine.close)
         workers = WholeSet(
             ProcessWorkers(clock=time.monotonic, threads=inference.threads, frame_limit_s=inference.frame_limit_s),
@@ -250,7 +253,7 @@ async def assembled(
                 notify=news.to_tell,
                 probe=lambda known: hardware.probe(settings.machine.hardware, layout.state, known),
                 make_room=partial(_spare, outbox),
-                has_engine=partial(is_there, images.socket),
+                has_engine=lambda: is_there(images.owner.socket),
             ),
             settings=settings.update,
         )
@@ -402,25 +405,21 @@ class _Images:
 
     Args:
         engine: Not spoken to before there is something to ask.
-        socket: Where it listens, or would.
         owner: Whose containers and images are ours.
         stock: What it holds.
         places: What is mounted.
     """
 
     engine: Engine
-    socket: Path
     owner: Owner
     stock: Stock
     places: Places
 
 
 def _open_images(layout: Layout, settings: DeviceSettings, store: Store, owner: Owner) -> _Images:
-    socket = find_socket(settings.containers.socket)
-    engine = open_engine(socket, owner)
+    engine = open_engine(owner)
     return _Images(
         engine=engine,
-        socket=socket,
         owner=owner,
         stock=Stock(engine, store, owner, keep=settings.containers.keep_layers),
         places=Places(
@@ -428,7 +427,7 @@ def _open_images(layout: Layout, settings: DeviceSettings, store: Store, owner: 
             link=layout.link,
             data=layout.data,
             host=tuple(Path(path) for path in settings.containers.host_paths),
-            never=(layout.state, socket, *SOCKETS),  # whoever has the engine has the machine
+            never=(layout.state, owner.socket, *SOCKETS),  # whoever has the engine has the machine
         ),
     )
 

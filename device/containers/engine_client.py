@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -52,7 +52,7 @@ class EngineClient:
     of the next one. Anything else that is cancelled may still have its effect.
 
     Args:
-        socket: The engine's.
+        find: Tells the engine's socket, anew at each question: it may be installed later than the agent. Blocking.
         owner: Whose containers and images are ours.
         command: What is started; for tests.
         word_s: Longest wait for anything but an archive.
@@ -61,15 +61,15 @@ class EngineClient:
 
     def __init__(
         self,
-        socket: Path,
+        find: Callable[[], Path],
         owner: str,
         *,
         command: Sequence[str] = python_command("device.containers.engine_child"),
         word_s: float = WORD_S,
         archive_s: float = ARCHIVE_S,
     ) -> None:
-        self._socket = socket
-        self._command = (*command, "--socket", str(socket), "--owner", owner)
+        self._find = find
+        self._command = (*command, "--owner", owner)
         self._word_s = word_s
         self._archive_s = archive_s
         self._starting = asyncio.Lock()
@@ -128,10 +128,14 @@ class EngineClient:
                 await child.end()
 
     async def _ask(self, ask: Ask, limit_s: float, *, ends_when_cancelled: bool = False) -> Said:
-        if not await asyncio.to_thread(is_there, self._socket):  # no child for an engine that is not there
-            raise EngineAwayError(f"there is no engine at {self._socket}, or none that this user may speak to")
+        socket = await asyncio.to_thread(self._find)
+        if not await asyncio.to_thread(is_there, socket):  # no child for an engine that is not there
+            raise EngineAwayError(
+                f"there is no engine at {socket}, or none that this user may speak to",
+                hint="where it is another one by now, name it: `socket` of `[containers]` in device.toml",
+            )
         for _ in range(_TRIES):
-            child = await self._running()
+            child = await self._running(socket)
             try:
                 async with asyncio.timeout(limit_s):
                     said = await child.ask(ask)
@@ -148,35 +152,35 @@ class EngineClient:
                 return said
         raise EngineAwayError("the engine child died over the question")
 
-    async def _running(self) -> "_Child":
+    async def _running(self, socket: Path) -> "_Child":
         async with self._starting:
-            if self._child is None or self._child.has_ended:
+            if self._child is None or self._child.has_ended or self._child.socket != socket:
                 if self._child is not None:
                     await self._child.end()
-                self._child = await _Child.start(self._command)
+                self._child = await _Child.start(self._command, socket)
             return self._child
 
 
 class _Child:
     """One engine child, and the questions that it owes an answer to."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, socket: Path) -> None:
+        self.socket = socket
         self._process = process
         self._numbers = itertools.count(1)
         self._owed: dict[int, asyncio.Future[Said | None]] = {}
         self._reading = asyncio.create_task(self._read())
 
     @classmethod
-    async def start(cls, command: Sequence[str]) -> "_Child":
-        return cls(
-            await asyncio.create_subprocess_exec(
-                *command,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                limit=LINE_BYTES,
-                start_new_session=True,  # a Ctrl-C meant for the agent is not the child's
-            )
+    async def start(cls, command: Sequence[str], socket: Path) -> "_Child":
+        process = await asyncio.create_subprocess_exec(
+            *(*command, "--socket", str(socket)),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            limit=LINE_BYTES,
+            start_new_session=True,  # a Ctrl-C meant for the agent is not the child's
         )
+        return cls(process, socket)
 
     @property
     def has_ended(self) -> bool:

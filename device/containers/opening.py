@@ -11,16 +11,11 @@ from protocol.container import Image
 from protocol.ids import Digest
 
 
-def open_engine(socket: Path, owner: Owner) -> Engine:
-    """The engine. Nothing is started for it before the first question.
-
-    Args:
-        socket: Where it listens, or would.
-        owner: Whose containers and images are ours.
-    """
+def open_engine(owner: Owner) -> Engine:
+    """The engine. Nothing is started for it before the first question; at each it is known anew where it listens."""
     if not owner.name:
         return NoEngine("whose containers these are cannot be told: the first root or the enrolment is missing")
-    return EngineClient(socket, owner.name)
+    return EngineClient(lambda: owner.socket, owner.name)
 
 
 class NoEngine:

@@ -17,7 +17,7 @@ class ContainerSettings(Settings):
     """Table `[containers]` of the settings.
 
     Args:
-        socket: Of the engine; empty looks where engines usually listen.
+        socket: Of the engine; empty: see `find_socket`.
         host_paths: Folders of the machine that a container may be given, with all below them; none by default.
         keep_layers: How long layers stay in the store once the engine holds them: they save bytes when it loses them,
             and time when a patch needs them. `while-there-is-room`: they are the first to go when a download needs
@@ -29,14 +29,17 @@ class ContainerSettings(Settings):
     keep_layers: KeepLayers = "while-there-is-room"
 
 
-def find_socket(named: str, known: Sequence[Path] = SOCKETS) -> Path:
-    """Where the engine of this machine listens, or would. Blocking.
+def find_socket(named: str, used: Path | None = None, known: Sequence[Path] = SOCKETS) -> Path:
+    """Where the engine of this machine listens now, or would. Blocking.
 
     Args:
-        named: By the settings; empty takes the first of `known` that is there.
-        known: Where engines usually listen.
+        named: By the settings.
+        used: Of the engine that may hold something of ours; None when none does.
+        known: Where engines usually listen: the first that is there, where nothing is named or used.
     """
-    return Path(named) if named else next((path for path in known if is_there(path)), known[0])
+    if named:
+        return Path(named)
+    return used or next((path for path in known if is_there(path)), known[0])
 
 
 def is_there(socket: Path) -> bool:

@@ -106,7 +106,7 @@ async def test_attack_o5_an_engine_that_makes_another_image_of_a_load_is_found_o
         return Heard(heard.method, heard.path, heard.headers, body)
 
     with front(lie, bench.socket) as liar:
-        client = EngineClient(liar.socket, bench.owner)
+        client = EngineClient(lambda: liar.socket, bench.owner)
         with pytest.raises(Refused) as refused:
             await client.load(good.image, good.files)
         assert refused.value.reason is Reason.IMAGE
@@ -134,7 +134,7 @@ async def test_attack_o5_an_engine_that_makes_a_container_of_another_image_is_fo
         return Heard(heard.method, heard.path, heard.headers, body)
 
     with front(lie, bench.socket) as liar:
-        client = EngineClient(liar.socket, bench.owner)
+        client = EngineClient(lambda: liar.socket, bench.owner)
         with pytest.raises(Refused) as refused:
             await client.start(bench.wish(good, WHO))
         assert refused.value.reason is Reason.IMAGE

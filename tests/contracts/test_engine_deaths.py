@@ -195,7 +195,7 @@ def test_a_frozen_engine_is_away_and_back_when_it_thaws(new_engine: NewEngine) -
 
 
 async def test_no_child_is_started_for_an_engine_that_is_not_there(tmp_path: Path) -> None:
-    client = EngineClient(tmp_path / "engine.sock", "0" * 16, command=("/bin/false",))
+    client = EngineClient(lambda: tmp_path / "engine.sock", "0" * 16, command=("/bin/false",))
     with pytest.raises(EngineAwayError, match="there is no engine"):
         await client.view()
     await client.close()

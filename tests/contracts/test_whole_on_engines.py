@@ -64,7 +64,7 @@ class Real:
     def __init__(self, engine: PrivateEngine, folder: Path) -> None:
         self.folder = folder
         self.images = Images(folder / "images")
-        self.client = EngineClient(engine.socket, secrets.token_hex(8))
+        self.client = EngineClient(lambda: engine.socket, secrets.token_hex(8))
         self.files: dict[Digest, Path] = {}
         places = Places(folder / "sets", folder / "link", folder / "data")
         (folder / "sets").mkdir(parents=True)

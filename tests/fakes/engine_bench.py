@@ -67,7 +67,7 @@ class Bench:
 
 def real_bench(engine: PrivateEngine, folder: Path, owner: str = "") -> Bench:
     owner = owner or secrets.token_hex(8)
-    return Bench(engine.kind, EngineClient(engine.socket, owner), Images(folder), owner, engine.socket)
+    return Bench(engine.kind, EngineClient(lambda: engine.socket, owner), Images(folder), owner, engine.socket)
 
 
 def fake_bench(folder: Path) -> Bench:

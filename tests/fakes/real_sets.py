@@ -156,7 +156,7 @@ class RealField(Field):
         self.machine = _Machine(self.daemon, FakeTrace(), folder, files, self._connect)
 
     def _connect(self, daemon: Any) -> Any:
-        return CutEngine(EngineClient(daemon.engine.socket, daemon.owner))
+        return CutEngine(EngineClient(lambda: daemon.engine.socket, daemon.owner))
 
     @contextlib.asynccontextmanager
     async def killing(self, chance: random.Random) -> AsyncIterator[None]:

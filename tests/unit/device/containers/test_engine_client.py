@@ -33,7 +33,7 @@ def _says(tmp_path: Path, program: str) -> tuple[str, ...]:
 
 
 async def test_a_child_that_was_killed_over_a_question_is_replaced(engine: EngineFront) -> None:
-    client = EngineClient(engine.socket, OWNER)
+    client = EngineClient(lambda: engine.socket, OWNER)
     await client.view()
     plain, killed = engine.answer, []
 
@@ -58,7 +58,7 @@ async def test_a_child_that_ends_over_every_question_is_an_engine_that_is_away(
 ) -> None:
     count = tmp_path / "count"
     command = _says(tmp_path, f"import sys; open({str(count)!r}, 'a').write('x'); sys.stdin.readline()")
-    client = EngineClient(engine.socket, OWNER, command=command)
+    client = EngineClient(lambda: engine.socket, OWNER, command=command)
     with pytest.raises(EngineAwayError, match="died over the question"):
         await client.view()
     assert count.read_text() == "xxx"
@@ -70,7 +70,7 @@ async def test_a_child_that_ends_over_every_question_is_an_engine_that_is_away(
 )
 async def test_a_child_that_speaks_nonsense_is_as_good_as_ended(line: str, engine: EngineFront, tmp_path: Path) -> None:
     command = _says(tmp_path, f"import sys, time; sys.stdin.readline(); print({line!r}, flush=True); time.sleep(60)")
-    client = EngineClient(engine.socket, OWNER, command=command)
+    client = EngineClient(lambda: engine.socket, OWNER, command=command)
     with pytest.raises(EngineAwayError):
         await client.view()
     await client.close()
@@ -78,7 +78,7 @@ async def test_a_child_that_speaks_nonsense_is_as_good_as_ended(line: str, engin
 
 async def test_a_child_that_hangs_is_ended_and_the_next_call_has_another(engine: EngineFront, tmp_path: Path) -> None:
     command = _says(tmp_path, "import time; time.sleep(60)")
-    client = EngineClient(engine.socket, OWNER, command=command, word_s=0.2)
+    client = EngineClient(lambda: engine.socket, OWNER, command=command, word_s=0.2)
     for _ in range(2):
         with pytest.raises(EngineAwayError, match="did not answer"):
             await client.view()
@@ -88,7 +88,7 @@ async def test_a_child_that_hangs_is_ended_and_the_next_call_has_another(engine:
 
 
 async def test_an_idle_child_goes_and_comes_back_with_the_next_question(engine: EngineFront) -> None:
-    client = EngineClient(engine.socket, OWNER, command=(*CHILD, "--idle-s", "0.2"))
+    client = EngineClient(lambda: engine.socket, OWNER, command=(*CHILD, "--idle-s", "0.2"))
     await client.view()
     assert client._child is not None
     first = client._child._process
@@ -99,7 +99,7 @@ async def test_an_idle_child_goes_and_comes_back_with_the_next_question(engine: 
 
 
 async def test_what_was_asked_for_at_once_is_answered_each_with_its_own(engine: EngineFront) -> None:
-    client = EngineClient(engine.socket, OWNER)
+    client = EngineClient(lambda: engine.socket, OWNER)
     views, logs = await asyncio.gather(
         asyncio.gather(*(client.view() for _ in range(10))),
         asyncio.gather(*(client.log("a" * 64, "", 10) for _ in range(10))),
@@ -110,7 +110,7 @@ async def test_what_was_asked_for_at_once_is_answered_each_with_its_own(engine: 
 
 
 async def test_closing_ends_the_child_and_a_later_call_starts_one(engine: EngineFront) -> None:
-    client = EngineClient(engine.socket, OWNER)
+    client = EngineClient(lambda: engine.socket, OWNER)
     await client.view()
     assert client._child is not None
     process = client._child._process
@@ -122,7 +122,7 @@ async def test_closing_ends_the_child_and_a_later_call_starts_one(engine: Engine
 
 
 async def test_errors_arrive_as_what_they_were(engine: EngineFront) -> None:
-    client = EngineClient(engine.socket, OWNER)
+    client = EngineClient(lambda: engine.socket, OWNER)
     runs = {("GET", "/containers/aaa"): {"State": {}}, ("DELETE", "/containers/"): (409, {"message": "it runs"})}
     engine.answer = scripted({**EMPTY, **runs})
     with pytest.raises(EngineError, match="it runs"):
@@ -139,7 +139,7 @@ async def test_a_persons_settings_of_docker_do_not_count(
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / ".docker"))
     monkeypatch.setenv("DOCKER_HOST", "tcp://192.0.2.1:2375")
     monkeypatch.setenv("ALL_PROXY", "http://192.0.2.1:3128")
-    client = EngineClient(engine.socket, OWNER)
+    client = EngineClient(lambda: engine.socket, OWNER)
     assert (await client.view()).version == "docker 20.10.0"
     await client.close()
 
