@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from device.cancelling import cancel
 from device.containers.aim import make_aim
 from device.containers.engine import Engine, EngineView, Wish
 from device.containers.keeper import ContainerKeeper
@@ -52,8 +53,13 @@ def play(story: Callable[[], Awaitable[None]]) -> None:
 
 
 async def _within_a_day(story: Callable[[], Awaitable[None]]) -> None:
-    async with asyncio.timeout(86_400):
-        await story()
+    try:
+        async with asyncio.timeout(86_400):
+            await story()
+    finally:
+        # One cancellation of a task can be lost, and in time that jumps its agent would look again without end.
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            await cancel(task)
 
 
 async def until(is_so: Callable[[], bool], limit_s: float = 120.0) -> None:

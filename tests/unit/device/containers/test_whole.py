@@ -26,6 +26,21 @@ def story(tmp_path):
     return run
 
 
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("turns", (0, 1))
+def test_a_story_that_fails_leaves_no_agent_that_looks_without_end(tmp_path, turns):
+    async def fails() -> None:
+        field = Field(tmp_path, make_releases(tmp_path))
+        await field.serve("old")
+        field.machine.keeper.switched()  # it wakes while it is cancelled
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        raise ValueError("as it must be told")
+
+    with pytest.raises(ValueError, match="as it must be told"):
+        play(fails)
+
+
 def test_models_and_containers_change_together(story):
     async def tell(field):
         field.behaves("new", "gateway", Behaviour(healthy_after_s=2.0))
