@@ -176,7 +176,9 @@ class Machine:
     async def end_agent(self) -> None:
         """It is gone, however it went."""
         self.engine.cut()
-        self.camera.cancel()
+        await cancel(self.camera)
+        if not self.camera.cancelled():
+            self.camera.result()  # what it found wrong
         await self.whole.close()
 
     @property
@@ -240,6 +242,10 @@ class Field:
             and self.daemon.running() == specs_of(release)
             and len(self.daemon.made) == len(specs_of(release))
         )
+
+    def running_or_none(self) -> dict[str, list[Digest]] | None:
+        """Specs of what runs, by name; None where nobody can know."""
+        return self.daemon.running()
 
     def check_labels(self) -> None:
         """No row names a release but while all of it ran, as far as can be known: what ended by itself is not missed

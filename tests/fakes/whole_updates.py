@@ -55,22 +55,15 @@ class Updates:
         async with asyncio.timeout(3600):
             while not await self._one_life():
                 pass
-        self.calls = list(self.field.daemon.calls)
-        # Whatever is away comes back, and then one of the two sets runs.
-        self.field.daemon.dies_at, self.field.daemon.cuts_at, self.cuts_at_write = {}, {}, {}
-        self._engine_is_started_again()
-        assert self.record.committed is not None
-        committed = self.names[self.record.committed.digest]
-        assert self.record.active == self.record.committed.digest
-        await self.field.settled(committed)
-        return committed
+        return self._committed()
 
     async def serve(self) -> None:
         """What is committed serves, whole."""
         await self.field.serve(self.names[self.record.active or ""])
 
     async def _one_life(self) -> bool:
-        """Until the update has ended, or the agent is killed; then it is started again. Tells whether it has."""
+        """Until the update has ended and its outcome runs, or the agent is killed; then it is started again. Tells
+        whether it has."""
         engine = self.field.machine.engine
         life = asyncio.create_task(self._live(engine))
         killed = asyncio.create_task(engine.was_cut.wait())
@@ -79,13 +72,13 @@ class Updates:
         for task in (life, killed, power):
             task.cancel()
         await asyncio.gather(life, killed, power, return_exceptions=True)
-        if engine.was_cut.is_set():
-            await self.field.machine.end_agent()
-            await asyncio.sleep(self.back_s)
-            self.field.machine.start_agent()
-            return False
-        life.result()
-        return True
+        if not life.cancelled():
+            life.result()
+            return True
+        await self.field.machine.end_agent()
+        await asyncio.sleep(self.back_s)
+        self.field.machine.start_agent()
+        return False
 
     async def _live(self, engine: FakeEngine) -> None:
         await self._write(engine, states.resume(self.record))
@@ -95,9 +88,11 @@ class Updates:
             step = await self._work()
             after = states.advance(self.record, step.event, reason=step.reason, detail=step.detail)
             if step.event is Event.HEALTHY:
-                running = self.field.daemon.running()
-                assert running == specs_of(self._release(self.record.active)), "a verdict on a mixed set"
+                running = self.field.running_or_none()
+                assert running in (None, specs_of(self._release(self.record.active))), "a verdict on a mixed set"
             await self._write(engine, after)
+        await self.field.settled(self._committed())
+        self.calls = list(self.field.daemon.calls)
 
     async def _work(self) -> Step:
         record = self.record
@@ -125,6 +120,11 @@ class Updates:
                 if states.will_retry(record):
                     self.record = msgspec.structs.replace(record, offer=None)
                 return Step(Event.CLEAN)
+
+    def _committed(self) -> str:
+        assert self.record.committed is not None
+        assert self.record.active == self.record.committed.digest
+        return self.names[self.record.committed.digest]
 
     async def _follow(self) -> None:
         await self.field.whole.converge(self._release(self.record.active))
@@ -159,11 +159,8 @@ class Updates:
         """A supervisor starts it again a while after it died."""
         while True:
             await asyncio.sleep(0.75 * self.back_s)
-            await asyncio.to_thread(self._engine_is_started_again)
-
-    def _engine_is_started_again(self) -> None:
-        if not self.field.daemon.up:
-            self.field.daemon.restart()
+            if not self.field.daemon.up:
+                await asyncio.to_thread(self.field.daemon.restart)
 
 
 def _time() -> float:
