@@ -44,6 +44,7 @@ class Conduct:
     sees: Digest | None = None  # the model that it named last, in this life
     was_heard: bool = False  # its log was looked into, likewise
     last_words: str | None = None  # before a fault; None: nobody asked
+    ailed: bool = False  # already before it was wanted anew, and was not steady since: no word against who wants it
     _lives: int = 0
     _runs: bool = False
     _started: str = ""
@@ -52,6 +53,7 @@ class Conduct:
 
     def is_wanted_anew(self, now_s: float) -> None:
         """By another release, which has the very same container: its evidence begins, its life goes on."""
+        self.ailed = bool(self.trouble) or (self._early > 0 and now_s - self._born_s < self.run.restart.steady_s)
         self.since_s, self.ends, self.refused, self.hindered, self.last_words = now_s, 0, "", None, None
         self.due_s = min(self.due_s, now_s)
 
@@ -73,11 +75,10 @@ class Conduct:
         self.refused, self.hindered = "", why
         self._wait(0.0, now_s)
 
-    def is_stopped(self, now_s: float, *, for_its_health: bool = False) -> None:
-        """We are about to stop it: its end says nothing. For its health: what shows is counted as an end."""
-        if for_its_health:
-            self.ending = "unhealthy"
-            self._wait(now_s - self._born_s, now_s)
+    def is_stopped(self, now_s: float) -> None:
+        """We are about to stop it for its health: the end says nothing."""
+        self.ending = "unhealthy"
+        self._wait(now_s - self._born_s, now_s)
         self._runs = False
 
     def look(self, seen: Seen | None, now_s: float, *, unbroken: bool) -> None:
@@ -96,6 +97,8 @@ class Conduct:
                 self._born_s, self.sees, self.was_heard = now_s, None, False
             self._runs, self._started, self.refused, self.hindered = True, seen.started, "", None
             self._lives = max(self._lives, 1)
+            if self.ailed and is_up(seen) and now_s - self._born_s >= self.run.restart.steady_s:
+                self.ailed, self.ends = False, 0
             return
         if not self._runs:
             return
@@ -126,6 +129,8 @@ class Conduct:
             now_s: The time.
         """
         who = f"container {self.name}"
+        if self.ailed:
+            return ""
         if self.refused:
             return self.refused
         if self.hindered is not None:
@@ -143,7 +148,7 @@ class Conduct:
 
         It speaks against a release that never served, and not against one that did: at a boot all comes up at once.
         """
-        if self.refused or self.hindered is not None:
+        if self.ailed or self.refused or self.hindered is not None:
             return ""
         if not is_up(self.seen) and now_s - max(self.since_s, self._born_s) > self.up_limit_s:
             return f"container {self.name} did not come up within {self.up_limit_s:.0f} s"

@@ -181,7 +181,6 @@ class ContainerKeeper:
             StateError: What an image is made of is not here.
         """
         self._take_aim(make_aim(release, self._clock(), trial=True, held=True))
-        aim = self._aim
         hindered_s: float | None = None  # since when
         if not self.is_concerned:
             return
@@ -202,7 +201,7 @@ class ContainerKeeper:
                     raise obstacle
                 case None:
                     hindered_s = None
-                    if all(is_up(self._conducts[one.spec].seen) for one in aim.wanted.values()):
+                    if all(is_up(one.seen) or one.ailed for one in self._conducts.values()):
                         return
 
     def switched(self) -> None:
@@ -247,7 +246,10 @@ class ContainerKeeper:
     def hindered(self) -> str:
         """Why nothing can be told or done now; empty when it can. Never blocks."""
         obstacle = self._obstacle()
-        return f"engine: {obstacle}" if obstacle is not None else ""
+        if obstacle is not None:
+            return f"engine: {obstacle}"
+        ailing = (one for one in self._conducts.values() if self._aim.trial and one.ailed and one.trouble)
+        return next((f"container {one.name} was not well before either: {one.trouble}" for one in ailing), "")
 
     def status(self) -> EngineStatus | None:
         """All there is to show; None where there are no containers. Never blocks."""
@@ -288,14 +290,12 @@ class ContainerKeeper:
         if aim.specs != before.specs or self._task is None:
             self._changed()
             self._whole = not (aim.wanted or self._may_run)
+        shared = self._conducts
+        self._conducts = {}
         for one in aim.wanted.values():
-            run = one.container.run
-            if one.spec in self._conducts:
-                self._conducts[one.spec].is_wanted_anew(aim.since_s)
-            else:
-                self._conducts[one.spec] = Conduct(one.container.name, run, aim.since_s)
-        kept = aim.specs | before.specs  # that is gone back to
-        self._conducts = {spec: one for spec, one in self._conducts.items() if spec in kept}
+            if (conduct := shared.get(one.spec)) is not None:
+                conduct.is_wanted_anew(aim.since_s)
+            self._conducts[one.spec] = conduct or Conduct(one.container.name, one.container.run, aim.since_s)
         self._wake.set()
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._keep(), name="containers")
@@ -413,12 +413,12 @@ class ContainerKeeper:
             # A fault in a trial is told, not mended: its rollback follows.
             waiting |= {name for name, one in conducts.items() if one.fault(aim.models, aim.switched_s, now_s)}
         todo = steps(aim.wanted, view.containers, beside=self._stays_beside(aim), waiting=waiting)
-        sick = [] if aim.trial else [one for one in conducts.values() if one.is_sick]
+        sick = [one for one in conducts.values() if one.is_sick and (one.ailed or not aim.trial)]
         wishes = []
         for one in todo.start:
             if aim is not self._aim:  # an image may take long to come: not one more for what is not wanted any longer
                 return True
-            if (wish := await self._prepare(one, view)) is not None:
+            if (wish := await self._prepare(one, conducts[one.container.name], view)) is not None:
                 wishes.append(wish)
         if aim.held and any(one.hindered is not None for one in conducts.values()):
             return False  # what served before goes on, untouched
@@ -430,7 +430,7 @@ class ContainerKeeper:
             self._may_run = True
             await to_its_end(self._trace.uses)
         for conduct in sick:
-            conduct.is_stopped(self._clock(), for_its_health=True)
+            conduct.is_stopped(self._clock())
         await self._stop([*todo.stop, *(one.seen for one in sick if one.seen is not None)])
         # Only now, and at each look: whoever ran until now may have owned them, and a rollback may start nothing anew.
         for one in aim.wanted.values():
@@ -438,10 +438,10 @@ class ContainerKeeper:
                 await asyncio.to_thread(self._give_data, one)
             except StateError as error:
                 if one.spec in {wish.spec for wish in wishes}:  # one that runs goes on as it is
-                    self._hinder(self._conducts[one.spec], error)
+                    self._hinder(conducts[one.container.name], error)
         for wish in wishes:
-            if aim is self._aim and self._conducts[wish.spec].hindered is None:
-                await self._start(wish)
+            if aim is self._aim and conducts[wish.name].hindered is None:
+                await self._start(wish, conducts[wish.name])
         # Last: it is in nobody's way.
         gone = [await self._remove(seen) for seen in todo.remove if aim is self._aim]
         return bool(todo.stop or wishes or sick or any(gone))
@@ -455,9 +455,8 @@ class ContainerKeeper:
         limit_s = max((one.up_limit_s for one in conducts), default=0.0)
         return not all(is_up(one.seen) for one in conducts) and self._clock() - aim.since_s < limit_s
 
-    async def _prepare(self, one: Wanted, view: EngineView) -> Wish | None:
+    async def _prepare(self, one: Wanted, conduct: Conduct, view: EngineView) -> Wish | None:
         """All that can fail before anything is stopped."""
-        conduct = self._conducts[one.spec]
         try:
             if all(held.image != one.image.config.sha256 for held in view.images):
                 await self._stock.bring(one.image)
@@ -470,8 +469,7 @@ class ContainerKeeper:
         conduct.hindered = None
         return wish
 
-    async def _start(self, wish: Wish) -> None:
-        conduct = self._conducts[wish.spec]
+    async def _start(self, wish: Wish, conduct: Conduct) -> None:
         try:
             await self._engine.start(wish)
         except EngineAwayError:
@@ -498,9 +496,6 @@ class ContainerKeeper:
 
     async def _stop(self, all_seen: Sequence[Seen]) -> None:
         """All at once: each may take its time to end, and the machine is without them meanwhile."""
-        for seen in all_seen:
-            if seen.spec in self._conducts:
-                self._conducts[seen.spec].is_stopped(self._clock())
         stops = [self._engine.stop(seen.id, seen.stop_s) for seen in all_seen]
         for outcome in await asyncio.gather(*stops, return_exceptions=True):
             if isinstance(outcome, BaseException):

@@ -317,6 +317,44 @@ def test_what_somebody_pauses_or_removes_is_made_anew_and_is_no_end_of_its_own(s
     story(tell)
 
 
+def test_a_container_that_was_sick_before_says_nothing_of_the_release_that_shares_it_until_it_was_well(story):
+    async def tell(field):
+        field.behaves("old", "gateway", Behaviour(healthy_after_s=None, unhealthy_after_s=3.0))
+        await field.whole.converge(field.releases["old"])
+        await until(lambda: field.whole.engine_status().containers["gateway"].trouble.startswith("unhealthy"))
+        await field.whole.converge(field.releases["same"], trial=True)
+        assert field.machine.workers.serving is field.releases["same"]
+        for _ in range(3000):
+            await asyncio.sleep(0.1)
+            health = field.whole.health()
+            assert (health.faults, health.late) == ((), ())
+        await until(lambda: field.whole.health().hindered == "container gateway was not well before either: unhealthy")
+        field.behaves("old", "gateway", Behaviour())
+        await field.settled("same")  # it is started again as ever: the new model may be what it needs
+        await asyncio.sleep(100)
+        field.behaves("old", "gateway", Behaviour(unhealthy_after_s=0.0))
+        await until(lambda: faults(field) == ("container gateway is unhealthy: the check failed",), 5)
+
+    story(tell)
+
+
+def test_a_container_that_ended_again_and_again_before_is_no_evidence_even_while_it_runs(story):
+    async def tell(field):
+        field.behaves("old", "driver", Behaviour(lives_s=20.0))
+        await field.whole.converge(field.releases["old"])
+        await asyncio.sleep(30)
+        assert "driver" in field.daemon.running()
+        await field.whole.converge(field.releases["same"], trial=True)
+        await until(lambda: "driver" not in field.daemon.running())
+        await asyncio.sleep(2)
+        assert faults(field) == ()
+        field.behaves("old", "driver", Behaviour(lives_s=100.0))
+        await until(lambda: bool(faults(field)), 300)
+        assert faults(field)[0].startswith("container driver ended by itself once")
+
+    story(tell)
+
+
 @pytest.mark.parametrize(
     ("says", "fault"),
     [
