@@ -3,6 +3,7 @@
 import base64
 import json
 import ssl
+import subprocess
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -14,7 +15,7 @@ from protocol.errors import LinkError, StateError
 from signing.images.credentials import Logins
 from signing.images.reference import parse_registry
 from signing.images.registry import Registry, images_of_registry
-from tests.fakes.debian_registry import PASSWORD, USER, debian_registry, skopeo
+from tests.fakes.debian_registry import PASSWORD, USER, debian_registry, need, skopeo
 from tests.fakes.image_files import BuiltImage, layer, make_image, write_archive, write_layout
 from tests.fakes.intake import Taking
 from tests.fakes.private_engine import PrivateEngine
@@ -144,7 +145,38 @@ def test_an_image_of_an_engine_is_taken_by_its_name_and_by_its_id(
                 (image,) = taking.take(f"engine:{name}")
                 assert taking.is_whole(image, ONE)
                 assert taking.left_over() == []
-            with pytest.raises(StateError, match="no image 'absent'"):
-                taking.take("engine:absent")
+            client.images.get(ONE.id).tag("app", "2")
+            for name in ("absent", "app"):  # without a tag it is `latest`, not whatever tags there are
+                with pytest.raises(StateError, match=f"no image '{name}'"):
+                    taking.take(f"engine:{name}")
         finally:
             client.images.remove(ONE.id, force=True)
+
+
+def test_archives_and_layouts_that_podman_saves_are_read(
+    taking: Taking, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    twice = make_image([UPPER, LOWER, UPPER])
+    write_archive(taking.folder / "app.tar", twice)
+    folder = tmp_path_factory.mktemp("p")  # Podman bears no long paths
+    store = ("--root", folder / "a", "--runroot", folder / "b", "--tmpdir", folder / "c", "--storage-driver", "vfs")
+
+    def podman(*words: object) -> None:
+        need("podman")
+        done = subprocess.run(
+            ["podman", *map(str, (*store, *words))], capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.returncode == 0, done.stderr
+
+    podman("load", "--input", taking.folder / "app.tar")
+    podman("tag", "app:1", "app:2")
+    for form, reference in (
+        ("docker-archive", "archive:saved-docker-archive"),
+        ("oci-archive", "archive:saved-oci-archive"),
+        ("oci-dir", "oci:saved-oci-dir"),
+    ):
+        podman("save", "--format", form, "--output", taking.folder / f"saved-{form}", "app:1")
+        (image,) = taking.take(reference)
+        assert [each.artifact.sha256 for each in image.layers] == list(twice.diff_ids), reference
+    podman("save", "--multi-image-archive", "--output", taking.folder / "both.tar", "app:1", "app:2")
+    assert taking.take("archive:both.tar")[0].config.sha256 == twice.id, "two names, and one image"
