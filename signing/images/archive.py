@@ -18,7 +18,8 @@ from signing.images.tar_entries import read_entries
 
 INDEX = "index.json"
 LIST = "manifest.json"
-SAVE_ONE = "save one: `docker save NAME`"
+SAVE = "an archive of an image is what `docker save NAME` or `podman save NAME` writes; `export` writes none"
+SAVE_ONE = "save one: `docker save NAME:TAG`"
 
 
 class _Listed(msgspec.Struct, frozen=True, rename="pascal"):
@@ -43,10 +44,10 @@ class Archive:
             with path.open("rb") as file:
                 self._places = read_entries(file)
         except OSError as error:
-            raise SettingsError(f"{path}: {error.strerror}") from error
+            hint = "an OCI layout is a folder: oci:FOLDER" if path.is_dir() else ""
+            raise SettingsError(f"{path}: {error.strerror}", hint=hint) from error
         except Refused as error:
-            hint = error.hint or "an archive as `docker save` writes it, not compressed"
-            raise Refused(error.reason, f"{path.name}: {error.message}", hint=hint) from error
+            raise Refused(error.reason, error.message, hint=error.hint or SAVE) from error
 
     def entry(self, name: str, limit: int) -> Blob | None:
         """An entry by name; None: there is none.
@@ -105,7 +106,7 @@ def images_of_archive(path: Path, platforms: Collection[Platform], say: Say) -> 
         return find_images(archive, top, platforms, say)
     listed = archive.entry(LIST, bounds.MANIFEST_BYTES)
     if listed is None:
-        raise Refused(Reason.IMAGE, f"neither {INDEX} nor {LIST} is in it")
+        raise Refused(Reason.IMAGE, f"neither {INDEX} nor {LIST} is in it", hint=SAVE)
     try:
         images = msgspec.json.decode(read_blob(archive, listed), type=list[_Listed])
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:

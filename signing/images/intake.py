@@ -19,7 +19,7 @@ from signing.images.credentials import Logins
 from signing.images.engine import find_socket, images_of_engine
 from signing.images.layers import take_layer
 from signing.images.layout import images_of_layout
-from signing.images.reference import parse_reference, parse_registry
+from signing.images.reference import Reference, parse_reference, parse_registry
 from signing.images.registry import Registry, images_of_registry
 from signing.workspace import Workspace
 
@@ -55,14 +55,16 @@ class Intake:
             Refused: Something of it is not what it is said to be, or too much.
             LinkError: No answer, or not all of it.
         """
+        reference = parse_reference(text)
         self.say(f"looking at {text}")
         with ExitStack() as held:
             with said_of(text):
-                images = self._found(held, text, platforms)
+                images = self._found(held, text, reference, platforms)
             yield images
 
-    def _found(self, held: ExitStack, text: str, platforms: Collection[Platform]) -> tuple[Found, ...]:
-        reference = parse_reference(text)
+    def _found(
+        self, held: ExitStack, text: str, reference: Reference, platforms: Collection[Platform]
+    ) -> tuple[Found, ...]:
         match reference.kind:
             case "oci":
                 folder, name = self._layout(reference.rest)
@@ -106,7 +108,7 @@ class Intake:
         steps = zip(found.layers, config.layers, config.origins(), strict=True)
         for number, (blob, diff_id, origin) in enumerate(steps, 1):
             self.say(f"  {found.platform}: layer {number} of {len(config.layers)}, {diff_id[:12]}")
-            with said_of(text):
+            with said_of(f"{text}, layer {number} of {len(config.layers)}"):
                 length = take_layer(self.workspace, found.content, blob, diff_id, self.say)
             artifact = Artifact(sha256=diff_id, length_bytes=length, media_type=LAYER_MEDIA_TYPE)
             layers.append(Layer(artifact=artifact, origin=origin))

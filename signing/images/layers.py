@@ -17,10 +17,12 @@ from protocol.ids import Digest
 from signing import durable
 from signing.images import bounds
 from signing.images.content import Blob, Content, Say
+from signing.images.tar_entries import begins_as_tar
 from signing.workspace import Workspace
 
 _GZIP: Final = b"\x1f\x8b"
 _ZSTD: Final = b"\x28\xb5\x2f\xfd"
+_FORMS: Final = "layers are tar archives, compressed once with gzip or zstd, or not at all"
 _TOLD_BYTES: Final = 64 * limits.MIB  # between two lines about one layer
 
 
@@ -36,6 +38,7 @@ def take_layer(workspace: Workspace, content: Content, blob: Blob, diff_id: Dige
 
     Raises:
         Refused: `HASH`, `LENGTH`: other bytes than are named, or than the image's config names. `LIMIT`: a bomb.
+            `IMAGE`: no tar archive.
         LinkError: The link failed; the next try goes on.
     """
     place = workspace.blob(diff_id)
@@ -48,6 +51,7 @@ def take_layer(workspace: Workspace, content: Content, blob: Blob, diff_id: Dige
         _fetch_checked(content, blob, spool, say)
         got, whole = _unfolded(spool, unfolded, say)
         _check(got == diff_id, f"layer {blob.place[:12]!r} is not the {diff_id[:12]} that the image's config names")
+        _check_tar(whole)  # what is none is genuine, but no engine would load it
         length = whole.stat().st_size
         durable.rename(whole, place)
     except (LinkError, KeyboardInterrupt):
@@ -63,6 +67,12 @@ def take_layer(workspace: Workspace, content: Content, blob: Blob, diff_id: Dige
 def _check(holds: bool, text: str) -> None:
     if not holds:
         raise Refused(Reason.HASH, text)
+
+
+def _check_tar(path: Path) -> None:
+    with path.open("rb") as file:
+        if not begins_as_tar(file):
+            raise Refused(Reason.IMAGE, "a layer that is no tar archive", hint=_FORMS)
 
 
 def _fetch_checked(content: Content, blob: Blob, spool: Path, say: Say) -> None:

@@ -14,6 +14,7 @@ from signing.images import bounds
 from signing.images.content import Blob, Chunks, Found, Say
 from signing.images.manifests import REFERENCE_NAME, Descriptor, find_images, read_index
 
+LAYOUT: Final = "an OCI layout is a folder as `skopeo copy SOURCE oci:FOLDER` or a builder's OCI output writes it"
 _PLAIN: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a pipe must not keep us waiting
 
 
@@ -38,7 +39,10 @@ class Layout:
             with self._file("index.json") as file:
                 data = os.read(file, bounds.MANIFEST_BYTES + 1)
         except OSError as error:
-            raise SettingsError(f"{self._folder}: no OCI layout: its index.json: {error.strerror}") from error
+            hint = "a file is archive:FILE" if self._folder.is_file() else LAYOUT
+            raise SettingsError(
+                f"{self._folder}: no OCI layout: its index.json: {error.strerror}", hint=hint
+            ) from error
         if len(data) > bounds.MANIFEST_BYTES:
             raise Refused(Reason.LIMIT, f"{self._folder}: an index.json of more than {bounds.MANIFEST_BYTES} bytes")
         return data

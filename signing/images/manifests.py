@@ -32,6 +32,11 @@ _LAYER_TYPES: Final = (
     "application/vnd.oci.image.layer.",
     "application/vnd.docker.image.rootfs.",
 )
+_NOT_TAKEN: Final = {
+    "encrypted": "nobody here can read",
+    "nondistributable": "its owner lets nobody pass on, as a release would",
+    "foreign": "its owner lets nobody pass on, as a release would",
+}
 _ATTESTATION: Final = "vnd.docker.reference.type"  # builders put what they say of an image beside it
 REFERENCE_NAME: Final = "org.opencontainers.image.ref.name"
 
@@ -112,7 +117,8 @@ def find_images(content: Content, top: Descriptor, platforms: Collection[Platfor
     missing = sorted(set(platforms) - set(found))
     if missing or not found:
         there = f"; there are images for {', '.join(sorted({*others, *found}))}" if found or others else ""
-        raise StateError(f"no image for {', '.join(missing) or 'any machine that releases are for'}{there}")
+        hint = "`platforms` in the description names those that are wanted" if missing and found else ""
+        raise StateError(f"no image for {', '.join(missing) or 'any machine that releases are for'}{there}", hint=hint)
     if others:
         say(f"  left out {', '.join(sorted(others))}")
     return tuple(image for _, image in found.values())
@@ -179,6 +185,9 @@ def _image(content: Content, manifest: tuple[Descriptor, _Index], digest: str) -
     for layer in read.layers:
         if not layer.media_type.startswith(_LAYER_TYPES):
             raise Refused(Reason.IMAGE, f"a layer of the type {layer.media_type!r:.80}")
+        for word, why in _NOT_TAKEN.items():
+            if word in layer.media_type:
+                raise Refused(Reason.IMAGE, f"a layer of the type {layer.media_type!r:.80}, which {why}")
     layers = tuple(layer.blob(bounds.LAYER_BYTES) for layer in read.layers)
     said = descriptor.platform or _Platform()
     rank = platform_of(said.os, said.architecture, said.variant)

@@ -48,7 +48,7 @@ def parse_reference(text: str) -> Reference:
     """
     kind, colon, rest = text.partition(":")
     for known in KINDS:
-        if kind == known and colon and rest and "\0" not in rest:
+        if kind == known and colon and rest and rest.isprintable():
             return Reference(known, rest)
     raise SettingsError(f"image {text!r:.200}: cannot be looked for", hint=f"write {EXAMPLE}")
 

@@ -15,6 +15,13 @@ _REGULAR: Final = frozenset(b"0\0" + b"7")
 _ATTRIBUTES: Final = ord("x")
 _LONG_NAME: Final = ord("L")
 _BASE_256: Final = 0x80
+_COMPRESSED: Final = {
+    b"\x1f\x8b": "gzip",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"\xfd7zXZ\0": "xz",
+    b"BZh": "bzip2",
+}
+"""By what it begins with, the tool that undoes it."""
 _NAME: Final = slice(0, 100)
 _MAGIC: Final = slice(257, 263)
 _PREFIX: Final = slice(345, 500)
@@ -68,11 +75,26 @@ def read_entries(file: BinaryIO) -> dict[str, Place]:
     return found
 
 
+def begins_as_tar(file: BinaryIO) -> bool:
+    """Whether what comes next may be a tar archive: nothing, an end of one, or an entry."""
+    block = file.read(BLOCK_BYTES)
+    return not any(block) or _is_header(block)
+
+
+def _is_header(block: bytes) -> bool:
+    return len(block) == BLOCK_BYTES and (
+        read_number(block, CHECKSUM) == sum(block) - sum(block[CHECKSUM]) + 8 * ord(" ")
+    )
+
+
 def _headers(file: BinaryIO) -> Iterator[bytes]:
     file.seek(0)
     while len(block := file.read(BLOCK_BYTES)) == BLOCK_BYTES and any(block):
-        if read_number(block, CHECKSUM) != sum(block) - sum(block[CHECKSUM]) + 8 * ord(" "):
-            raise Refused(Reason.IMAGE, "an archive that is torn, compressed, or none at all")
+        if not _is_header(block):
+            for magic, tool in _COMPRESSED.items():
+                if block.startswith(magic) and file.tell() == BLOCK_BYTES:
+                    raise Refused(Reason.IMAGE, f"it is compressed with {tool}", hint=f"unpack it first: `{tool} -d`")
+            raise Refused(Reason.IMAGE, "an archive that is torn, or none at all")
         yield block
 
 

@@ -1,8 +1,11 @@
 """Images from archives of `docker save`: both forms, and archives that were made to mislead."""
 
+import bz2
 import gzip
 import json
+import lzma
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -110,6 +113,31 @@ def test_an_archive_of_several_images_is_not_guessed_at(taking: Taking) -> None:
 def test_what_is_no_archive_is_refused(taking: Taking, content: bytes) -> None:
     (taking.folder / "app.tar").write_bytes(content)
     refused(taking, Reason.IMAGE)
+
+
+@pytest.mark.parametrize(
+    ("compress", "program"),
+    [(gzip.compress, "gzip"), (FOLDS["+zstd"], "zstd"), (lzma.compress, "xz"), (bz2.compress, "bzip2")],
+)
+def test_a_compressed_archive_is_said_to_be_one(
+    taking: Taking, compress: Callable[[bytes], bytes], program: str
+) -> None:
+    write_archive(taking.folder / "app.tar", ONE)
+    (taking.folder / "app.tar").write_bytes(compress((taking.folder / "app.tar").read_bytes()))
+    with pytest.raises(Refused, match=f"compressed with {program}") as caught:
+        taking.take("archive:app.tar")
+    assert caught.value.hint == f"unpack it first: `{program} -d`"
+
+
+def test_what_somebody_may_take_for_an_archive_of_an_image_is_said(taking: Taking) -> None:
+    (taking.folder / "app.tar").write_bytes(LOWER)
+    with pytest.raises(Refused, match="is in it") as caught:
+        taking.take("archive:app.tar")
+    assert "`export` writes none" in caught.value.hint
+    (taking.folder / "layout").mkdir()
+    with pytest.raises(SettingsError, match="directory") as folder:
+        taking.take("archive:layout")
+    assert "oci:FOLDER" in folder.value.hint
 
 
 def test_every_cut_of_an_archive_is_refused(taking: Taking) -> None:

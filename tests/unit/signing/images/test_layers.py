@@ -92,6 +92,14 @@ def test_a_stream_that_ends_early_or_goes_on_is_refused(taking: Taking) -> None:
     refused(taking, zstandard.ZstdCompressor().compress(LAYER)[:-50], Reason.HASH, sha256(LAYER))
 
 
+def test_a_layer_that_no_engine_would_load_is_refused_though_it_is_genuine(taking: Taking) -> None:
+    twice = gzip.compress(LAYER)
+    for data in (twice, b"no tar", LAYER[1:]):
+        assert "no tar archive" in refused(taking, gzip.compress(data), Reason.IMAGE, sha256(data))
+    for data in (b"", bytes(1024)):
+        assert take(taking, gzip.compress(data), sha256(data)) == len(data), "nothing, or the end of an archive"
+
+
 @pytest.mark.parametrize("fold", ["gzip", "zstd", "gzips"])
 def test_a_bomb_is_stopped_at_its_bound(taking: Taking, fold: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bounds, "LAYER_FREE_BYTES", 2 * limits.MIB)

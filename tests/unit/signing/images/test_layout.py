@@ -172,6 +172,10 @@ def changed(folder: Path, **changes: Any) -> None:
     write_blobs(folder, blobs, index([top]))
 
 
+def typed(layers: list[dict[str, Any]], media_type: str) -> list[dict[str, Any]]:
+    return [{**each, "mediaType": media_type} for each in layers]
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
@@ -183,6 +187,9 @@ def changed(folder: Path, **changes: Any) -> None:
         ({"layers": lambda was: was[::-1]}, Reason.HASH),
         ({"config": lambda was: {**was, "mediaType": "application/vnd.cncf.helm.config.v1+json"}}, Reason.IMAGE),
         ({"layers": lambda was: [{**each, "mediaType": "text/plain"} for each in was]}, Reason.IMAGE),
+        ({"layers": lambda was: typed(was, f"{OCI}layer.v1.tar+gzip+encrypted")}, Reason.IMAGE),
+        ({"layers": lambda was: typed(was, f"{OCI}layer.nondistributable.v1.tar+gzip")}, Reason.IMAGE),
+        ({"layers": lambda was: typed(was, "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip")}, Reason.IMAGE),
         ({"layers": lambda was: [{**each, "digest": "sha512:" + "0" * 128} for each in was]}, Reason.HASH),
         ({"layers": lambda was: [{**each, "digest": "sha256:../../../etc/passwd"} for each in was]}, Reason.HASH),
         ({"layers": lambda was: [{**each, "size": bounds.LAYER_BYTES + 1} for each in was]}, Reason.LIMIT),
@@ -219,11 +226,18 @@ def test_indexes_have_bounds(taking: Taking) -> None:
 def test_what_is_no_layout_is_said(taking: Taking) -> None:
     (taking.folder / "empty").mkdir()
     for text in ("oci:nowhere", "oci:empty"):
-        with pytest.raises(SettingsError, match="no OCI layout"):
+        with pytest.raises(SettingsError, match="no OCI layout") as caught:
             taking.take(text)
+        assert "skopeo copy" in caught.value.hint
+    (taking.folder / "app.tar").write_bytes(b"")
+    with pytest.raises(SettingsError, match="no OCI layout") as caught:
+        taking.take("oci:app.tar")
+    assert "archive:FILE" in caught.value.hint
 
 
 @pytest.mark.parametrize("kind", ["oci", "archive", "engine", "registry"])
-def test_a_reference_with_a_nul_in_it_is_said(taking: Taking, kind: str) -> None:
-    with pytest.raises(SettingsError):
-        taking.take(f"{kind}:a\0b")
+@pytest.mark.parametrize("sign", ["\0", "\n", "\x1b", "\ud800"])
+def test_a_reference_that_cannot_be_shown_is_refused(taking: Taking, kind: str, sign: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        taking.take(f"{kind}:a{sign}b")
+    assert caught.value.message.isprintable()
