@@ -10,6 +10,7 @@ import errno
 import hashlib
 import io
 import json
+import stat
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -132,7 +133,8 @@ def _take(content: IO[bytes], candidates: Mapping[Digest, Path]) -> Digest | Non
     seen = hashlib.sha256()
     with contextlib.ExitStack() as undo:
         with _told(place):
-            DISK.unlink(place)  # whatever lies there, a link included
+            if not _is_empty(place):
+                DISK.unlink(place)  # whatever lies there, a link included; room may be set aside in an empty file
             part = DISK.open_part(place)
         undo.callback(DISK.unlink, place)
         with part:
@@ -148,6 +150,14 @@ def _take(content: IO[bytes], candidates: Mapping[Digest, Path]) -> Digest | Non
                 DISK.rename(place, candidates[name])
         undo.pop_all()
         return name
+
+
+def _is_empty(place: Path) -> bool:
+    try:
+        about = place.lstat()
+    except FileNotFoundError:
+        return False
+    return stat.S_ISREG(about.st_mode) and not about.st_size
 
 
 @contextlib.contextmanager

@@ -23,13 +23,13 @@ from device.containers.owner import Owner
 from device.containers.settings import KeepLayers
 from device.store import NoSpaceError, Store, free_bytes
 from device.threads import to_its_end
+from device.transfer.elsewhere import brought_part
 from protocol.container import Image
 from protocol.errors import Refused, StateError
 from protocol.ids import Digest
 
 LOG: Final = logging.getLogger("headland.containers")
 LOOK_S: Final = 10.0  # a contact does not wait longer to tell what an engine holds
-EXPORT: Final = ".export"
 TAKES_PARTS: Final = "docker "  # of the version: an archive may leave out what this engine holds
 
 
@@ -287,14 +287,15 @@ class Stock:
 
     # Out of the engine
 
-    async def get(self, name: Digest) -> None:
+    async def get(self, names: Collection[Digest]) -> None:
         """As `device.transfer.elsewhere.Elsewhere`."""
-        self._needed.add(name)
+        self._needed.update(names)
         async with self._turn:
-            if self.holds(name) and not await asyncio.to_thread(self._store.can_count_on, name):
-                self._underway = frozenset([name])
+            lacking = await asyncio.to_thread(self._to_get_out, filter(self.holds, names))
+            if lacking:
+                self._underway = frozenset(lacking)
                 try:
-                    await self._export([name])
+                    await self._export(lacking)
                 finally:
                     self._underway = frozenset()
 
@@ -328,7 +329,7 @@ class Stock:
         left = set(layers)
         while left and (source := _source(self._view, left)) is not None:
             some = left.intersection(source.layers)
-            await self._export_of(source.image, {layer: self._store.part(f"{layer}{EXPORT}") for layer in some})
+            await self._export_of(source.image, {layer: brought_part(self._store, layer) for layer in some})
             left -= some
         if room_bytes:
             await to_its_end(self._store.set_aside, room_bytes)

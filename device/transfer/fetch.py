@@ -11,14 +11,14 @@ import errno
 import logging
 import random as chance
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
 from device.retry import persist
-from device.store import Store
+from device.store import NoSpaceError, Store
 from device.threads import to_its_end
 from device.transfer import patching
 from device.transfer.applier import ApplierEndedError, Appliers, in_process
@@ -185,14 +185,17 @@ class Transfer:
         await to_its_end(adopt_finished, self._store, artifacts, purse)
         missing = await asyncio.to_thread(self._missing, artifacts)
         chosen = [(artifact, _fitting(artifact, steps.get(artifact.sha256))) for artifact in missing]
-        prices = await asyncio.to_thread(self._prepare, [step for _, step in chosen], purse)
+        prices, ahead = await asyncio.to_thread(self._prepare, [step for _, step in chosen], purse)
         reserved: list[Path] = []
         try:
-            await to_its_end(lambda: reserved.extend(reserve(self._store, [step for _, step in chosen])))
+            await to_its_end(lambda: reserved.extend(reserve(self._store, [step for _, step in chosen], ahead)))
             for number, (artifact, step) in enumerate(chosen):
                 toll = _Toll(purse, "delta" if step.method == "delta" else "full", sum(prices[number + 1 :]))
+                later = {other.base for _, other in chosen[number + 1 :]}
+                if step.base is not None:
+                    await self._elsewhere.get({step.base, *(base for base in ahead if base in later)})
                 await self._fetch_one(artifact, step, progress, toll)
-                if step.base is not None and step.base not in {later.base for _, later in chosen[number + 1 :]}:
+                if step.base is not None and step.base not in later:
                     await self._elsewhere.give_up(step.base)
         finally:
             await to_its_end(release, self._store, reserved)
@@ -200,19 +203,25 @@ class Transfer:
     def _missing(self, artifacts: Iterable[Artifact]) -> list[Artifact]:
         return [a for a in artifacts if not self._store.has(a.sha256, a.length_bytes)]
 
-    def _prepare(self, steps: Sequence[Step], purse: Purse) -> list[int]:
+    def _prepare(self, steps: Sequence[Step], purse: Purse) -> tuple[list[int], Mapping[Digest, int]]:
         """Judges the whole before the first byte travels.
 
         Returns:
-            What each step still takes over the air.
+            What each step still takes over the air; and the lengths of bases that are brought all at once, which an
+            engine gives for the price of one: where there is no room for that, they come one by one.
         """
         for step in steps:
             if step.method == "delta":
                 self._refuse_failed(_patch(step))
         prices = [step.travels_bytes() - sum(held_bytes(self._store, step).values()) for step in steps]
         purse.check(sum(prices))
-        self._store.check_space(peak_bytes(self._store, steps, self._to_bring(steps)))
-        return prices
+        brought = self._to_bring(steps)
+        try:
+            self._store.check_space(peak_bytes(self._store, steps, brought, at_once=True))
+        except NoSpaceError:
+            self._store.check_space(peak_bytes(self._store, steps, brought))
+            return prices, {}
+        return prices, brought
 
     def _to_bring(self, steps: Sequence[Step]) -> dict[Digest, int]:
         """Lengths of the bases that do not lie in the store."""
@@ -253,7 +262,6 @@ class Transfer:
 
     async def _patch_one(self, step: Step, progress: Callable[[int], None], toll: _Toll) -> None:
         patch = _patch(step)
-        await self._elsewhere.get(patch.base)
         try:
             await self._apply(patch, step, progress, toll)
         except PatchFailedError as failed:

@@ -10,6 +10,7 @@ from typing import Final
 
 from device.store import Store, taken_bytes
 from device.transfer import patching
+from device.transfer.elsewhere import brought_part
 from device.transfer.rest import read_rest
 from protocol import limits
 from protocol.errors import Refused
@@ -51,7 +52,9 @@ def payload_held(store: Store, step: Step) -> int:
     return index.offset(whole) + len(read_rest(store, payload, whole, index.segments[whole].payload_bytes))
 
 
-def peak_bytes(store: Store, steps: Sequence[Step], brought: Mapping[Digest, int] = MappingProxyType({})) -> int:
+def peak_bytes(
+    store: Store, steps: Sequence[Step], brought: Mapping[Digest, int] = MappingProxyType({}), *, at_once: bool = False
+) -> int:
     """What the disk must still take for these steps, done one after the other. Blocking.
 
     All results stay; what is spooled beside a result goes before the next step begins, and so does a base that was
@@ -61,7 +64,9 @@ def peak_bytes(store: Store, steps: Sequence[Step], brought: Mapping[Digest, int
         store: Where everything goes.
         steps: In their order.
         brought: Lengths of the bases that are brought before the first step that needs them.
+        at_once: All of them are there from the first of these steps on.
     """
+    lacking = {base: max(length - _taken(brought_part(store, base)), 0) for base, length in brought.items()}
     results = 0
     beside = 0
     for number, step in enumerate(steps):
@@ -77,7 +82,7 @@ def peak_bytes(store: Store, steps: Sequence[Step], brought: Mapping[Digest, int
         assert result is not None
         results += max(step.length_bytes - _taken(result), 0)
         before, after = ({other.base for other in some} for some in (steps[: number + 1], steps[number:]))
-        spool += sum(length for base, length in brought.items() if base in before and base in after)
+        spool += sum(length for base, length in lacking.items() if at_once or (base in before and base in after))
         beside = max(beside, spool)
     return results + beside  # the room of all results is set aside first
 

@@ -32,12 +32,13 @@ class Engine:
     def length_bytes(self, name):
         return len(self.held[name]) if name in self.held else None
 
-    async def get(self, name):
-        self.said.append(f"get {name[:8]}")
+    async def get(self, names):
+        self.said.append(" ".join(["get", *sorted(name[:8] for name in names)]))
         if self.error is not None:
             raise self.error
-        if name in self.held and not self.rig.store.can_count_on(name):
-            self.rig.store.put(self.held[name])
+        for name in names:
+            if name in self.held and not self.rig.store.can_count_on(name):
+                self.rig.store.put(self.held[name])
 
     async def give_up(self, name):
         self.said.append(f"give up {name[:8]}")
@@ -58,13 +59,25 @@ async def fetch(rig, *patches):
     await rig.transfer.fetch(plan, [patch.artifact for patch in patches], purse=Purse(PLENTY))
 
 
-async def test_a_base_is_here_for_its_steps_and_not_longer(rig):
+async def test_bases_are_got_all_at_once_and_each_is_here_for_its_steps_and_not_longer(rig):
     await fetch(rig, SMALL, OTHER, SECOND)
     assert set(rig.store.digests()) == {patch.artifact.sha256 for patch in (SMALL, OTHER, SECOND)}
     base, other = BASE[:8], digest(OTHER.base)[:8]
+    both = " ".join(sorted((base, other)))
     assert rig.engine.said == [
-        f"get {base}", f"get {other}", f"give up {other}", f"get {base}", f"give up {base}",
+        f"get {both}", f"get {both}", f"give up {other}", f"get {base}", f"give up {base}",
     ]  # fmt: skip
+
+
+async def test_where_there_is_no_room_for_all_bases_they_are_got_one_by_one(rig):
+    steps = [patch.step for patch in (OTHER, SMALL)]
+    lengths = {BASE: len(SMALL.base), digest(OTHER.base): len(OTHER.base)}
+    rig.store._keep_free_bytes = 0
+    rig.store._free = lambda _: peak_bytes(rig.store, steps, lengths)
+    assert peak_bytes(rig.store, steps, lengths) < peak_bytes(rig.store, steps, lengths, at_once=True)
+    await fetch(rig, OTHER, SMALL)
+    base, other = BASE[:8], digest(OTHER.base)[:8]
+    assert rig.engine.said == [f"get {other}", f"give up {other}", f"get {base}", f"give up {base}"]
 
 
 async def test_a_pause_keeps_the_base_so_that_the_patch_goes_on_from_it(tmp_path):
@@ -109,6 +122,10 @@ async def test_bases_that_are_got_count_in_the_peak_while_they_are_here(rig):
     assert peak_bytes(rig.store, [SMALL.step], {BASE: 1000}) == SMALL.length + first + 1000
     lengths = {BASE: 1000, digest(OTHER.base): 1_000_000}
     assert peak_bytes(rig.store, steps, lengths) == results + other + 1_001_000, "the first is kept for the last"
+    first_two = (SMALL, SECOND, OTHER)
+    steps = [patch.step for patch in first_two]
+    assert peak_bytes(rig.store, steps, lengths) == results + other + 1_000_000
+    assert peak_bytes(rig.store, steps, lengths, at_once=True) == results + max(first, other, last) + 1_001_000
 
 
 async def test_a_disk_without_room_for_the_base_is_found_out_before_anything_travels(rig):

@@ -5,14 +5,18 @@ import errno
 
 import pytest
 
+from device.containers.engine_archive import take_layers
 from device.store import NoSpaceError, Store, taken_bytes
 from device.transfer import Transfer, TransferSettings
+from device.transfer.elsewhere import brought_part
 from device.transfer.holding import peak_bytes
 from device.transfer.reserving import release, reserve
 from protocol.errors import LinkError
+from protocol.ids import digest
 from protocol.limits import MIB
 from signing import durable
 from signing.durable import Disk, Part
+from tests.fakes.images import file, tar
 from tests.fakes.updates import BlobSource, Release, noise
 
 BIG = Release("1.0.0", 1, noise(3 * MIB + 12345, 7), config=noise(2 * MIB, 8))
@@ -53,6 +57,27 @@ def test_what_is_set_aside_leaves_the_length_and_counts_as_used(store):
     release(store, reserved)
     assert parts(store) == {}
     release(store, reserved)
+
+
+def test_a_layer_that_is_brought_out_of_an_engine_takes_the_very_room_that_was_set_aside_for_it(store):
+    data = noise(2 * MIB, 3)
+    name = digest(data)
+    place = brought_part(store, name)
+    reserved = reserve(store, [], {name: len(data), digest(b"small"): MIB - 1})
+    assert reserved == [place]
+    (before,) = parts(store).values()
+    assert taken_bytes(before) >= len(data)
+    need, with_it = (peak_bytes(store, STEPS, brought, at_once=True) for brought in ({}, {name: len(data)}))
+    assert need == with_it, "what is set aside need not be there again"
+    with place.open("rb") as same:
+        assert take_layers(iter([tar([file("layer", data)])]), {name: place}, {name: len(data)}) == {name}
+        assert same.read() == data
+    store.adopt(place, name, len(data))
+    release(store, reserved)
+    assert store.used_bytes() < taken_bytes(before) + 4096
+    place.symlink_to(store.path(name))
+    take_layers(iter([tar([file("layer", data)])]), {name: place}, {name: len(data)})
+    assert not place.is_symlink()
 
 
 async def test_all_is_set_aside_before_the_first_byte_travels(store):
@@ -128,5 +153,6 @@ def test_no_room_is_an_error_and_nothing_stays_set_aside(tmp_path, monkeypatch):
         part.append(b"x" * 100)
         with pytest.raises(OSError, match="space"):
             part.reserve(4 * MIB)
+    ctypes.set_errno(0)
     stat = (tmp_path / "part").stat()
     assert (stat.st_size, taken_bytes(stat)) == (100, 100)

@@ -6,9 +6,10 @@ import pytest
 
 from device.containers.engine import EngineAwayError, EngineError
 from device.containers.owner import KEY, Owner, find_owner, owner_name
-from device.containers.stock import EXPORT, Stock
+from device.containers.stock import Stock
 from device.state_db import StateDb
 from device.store import NoSpaceError, Store
+from device.transfer.elsewhere import brought_part
 from device.update.releases import Library
 from protocol.container import RunSpec
 from protocol.errors import Reason, Refused, StateError
@@ -197,12 +198,21 @@ async def in_engine_only(rig):
 async def test_a_base_is_got_for_as_long_as_it_is_needed(rig):
     await in_engine_only(rig)
     assert rig.stock.length_bytes(digest(BASE)) == len(BASE)
-    await rig.stock.get(digest(BASE))
+    await rig.stock.get([digest(BASE)])
     assert rig.store.is_whole(digest(BASE))
-    await rig.stock.get(digest(BASE))
+    await rig.stock.get([digest(BASE)])
     assert rig.daemon.calls.count("export") == 1
     await rig.stock.give_up(digest(BASE))
     assert rig.here() == set()
+
+
+async def test_bases_of_one_image_come_out_of_it_together(rig):
+    await in_engine_only(rig)
+    await rig.stock.get([digest(BASE), digest(APP)])
+    assert rig.here() == {digest(BASE), digest(APP)}
+    assert rig.daemon.calls.count("export") == 1
+    await rig.stock.give_up(digest(APP))
+    assert rig.here() == {digest(BASE)}
 
 
 async def test_a_layer_of_which_nobody_knows_the_length_is_told_of_once_and_no_more(rig):
@@ -211,13 +221,13 @@ async def test_a_layer_of_which_nobody_knows_the_length_is_told_of_once_and_no_m
     rig.reopened()
     assert digest(BASE) in await rig.stock.told()
     with pytest.raises(StateError):
-        await rig.stock.get(digest(BASE))
+        await rig.stock.get([digest(BASE)])
     await rig.stock.look()
     assert await rig.stock.told() == (digest(APP),)
     rig.stock.learn([OLD.image])
     await rig.stock.look()
     assert digest(BASE) in await rig.stock.told()
-    await rig.stock.get(digest(BASE))
+    await rig.stock.get([digest(BASE)])
     assert digest(BASE) in rig.here()
 
 
@@ -226,7 +236,7 @@ async def test_a_base_that_was_here_stays(tmp_path, keep):
     rig = Rig(tmp_path, keep=keep)
     rig.keep(OLD)
     await rig.stock.bring(OLD.image)
-    await rig.stock.get(digest(BASE))
+    await rig.stock.get([digest(BASE)])
     await rig.stock.give_up(digest(BASE))
     assert digest(BASE) in rig.here()
     assert "export" not in rig.daemon.calls
@@ -235,14 +245,14 @@ async def test_a_base_that_was_here_stays(tmp_path, keep):
 async def test_what_is_kept_always_stays_when_it_was_got(tmp_path):
     rig = Rig(tmp_path, keep="always")
     await in_engine_only(rig)
-    await rig.stock.get(digest(BASE))
+    await rig.stock.get([digest(BASE)])
     await rig.stock.give_up(digest(BASE))
     assert digest(BASE) in rig.here()
 
 
 async def test_a_container_that_is_started_meanwhile_takes_no_base_away(rig):
     await in_engine_only(rig)
-    await rig.stock.get(digest(BASE))
+    await rig.stock.get([digest(BASE)])
     rig.store.put(NEW_APP)
     rig.store.put(NEW.contents[NEW.image.config.sha256])
     await rig.stock.bring(NEW.image)
@@ -256,7 +266,7 @@ async def test_a_base_of_which_the_store_has_a_bad_copy_is_got_from_the_engine(r
     path.chmod(0o600)
     path.write_bytes(bytes(len(BASE)))
     rig.store.doubt(digest(BASE))
-    await rig.stock.get(digest(BASE))
+    await rig.stock.get([digest(BASE)])
     assert rig.store.is_whole(digest(BASE))
 
 
@@ -264,7 +274,7 @@ async def test_an_engine_that_gives_other_bytes_is_not_counted_on_for_them(rig):
     await in_engine_only(rig)
     rig.daemon.layers[digest(BASE)] = b"other bytes"
     with pytest.raises(StateError, match="does not come out"):
-        await rig.stock.get(digest(BASE))
+        await rig.stock.get([digest(BASE)])
     assert rig.here() == set()
     assert rig.parts() == []
     await rig.stock.look()
@@ -280,12 +290,12 @@ async def test_a_cut_in_an_export_costs_the_export(rig, moment, who):
     if who == "engine":
         rig.daemon.dies_at = {number: moment}
         with pytest.raises(EngineAwayError):
-            await rig.stock.get(digest(BASE))
+            await rig.stock.get([digest(BASE)])
         assert rig.parts() == []
         rig.daemon.restart()
     else:
         rig.daemon.cuts_at = {number: moment}
-        task = asyncio.create_task(rig.stock.get(digest(BASE)))
+        task = asyncio.create_task(rig.stock.get([digest(BASE)]))
         async with asyncio.timeout(10):
             await rig.engine.was_cut.wait()
         task.cancel()
@@ -293,15 +303,15 @@ async def test_a_cut_in_an_export_costs_the_export(rig, moment, who):
         rig.daemon.cuts_at = {}
         rig.reopened().stock.learn([OLD.image])
         await rig.stock.look()
-    await rig.stock.get(digest(BASE))
+    await rig.stock.get([digest(BASE)])
     assert rig.store.is_whole(digest(BASE))
     assert rig.parts() == []
 
 
 async def test_what_a_cut_left_of_an_export_is_not_taken_for_a_layer(rig):
     await in_engine_only(rig)
-    rig.store.part(f"{digest(BASE)}{EXPORT}").write_bytes(BASE[:100])
-    await rig.stock.get(digest(BASE))
+    brought_part(rig.store, digest(BASE)).write_bytes(BASE[:100])
+    await rig.stock.get([digest(BASE)])
     assert rig.store.is_whole(digest(BASE))
 
 
@@ -330,7 +340,7 @@ async def test_what_the_engine_lost_meanwhile_stays(rig):
 
 async def test_what_a_patch_is_being_applied_to_is_not_given_back(rig):
     await in_engine_only(rig)
-    await rig.stock.get(digest(BASE))
+    await rig.stock.get([digest(BASE)])
     assert await rig.stock.give_back(10_000, spare=()) == 0
 
 
@@ -344,7 +354,7 @@ async def test_a_cleaning_takes_nothing_away_that_is_on_its_way_out_of_the_engin
         assert library.collect([], [])
 
     monkeypatch.setattr(rig.engine, "export", cleaned_meanwhile)
-    await rig.stock.get(digest(BASE))
+    await rig.stock.get([digest(BASE)])
     assert digest(BASE) in rig.here()
     assert rig.stock.holds(digest(BASE)), "the engine gave it as it should"
 

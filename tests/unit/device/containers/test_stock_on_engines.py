@@ -57,8 +57,12 @@ async def test_an_engine_is_all_that_an_update_of_one_layer_needs(bench: Bench, 
         store.discard(layer)
 
     for layer in old.layers:
-        await stock.get(layer)
+        await stock.get([layer])
         assert store.is_whole(layer)
+        await stock.give_up(layer)
+    await stock.get(old.layers)
+    assert all(store.is_whole(layer) for layer in old.layers)
+    for layer in old.layers:
         await stock.give_up(layer)
     assert here(store, old) == set()
 
