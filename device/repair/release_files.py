@@ -1,7 +1,7 @@
 """Files of releases that are not what they were. The committed one is fetched again, by the hashes it has; the one
 before it is a way back while it lasts, and whoever goes there fetches what is missing."""
 
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping
 
 from device.repair.fault import Fault, Place
 from device.repair.opened import opened_state
@@ -9,10 +9,12 @@ from device.store import Store
 from device.update.states import Held
 from protocol import limits
 from protocol.artifact import Artifact
+from protocol.container import LAYER_MEDIA_TYPE
 from protocol.errors import Refused, StateError
 from protocol.ids import Digest
 from protocol.release import ReleaseManifest, parse_manifest
 
+ENGINE_HAS = "the engine's copy stands in for it; what the engine lacks is fetched"
 FETCHED = "the machine tells the server that the release is not whole, and fetches what is missing"
 
 
@@ -35,11 +37,13 @@ def find(place: Place) -> list[Fault]:
     except Refused as refused:
         return [Fault(refused.message, _dropping(store, committed.digest), FETCHED)]
     found = []
+    named = _named(manifest)
     for artifact in manifest.artifacts():
         harm = _harm(place, store, artifact)
         if harm:
-            what = f"release {committed.version}: {artifact.sha256[:12]} in the store is {harm}"
-            found.append(Fault(what, _dropping(store, artifact.sha256), FETCHED))
+            what = f"release {committed.version}: {named[artifact.sha256]} in the store is {harm}"
+            advice = ENGINE_HAS if artifact.media_type == LAYER_MEDIA_TYPE else FETCHED
+            found.append(Fault(what, _dropping(store, artifact.sha256), advice))
     if previous is not None:
         found += _harmed_before(place, store, previous, {artifact.sha256 for artifact in manifest.artifacts()})
     return [*found, *_missing(store, manifest)]
@@ -55,10 +59,34 @@ def _harmed_before(place: Place, store: Store, previous: Held, seen: Container[D
     except (StateError, Refused) as error:
         yield Fault(f"{what}: {error}", _dropping(store, previous.digest))
         return
+    named = _named(manifest)
     for artifact in manifest.artifacts():
         harm = "" if artifact.sha256 in seen else _harm(place, store, artifact)
         if harm:
-            yield Fault(f"{what}: {artifact.sha256[:12]} in the store is {harm}", _dropping(store, artifact.sha256))
+            text = f"{what}: {named[artifact.sha256]} in the store is {harm}"
+            yield Fault(text, _dropping(store, artifact.sha256))
+
+
+def _named(manifest: ReleaseManifest) -> Mapping[Digest, str]:
+    """What each artifact is, for people."""
+    found: dict[Digest, str] = {}
+
+    def name(artifact: Artifact, what: str) -> None:
+        found.setdefault(artifact.sha256, f"{what} ({artifact.sha256[:12]})")
+
+    for model in manifest.models:
+        for variant in model.variants:
+            name(variant.artifact, f"variant {variant.name} of model {model.name}")
+    for config in manifest.configs:
+        name(config.artifact, f"config {config.name}")
+    for container in manifest.containers:
+        for image in container.images:
+            name(image.config, f"the image config of container {container.name}")
+            for number, layer in enumerate(image.layers, 1):
+                name(layer.artifact, f"layer {number} of container {container.name}")
+    for artifact in manifest.artifacts():
+        name(artifact, "a file")
+    return found
 
 
 def _harm(place: Place, store: Store, artifact: Artifact) -> str:

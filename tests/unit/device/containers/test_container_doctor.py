@@ -4,6 +4,7 @@ import pytest
 
 from device.containers.engine import EngineAwayError, EngineView, HeldImage
 from device.layout import Layout
+from device.repair import release_files
 from device.repair.container_images import LOADED, find
 from device.repair.fault import Place
 from device.repair.release_files import FETCHED
@@ -53,6 +54,19 @@ async def test_an_image_that_is_lost_is_loaded_again_or_fetched(tmp_path):
     assert look(tmp_path, other)[0] == [(what, LOADED)], "the layer is got out of another image"
     bench.store.discard(APP.image.config.sha256)
     assert look(tmp_path, other)[0] == [(what, FETCHED)]
+
+
+async def test_a_harmed_file_of_the_store_is_called_by_what_it_is(tmp_path):
+    bench = await machine(tmp_path)
+    for name in (digest(b"app"), APP.image.config.sha256):
+        bench.store.path(name).chmod(0o600)
+        bench.store.path(name).write_bytes(b"x")
+    harmed = {fault.what: fault.advice for fault in release_files.find(Place(Layout(tmp_path), tokens()))}
+    layer, config = f"({digest(b'app')[:12]})", f"({APP.image.config.sha256[:12]})"
+    assert harmed == {
+        f"release 1.0.0: layer 2 of container app {layer} in the store is of another length": release_files.ENGINE_HAS,
+        f"release 1.0.0: the image config of container app {config} in the store is of another length": FETCHED,
+    }
 
 
 async def test_an_engine_that_is_away_is_a_fault_where_it_is_needed(tmp_path):
