@@ -47,6 +47,8 @@ ANSWER_S: Final = 60.0
 """For a word of the engine: one on a slow card that is busy with a load takes its time."""
 SILENCE_S: Final = 900.0
 """Of an engine that unpacks an archive, or puts one together: it says nothing while it does so."""
+INTERFACE: Final = "1.44"
+"""The newest version of the interface that is spoken; Docker 29 speaks none below."""
 LOG_LINES: Final = 2000  # and more where more bytes are asked for
 SHORT_LINE_BYTES: Final = 32
 DETAIL_SIGNS: Final = 500  # of a health check's last words
@@ -55,7 +57,7 @@ NOBODY: Final = "0" * 64
 """Stands where a label of ours, or an image, is not what it should be: matches nothing that is wanted."""
 
 _ID: Final = re.compile(r"\bsha256:[0-9a-f]{64}\b")
-_WRONG_LAYER: Final = ("invalid diffid", "digest did not match")
+_WRONG_LAYER: Final = ("invalid diffid", "digest did not match", "wrong diff id")
 _NOT_THE_RELEASES_FAULT: Final = (
     "no space left",
     "cannot allocate memory",
@@ -364,27 +366,30 @@ class DockerEngine:
     @contextlib.contextmanager
     def _asking(self, what: str, timeout_s: float | None = None) -> Iterator[tuple[APIClient, "_Kind"]]:
         """A client for one call, and which engine it speaks to."""
-        life = self._line.life()
-        kind = self._kinds.get(life)
         try:
-            version = kind.interface if kind else "auto"  # Podman thinks for half a second about what it is
-            api = APIClient(base_url=f"unix://{self._path}", version=version, timeout=self._answer_s)
-        except (DockerException, requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
-            raise EngineAwayError(f"the engine does not answer: {error}") from error
-        try:
-            if kind is None:
-                kind = _Kind(api)
-                self._kinds = {life: kind}
-            api.timeout = timeout_s or self._answer_s
-            yield api, kind
+            kind = self._kind()
+            with self._client(kind.interface) as api:
+                api.timeout = timeout_s or self._answer_s
+                yield api, kind
         except APIError as error:
             raise _translated(what, error) from error
         except (DockerException, requests.RequestException, urllib3.exceptions.HTTPError) as error:
             raise EngineAwayError(f"the engine ended over the request to {what}: {error}") from error
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise EngineError(f"the engine's answer to the request to {what} makes no sense: {error!r}") from error
-        finally:
-            api.close()
+
+    def _kind(self) -> "_Kind":
+        """Asked once in each life of the engine: Podman thinks for half a second about what it is."""
+        life = self._line.life()
+        if life not in self._kinds:
+            with self._client(INTERFACE) as api:
+                version = api.version(api_version=False)
+            with self._client(_common_interface(version)) as api:
+                self._kinds = {life: _Kind(api, version)}
+        return self._kinds[life]
+
+    def _client(self, interface: str) -> "contextlib.closing[APIClient]":
+        return contextlib.closing(APIClient(f"unix://{self._path}", version=interface, timeout=self._answer_s))
 
     def _tag(self, digest: str) -> str:
         return TAG.format(owner=self._owner, image=digest)
@@ -420,8 +425,8 @@ class DockerEngine:
 class _Kind:
     """Which engine it is, and what follows from that."""
 
-    def __init__(self, api: APIClient) -> None:
-        version, info = api.version(), api.info()
+    def __init__(self, api: APIClient, version: dict[str, Any]) -> None:
+        info = api.info()
         names = [str(one.get("Name", "")) for one in version.get("Components") or ()]
         self.podman = any("podman" in name.lower() for name in names)
         self.interface = str(api.api_version)
@@ -430,6 +435,16 @@ class _Kind:
         status = [value for pair in info.get("DriverStatus") or () for value in pair]
         self.by_manifest = any(str(value).startswith("io.containerd.snapshotter") for value in status)
         self.spares_layers = not self.podman and not self.by_manifest
+
+
+def _common_interface(version: dict[str, Any]) -> str:
+    """The newest version of the interface that both sides know; where there is none, the engine's oldest."""
+
+    def order(text: str) -> tuple[int, ...]:
+        return tuple(int(part) for part in text.split("."))
+
+    newest = min(str(version["ApiVersion"]), INTERFACE, key=order)
+    return max(newest, str(version.get("MinAPIVersion") or newest), key=order)
 
 
 def _make_seen(facts: dict[str, Any], image: Digest) -> Seen:
@@ -500,7 +515,7 @@ def _is_check_due(facts: dict[str, Any]) -> bool:
     log = (facts["State"].get("Health") or facts["State"].get("Healthcheck") or {}).get("Log") or []
     last = str(log[-1].get("Start") or "") if log else str(facts["State"].get("StartedAt") or "")
     interval_s = (facts["Config"]["Healthcheck"].get("Interval") or 0) / 1e9
-    return datetime.now(UTC).timestamp() - _seconds(last) >= interval_s
+    return not 0 <= datetime.now(UTC).timestamp() - _seconds(last) < interval_s  # the clock may have been set back
 
 
 def _seconds(text: str) -> float:

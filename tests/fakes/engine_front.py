@@ -18,12 +18,13 @@ LIMIT_BYTES: Final = 64 << 20
 
 @dataclass(frozen=True)
 class Heard:
-    """One request: the path without the version of the interface."""
+    """One request: the path without the version of the interface, which stands by itself."""
 
     method: str
     path: str
     headers: dict[str, str]
     body: bytes
+    version: str = ""
 
     @property
     def tree(self) -> Any:
@@ -120,8 +121,8 @@ def _read(stream: Any) -> Heard:
         name, _, value = text.partition(":")
         headers[name.lower()] = value.strip()
     parts = target.split("/", 2)
-    path = f"/{parts[2]}" if len(parts) > 2 and parts[1].startswith("v1.") else target
-    return Heard(method, path, headers, _body(stream, headers))
+    version = parts[1].removeprefix("v") if len(parts) > 2 and parts[1].startswith("v1.") else ""
+    return Heard(method, f"/{parts[2]}" if version else target, headers, _body(stream, headers), version)
 
 
 def _body(stream: Any, headers: dict[str, str]) -> bytes:

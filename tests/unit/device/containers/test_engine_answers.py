@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from device.containers.engine_docker import NOBODY, DockerEngine
 from device.store import NoSpaceError
 from protocol.errors import HeadlandError, Reason, Refused, StateError
 from protocol.ids import digest
-from tests.fakes.engine_front import INFO, EngineFront, Heard, front, scripted
+from tests.fakes.engine_front import INFO, VERSION, EngineFront, Heard, front, scripted
 from tests.fakes.images import BuiltImage, Images, file, tar
 
 OWNER = "0123456789abcdef"
@@ -273,3 +274,61 @@ def test_of_what_a_load_made_without_a_name_only_what_was_not_there_before_goes_
             adapter.load(image.image, image.files)
         gone = [one.path.removeprefix("/images/").partition("?")[0] for one in front.heard if one.method == "DELETE"]
     assert gone == [TAG.format(owner=OWNER, image=image.digest), made]
+
+
+@pytest.mark.parametrize(
+    ("newest", "oldest", "spoken"),
+    [("1.41", "1.12", "1.41"), ("1.44", "1.24", "1.44"), ("1.52", "1.44", "1.44"), ("1.60", "1.51", "1.51")],
+)
+def test_the_newest_version_of_the_interface_that_both_know_is_spoken(newest: str, oldest: str, spoken: str) -> None:
+    version = {**VERSION, "ApiVersion": newest, "MinAPIVersion": oldest}
+    with engine({("GET", "/version"): version}) as (adapter, made):
+        adapter.view()
+    versioned = [one for one in made.heard if not one.path.startswith(("/version", "/events"))]
+    assert {one.version for one in versioned} == {spoken}
+    assert {one.version for one in made.asked("/version")} == {""}, "an engine may turn away what it does not speak"
+
+
+@pytest.mark.parametrize("said", [{"ApiVersion": "new"}, {}, [], {"ApiVersion": None}])
+def test_an_engine_that_does_not_say_what_it_speaks_is_an_obstacle(said: Any) -> None:
+    with engine({("GET", "/version"): said}) as (adapter, _), pytest.raises(EngineError):
+        adapter.view()
+
+
+@pytest.mark.parametrize(("ago_s", "is_due"), [(9.0, False), (11.0, True), (-3600.0, True)])
+def test_a_health_check_of_podman_is_due_by_its_interval_and_when_the_clock_was_set_back(
+    ago_s: float, is_due: bool
+) -> None:
+    began = (datetime.now(UTC) - timedelta(seconds=ago_s)).isoformat()
+    facts = {
+        "Id": "e" * 64,
+        "Image": f"sha256:{IMAGE}",
+        "Config": {"Labels": {}, "Healthcheck": {"Test": ["CMD", "/check"], "Interval": 10_000_000_000}},
+        "State": {"Status": "running", "StartedAt": began, "Healthcheck": {"Log": [{"Start": began}]}},
+    }
+    table = {
+        ("GET", "/version"): {**VERSION, "Components": [{"Name": "Podman Engine"}]},
+        ("GET", "/containers/json"): [{"Id": "e" * 64}],
+        ("GET", f"/containers/{'e' * 64}/json"): facts,
+    }
+    with engine(table) as (adapter, made):
+        adapter.view()
+    assert bool([one for one in made.heard if one.path.endswith("/healthcheck")]) is is_due
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "invalid diffID for layer 0: expected sha256:aa, got sha256:bb",
+        "failed to extract layer sha256:aa: wrong diff id calculated on extraction sha256:bb",  # containerd
+    ],
+)
+def test_layers_that_are_not_the_configs_are_evidence_in_the_words_of_each_engine(words: str, tmp_path: Path) -> None:
+    image = Images(tmp_path).build([tar([file("app")])])
+    table = {
+        ("GET", f"/images/sha256:{image.digest}/json"): (404, {"message": "no such image"}),
+        ("POST", "/images/load"): {"error": words},
+    }
+    with engine(table) as (adapter, _), pytest.raises(Refused) as refused:
+        adapter.load(image.image, image.files)
+    assert refused.value.reason is Reason.IMAGE
