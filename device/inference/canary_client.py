@@ -11,12 +11,11 @@ import msgspec
 
 from device.inference.canary_request import CanaryAnswer, CanaryRequest, cpu_limit_s, wall_limit_s
 from device.inference.endings import ending_of, once_more_if_killed, verdict_of
-from device.inference.spawning import end_process, worker_environment
+from device.inference.spawning import end_process, start_process, worker_environment
 from device.update.ports import ReleaseSet
 from protocol import limits
 from protocol.errors import Reason, Refused
 from protocol.wire import decode, encode
-from signing.child import python_command
 
 _ANSWER_BYTES: Final = limits.MIB
 _TAIL_BYTES: Final = 400
@@ -84,14 +83,8 @@ class SubprocessCanary:
         return folder
 
     async def _run(self, request: Path, wall_s: float) -> CanaryAnswer:
-        process = await asyncio.create_subprocess_exec(
-            *python_command("device.inference.canary"),
-            str(request),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env=self._environ,
-            start_new_session=True,
+        process = await start_process(
+            "device.inference.canary", str(request), environ=self._environ, stdout=asyncio.subprocess.PIPE
         )
         try:
             out, complaints = await asyncio.wait_for(process.communicate(), wall_s)

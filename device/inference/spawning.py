@@ -5,7 +5,10 @@ import contextlib
 import os
 import signal
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
+
+from device.inference.fence import kept_groups
+from signing.child import python_command
 
 _END_S: Final = 10.0  # the kernel needs a moment to take a large process apart
 
@@ -25,6 +28,33 @@ def worker_environment(environ: Mapping[str, str]) -> dict[str, str]:
         key: value for key, value in environ.items() if key not in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
     }
     return {**kept, **_SETTINGS}
+
+
+async def start_process(
+    module: str, *arguments: str, environ: Mapping[str, str], **options: Any
+) -> asyncio.subprocess.Process:
+    """Starts a module of ours that runs models, behind the fence (`fence`) and in a session of its own.
+
+    Args:
+        module: Its name.
+        arguments: For it.
+        environ: Its environment.
+        options: As of `asyncio.create_subprocess_exec`.
+
+    Raises:
+        OSError: The machine has no memory, process or descriptor left.
+    """
+    return await asyncio.create_subprocess_exec(
+        *python_command("device.inference.fence"),
+        module,
+        *arguments,
+        stdin=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+        env=dict(environ),
+        start_new_session=True,
+        extra_groups=await asyncio.to_thread(kept_groups),
+        **options,
+    )
 
 
 async def end_process(process: asyncio.subprocess.Process) -> None:

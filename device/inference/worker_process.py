@@ -13,10 +13,9 @@ from device.cancelling import cancel
 from device.inference.dialogue import HEAD_BYTES, PREFIX, Answer, Failed, FromWorker, Order, Ready, Task
 from device.inference.endings import ending_of, verdict_of
 from device.inference.frames import Frame
-from device.inference.spawning import end_process
+from device.inference.spawning import end_process, start_process
 from protocol.errors import Reason, Refused
 from protocol.wire import pack, unpack
-from signing.child import python_command
 
 _log = logging.getLogger(__name__)
 
@@ -96,16 +95,13 @@ class WorkerProcess:
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BYTES)
         try:
             ours.setblocking(False)
-            process = await asyncio.create_subprocess_exec(
-                *python_command("device.inference.worker"),
+            process = await start_process(
+                "device.inference.worker",
                 str(theirs.fileno()),
                 str(os.getpid()),
-                stdin=asyncio.subprocess.DEVNULL,
+                environ=environ,
                 stdout=asyncio.subprocess.DEVNULL,
-                stderr=asyncio.subprocess.PIPE,
-                env=dict(environ),
                 pass_fds=(theirs.fileno(),),
-                start_new_session=True,
             )
         except BaseException:
             ours.close()
