@@ -291,8 +291,10 @@ class Stock:
         """As `device.transfer.elsewhere.Elsewhere`."""
         self._needed.update(names)
         async with self._turn:
-            lacking = await asyncio.to_thread(self._to_get_out, filter(self.holds, names))
-            if lacking:
+            lacking = await asyncio.to_thread(self._to_get_out, names)
+            if any(self.holds(name) for name in lacking):
+                await self.look()  # what somebody deleted by hand is no wrong answer of the engine
+            if lacking := [name for name in lacking if self.holds(name)]:
                 self._underway = frozenset(lacking)
                 try:
                     await self._export(lacking)

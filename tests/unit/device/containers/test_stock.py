@@ -282,6 +282,18 @@ async def test_an_engine_that_gives_other_bytes_is_not_counted_on_for_them(rig):
     assert rig.stock.holds(digest(APP))
 
 
+async def test_a_base_that_somebody_deleted_by_hand_is_no_wrong_answer_of_the_engine(rig):
+    rig.keep(OLD)
+    await rig.stock.bring(OLD.image)
+    rig.store.discard(digest(BASE))
+    rig.daemon.lose(OLD.image.config.sha256)
+    await rig.stock.get([digest(BASE)])
+    assert not rig.stock.holds(digest(BASE)), "whoever needs it asks for a plan without it"
+    rig.store.put(BASE)
+    await rig.stock.bring(OLD.image)
+    assert rig.stock.holds(digest(BASE)), "and is counted on again once it is loaded"
+
+
 @pytest.mark.parametrize("moment", ["before", "half", "after"])
 @pytest.mark.parametrize("who", ["engine", "agent"])
 async def test_a_cut_in_an_export_costs_the_export(rig, moment, who):
