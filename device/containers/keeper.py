@@ -17,6 +17,7 @@ from typing import Final, Protocol
 
 from device.cancelling import cancel
 from device.containers.aim import Aim, make_aim
+from device.containers.bringing import Bringing, ComingError
 from device.containers.conduct import Conduct, words
 from device.containers.engine import Engine, EngineAwayError, EngineError, EngineView, Seen, Wish
 from device.containers.reconcile import Wanted, is_alive, is_complete, is_up, mine, steps
@@ -128,6 +129,7 @@ class ContainerKeeper:
         self._may_run = True  # something of ours, whether or not it is wanted
         self._task: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
+        self._bringing = Bringing(stock.bring, self._wake.set)
         self._looked = asyncio.Condition()
         self._begun = 0  # looks
         self._ended = 0  # the number of the last one that ended
@@ -188,15 +190,18 @@ class ContainerKeeper:
             await self._next_look()
             if not self._answers:
                 raise EngineAwayError(self.hindered())
-            if found := (*self._told(Conduct.fault), *self._told(Conduct.lag)):
+            obstacle = self._obstacle()  # which keeps all of them from being started: none is late for that
+            if found := (*self._told(Conduct.fault), *(() if obstacle else self._told(Conduct.lag))):
                 raise Refused(Reason.TRIAL_CONTAINER, found[0])
-            match obstacle := self._obstacle():
+            match obstacle:
                 case Refused(reason=Reason.WRONG_HARDWARE):
                     raise obstacle
                 case Refused() | EngineError() | NoSpaceError():
                     hindered_s = self._clock() if hindered_s is None else hindered_s
                     if self._clock() - hindered_s > HINDERED_S:
                         raise HinderedError(self.hindered())
+                case ComingError():
+                    hindered_s = None
                 case StateError():
                     raise obstacle
                 case None:
@@ -279,6 +284,7 @@ class ContainerKeeper:
         task, self._task = self._task, None
         if task is not None:
             await cancel(task)
+        await self._bringing.only(())
 
     # The aim
 
@@ -319,6 +325,7 @@ class ContainerKeeper:
             self._wake.clear()
             self._begun += 1
             try:
+                await self._bringing.only({one.image.config.sha256 for one in self._aim.wanted.values()})
                 acted = await self._look()
                 failures, self._failed = 0, None
                 wait_s = AFTER_STEPS_S if acted else self._pace_s()
@@ -349,7 +356,9 @@ class ContainerKeeper:
     def _pace_s(self) -> float:
         now_s, aim = self._clock(), self._aim
         young = now_s - aim.since_s < HINDERED_S
-        if aim.held or (young and not (self._whole and self.is_well())):
+        if any(isinstance(one.hindered, ComingError) for one in self._conducts.values()):
+            pace_s = TRIAL_S  # the engine has enough to do
+        elif aim.held or (young and not (self._whole and self.is_well())):
             pace_s = SOON_S
         else:
             pace_s = TRIAL_S if aim.trial else CALM_S
@@ -416,8 +425,6 @@ class ContainerKeeper:
         sick = [one for one in conducts.values() if one.is_sick and (one.ailed or not aim.trial)]
         wishes = []
         for one in todo.start:
-            if aim is not self._aim:  # an image may take long to come: not one more for what is not wanted any longer
-                return True
             if (wish := await self._prepare(one, conducts[one.container.name], view)) is not None:
                 wishes.append(wish)
         if aim.held and any(one.hindered is not None for one in conducts.values()):
@@ -459,10 +466,13 @@ class ContainerKeeper:
         """All that can fail before anything is stopped."""
         try:
             if all(held.image != one.image.config.sha256 for held in view.images):
-                await self._stock.bring(one.image)
+                self._bringing.need(one.image)
             wish = await asyncio.to_thread(self._make_wish, one)
         except EngineAwayError:
             raise
+        except ComingError as error:
+            conduct.hindered = conduct.hindered or error  # what it failed with stands until it has come
+            return None
         except (Refused, StateError) as error:
             self._hinder(conduct, error)
             return None
@@ -491,8 +501,8 @@ class ContainerKeeper:
 
     def _obstacle(self) -> Refused | StateError | None:
         """What keeps the aim from being reached, which says nothing about its release."""
-        hindered = (self._conducts[one.spec].hindered for one in self._aim.wanted.values())
-        return self._failed or next((one for one in hindered if one is not None), None)
+        hindered = [one.hindered for one in self._conducts.values() if one.hindered is not None]
+        return self._failed or min(hindered, key=lambda one: isinstance(one, ComingError), default=None)
 
     async def _stop(self, all_seen: Sequence[Seen]) -> None:
         """All at once: each may take its time to end, and the machine is without them meanwhile."""

@@ -231,19 +231,6 @@ def test_what_runs_is_remembered_again_after_the_database_was_lost(story):
     story(tell)
 
 
-def test_an_image_that_the_engine_lost_is_brought_back(story):
-    async def tell(field):
-        await field.serve("old")
-        field.daemon.end("driver")
-        for made in list(field.daemon.made.values()):
-            if made.wish.name == "driver":
-                field.daemon.lose(made.wish.image)
-                del field.daemon.made[made.id]
-        await field.settled("old")
-
-    story(tell)
-
-
 def test_after_the_engine_was_started_anew_all_run_again_at_once_and_nobody_counts_it(story):
     async def tell(field):
         await field.serve("old")
@@ -505,28 +492,6 @@ def test_one_moment_in_which_the_engine_does_not_do_it_ends_no_slow_coming_up(st
         await field.whole.converge(release, trial=True)
         assert refused
         await field.settled("slow")
-
-    story(tell)
-
-
-def test_no_more_images_are_brought_for_a_release_that_is_not_wanted_any_longer(story):
-    async def tell(field):
-        await field.serve("old")
-        await field.machine.end_agent()
-        field.machine.start_agent()
-        plain, brought = field.machine.engine.load, []
-
-        async def load(image, files):
-            brought.append(image)
-            await asyncio.sleep(100)
-            await plain(image, files)
-
-        field.machine.engine.load = load
-        await field.whole.converge(field.releases["new"], trial=True)  # as after a cut in its trial
-        await asyncio.sleep(10)
-        await field.whole.converge(field.releases["old"])
-        await field.settled("old", 300)
-        assert len(brought) == 1
 
     story(tell)
 
