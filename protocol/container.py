@@ -31,15 +31,35 @@ PLATFORMS: Final[dict[str, Platform]] = {
 CONFIG_MEDIA_TYPE: Final = "application/vnd.oci.image.config.v1+json"
 LAYER_MEDIA_TYPE: Final = "application/vnd.oci.image.layer.v1.tar"
 
-Text = Annotated[str, msgspec.Meta(pattern=r"^[^\x00]*\Z", max_length=limits.CONTAINER_TEXT_BYTES)]
-InsidePath = Annotated[str, msgspec.Meta(pattern=r"^(/[^/\x00:]+)+\Z", max_length=1024)]
+Text = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^[^\x00]*\Z",
+        max_length=limits.CONTAINER_TEXT_BYTES,
+        description=f"text in quotes, at most {limits.CONTAINER_TEXT_BYTES} characters, none of them NUL",
+    ),
+]
+VariableName = Annotated[
+    str,
+    msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}\Z", description="a letter or _, then letters, digits and _"),
+]
+InsidePath = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^(/[^/\x00:]+)+\Z",
+        max_length=1024,
+        description="an absolute path below /, without a slash at its end or a colon",
+    ),
+]
 """Absolute, in the container; never its root. `..` and `.` are refused when the manifest is read."""
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 DevicePath = Annotated[
     str,
     msgspec.Meta(
         pattern=r"^/dev/(?:(?:apex_|video|media|ttyUSB|ttyACM|ttyS|ttyTHS|i2c-|gpiochip|hidraw|iio:device)(?:[0-9]{1,3}|\*)"
-        r"|spidev[0-9]{1,3}\.[0-9]{1,3}|dri/renderD[0-9]{1,3}|snd|bus/usb)\Z"
+        r"|spidev[0-9]{1,3}\.[0-9]{1,3}|dri/renderD[0-9]{1,3}|snd|bus/usb)\Z",
+        description="/dev/ and apex_, video, media, ttyUSB, ttyACM, ttyS, ttyTHS, i2c-, gpiochip, hidraw or iio:device "
+        "with a number or *, or spidevN.M, dri/renderDN, snd, bus/usb",
     ),
 ]
 """Cameras, accelerators and buses. `*` stands for all that are there when the container starts."""
@@ -188,12 +208,13 @@ class RunSpec(Message):
     """
 
     command: Annotated[tuple[Text, ...], msgspec.Meta(min_length=1, max_length=limits.CONTAINER_WORDS)]
-    environment: Annotated[
-        dict[Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}\Z")], Text],
-        msgspec.Meta(max_length=limits.CONTAINER_WORDS),
-    ] = {}
-    workdir: Annotated[str, msgspec.Meta(pattern=r"^/[^\x00:]*\Z", max_length=1024)] = "/"
-    user: Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,9}:[0-9]{1,9}\Z")] = "65534:65534"
+    environment: Annotated[dict[VariableName, Text], msgspec.Meta(max_length=limits.CONTAINER_WORDS)] = {}
+    workdir: Annotated[
+        str, msgspec.Meta(pattern=r"^/[^\x00:]*\Z", max_length=1024, description="an absolute path without a colon")
+    ] = "/"
+    user: Annotated[
+        str, msgspec.Meta(pattern=r"^[0-9]{1,9}:[0-9]{1,9}\Z", description='"UID:GID" in numbers, such as "1000:1000"')
+    ] = "65534:65534"
     mounts: Annotated[tuple[Mount, ...], msgspec.Meta(max_length=limits.CONTAINER_MOUNTS)] = ()
     devices: Annotated[tuple[DevicePath, ...], msgspec.Meta(max_length=limits.CONTAINER_MOUNTS)] = ()
     gpu: Literal["none", "nvidia"] = "none"
@@ -310,7 +331,8 @@ def check_runs(runs: Iterable[tuple[Name, RunSpec]], *, models: bool) -> None:
         for port in run.ports:
             other = publishers.setdefault((port.host, port.protocol), name)
             if other != name:
-                raise _refused(name, f"{other} publishes the port {port.host}/{port.protocol} too")
+                text = f"`ports`: {port.host}/{port.protocol} of the machine is published by container {other}, too"
+                raise _refused(name, text)
         user = [int(part) for part in run.user.split(":")]
         for mount in run.mounts:
             if isinstance(mount, DataMount):
@@ -318,7 +340,7 @@ def check_runs(runs: Iterable[tuple[Name, RunSpec]], *, models: bool) -> None:
                 if owner != user:
                     raise _refused(
                         name,
-                        f"the data {mount.name} belongs to another user, that of container {other}",
+                        f"`mounts`: the data {mount.name} belongs to another `user`, that of container {other}",
                         hint="one data folder has one user: give both containers the same, or each its own folder",
                     )
 
@@ -340,16 +362,16 @@ def _check_run(name: Name, run: RunSpec) -> None:
         raise _refused(name, "`health.command` begins with no program")
     places = [mount.at for mount in run.mounts]
     for place in sorted({place for place in places if places.count(place) > 1}):
-        raise _refused(name, f"two mounts at {place!r:.200}")
-    paths = [*places, run.workdir, *(mount.path for mount in run.mounts if isinstance(mount, HostMount))]
-    for path in paths:
+        raise _refused(name, f"`mounts` has two at {place!r:.200}")
+    paths = [*places, *(mount.path for mount in run.mounts if isinstance(mount, HostMount))]
+    for key, path in (("workdir", run.workdir), *(("mounts", path) for path in paths)):
         if not set(path.split("/")).isdisjoint({".", ".."}):
-            raise _refused(name, f"the path {path!r:.200} has '.' or '..' in it")
+            raise _refused(name, f"`{key}`: the path {path!r:.200} has '.' or '..' in it")
     if run.ports and run.network != "bridge":
         raise _refused(name, f'`ports` are published with `network = "bridge"` only; it is "{run.network}"')
     hosts = [(port.host, port.protocol) for port in run.ports]
     for host, protocol in sorted({host for host in hosts if hosts.count(host) > 1}):
-        raise _refused(name, f"it publishes the port {host}/{protocol} of the machine twice")
+        raise _refused(name, f"`ports` has {host}/{protocol} of the machine twice")
     if hosts and run.strategy == "start-then-stop":
         raise _refused(
             name,

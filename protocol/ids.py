@@ -21,10 +21,13 @@ RESERVED_ROLES: Final = frozenset(
 
 Digest = Annotated[str, msgspec.Meta(pattern=DIGEST_PATTERN)]
 """sha256 of the exact bytes, 64 lower-case hexadecimal digits."""
-DeviceId = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]
-ProductName = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]
-Name = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]
-Version = Annotated[str, msgspec.Meta(pattern=VERSION_PATTERN)]
+NAME_RULE: Final = "1 to 64 of a-z, 0-9, '.', '_', '-', a letter or digit at both ends"
+DeviceId = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN, description=NAME_RULE)]
+ProductName = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN, description=NAME_RULE)]
+Name = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN, description=NAME_RULE)]
+Version = Annotated[
+    str, msgspec.Meta(pattern=VERSION_PATTERN, description="three numbers, such as 1.2.3, or these and -NAME or +NAME")
+]
 Token = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
 """128 random bits: an epoch, a contact id, a sync token, a nonce."""
 Millis = Annotated[int, msgspec.Meta(ge=0, le=253_402_300_799_999)]
@@ -61,7 +64,7 @@ def parse_name(text: str, what: str) -> str:
     if not is_name(text):
         raise Refused(
             Reason.METADATA,
-            f"{text!r:.80} cannot name a {what}: 1 to 64 of a-z, 0-9, '.', '_', '-', a letter or digit at both ends",
+            f"{text!r:.80} cannot name a {what}: {NAME_RULE}",
         )
     return text
 

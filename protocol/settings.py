@@ -1,17 +1,20 @@
-"""Settings in TOML: one strict record, and for an unknown key the line and the nearest right name."""
+"""Settings in TOML: one strict record, and for what is wrong the line, the name of its table, and what is allowed."""
 
 import difflib
 import re
 import tomllib
-import types
-import typing
-from typing import Any, TypeVar, dataclass_transform
+from collections.abc import Iterator
+from typing import Any, Final, TypeVar, dataclass_transform
 
 import msgspec
 
 from protocol.errors import SettingsError
+from protocol.wrong_values import Path, find_wrong, name_path, parts, table_types
 
 T = TypeVar("T")
+
+_HEADER: Final = re.compile(r"^\s*(\[\[?)([^\[\]]+)\]\]?\s*(?:#.*)?$")
+_KEY: Final = re.compile(r"""^\s*((?:["']?[\w-]+["']?\s*\.\s*)*["']?[\w-]+["']?)\s*=""")
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(msgspec.field,))
@@ -28,95 +31,87 @@ def parse_settings(text: str, kind: type[T], *, source: str) -> T:
         source: The file's name, for messages.
 
     Raises:
-        SettingsError: Not TOML, an unknown key (with its line and the nearest right name), or a wrong value.
+        SettingsError: Not TOML, an unknown key (with its line and the nearest right name), or a wrong value (with its
+            line and what is allowed).
     """
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"{source}: not valid TOML: {error}") from error
-    _check_keys(data, kind, text, source, ())
+    unknown = _find_unknown(data, kind)
+    if unknown is not None:
+        path, known = unknown
+        key = str(path[-1])
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(sorted(known))}"
+        named = name_path(path[:-1], data)
+        table = (f" in {named}" if " " in named else f" in [{named}]") if named else ""
+        line = _line_of(text, path, rf"\b{re.escape(key)}\b\s*=")
+        raise SettingsError(f"{source}, line {line}: unknown key {key!r}{table}; {hint}", hint=hint)
     try:
         return msgspec.convert(data, kind, strict=True)
     except msgspec.ValidationError as error:
-        raise SettingsError(f"{source}: {_located(str(error), text)}") from error
+        wrong = find_wrong(kind, data)
+        where = name_path(wrong.path, data)
+        line = _line_of(text, wrong.path, re.escape(wrong.value) if isinstance(wrong.value, str) else "$^")
+        raise SettingsError(f"{source}, line {line}: {f'{where}: ' if where else ''}{wrong.text}") from error
 
 
-def _check_keys(data: Any, kind: Any, text: str, source: str, path: tuple[str, ...]) -> None:
-    """Walks tables and arrays of tables beside their record types and refuses the first unknown key."""
-    if typing.get_origin(kind) is typing.Annotated:
-        kind = typing.get_args(kind)[0]
-    for struct in _structs(kind, data):
+def _find_unknown(data: Any, kind: Any, path: Path = ()) -> tuple[Path, list[str]] | None:
+    """Walks tables and lists beside their types; the first unknown key, and those that are known beside it."""
+    for struct in table_types(kind, data):
         fields = {field.encode_name: field.type for field in msgspec.structs.fields(struct)}
-        tag = struct.__struct_config__.tag_field
-        for key, value in data.items():
-            if key == tag:
-                continue
-            if key not in fields:
-                near = difflib.get_close_matches(key, fields, n=1, cutoff=0.5)
-                where = f"{source}, line {_line_of(text, (*path, key))}"
-                table = f" in [{'.'.join(path)}]" if path else ""
-                hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(sorted(fields))}"
-                raise SettingsError(f"{where}: unknown key {key!r}{table}; {hint}", hint=hint)
-            _check_keys(value, fields[key], text, source, (*path, key))
-        return
-    if isinstance(data, list):
-        inner = [arg for arg in typing.get_args(kind) if arg is not Ellipsis]
-        for item in data:
-            if inner and isinstance(item, dict):
-                _check_keys(item, inner[0], text, source, path)
-    elif isinstance(data, dict):
-        arguments = typing.get_args(kind)
-        if typing.get_origin(kind) is dict and len(arguments) == 2:
-            for key, value in data.items():
-                _check_keys(value, arguments[1], text, source, (*path, key))
+        for key in data:
+            if key not in fields and key != struct.__struct_config__.tag_field:
+                return (*path, key), list(fields)
+    for step, inner, part in parts(kind, data):
+        found = _find_unknown(part, inner, (*path, step))
+        if found is not None:
+            return found
+    return None
 
 
-def _structs(kind: Any, data: Any) -> list[Any]:
-    """The record types that `kind` allows for the table `data`; of a tagged union, the one that the tag names."""
-    if not isinstance(data, dict):
-        return []
-    if typing.get_origin(kind) is typing.Annotated:
-        return _structs(typing.get_args(kind)[0], data)
-    options = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
-    structs = [option for option in options if isinstance(option, type) and issubclass(option, msgspec.Struct)]
-    tagged = [
-        struct
-        for struct in structs
-        if struct.__struct_config__.tag is not None
-        and data.get(str(struct.__struct_config__.tag_field)) == struct.__struct_config__.tag
-    ]
-    return tagged or structs[:1]
+def _line_of(text: str, path: Path, needle: str) -> int:
+    """The first line that says most of a path, counted from 1, or below it one that has the needle.
+
+    Args:
+        text: TOML.
+        path: Of a value.
+        needle: A pattern: where a value spans several lines, one of them is meant.
+    """
+    best, deepest = 1, 0
+    for number, said in _said(text):
+        depth = min(len(said), len(path))
+        if depth > deepest and said[:depth] == path[:depth]:
+            best, deepest = number, depth
+    lines = text.splitlines()
+    if deepest < len(path):
+        for number in range(best, len(lines) + 1):
+            if re.search(needle, lines[number - 1]):
+                return number
+            if number > best and _HEADER.match(lines[number - 1]):
+                break
+    return best
 
 
-def _line_of(text: str, path: tuple[str, ...]) -> int:
-    """The line of a key, counted from 1: the key under its table's header, else its first mention, else 1."""
-    key = path[-1]
-    pattern = re.compile(
-        rf"""^\s*(?:["']?{re.escape(key)}["']?\s*[=.]|\[+\s*(?:[^\]]*\.)?["']?{re.escape(key)}["']?\s*[\].])"""
-    )
-    table = path[:-1]
-    inside = not table
-    fallback = 0
+def _said(text: str) -> Iterator[tuple[int, Path]]:
+    """Each line that says where it stands: headers of tables, and keys."""
+    counts: dict[Path, int] = {}
+    table: Path = ()
     for number, line in enumerate(text.splitlines(), 1):
-        header = re.match(r"^\s*\[+([^\]]+)\]+", line)
-        if header:
-            names = tuple(part.strip().strip("\"'") for part in header.group(1).split("."))
-            if names == path:
-                return number
-            inside = names == table
-        if pattern.match(line):
-            if inside:
-                return number
-            fallback = fallback or number
-        elif not fallback and re.search(rf"\b{re.escape(key)}\b\s*=", line):
-            fallback = number
-    return fallback or 1
+        if header := _HEADER.match(line):
+            table = ()
+            names = _names(header[2])
+            for at, name in enumerate(names, 1):
+                table = (*table, name)
+                if at == len(names) and header[1] == "[[":
+                    counts[table] = counts.get(table, -1) + 1
+                if table in counts:
+                    table = (*table, counts[table])
+            yield number, table
+        elif key := _KEY.match(line):
+            yield number, (*table, *_names(key[1]))
 
 
-def _located(message: str, text: str) -> str:
-    """Puts the line before msgspec's message, which ends in a path such as `at $.link.poll_s`."""
-    found = re.search(r"`\$\.([^`]+)`$", message)
-    if not found:
-        return message
-    path = tuple(part for part in re.sub(r"\[[^\]]*\]", "", found.group(1)).split(".") if part)
-    return f"line {_line_of(text, path)}: {message}"
+def _names(dotted: str) -> list[str]:
+    return [name.strip().strip("\"'") for name in dotted.split(".")]

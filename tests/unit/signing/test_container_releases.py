@@ -101,8 +101,14 @@ images = [{ image = "oci:image", hardware = ["jetson"] }, { image = "oci:image" 
     [
         (CONTAINER.replace("image =", "imag ="), "unknown key 'imag'"),
         (CONTAINER + 'mounts = [{ kind = "host", pth = "/x", at = "/y" }]', "did you mean 'path'?"),
-        (CONTAINER + 'devices = ["/dev/mem"]', "devices[0]"),
-        (CONTAINER + 'capabilities = ["SYS_ADMIN"]', "SYS_ADMIN"),
+        (
+            CONTAINER + 'devices = ["/dev/mem"]',
+            "container sprayer, devices[0]: '/dev/mem' cannot stand there; allowed:",
+        ),
+        (CONTAINER + 'capabilities = ["SYS_ADMIN"]', "'SYS_ADMIN' cannot stand there; allowed: one of \"CHOWN\""),
+        (CONTAINER + 'user = "root"', "container sprayer, user: 'root' cannot stand there; allowed: \"UID:GID\""),
+        (CONTAINER + 'platforms = ["arm64"]', 'allowed: one of "linux/amd64"'),
+        (CONTAINER.replace("sprayer", "s" * 65), "name: 'ssss"),
         (CONTAINER.replace("oci:image:1.0", "docker.io/library/app"), "cannot be looked for"),
         (CONTAINER.replace("oci:image:1.0", "oci:nowhere"), "no OCI layout"),
         (CONTAINER.replace('image = "oci:image:1.0"', ""), "name one `image`"),
@@ -133,10 +139,13 @@ GATEWAY = NOBODY.replace("sprayer", "gateway")
     ("text", "said"),
     [
         (NOBODY + NOBODY, "two containers of the name sprayer"),
-        (NOBODY + PORT + GATEWAY + PORT, "container gateway: sprayer publishes the port 8080/tcp too"),
+        (
+            NOBODY + PORT + GATEWAY + PORT,
+            "container gateway: `ports`: 8080/tcp of the machine is published by container sprayer, too",
+        ),
         (
             NOBODY + 'mounts = [{ kind = "link", at = "/a" }, { kind = "scratch", at = "/a" }]',
-            "container sprayer: two mounts at '/a'",
+            "container sprayer: `mounts` has two at '/a'",
         ),
         (
             NOBODY + PORT.replace('network = "bridge"', ""),
