@@ -23,7 +23,7 @@ def container_lines(container: Container) -> Iterator[Line]:
     run = container.run
     yield f"container {container.name}: {' '.join(map(_quoted, run.command))}", False
     for image in container.images:
-        yield from _image(image)
+        yield from image_lines(image)
     yield f"  runs as {run.user} in {run.workdir}, network {run.network}", run.network == "host" or _is_root(run.user)
     for mount in run.mounts:
         yield f"  mounts {_mount(mount)}", isinstance(mount, HostMount)
@@ -45,11 +45,17 @@ def container_lines(container: Container) -> Iterator[Line]:
     yield from _how(run)
 
 
-def _image(image: Image) -> Iterator[Line]:
-    length = sum({layer.artifact.sha256: layer.artifact.length_bytes for layer in image.layers}.values())
+def unpacked_bytes(image: Image) -> int:
+    """The length of its layers, each once."""
+    return sum({layer.artifact.sha256: layer.artifact.length_bytes for layer in image.layers}.values())
+
+
+def image_lines(image: Image) -> Iterator[Line]:
+    """What an image is, and where it was taken from."""
     tags = f" with {', '.join(image.hardware)}" if image.hardware else ""
     yield (
-        f"  image {image.config.sha256[:12]} for {image.platform}{tags}: {len(image.layers)} layers, {length:,} bytes",
+        f"  image {image.config.sha256[:12]} for {image.platform}{tags}: {len(image.layers)} layers, "
+        f"{unpacked_bytes(image):,} bytes",
         False,
     )
     if image.source:

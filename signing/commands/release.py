@@ -1,6 +1,7 @@
 """`headland release`: build, sign, push, delist, and look at releases."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 import msgspec
@@ -10,13 +11,14 @@ from securesystemslib.exceptions import UnverifiedSignatureError
 from tuf.api.metadata import Metadata, Targets
 
 from protocol import limits
+from protocol.container import Container
 from protocol.errors import StateError
 from protocol.release import parse_manifest
 from signing import proposals
 from signing.commands import signing_steps
 from signing.commands.app import App, pass_app
 from signing.console import emit, headland_errors, json_option, progress_console
-from signing.containers_shown import container_lines
+from signing.containers_shown import container_lines, image_lines, unpacked_bytes
 from signing.differences import differences, printable, untried_reason
 from signing.events import find_event, open_event, open_events
 from signing.managers import Register
@@ -55,6 +57,9 @@ def build(app: App, *, source: Path, untried: str | None, as_json: bool) -> None
     lines = [f"{manifest.product} {manifest.version} (counter {manifest.release_counter}) is {built.sha256}"]
     lines += [f"  {name}: golden inputs hold" for name in built.tried]
     lines += [f"  {name}: NOT TRIED: {reason}" for name, reason in built.untried.items()]
+    for container in manifest.containers:
+        lines.append(f"  container {container.name}")
+        lines += [f"  {printable(line)}" for image in container.images for line, _ in image_lines(image)]
     lines.append(f"Each manager runs: headland release sign --as NAME\n{signing_steps.next_step(built.event)}")
     content = {
         "product": manifest.product,
@@ -64,9 +69,27 @@ def build(app: App, *, source: Path, untried: str | None, as_json: bool) -> None
         "manifest_sha256": built.sha256,
         "tried": built.tried,
         "untried": built.untried,
+        "containers": [_container_view(container) for container in manifest.containers],
         "event": signing_steps.view(built.event),
     }
     emit(as_json, content, "\n".join(lines))
+
+
+def _container_view(container: Container) -> dict[str, Any]:
+    return {
+        "name": container.name,
+        "images": [
+            {
+                "platform": image.platform,
+                "hardware": image.hardware,
+                "config_sha256": image.config.sha256,
+                "layers": len(image.layers),
+                "unpacked_bytes": unpacked_bytes(image),
+                "source": image.source,
+            }
+            for image in container.images
+        ],
+    }
 
 
 @release.command()

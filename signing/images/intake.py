@@ -12,6 +12,7 @@ from protocol.container import CONFIG_MEDIA_TYPE, LAYER_MEDIA_TYPE, Image, Layer
 from protocol.errors import said_of
 from protocol.ids import Name
 from protocol.image_config import parse_image_config
+from protocol.limits import MIB
 from signing import durable
 from signing.images.archive import images_of_archive
 from signing.images.content import Found, Say
@@ -107,7 +108,8 @@ class Intake:
         layers = []
         steps = zip(found.layers, config.layers, config.origins(), strict=True)
         for number, (blob, diff_id, origin) in enumerate(steps, 1):
-            self.say(f"  {found.platform}: layer {number} of {len(config.layers)}, {diff_id[:12]}")
+            size = f"{blob.length_bytes / MIB:.1f} MiB"
+            self.say(f"  {found.platform}: layer {number} of {len(config.layers)}, {diff_id[:12]}, {size}")
             with said_of(f"{text}, layer {number} of {len(config.layers)}"):
                 length = take_layer(self.workspace, found.content, blob, diff_id, self.say)
             artifact = Artifact(sha256=diff_id, length_bytes=length, media_type=LAYER_MEDIA_TYPE)

@@ -43,6 +43,7 @@ def take_layer(workspace: Workspace, content: Content, blob: Blob, diff_id: Dige
     """
     place = workspace.blob(diff_id)
     if place.exists() and _hash(place) == diff_id:
+        say("    it is here already")
         return place.stat().st_size
     spool = workspace.spool(f"layer {diff_id} {blob.place}")
     unfolded = workspace.spool(f"unfolded {diff_id}")

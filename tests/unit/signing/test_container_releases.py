@@ -75,6 +75,24 @@ BOOM = "3"
         assert tool.workspace.blob(artifact.sha256).stat().st_size == artifact.length_bytes
 
 
+def test_who_builds_sees_what_was_taken_from_where(tool: ManagersTool) -> None:
+    said = tool.run("release", "build", described(tool))
+    (container,) = said["containers"]
+    assert container["name"] == "sprayer"
+    assert [(image["platform"], image["config_sha256"]) for image in container["images"]] == [
+        ("linux/amd64", APP.id),
+        ("linux/arm64", ARM.id),
+    ]
+    first = container["images"][0]
+    assert (first["layers"], first["unpacked_bytes"]) == (2, sum(map(len, APP.layers)))
+    assert first["source"].startswith("oci:image:1.0 (sha256:")
+    tool.run("release", "cancel", "--yes")
+    shown = tool.invoke("release", "build", described(tool))
+    assert "container sprayer\n" in shown.stdout
+    assert f"image {ARM.id[:12]} for linux/arm64: 2 layers" in shown.stdout
+    assert "layer 2 of 2" in shown.stderr and "it is here already" in shown.stderr and "MiB" in shown.stderr
+
+
 def test_golden_inputs_are_tried_without_the_containers(tool: ManagersTool) -> None:
     tool.run("release", "build", described(tool))
     (attempt,) = tool.checker.attempts
