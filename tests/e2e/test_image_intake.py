@@ -7,12 +7,14 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import pytest
 from docker import DockerClient
 
 from protocol.errors import LinkError, StateError
 from signing.images.credentials import Logins
+from signing.images.manifests import MANIFEST_TYPES
 from signing.images.reference import parse_registry
 from signing.images.registry import Registry, images_of_registry
 from tests.fakes.debian_registry import PASSWORD, USER, debian_registry, need, skopeo
@@ -64,11 +66,16 @@ def test_a_multi_platform_image_of_a_registry_gives_each_machine_its_own(taking:
 
 @pytest.mark.parametrize("form", ["gzip", "zstd"])
 def test_an_image_that_a_tool_pushed_in_docker_s_form_is_taken_too(taking: Taking, registry: str, form: str) -> None:
-    name = f"{form}:1.0"
+    # Of a layer that the registry has in another form the tool pushes none.
+    pushed = make_image([layer({"lib/data": f"{form} ".encode() * 10_000})])
     kind = ("--format", "v2s2") if form == "gzip" else ("--format", "oci")
-    push(taking, registry, name, ONE, options=(*kind, f"--dest-compress-format={form}"))
-    (image,) = taking.take(f"registry:{registry}/{name}")
-    assert [each.artifact.sha256 for each in image.layers] == list(ONE.diff_ids)
+    push(taking, registry, f"{form}:1.0", pushed, options=(*kind, f"--dest-compress-format={form}"))
+    (image,) = taking.take(f"registry:{registry}/{form}:1.0")
+    assert [each.artifact.sha256 for each in image.layers] == list(pushed.diff_ids)
+    accepted = {"Accept": ", ".join(MANIFEST_TYPES)}
+    with urlopen(Request(f"http://{registry}/v2/{form}/manifests/1.0", headers=accepted)) as answer:
+        (lies_there,) = json.load(answer)["layers"]
+    assert lies_there["mediaType"].endswith(form)
 
 
 def test_a_registry_with_a_login_lets_in_who_logged_in(taking: Taking, tmp_path: Path) -> None:
