@@ -183,20 +183,17 @@ class DockerEngine:
                 if lacking := [name for name in layers if name not in files and name not in spared]:
                     raise MissingLayersError(tuple(dict.fromkeys(lacking)))
                 before = {_prefixed(one["Id"]) for one in api.images(all=True)}
+                made: frozenset[str] = frozenset()
                 try:
-                    made = self._send(api, image, {name: path for name, path in files.items() if name not in spared})
-                except EngineError:
-                    if not spared:
-                        raise
-                    if lacking := [name for name in layers if name not in files]:
-                        raise MissingLayersError(tuple(dict.fromkeys(lacking))) from None
-                    made = self._send(api, image, files)
-                there = self._find(api, kind, digest)
-                if there is None or _diff_ids(there) != tuple(layers):
+                    made = self._send(api, image, files, spared)
+                    there = self._find(api, kind, digest)
+                    if there is None or _diff_ids(there) != tuple(layers):
+                        raise Refused(
+                            Reason.IMAGE, f"the engine made another image than {digest[:12]} of what it was given"
+                        )
+                except HeadlandError:
                     self._undo_load(api, digest, made - before)
-                    raise Refused(
-                        Reason.IMAGE, f"the engine made another image than {digest[:12]} of what it was given"
-                    )
+                    raise
             if self._tag(digest) not in [_plain(tag) for tag in there.get("RepoTags") or ()]:
                 name, _, tag = self._tag(digest).partition(":")
                 api.tag(there["Id"], name, tag)
@@ -211,8 +208,20 @@ class DockerEngine:
                 longest = max(longest, min(len(layers), len(there)) if same is None else same)
         return frozenset(layers[:longest]) - frozenset(layers[longest:])
 
-    def _send(self, api: APIClient, image: Image, files: Mapping[Digest, Path]) -> frozenset[str]:
+    def _send(
+        self, api: APIClient, image: Image, files: Mapping[Digest, Path], spared: frozenset[Digest]
+    ) -> frozenset[str]:
         """Returns the ids of what was made without a name, as the engine tells them."""
+        try:
+            return self._send_these(api, image, {name: path for name, path in files.items() if name not in spared})
+        except EngineError:
+            if not spared:
+                raise
+        if lacking := [layer.artifact.sha256 for layer in image.layers if layer.artifact.sha256 not in files]:
+            raise MissingLayersError(tuple(dict.fromkeys(lacking)))
+        return self._send_these(api, image, files)
+
+    def _send_these(self, api: APIClient, image: Image, files: Mapping[Digest, Path]) -> frozenset[str]:
         sending = Sending(image, files, self._tag(image.config.sha256))
         failure: HeadlandError | None = None
         nameless: set[str] = set()
@@ -234,7 +243,8 @@ class DockerEngine:
         raise failure
 
     def _undo_load(self, api: APIClient, digest: Digest, nameless: Collection[str]) -> None:
-        """Takes away what a load made that should not be: what has our mark now, or was made without a name."""
+        """Takes away what a load made that should not be: what has our mark now, or was made without a name. A
+        containerd image store gives an image its name before it unpacks it, and keeps that when it cannot."""
         for what in (self._tag(digest), *nameless):
             with contextlib.suppress(APIError):
                 api.remove_image(what)
