@@ -102,6 +102,7 @@ def build(
             manifest = parse_manifest(encode(manifest))  # all rules of the format, before anything is run
         tried, left = _try_all(workspace, manifest, checker, untried, say)
         taken = tuple(gathering.taken(container) for container in containers)
+    workspace.drop_spools()  # a build that failed keeps them, for the next one to go on with
     manifest = parse_manifest(encode(msgspec.structs.replace(manifest, containers=taken)))
     notes = [manifest.notes] if manifest.notes else []
     if untried is not None:

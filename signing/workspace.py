@@ -248,6 +248,10 @@ class Workspace:
         durable.make_dir(folder)
         return folder / f"{durable.TEMPORARY_PREFIX}{digest(key.encode(errors='surrogatepass'))[:16]}"
 
+    def drop_spools(self) -> None:
+        """Removes what commands that never ended have gathered, and nobody went on with. Only while it is `alone`."""
+        durable.sweep(self.path / "blobs")
+
     def add_blob_file(self, source: Path) -> tuple[str, int]:
         """Copies a file of any size; returns the digest and length of what was copied."""
         spool = self.spool(str(source))

@@ -93,6 +93,21 @@ def test_who_builds_sees_what_was_taken_from_where(tool: ManagersTool) -> None:
     assert "layer 2 of 2" in shown.stderr and "it is here already" in shown.stderr and "MiB" in shown.stderr
 
 
+def test_layers_that_nobody_went_on_with_are_gone_after_the_next_release(tool: ManagersTool) -> None:
+    folder = described(tool)
+    left = tool.workspace.spool("layer of an image that was built anew since")
+    left.write_bytes(b"half of it")
+    layers = {path: path.read_bytes() for path in (folder / "image/blobs/sha256").iterdir()}
+    for path in layers:
+        path.unlink()
+    tool.fail("release", "build", folder, code=6)
+    assert left.exists(), "the next build may go on with it"
+    for path, data in layers.items():
+        path.write_bytes(data)
+    tool.run("release", "build", folder)
+    assert not left.exists()
+
+
 def test_golden_inputs_are_tried_without_the_containers(tool: ManagersTool) -> None:
     tool.run("release", "build", described(tool))
     (attempt,) = tool.checker.attempts
