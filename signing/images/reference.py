@@ -73,7 +73,12 @@ def parse_registry(text: str) -> RegistryReference:
     found = _REGISTRY.match(text) if len(text) <= 1024 else None
     port = int(found["port"]) if found is not None and found["port"] else None
     if found is None or (port is not None and not 0 < port <= 65535):
-        raise SettingsError(f"registry:{text!r:.200}: is no image", hint=f"write {EXAMPLE}")
+        why = "; names are in lower case" if _REGISTRY.match(text.lower()) else ""
+        raise SettingsError(f"registry:{text!r:.200}: is no image{why}", hint=f"write {EXAMPLE}")
+    host = found["host"]
+    if port is None and host.lower() != "localhost" and not {".", ":"} & set(host):
+        hub = f"of Docker's registry it is registry:docker.io/{text}"
+        raise SettingsError(f"registry:{text!r:.200}: {host!r} is no host: it has neither a dot nor a port", hint=hub)
     return RegistryReference(
         found["host"].strip("[]").lower(), port, found["name"], found["tag"] or "latest", found["digest"] or ""
     )

@@ -134,6 +134,16 @@ def test_what_is_no_reference_is_refused(text: str) -> None:
         parse_registry(text)
 
 
+def test_who_leaves_the_host_out_or_writes_a_name_large_is_told_so() -> None:
+    with pytest.raises(SettingsError, match="'library' is no host") as caught:
+        parse_registry("library/ubuntu:22.04")
+    assert "registry:docker.io/library/ubuntu:22.04" in caught.value.hint
+    with pytest.raises(SettingsError, match="in lower case"):
+        parse_registry("ghcr.io/Farm/app")
+    for text in ("localhost/app", "nas:5000/app", "[::1]/app", "a.b/app"):
+        parse_registry(text)
+
+
 @pytest.mark.parametrize("text", ["", "oci", "oci:", "docker:app", "/path", "https://example.org/app"])
 def test_a_kind_that_is_not_known_is_refused(text: str) -> None:
     with pytest.raises(SettingsError, match="cannot be looked for"):
