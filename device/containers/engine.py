@@ -79,7 +79,7 @@ class EngineView:
     Args:
         life: Changes when the engine was started anew: ends of containers across that say nothing about them.
         version: `docker 20.10.24`, `podman 4.3.1`.
-        folder: Its data root on this machine.
+        folder: In which it keeps images, on this machine.
         images: Of ours.
         containers: Of ours, running or not.
     """

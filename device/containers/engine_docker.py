@@ -49,6 +49,7 @@ SILENCE_S: Final = 900.0
 """Of an engine that unpacks an archive, or puts one together: it says nothing while it does so."""
 INTERFACE: Final = "1.44"
 """The newest version of the interface that is spoken; Docker 29 speaks none below."""
+CONTAINERD: Final = Path("/var/lib/containerd")
 LOG_LINES: Final = 2000  # and more where more bytes are asked for
 SHORT_LINE_BYTES: Final = 32
 DETAIL_SIGNS: Final = 500  # of a health check's last words
@@ -441,10 +442,11 @@ class _Kind:
         self.podman = any("podman" in name.lower() for name in names)
         self.interface = str(api.api_version)
         self.version = f"{'podman' if self.podman else 'docker'} {version['Version']}"
-        self.folder = Path(info["DockerRootDir"])
         status = [value for pair in info.get("DriverStatus") or () for value in pair]
         self.by_manifest = any(str(value).startswith("io.containerd.snapshotter") for value in status)
         self.spares_layers = not self.podman and not self.by_manifest
+        # An image store in containerd lies in containerd's own folder, which no interface tells.
+        self.folder = CONTAINERD if self.by_manifest and CONTAINERD.is_dir() else Path(info["DockerRootDir"])
 
 
 def _common_interface(version: dict[str, Any]) -> str:

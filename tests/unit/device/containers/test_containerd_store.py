@@ -137,6 +137,18 @@ def test_what_went_into_containerd_is_known_by_its_config_and_comes_out_byte_for
         assert [held.image for held in adapter.view().images] == [other.digest]
 
 
+def test_room_is_looked_for_on_the_disk_of_containerd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("device.containers.engine_docker.CONTAINERD", tmp_path / "containerd")
+    info = {**INFO, "DriverStatus": [["driver-type", "io.containerd.snapshotter.v1"]]}
+    for folder in (Path(INFO["DockerRootDir"]), tmp_path / "containerd"):
+        with (
+            front(scripted({("GET", "/info"): info, ("GET", "/"): []})) as made,
+            closing(DockerEngine(made.socket, OWNER)) as adapter,
+        ):
+            assert adapter.view().folder == folder
+        (tmp_path / "containerd").mkdir(exist_ok=True)
+
+
 def test_layers_that_are_not_the_configs_are_refused_and_no_image_stays(containerd: Containerd, tmp_path: Path) -> None:
     images = Images(tmp_path / "images")
     good, other = images.app("one"), images.app("two")
