@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from enum import Enum, auto
 from functools import partial
+from typing import Final
 
 from device.containers.engine import EngineAwayError, EngineError
 from device.containers.stock import Stock
@@ -35,13 +36,17 @@ from protocol.objects import AssignmentBody, Payload, TransferPlan
 from protocol.release import ReleaseManifest, parse_manifest
 
 
+ENGINE_LOOK_S: Final = 15.0  # how often a paused fetch looks whether its engine is back
+
+
 class Obstacle(Enum):
-    """What a paused fetch waits for, as far as somebody may tell us that it is gone."""
+    """What a paused fetch waits for, as far as it can be told that it is gone."""
 
     NONE = auto()
     LINK = auto()
     # The server lacks a blob, or planned for what we do not have, what failed here, or what costs too much.
     PLAN = auto()
+    ENGINE = auto()
 
 
 class Fetching:
@@ -108,7 +113,7 @@ class Fetching:
         """
         again = record.failures or record.damages
         if again and self._delay:
-            await self._world.sleep(self._settings.backoff_s(again, self._world.random()))
+            await self._wait(self._settings.backoff_s(again, self._world.random()))
         self._obstacle = Obstacle.NONE
         self._underway = True
         try:
@@ -118,6 +123,19 @@ class Fetching:
         finally:
             self._underway = False
         return Step(Event.FETCHED)
+
+    async def _wait(self, wait_s: float) -> None:
+        """For an engine that was away no longer than until it is back. One that is there and ends over each load is asked
+        as rarely as for anything else that goes wrong."""
+        if self._obstacle is not Obstacle.ENGINE:
+            await self._world.sleep(wait_s)
+            return
+        ends_s = self._world.monotonic() + wait_s
+        while (left_s := ends_s - self._world.monotonic()) > 0:
+            await self._world.sleep(min(left_s, ENGINE_LOOK_S))
+            with contextlib.suppress(EngineAwayError, EngineError):
+                await self._stock.look()
+                return
 
     async def _bring(self, record: UpdateRecord, show: Callable[[Progress], None]) -> None:
         assignment = await asyncio.to_thread(self._memory.assignment)
@@ -133,7 +151,9 @@ class Fetching:
         images = self._library.images(manifest)
         if images:
             # Before anything travels: what an engine holds counts as here, and for one that is away nothing is spent.
+            self._obstacle = Obstacle.ENGINE
             await self._stock.look()
+            self._obstacle = Obstacle.NONE
             self._stock.learn(await asyncio.to_thread(lambda: self._library.all_images(named(record, self._library))))
             self._stock.learn(images)
         # Files may have their length and not their bytes: looked at once, not again after each pause.

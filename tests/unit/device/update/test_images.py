@@ -6,7 +6,9 @@ import shutil
 import msgspec
 import pytest
 
+from device.containers.engine import EngineAwayError
 from device.containers.owner import KEY
+from device.update.fetching import ENGINE_LOOK_S
 from device.update.rules import Later
 from device.update.states import State
 from protocol.container import RunSpec
@@ -171,6 +173,34 @@ async def test_for_an_engine_that_is_away_nothing_travels_and_it_goes_on_when_it
         await bench.settled()
         assert updater.record.committed.digest == OLD.digest
         assert ends(bench) == [("committed", None)]
+
+
+async def test_an_engine_that_was_away_for_long_is_waited_for_no_longer_than_until_it_is_back(bench):
+    bench.daemon.die()
+    async with bench.running() as updater:
+        await updater.offer(OLD.assignment(), OLD.manifest_bytes, terms(OLD), may_install=True)
+        await bench.until(lambda: updater.record.failures > 8)
+        await bench.until(lambda: bench.slept[-1] == ENGINE_LOOK_S)
+        back_s = bench.elapsed_s
+        bench.daemon.restart()
+        await bench.settled()
+        assert bench.elapsed_s - back_s < 2 * ENGINE_LOOK_S + OLD.trial.healthy_s + 5
+        assert ends(bench) == [("committed", None)]
+
+
+async def test_an_engine_that_ends_over_each_load_is_asked_more_and_more_rarely(bench):
+    """Docker keeps what it had unpacked of an image when it died."""
+    asked_s = []
+
+    async def load(image, files):
+        asked_s.append(bench.elapsed_s)
+        raise EngineAwayError("the engine ended over the request")
+
+    async with bench.running() as updater:
+        bench.engine.load = load
+        await updater.offer(OLD.assignment(), OLD.manifest_bytes, terms(OLD), may_install=True)
+        await bench.until(lambda: updater.record.failures > 6)
+    assert asked_s[6] - asked_s[5] > 100
 
 
 async def test_an_engine_that_goes_away_over_a_load_pauses_the_update(bench):
