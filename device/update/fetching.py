@@ -35,7 +35,6 @@ from protocol.errors import LinkError, Reason, Refused, StateError
 from protocol.objects import AssignmentBody, Payload, TransferPlan
 from protocol.release import ReleaseManifest, parse_manifest
 
-
 ENGINE_LOOK_S: Final = 15.0  # how often a paused fetch looks whether its engine is back
 
 
@@ -125,8 +124,8 @@ class Fetching:
         return Step(Event.FETCHED)
 
     async def _wait(self, wait_s: float) -> None:
-        """For an engine that was away no longer than until it is back. One that is there and ends over each load is asked
-        as rarely as for anything else that goes wrong."""
+        """For an engine that was away no longer than until it is back. One that ends over each load is asked as
+        rarely as for anything else that goes wrong."""
         if self._obstacle is not Obstacle.ENGINE:
             await self._world.sleep(wait_s)
             return
