@@ -10,7 +10,8 @@ With `--until PID` it is removed when that process has ended, however that was. 
 never taken: it would be deleted.
 
 It needs root and leaves neither network interfaces nor firewall rules: containers have the network of the machine
-(`host`) or none. Exit code 77: no engine can run here; the reason is on standard error.
+(`host`) or none. With `--network` a Docker engine stands in a network of its own, where it has its bridge and publishes
+ports; `nsenter --net --target PID` goes there. Exit code 77: no engine can run here; the reason is on standard error.
 """
 
 import argparse
@@ -32,9 +33,13 @@ from typing import NoReturn
 CANNOT = 77
 READY_S = 40.0
 END_S = 30.0
-PACKAGES = {"docker": ("docker.io", "runc"), "podman": ("podman", "runc", "golang-github-containers-common")}
+PACKAGES = {
+    "docker": ("docker.io", "runc", "iproute2"),
+    "podman": ("podman", "runc", "golang-github-containers-common"),
+}
 PROGRAMS = {"docker": "dockerd", "podman": "podman"}
 ENGINES = ("dockerd", "containerd", "containerd-shim", "containerd-shim-runc-v2", "podman", "conmon")
+IN_A_NETWORK = ("unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh")
 EMPTY_CONFIG = "engine.json"
 MARK = "headland-engine"  # in a folder that may be deleted with all that is in it
 
@@ -48,6 +53,7 @@ def main() -> int:
     parser.add_argument("--podman", action="store_true", help="Podman's Docker-compatible service instead of Docker")
     parser.add_argument("--size-mib", type=int, help="what it holds lies in memory and may take this much: disk full")
     parser.add_argument("--live-restore", action="store_true", help="containers outlive the engine")
+    parser.add_argument("--network", action="store_true", help="a network of its own, with a bridge; Docker only")
     parser.add_argument("--until", type=int, metavar="PID", help="remove it when this process has ended")
     words = sys.argv[1:]
     cut = words.index("--") if "--" in words else len(words)
@@ -63,7 +69,7 @@ def main() -> int:
         parser.error(f"{folder} is not a folder of an engine: there is something else in it")
     match options.what:
         case "start":
-            path = start(folder, kind, options.size_mib, live_restore=options.live_restore)
+            path = start(folder, kind, options.size_mib, live_restore=options.live_restore, network=options.network)
             if options.until:
                 let_guard(folder, options.until)
             print(path)
@@ -77,7 +83,7 @@ def main() -> int:
             if not command:
                 parser.error("run what?")
             try:
-                path = start(folder, kind, options.size_mib, live_restore=options.live_restore)
+                path = start(folder, kind, options.size_mib, live_restore=options.live_restore, network=options.network)
                 environment = {**os.environ, "HEADLAND_ENGINE": str(path), "DOCKER_HOST": f"unix://{path}"}
                 return subprocess.run(command, env=environment, check=False).returncode
             finally:
@@ -113,7 +119,7 @@ def install(kind: str) -> int:
     return 0
 
 
-def start(folder: Path, kind: str, size_mib: int | None, *, live_restore: bool = False) -> Path:
+def start(folder: Path, kind: str, size_mib: int | None, *, live_restore: bool = False, network: bool = False) -> Path:
     """Starts the engine unless it runs. Safe to repeat after any death of it."""
     if os.geteuid() != 0:
         cannot("a private engine needs root")
@@ -133,7 +139,10 @@ def start(folder: Path, kind: str, size_mib: int | None, *, live_restore: bool =
             cannot("no tmpfs can be mounted here")
     forget_the_dead(folder)
     environment = dict(os.environ)
-    command = docker_command(folder, live_restore) if kind == "docker" else podman_command(folder, environment)
+    if kind == "docker":
+        command = docker_command(folder, live_restore=live_restore, network=network)
+    else:
+        command = podman_command(folder, environment)
     with (folder / "log").open("ab") as log:
         began = log.tell()
         process = subprocess.Popen(
@@ -152,13 +161,15 @@ def start(folder: Path, kind: str, size_mib: int | None, *, live_restore: bool =
     return path
 
 
-def docker_command(folder: Path, live_restore: bool) -> list[str]:
+def docker_command(folder: Path, *, live_restore: bool, network: bool) -> list[str]:
     (folder / EMPTY_CONFIG).write_text("{}\n")  # not the machine's own /etc/docker/daemon.json
     return [
+        *(IN_A_NETWORK if network else ()),
         *("dockerd", "--config-file", str(folder / EMPTY_CONFIG), "--host", f"unix://{folder}/docker.sock"),
         *("--data-root", str(folder / "data"), "--exec-root", str(folder / "exec")),
         *("--pidfile", str(folder / "docker.pid"), "--storage-driver", "overlay2", "--log-level", "warn"),
-        *("--iptables=false", "--ip6tables=false", "--bridge=none", "--shutdown-timeout", "5"),
+        *(() if network else ("--iptables=false", "--ip6tables=false", "--bridge=none")),
+        *("--shutdown-timeout", "5"),
         *(("--live-restore",) if live_restore else ()),
     ]
 

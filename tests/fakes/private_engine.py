@@ -24,11 +24,13 @@ class PrivateEngine:
         kind: Which program.
         size_mib: What it holds lies in memory and may take this much.
         live_restore: Whether containers outlive a Docker engine. Podman's always do.
+        network: Whether it has a network of its own, with a bridge; Docker only.
     """
 
     kind: Kind = "docker"
     size_mib: int | None = None
     live_restore: bool = False
+    network: bool = False
     folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="headland-engine-")))
     _has_run: bool = False
 
@@ -51,6 +53,7 @@ class PrivateEngine:
             *(["--podman"] if self.kind == "podman" else []),
             *(["--size-mib", str(self.size_mib)] if self.size_mib else []),
             *(["--live-restore"] if self.live_restore else []),
+            *(["--network"] if self.network else []),
         ]
         done = self._script("start", options)
         if done.returncode == CANNOT:
