@@ -9,7 +9,7 @@ name the model alone.
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from device.containers.aim import make_aim
@@ -51,6 +51,14 @@ class ModelWorkers(Protocol):
         ...
 
 
+@dataclass
+class _Counts:
+    """Of the frames that name a release: what is counted for it and what is said of it are one."""
+
+    inferences: int = 0
+    errors: int = 0
+
+
 class WholeSet:
     """Implements `device.update.ports.Workers`. Belongs to one event loop; `close` must be awaited.
 
@@ -64,14 +72,15 @@ class WholeSet:
         self._containers = containers
         self._aim: tuple[ReleaseSet | None, bool] | None = None  # what was brought up last, and whether on trial
         self._specs: dict[Digest, frozenset[Digest]] = {}  # what runs beside the workers of a release
+        self._counts: dict[Digest, _Counts] = {}  # since a release was brought up
         self._turn = asyncio.Lock()
 
     async def converge(self, release: ReleaseSet | None, *, trial: bool = False) -> None:
         """As in the port."""
         async with self._turn:
             await self._containers.recall()
-            self._know(release)
             again = self._aim == (release, trial)
+            self._know(release, again=again)
             if trial and release is not None and not again and self._serves_another(release):
                 await self._change(release)
             else:
@@ -92,11 +101,16 @@ class WholeSet:
         after = self._containers.whole()
         if before is None or before != after or reply.manifest is None or self._specs.get(reply.manifest) != after[1]:
             return replace(reply, manifest=None)
+        if counts := self._counts.get(reply.manifest):
+            counts.inferences += sum(one.kind in ("finding", "error") for one in reply.replies)
+            counts.errors += sum(one.kind == "error" for one in reply.replies)
         return reply
 
     def health(self) -> Health:
         """As in the port."""
         health = self._workers.health()
+        counts = self._counts.get(health.digest or "", _Counts())
+        health = replace(health, inferences=counts.inferences, errors=counts.errors)
         if not self._containers.is_concerned:
             return health
         whole = self._containers.whole()
@@ -146,9 +160,11 @@ class WholeSet:
     def _serves_another(self, release: ReleaseSet) -> bool:
         return self._workers.health().digest not in (None, release.digest)
 
-    def _know(self, release: ReleaseSet | None) -> None:
+    def _know(self, release: ReleaseSet | None, *, again: bool) -> None:
         """Before its workers can answer. Those of the release that serves may have frames inside."""
         if release is not None:
             last = self._workers.health().digest
+            if not again:
+                self._counts = {release.digest: _Counts()}
             self._specs = {name: specs for name, specs in self._specs.items() if name == last}
             self._specs[release.digest] = make_aim(release, 0.0).specs

@@ -38,7 +38,7 @@ class Health:
         digest: The release whose workers serve now; None when nothing does.
         serving: The set is complete: every model's worker is alive, loaded and warm, every container runs, is healthy
             and sees its model, and nothing else of ours runs.
-        inferences: Finished ones, also those that failed.
+        inferences: Those that finished while the set was complete, also those that failed.
         errors: Inferences that failed.
         crashes: What ended each worker that died by itself: `SIGSEGV`, `exit 1`.
         latency_ms: 95th percentile of the last inferences by model name, preprocessing included.

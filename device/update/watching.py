@@ -3,6 +3,8 @@
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+import msgspec
+
 from device.update import states
 from device.update.ports import HinderedError, ReleaseSet, Workers
 from device.update.progress import Progress
@@ -51,6 +53,8 @@ class Watcher:
             forbidden: The step when a rule forbids the release since.
         """
         rule = release.manifest.trial
+        if not release.manifest.models:  # nothing of it infers: there are no frames to prove it on
+            rule = msgspec.structs.replace(rule, min_inferences=0)
         bounds = {name: variant.bounds for name, variant in release.variants.items()}
         watch = Watch(Watched(record.healthy_s, record.inferences, record.errors))
         persist_s = min(PERSIST_S, max(rule.healthy_s / 10, self._settings.watch_s))

@@ -5,6 +5,7 @@ import random
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from device.cancelling import cancel
 from device.containers.aim import make_aim
@@ -14,12 +15,12 @@ from device.containers.reconcile import Wanted
 from device.containers.whole import WholeSet
 from device.containers.wishes import Places, give_data, make_wish
 from device.inference.frames import Frame
-from device.inference.replies import FrameReply
+from device.inference.replies import FrameReply, ModelReply
 from device.inference.workers import WorkersStatus
 from device.update.ports import Health, ReleaseSet
 from protocol.container import HealthCheck, Image, RunSpec
 from protocol.errors import Reason, Refused
-from protocol.ids import Digest
+from protocol.ids import Digest, digest
 from protocol.release import TrialRules
 from tests.fakes.container_sets import make_container_release, pack_container
 from tests.fakes.engine import Behaviour, FakeDaemon, FakeEngine
@@ -81,6 +82,7 @@ class FakeModelWorkers:
     def __init__(self, dead: frozenset[Digest] = frozenset()) -> None:
         self.dead = dead
         self.takes_s = 0.01
+        self.says: Literal["finding", "error"] = "finding"
         self.serving: ReleaseSet | None = None
         self.switches: list[Digest | None] = []
 
@@ -100,14 +102,15 @@ class FakeModelWorkers:
     async def infer(self, frame: Frame) -> FrameReply:
         await until(lambda: self.serving is not None, 86_400)
         assert self.serving is not None
-        made_by = self.serving.digest
+        release = self.serving
         await asyncio.sleep(self.takes_s)
-        return FrameReply(made_by, ())
+        replies = [ModelReply(model, digest(b"a model"), "cpu", self.says) for model in release.manifest.models]
+        return FrameReply(release.digest, tuple(replies))
 
     def health(self) -> Health:
         if self.serving is None:
             return Health(digest=None, serving=False)
-        return Health(digest=self.serving.digest, serving=True, inferences=100)
+        return Health(digest=self.serving.digest, serving=True)
 
     def status(self) -> WorkersStatus:
         return WorkersStatus()

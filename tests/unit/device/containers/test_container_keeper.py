@@ -268,6 +268,41 @@ def test_an_engine_that_is_restarted_around_its_containers_has_them_checked_anew
 # Of a release on trial
 
 
+@pytest.mark.parametrize("says", ["finding", "error"])
+def test_a_frame_is_evidence_only_when_the_whole_set_was_there_for_it(story, says):
+    """What a model makes beside containers of another release, or without its own, may be those' doing."""
+
+    async def tell(field):
+        def counts():
+            health = field.whole.health()
+            return health.inferences, health.errors
+
+        field.behaves("sees", "sees", Behaviour(says=((0.0, f"headland-sees {MODEL}"),)))
+        field.machine.workers.says = says
+        await field.serve("old")
+        field.daemon.die()
+        await field.whole.converge(field.releases["sees"], trial=True)
+        assert field.machine.workers.serving is field.releases["sees"], "the workers go ahead"
+        await asyncio.sleep(30)
+        assert counts() == (0, 0)
+        field.daemon.restart()
+        await field.settled("sees")
+        await asyncio.sleep(5)
+        inferences, errors = counts()
+        assert inferences > 50
+        assert errors == (inferences if says == "error" else 0)
+        field.daemon.die()
+        await asyncio.sleep(5)
+        at_most = counts()[0]
+        await asyncio.sleep(30)
+        assert counts()[0] == at_most
+        await field.whole.converge(field.releases["old"])
+        await field.whole.converge(field.releases["sees"], trial=True)
+        assert counts() == (0, 0), "since it was brought up"
+
+    story(tell)
+
+
 def test_ends_are_evidence_once_there_are_more_than_the_release_bears(story):
     async def tell(field):
         await field.serve("old")

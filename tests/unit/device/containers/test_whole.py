@@ -10,6 +10,7 @@ from protocol.errors import Reason, Refused
 from tests.fakes.container_sets import make_container_release, pack_container
 from tests.fakes.engine import Behaviour
 from tests.fakes.whole_sets import Field, make_releases, play
+from tests.fakes.whole_updates import Updates
 
 
 @pytest.fixture
@@ -305,5 +306,15 @@ def test_a_frame_over_which_the_set_was_not_whole_names_no_release(story):
         field.machine.workers.takes_s = 0.01
         await asyncio.sleep(21)
         field.machine.rows = field.machine.rows[-1:]  # what died by itself is missed only by the next look
+
+    story(tell)
+
+
+def test_a_release_without_models_is_kept_although_no_frame_ever_comes(story):
+    async def tell(field):
+        updates = Updates(field, "old")
+        await updates.serve()
+        assert field.releases["new"].manifest.trial.min_inferences > 0
+        assert await updates.update("new") == "new"
 
     story(tell)

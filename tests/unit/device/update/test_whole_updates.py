@@ -8,6 +8,7 @@ import pytest
 from device.containers.keeper import ContainerKeeper
 from device.containers.whole import WholeSet
 from device.containers.wishes import Places, make_wish
+from device.inference.frames import Frame
 from device.update.states import State
 from protocol import limits
 from protocol.container import HealthCheck, RunSpec, spec_digest
@@ -107,6 +108,7 @@ class Field(Bench):
 
     async def _see_through(self, new: Release) -> None:
         updater, power = self.updater, asyncio.create_task(self._keep_engine_up())
+        camera = asyncio.create_task(self._see())
         try:
             if updater.record.last is None or updater.record.last.release.digest != new.digest:
                 await updater.offer(new.assignment(), new.manifest_bytes, terms(OLD, NEW, SICK), may_install=True)
@@ -115,6 +117,12 @@ class Field(Bench):
             await until(lambda: self.runs(updater.record.active))
         finally:
             power.cancel()
+            camera.cancel()
+
+    async def _see(self) -> None:
+        while True:
+            await self.whole.infer(Frame("a", "image/png", b"", 0.0))
+            await asyncio.sleep(0.05)
 
     async def _keep_engine_up(self) -> None:
         while True:
