@@ -73,6 +73,7 @@ def _host(wish: Wish) -> dict[str, Any]:
         "ReadonlyRootfs": not wish.writable_root,
         "NetworkMode": wish.network,
         "IpcMode": "private",
+        "UsernsMode": "host",  # data folders and device nodes belong to users and groups of the machine
         "PortBindings": {
             f"{inside}/{protocol}": [{"HostIp": address, "HostPort": str(outside)}]
             for inside, protocol, address, outside in wish.ports

@@ -45,6 +45,7 @@ def test_a_plain_wish_gets_next_to_nothing_and_every_default_of_the_image_is_ove
             "ReadonlyRootfs": True,
             "NetworkMode": "none",
             "IpcMode": "private",
+            "UsernsMode": "host",
             "PortBindings": {},
             "PublishAllPorts": False,
             "Mounts": [],
