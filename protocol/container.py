@@ -184,7 +184,8 @@ class RunSpec(Message):
     `writable_root`, the engine's socket is never mounted.
 
     Args:
-        command: Program and arguments: the image's own entry point and command do not count. The program is named.
+        command: Program and arguments: the image's own entry point and command do not count. The program is named; by
+            its whole path, where `environment` has no `PATH`: without one, engines differ in where they look.
         environment: All of it; the image's own is taken away.
         workdir: Where it starts.
         user: `UID:GID`, numbers only; by default nobody.

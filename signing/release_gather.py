@@ -18,6 +18,7 @@ from protocol.release import Config, Golden, Layout, Model, Runtime, Tensor, Var
 from signing.checker import Checker, Described
 from signing.images.content import Found, Say
 from signing.images.intake import Intake
+from signing.images.programs import check_programs
 from signing.release_description import (
     ConfigDescription,
     ContainerDescription,
@@ -126,10 +127,15 @@ class Gathering:
 
         Raises:
             StateError, Refused, LinkError: As `Intake.take`.
+            Refused: `IMAGE`: a program of its commands is not in an image.
         """
         self.say(f"container {container.name}")
         with said_of(f"container {container.name}"):
             images = tuple(self.intake.take(*image) for image in container.images)
+            for image in images:
+                layers = [self.workspace.blob(layer.artifact.sha256) for layer in image.layers]
+                with said_of(image.platform):
+                    check_programs(layers, container.run)
         return Container(name=container.name, images=images, run=container.run)
 
     def artifact(self, name: str, media_type: MediaType | None = None) -> Artifact:

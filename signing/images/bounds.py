@@ -12,5 +12,6 @@ LAYER_FREE_BYTES: Final = 256 * limits.MIB  # that a compressed layer may unfold
 LAYER_RATIO: Final = 64  # beyond: real layers shrink three-fold, a bomb a thousand-fold
 ZSTD_WINDOW_BYTES: Final = 128 * limits.MIB  # the widest that zstd uses without being asked
 ARCHIVE_ENTRIES: Final = 100_000  # files of an archive; a layer is one of them
+LAYER_ENTRIES: Final = 500_000  # of a layer that is looked through; a whole Debian with CUDA has a fifth
 ARCHIVE_NAME_BYTES: Final = 64 * limits.KIB  # a name of an entry, which nothing makes a path of
 CHUNK_BYTES: Final = limits.MIB

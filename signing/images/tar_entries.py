@@ -12,8 +12,14 @@ from protocol.errors import Reason, Refused
 from signing.images import bounds
 
 _REGULAR: Final = frozenset(b"0\0" + b"7")
+HARD_LINK: Final = ord("1")
+SYMLINK: Final = ord("2")
+FOLDER: Final = ord("5")
+_HEADER_ONLY: Final = frozenset(b"123456")  # whatever length they say
 _ATTRIBUTES: Final = ord("x")
+_GLOBAL: Final = ord("g")
 _LONG_NAME: Final = ord("L")
+_LONG_LINK: Final = ord("K")
 _BASE_256: Final = 0x80
 _COMPRESSED: Final = {
     b"\x1f\x8b": "gzip",
@@ -25,6 +31,8 @@ _COMPRESSED: Final = {
 _NAME: Final = slice(0, 100)
 _MAGIC: Final = slice(257, 263)
 _PREFIX: Final = slice(345, 500)
+_MODE: Final = slice(100, 108)
+_LINK: Final = slice(157, 257)
 
 
 class Place(NamedTuple):
@@ -32,6 +40,29 @@ class Place(NamedTuple):
 
     offset: int
     length_bytes: int
+
+
+class Entry(NamedTuple):
+    """An entry of an archive.
+
+    Args:
+        name: As it is written, less `./` before it.
+        kind: Its type, of those below.
+        mode: Who may do what.
+        link: Where a symbolic link leads.
+        place: Of its content.
+    """
+
+    name: str
+    kind: int
+    mode: int
+    link: str
+    place: Place
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it has content of its own."""
+        return self.kind in _REGULAR
 
 
 def read_entries(file: BinaryIO) -> dict[str, Place]:
@@ -43,36 +74,43 @@ def read_entries(file: BinaryIO) -> dict[str, Place]:
     Raises:
         Refused: `IMAGE`: no archive, or a torn one. `LIMIT`: more than an image has.
     """
+    entries = list(walk(file, bounds.ARCHIVE_ENTRIES))
+    if not entries:
+        raise Refused(Reason.IMAGE, "no tar archive")
+    return {entry.name: entry.place for entry in entries if entry.is_file}
+
+
+def walk(file: BinaryIO, most: int) -> Iterator[Entry]:
+    """All entries of an archive in their order.
+
+    Args:
+        file: At any place; seekable. Nobody else may move in it meanwhile.
+        most: Headers that are read.
+
+    Raises:
+        Refused: `IMAGE`: a torn archive. `LIMIT`: more headers, or a name of no measure.
+    """
     end = file.seek(0, os.SEEK_END)
-    found: dict[str, Place] = {}
-    name, size = "", -1  # what was said of the next entry
-    at = count = 0
-    for block in _headers(file):
-        count += 1
-        if count > bounds.ARCHIVE_ENTRIES:
-            raise Refused(Reason.LIMIT, f"an archive of more than {bounds.ARCHIVE_ENTRIES} entries")
+    said = _Said()  # of the next entry
+    for count, block in enumerate(_headers(file), 1):
+        if count > most:
+            raise Refused(Reason.LIMIT, f"an archive of more than {most} entries")
         at = file.tell()
-        length = size if size >= 0 else _size(block)
+        kind = block[TYPE]
+        length = 0 if kind in _HEADER_ONLY else said.size if said.size >= 0 else _size(block)
         if length < 0 or at + padded(length) > end + BLOCK_BYTES:
             raise Refused(Reason.IMAGE, "an archive that is torn, or none at all")
-        kind = block[TYPE]
-        if kind in (_ATTRIBUTES, _LONG_NAME):
+        if kind in (_ATTRIBUTES, _LONG_NAME, _LONG_LINK):
             if length > bounds.ARCHIVE_NAME_BYTES:
                 raise Refused(Reason.LIMIT, f"an archive with a name of {length} bytes")
-            content = file.read(length)
-            if kind == _LONG_NAME:
-                name = content.rstrip(b"\0").decode(errors="replace")
-            else:
-                said, size = _attributes(content)
-                name = said or name
-        else:
-            if kind in _REGULAR:
-                found[_plain(name or _name(block))] = Place(at, length)
-            name, size = "", -1
+            said = _heard(said, kind, file.read(length))
+        elif kind != _GLOBAL:
+            name, link = said.name or _name(block), said.link or _text(block[_LINK])
+            mode = max(0, read_number(block, _MODE))
+            symlink = link if kind == SYMLINK else ""
+            yield Entry(name.removeprefix("./"), kind, mode, symlink, Place(at, length))
+            said = _Said()
         file.seek(at + padded(length))
-    if not count:
-        raise Refused(Reason.IMAGE, "no tar archive")
-    return found
 
 
 def begins_as_tar(file: BinaryIO) -> bool:
@@ -106,14 +144,28 @@ def _size(block: bytes) -> int:
 
 
 def _name(block: bytes) -> str:
-    name = block[_NAME].split(b"\0")[0]
-    prefix = block[_PREFIX].split(b"\0")[0] if block[_MAGIC] == b"ustar\0" else b""
-    return (prefix + b"/" + name if prefix else name).decode(errors="replace")
+    name, prefix = _text(block[_NAME]), _text(block[_PREFIX]) if block[_MAGIC] == b"ustar\0" else ""
+    return f"{prefix}/{name}" if prefix else name
 
 
-def _attributes(content: bytes) -> tuple[str, int]:
-    """Name and length that a PAX header says, or nothing and -1."""
-    name, size = "", -1
+def _text(field: bytes) -> str:
+    return field.split(b"\0")[0].decode(errors="replace")
+
+
+class _Said(NamedTuple):
+    name: str = ""
+    link: str = ""
+    size: int = -1
+
+
+def _heard(said: _Said, kind: int, content: bytes) -> _Said:
+    if kind == _LONG_NAME:
+        return said._replace(name=_text(content))
+    return said._replace(link=_text(content)) if kind == _LONG_LINK else _attributes(said, content)
+
+
+def _attributes(said: _Said, content: bytes) -> _Said:
+    """What a PAX header says."""
     while content:
         digits = content.split(b" ", 1)[0]
         length = int(digits) if digits.isdigit() and len(digits) < 8 else 0
@@ -122,13 +174,12 @@ def _attributes(content: bytes) -> tuple[str, int]:
         if not length or not equals:
             raise Refused(Reason.IMAGE, "an archive with a header that makes no sense")
         if key == b"path":
-            name = value.decode(errors="replace")
+            said = said._replace(name=value.decode(errors="replace"))
+        elif key == b"linkpath":
+            said = said._replace(link=value.decode(errors="replace"))
         elif key == b"size":
             size = int(value) if value.isdigit() and len(value) < 19 else -1
             if size < 0:
                 raise Refused(Reason.IMAGE, "an archive with an entry of no length")
-    return name, size
-
-
-def _plain(name: str) -> str:
-    return name.removeprefix("./")
+            said = said._replace(size=size)
+    return said

@@ -108,6 +108,13 @@ def test_layers_that_nobody_went_on_with_are_gone_after_the_next_release(tool: M
     assert not left.exists()
 
 
+def test_a_command_that_no_machine_could_start_is_refused(tool: ManagersTool) -> None:
+    said = fails(tool, CONTAINER.replace('"/app"', '"/ap"'), 4)
+    assert "container sprayer: linux/amd64: `command` begins with '/ap', which is not in the image" in said
+    said = fails(tool, CONTAINER.replace('"/app"', '"app"'), 4)
+    assert "the image's PATH is not granted" in said and "write its whole path" in said
+
+
 def test_golden_inputs_are_tried_without_the_containers(tool: ManagersTool) -> None:
     tool.run("release", "build", described(tool))
     (attempt,) = tool.checker.attempts
@@ -153,7 +160,7 @@ def test_a_description_that_is_wrong_is_said(tool: ManagersTool, text: str, said
 
 
 def test_a_volume_of_the_image_needs_a_mount_before_anybody_can_sign(tool: ManagersTool) -> None:
-    wants = make_image([LOWER], config={"Volumes": {"/var/lib/app": {}}})
+    wants = make_image(APP.layers, config={"Volumes": {"/var/lib/app": {}}})
     folder = tool.describe("1.0.0", 1, more=CONTAINER)
     write_layout(folder / "image", {"1.0": [wants]})
     said = tool.fail("release", "build", folder, code=4)
