@@ -10,6 +10,7 @@ in a later boot nothing of ours runs before the agent has it started, whether or
 So does where that engine listens: another that is started first at some boot must not take its place.
 """
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from typing import Final
 from device.containers.settings import find_socket
 from device.identity import STRANGER
 from device.state_db import StateDb
+from protocol.errors import StateError
 from protocol.ids import DeviceId
 
 KEY: Final = "containers/owner"
@@ -71,15 +73,16 @@ class Owner:
         return self.has_used and (not self._boot or self._state.get(BOOT) in (None, self._boot.encode()))
 
     def uses(self) -> None:
-        """An engine is about to get something. Durable on return; again changes nothing.
+        """An engine is about to get something. That is durable on return; may be repeated.
 
         Raises:
-            StateError: `state.db` does not take it.
+            StateError: `state.db` does not take it, and did not know of any before.
         """
-        if self._boot and self._state.get(BOOT) != self._boot.encode():
-            self._state.put(BOOT, self._boot.encode())
-        if self._state.get(SOCKET) != (socket := os.fsencode(self.socket)):
-            self._state.put(SOCKET, socket)
+        with contextlib.suppress(*[StateError] * self.has_used):  # a full disk keeps from its start nothing that ran
+            if self._boot and self._state.get(BOOT) != self._boot.encode():
+                self._state.put(BOOT, self._boot.encode())
+            if self._state.get(SOCKET) != (socket := os.fsencode(self.socket)):
+                self._state.put(SOCKET, socket)
         if not self.has_used:
             self._state.put(KEY, self.name.encode())
 

@@ -568,6 +568,24 @@ def test_in_a_boot_in_which_an_engine_got_nothing_nothing_of_ours_runs(tmp_path)
     assert not Owner("someone", state, "the next").may_run
 
 
+def test_a_boot_with_a_full_disk_starts_what_it_ran(tmp_path, monkeypatch):
+    state = StateDb(tmp_path / "state.db")
+
+    def put(name, value):
+        raise StateError("database or disk is full")
+
+    with monkeypatch.context() as full:
+        full.setattr(state, "put", put)
+        with pytest.raises(StateError, match="full"):
+            Owner("someone", state, "a boot").uses()
+    Owner("someone", state, "a boot").uses()
+    with monkeypatch.context() as full:
+        full.setattr(state, "put", put)
+        Owner("someone", state, "the next").uses()
+    Owner("someone", state, "the next").uses()
+    assert Owner("someone", state, "the next").may_run
+
+
 def test_a_machine_that_does_not_know_who_it_is_has_no_owner(tmp_path):
     state = StateDb(tmp_path / "state.db")
     assert find_owner(tmp_path, state, "tractor-1").name == ""
