@@ -98,22 +98,29 @@ def _write(said: int, answers: "queue.SimpleQueue[bytes]") -> None:
 
 def _serve_one(engine: DockerEngine, asked: Asked, answers: "queue.SimpleQueue[bytes]") -> None:
     try:
-        said = _answer(engine, asked)
+        line = encode(Answer(number=asked.number, said=_said(engine, asked)))
+    except Exception as error:
+        # Whoever asked waits for an answer: neither for a bug of ours, nor for what an engine says that no JSON holds.
+        failed = Failed(kind="engine", message=f"the engine child failed: {error!r}")
+        line = encode(Answer(number=asked.number, said=failed))
+    answers.put(line + b"\n")
+
+
+def _said(engine: DockerEngine, asked: Asked) -> Said:
+    try:
+        return _answer(engine, asked)
     except MissingLayersError as error:
-        said = Failed(kind="missing", message=error.message, layers=error.layers)
+        return Failed(kind="missing", message=error.message, layers=error.layers)
     except NoSpaceError as error:
-        said = Failed(kind="no-space", message=error.message, hint=error.hint)
+        return Failed(kind="no-space", message=error.message, hint=error.hint)
     except EngineAwayError as error:
-        said = Failed(kind="away", message=error.message, hint=error.hint)
+        return Failed(kind="away", message=error.message, hint=error.hint)
     except EngineError as error:
-        said = Failed(kind="engine", message=error.message, hint=error.hint)
+        return Failed(kind="engine", message=error.message, hint=error.hint)
     except Refused as error:
-        said = Failed(kind="refused", message=error.message, hint=error.hint, reason=error.reason)
+        return Failed(kind="refused", message=error.message, hint=error.hint, reason=error.reason)
     except HeadlandError as error:
-        said = Failed(kind="state", message=error.message, hint=error.hint)
-    except Exception as error:  # whoever asked waits for an answer, and a bug of ours is not his to wait for
-        said = Failed(kind="engine", message=f"the engine child failed: {error!r}")
-    answers.put(encode(Answer(number=asked.number, said=said)) + b"\n")
+        return Failed(kind="state", message=error.message, hint=error.hint)
 
 
 def _answer(engine: DockerEngine, asked: Asked) -> Said:

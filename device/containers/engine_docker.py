@@ -386,7 +386,7 @@ class DockerEngine:
             raise _translated(what, error) from error
         except (DockerException, requests.RequestException, urllib3.exceptions.HTTPError) as error:
             raise EngineAwayError(f"the engine ended over the request to {what}: {error}") from error
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise EngineError(f"the engine's answer to the request to {what} makes no sense: {error!r}") from error
 
     def _kind(self) -> "_Kind":

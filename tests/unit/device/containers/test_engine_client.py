@@ -53,6 +53,21 @@ async def test_a_child_that_was_killed_over_a_question_is_replaced(engine: Engin
     await client.close()
 
 
+@pytest.mark.parametrize("said", [{"Id": "\ud800"}, (500, {"message": "\ud800"}), b"[" * 5000])
+async def test_what_cannot_be_passed_on_is_an_answer_without_sense(said: object, engine: EngineFront) -> None:
+    facts = {"Image": "sha256:x", "Config": {}, "State": {"Status": "running"}}
+    table = {
+        ("GET", "/containers/json"): [{"Id": "e" * 64}],
+        ("GET", "/containers/e"): {**facts, **said} if isinstance(said, dict) else said,
+    }
+    engine.answer = scripted(EMPTY | table)
+    client = EngineClient(lambda: engine.socket, OWNER, word_s=20.0)
+    for _ in range(2):
+        with pytest.raises(EngineError):
+            await client.view()
+    await client.close()
+
+
 async def test_a_child_that_ends_over_every_question_is_an_engine_that_is_away(
     engine: EngineFront, tmp_path: Path
 ) -> None:
