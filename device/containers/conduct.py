@@ -150,7 +150,7 @@ class Conduct:
         """
         if self.ailed or self.refused or self.hindered is not None:
             return ""
-        if not is_up(self.seen) and now_s - max(self.since_s, self._born_s) > self.up_limit_s:
+        if not is_up(self.seen) and now_s - max(self.since_s, self._born_s, self.due_s) > self.up_limit_s:
             return f"container {self.name} did not come up within {self.up_limit_s:.0f} s"
         if self.sees is None and self._sees_late(models, switched_s, now_s):
             return f"container {self.name} told of no model {self._after_the_change}"

@@ -78,7 +78,7 @@ class Owner:
         Raises:
             StateError: `state.db` does not take it, and did not know of any before.
         """
-        with contextlib.suppress(*[StateError] * self.has_used):  # a full disk keeps from its start nothing that ran
+        with contextlib.suppress(StateError):  # a full disk keeps nothing that ran from its start
             if self._boot and self._state.get(BOOT) != self._boot.encode():
                 self._state.put(BOOT, self._boot.encode())
             if self._state.get(SOCKET) != (socket := os.fsencode(self.socket)):
