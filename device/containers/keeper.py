@@ -326,7 +326,7 @@ class ContainerKeeper:
             self._begun += 1
             try:
                 await self._bringing.only({one.image.config.sha256 for one in self._aim.wanted.values()})
-                acted = await self._look()
+                acted = await self._seen_in_time()
                 failures, self._failed = 0, None
                 wait_s = AFTER_STEPS_S if acted else self._pace_s()
             except StateError as error:
@@ -365,16 +365,23 @@ class ContainerKeeper:
         due_s = [self._conducts[one.spec].due_s - now_s for one in aim.wanted.values()]
         return min([pace_s, *(max(wait_s, AFTER_STEPS_S) for wait_s in due_s if wait_s > 0)])
 
+    async def _seen_in_time(self) -> bool:
+        late = asyncio.get_running_loop().call_later(LATE_S, self._lost_sight)
+        try:
+            return await self._look()
+        finally:
+            late.cancel()
+
     async def _look(self) -> bool:
         """One look, and what follows from it; tells whether anything was done."""
         aim = self._aim
-        unbroken, self._answers = self._answers, False
-        late = asyncio.get_running_loop().call_later(LATE_S, self._lost_sight)
         try:
             view = await self._engine.view()
-        finally:
-            late.cancel()
-        unbroken, self._life, self._version = unbroken and view.life == self._life, view.life, view.version
+        except StateError:
+            self._answers = False
+            raise
+        unbroken = self._answers and view.life == self._life
+        self._life, self._version = view.life, view.version
         self._answers = True
         self._stock.saw(view)
         self._may_run = any(is_alive(one) for one in view.containers)

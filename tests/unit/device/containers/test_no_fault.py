@@ -4,12 +4,13 @@ import asyncio
 
 import pytest
 
+from device.containers.engine import EngineAwayError
 from protocol.container import Restart, RunSpec
 from protocol.ids import digest
 from tests.fakes.container_sets import make_container_release, pack_container, with_containers
 from tests.fakes.engine import Behaviour
 from tests.fakes.release_sets import ModelSpec, make_release
-from tests.fakes.whole_sets import RULES, Field, make_releases, play
+from tests.fakes.whole_sets import RULES, Field, make_releases, play, until
 
 MODEL = digest(b"a model")
 SEES = RunSpec(command=("/sees",), sees_model=True, sees_within_s=10.0)
@@ -50,5 +51,55 @@ def test_one_that_waits_for_its_next_start_is_not_late_meanwhile(story):
             health = field.whole.health()
             assert (health.faults, health.late) == ((), ())
         assert field.whole.engine_status().containers["shaky"].restarts > 5
+
+    story(tell)
+
+
+def test_an_engine_that_answered_the_last_look_is_not_away_while_the_next_one_begins(story, monkeypatch):
+    async def at_once(awaitable, limit_s):
+        async with asyncio.timeout(limit_s):
+            return await awaitable  # as from Python 3.12 on: what is there already yields to nobody
+
+    monkeypatch.setattr("device.containers.keeper.asyncio.wait_for", at_once)
+
+    async def tell(field):
+        field.behaves("new", "gateway", Behaviour(healthy_after_s=5.0))
+        await field.serve("old")
+        plain = field.machine.engine.view
+
+        async def view():
+            await asyncio.sleep(0.1)
+            found = await plain()
+            field.machine.keeper._wake.set()  # an image that came
+            return found
+
+        field.machine.engine.view = view
+        began_s = field.daemon.clock()
+        await field.whole.converge(field.releases["new"], trial=True)
+        assert field.daemon.clock() - began_s >= 5, "the workers waited for their containers"
+        field.machine.engine.view = plain
+        await field.settled("new")
+
+    story(tell)
+
+
+def test_no_row_names_a_release_while_an_engine_tells_no_log(story):
+    async def tell(field):
+        await field.serve("old")
+        await field.whole.converge(field.releases["sees"], trial=True)
+        await field.settled("sees")
+        plain, thaws = field.machine.engine.log, asyncio.Event()
+
+        async def frozen(*arguments):
+            await thaws.wait()
+            raise EngineAwayError("it ended")
+
+        field.machine.engine.log = frozen
+        await asyncio.sleep(40)
+        assert (field.machine.rows[-1][1], field.whole.health().serving) == (None, False)
+        field.machine.engine.log = plain
+        thaws.set()
+        await field.settled("sees")
+        await until(lambda: field.machine.rows[-1][1] == field.releases["sees"].digest)
 
     story(tell)
