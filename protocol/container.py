@@ -368,6 +368,9 @@ def _check_run(name: Name, run: RunSpec) -> None:
     for key, path in (("workdir", run.workdir), *(("mounts", path) for path in paths)):
         if not set(path.split("/")).isdisjoint({".", ".."}):
             raise _refused(name, f"`{key}`: the path {path!r:.200} has '.' or '..' in it")
+    for place in places:
+        if place == "/dev" or f"{place}/".startswith("/proc/"):
+            raise _refused(name, f"`mounts`: no engine starts a container with a mount at {place!r:.200}")
     if run.ports and run.network != "bridge":
         raise _refused(name, f'`ports` are published with `network = "bridge"` only; it is "{run.network}"')
     hosts = [(port.host, port.protocol) for port in run.ports]
