@@ -50,10 +50,12 @@ class Conduct:
     _started: str = ""
     _born_s: float = 0.0
     _early: int = 0  # short lives in a row
+    _was_killed: bool = False
 
     def is_wanted_anew(self, now_s: float) -> None:
         """By another release, which has the very same container: its evidence begins, its life goes on."""
         self.ailed = bool(self.trouble) or (self._early > 0 and now_s - self._born_s < self.run.restart.steady_s)
+        self._was_killed = False
         self.since_s, self.ends, self.refused, self.hindered, self.last_words = now_s, 0, "", None, None
         self.due_s = min(self.due_s, now_s)
 
@@ -106,8 +108,12 @@ class Conduct:
         if seen is None or seen.state != "exited" or not unbroken:  # removed or paused by hand, or the engine's end
             self.due_s = now_s
             return
-        self.ends += 1
         self.ending = seen.exit or "ended"
+        # As with workers, one SIGKILL alone is no word against it: by a person, or for the memory that others took.
+        if self.ending == "SIGKILL" and not self._was_killed:
+            self._was_killed = True
+        else:
+            self.ends += 1
         self._wait(now_s - self._born_s, now_s)
 
     def hears(self, log: bytes) -> None:

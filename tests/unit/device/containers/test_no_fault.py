@@ -55,6 +55,21 @@ def test_one_that_waits_for_its_next_start_is_not_late_meanwhile(story):
     story(tell)
 
 
+def test_one_kill_from_outside_is_none_and_another_one_is(story):
+    async def tell(field):
+        await field.serve("old")
+        await field.whole.converge(field.releases["new"], trial=True)
+        await field.settled("new")
+        field.daemon.end("driver", "SIGKILL")
+        await until(lambda: not field.runs("new"))
+        await field.settled("new")
+        assert (field.whole.health().faults, field.whole.health().late) == ((), ())
+        field.daemon.end("driver", "SIGKILL")
+        await until(lambda: field.whole.health().faults == ("container driver ended by itself once: SIGKILL",))
+
+    story(tell)
+
+
 def test_an_engine_that_answered_the_last_look_is_not_away_while_the_next_one_begins(story, monkeypatch):
     async def at_once(awaitable, limit_s):
         async with asyncio.timeout(limit_s):
