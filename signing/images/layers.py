@@ -23,7 +23,8 @@ from signing.workspace import Workspace
 _GZIP: Final = b"\x1f\x8b"
 _ZSTD: Final = b"\x28\xb5\x2f\xfd"
 _FORMS: Final = "layers are tar archives, compressed once with gzip or zstd, or not at all"
-_TOLD_BYTES: Final = 64 * limits.MIB  # between two lines about one layer
+_FETCH_STEPS: Final = 20  # lines about a layer that comes over a link, which may be slow
+_TOLD_BYTES: Final = 64 * limits.MIB  # between two lines about one that is unfolded
 
 
 def take_layer(workspace: Workspace, content: Content, blob: Blob, diff_id: Digest, say: Say) -> int:
@@ -109,7 +110,7 @@ def _fetch(content: Content, blob: Blob, spool: Path, say: Say) -> Digest:
                         raise Refused(Reason.LENGTH, f"layer {blob.place[:12]!r} is longer than the bytes named")
                     hasher.update(chunk)
                     part.append(chunk)
-                    if part.length_bytes - told >= _TOLD_BYTES:
+                    if part.length_bytes - told >= max(limits.MIB, blob.length_bytes // _FETCH_STEPS):
                         told = part.length_bytes
                         say(f"    {_mib(told)} of {_mib(blob.length_bytes)} MiB")
         if part.length_bytes != blob.length_bytes:

@@ -151,6 +151,16 @@ def test_what_a_broken_link_brought_is_kept_and_gone_on_with(taking: Taking) -> 
     assert taking.workspace.blob(sha256(whole)).read_bytes() == whole
 
 
+def test_a_layer_that_comes_slowly_is_heard_of(taking: Taking) -> None:
+    noise = layer({"noise": random.Random(1).randbytes(30 * limits.MIB)})
+    take(taking, noise, sha256(noise))
+    told = [line for line in taking.said if " of 30 MiB" in line]
+    assert 15 <= len(told) <= 20 and told[0] == "    1 of 30 MiB"
+    taking.said.clear()
+    take(taking, LAYER, sha256(LAYER))
+    assert taking.said == [], "of small ones nobody wants to hear more"
+
+
 def test_what_a_power_cut_tore_is_taken_anew(taking: Taking) -> None:
     folded = gzip.compress(LAYER, mtime=0)
     blob = Blob(sha256(folded), len(folded), sha256(folded))
