@@ -43,6 +43,7 @@ class Conduct:
     hindered: Refused | StateError | None = None  # or by that of the machine
     sees: Digest | None = None  # the model that it named last, in this life
     was_heard: bool = False  # its log was looked into, likewise
+    unheard: str = ""  # why it could not be, the last time
     last_words: str | None = None  # before a fault; None: nobody asked
     ailed: bool = False  # already before it was wanted anew, and was not steady since: no word against who wants it
     _lives: int = 0
@@ -118,7 +119,7 @@ class Conduct:
 
     def hears(self, log: bytes) -> None:
         """Takes in the newest lines of its log in this life."""
-        self.was_heard = True
+        self.was_heard, self.unheard = True, ""
         for found in SEES.finditer(log):
             self.sees = found[1].decode("ascii")
 
@@ -186,7 +187,7 @@ class Conduct:
         return UP_S + (health.start_s + health.retries * (health.interval_s + health.timeout_s) if health else 0.0)
 
     def _sees_late(self, models: Collection[Digest], switched_s: float | None, now_s: float) -> bool:
-        if switched_s is None or not self.run.sees_model or not self._runs or self.sees in models:
+        if switched_s is None or not self.run.sees_model or not self._runs or self.sees in models or self.unheard:
             return False
         return now_s - max(switched_s, self.since_s, self._born_s) > self.run.sees_within_s
 

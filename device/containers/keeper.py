@@ -13,6 +13,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Final, Protocol
 
 from device.cancelling import cancel
@@ -254,7 +255,9 @@ class ContainerKeeper:
         if obstacle is not None:
             return f"engine: {obstacle}"
         ailing = (one for one in self._conducts.values() if self._aim.trial and one.ailed and one.trouble)
-        return next((f"container {one.name} was not well before either: {one.trouble}" for one in ailing), "")
+        unheard = (f"engine: {one.unheard}" for one in self._conducts.values() if one.unheard)
+        before = (f"container {one.name} was not well before either: {one.trouble}" for one in ailing)
+        return next(chain(unheard, before), "")
 
     def status(self) -> EngineStatus | None:
         """All there is to show; None where there are no containers. Never blocks."""
@@ -417,10 +420,15 @@ class ContainerKeeper:
             return
         if conduct.run.sees_model and seen.state == "running" and (aim.trial or conduct.sees not in aim.models):
             limit_bytes = LOG_BYTES if conduct.was_heard else FIRST_LOG_BYTES
-            conduct.hears(await self._engine.log(seen.id, seen.started, limit_bytes))
+            try:
+                conduct.hears(await self._engine.log(seen.id, seen.started, limit_bytes))
+            except EngineError as error:  # one log that cannot be read keeps nobody from being looked after
+                conduct.unheard = str(error)
         speaks = [told(conduct, aim.models, aim.switched_s, self._clock()) for told in (Conduct.fault, Conduct.lag)]
         if conduct.last_words is None and any(speaks):
-            conduct.last_words = words((await self._engine.log(seen.id, "", LOG_BYTES)).decode(errors="replace"))
+            conduct.last_words = ""
+            with contextlib.suppress(EngineError):
+                conduct.last_words = words((await self._engine.log(seen.id, "", LOG_BYTES)).decode(errors="replace"))
 
     async def _step(self, aim: Aim, view: EngineView, conducts: Mapping[str, Conduct]) -> bool:
         now_s = self._clock()

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from device.containers.engine import EngineAwayError
+from device.containers.engine import EngineAwayError, EngineError
 from protocol.container import Restart, RunSpec
 from protocol.ids import digest
 from tests.fakes.container_sets import make_container_release, pack_container, with_containers
@@ -116,5 +116,50 @@ def test_no_row_names_a_release_while_an_engine_tells_no_log(story):
         thaws.set()
         await field.settled("sees")
         await until(lambda: field.machine.rows[-1][1] == field.releases["sees"].digest)
+
+    story(tell)
+
+
+def test_a_log_that_the_engine_cannot_read_is_no_word_against_a_release_and_keeps_nobody_from_being_started(story):
+    async def tell(field):
+        await field.serve("old")
+        plain = field.machine.engine.log
+
+        async def log(*arguments):
+            raise EngineError("invalid character in the log")
+
+        field.machine.engine.log = log
+        await field.whole.converge(field.releases["sees"], trial=True)
+        await asyncio.sleep(100)
+        health = field.whole.health()
+        assert (health.faults, health.late, health.serving) == ((), (), False)
+        assert health.hindered == "engine: invalid character in the log"
+        field.daemon.end("sees", "SIGKILL")
+        await until(lambda: "sees" not in field.daemon.running(), 2)
+        await until(lambda: "sees" in field.daemon.running(), 10)
+        field.machine.engine.log = plain
+        await field.settled("sees")
+        assert field.whole.health().hindered == ""
+        field.machine.engine.log = log
+        field.daemon.end("sees")
+        await until(lambda: field.whole.health().faults == ("container sees ended by itself once: exit 1",))
+
+    story(tell)
+
+
+def test_last_words_that_cannot_be_read_are_done_without(story):
+    async def tell(field):
+        await field.serve("old")
+        await field.whole.converge(field.releases["new"], trial=True)
+        await field.settled("new")
+
+        async def log(*arguments):
+            raise EngineError("invalid character in the log")
+
+        field.machine.engine.log = log
+        field.daemon.end("driver")
+        await until(lambda: field.whole.health().faults == ("container driver ended by itself once: exit 1",))
+        await asyncio.sleep(2)
+        assert field.whole.health().hindered == ""
 
     story(tell)
