@@ -121,7 +121,7 @@ class DataMount(Message, tag="data", tag_field="kind"):
 
 
 class ScratchMount(Message, tag="scratch", tag_field="kind"):
-    """Memory as a file system; empty at each start."""
+    """Memory as a file system; empty at each start, and the container's user may write into it."""
 
     at: InsidePath
     size_mib: Annotated[int, msgspec.Meta(ge=1, le=65536)] = 16

@@ -57,12 +57,15 @@ def create_request(owner: str, wish: Wish, image_id: str, *, podman: bool = Fals
         "AttachStdout": False,
         "AttachStderr": False,
         "Tty": False,
-        "HostConfig": _host(wish),
+        "HostConfig": _host(wish, podman),
     }
 
 
-def _host(wish: Wish) -> dict[str, Any]:
+def _host(wish: Wish, podman: bool) -> dict[str, Any]:
     memory = wish.memory_mib << 20
+    uid, _, gid = wish.user.partition(":")
+    # The user's, as runc gives it the mode of the folder that the image has there; and Podman would fill it from that.
+    scratch = f"rw,noexec,nosuid,nodev,mode=1777,{'U,notmpcopyup' if podman else f'uid={uid},gid={gid}'}"
     return {
         "RestartPolicy": {"Name": "no"},
         "AutoRemove": False,
@@ -90,9 +93,7 @@ def _host(wish: Wish) -> dict[str, Any]:
             }
             for bind in wish.binds
         ],
-        "Tmpfs": {
-            at: f"rw,noexec,nosuid,nodev,size={size_mib}m,mode=1777" for at, size_mib in (wish.scratch or {}).items()
-        },
+        "Tmpfs": {at: f"{scratch},size={size_mib}m" for at, size_mib in (wish.scratch or {}).items()},
         "Devices": [{"PathOnHost": path, "PathInContainer": path, "CgroupPermissions": "rw"} for path in wish.devices],
         "GroupAdd": [str(group) for group in wish.groups],
         "Memory": memory,

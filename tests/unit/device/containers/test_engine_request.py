@@ -135,7 +135,7 @@ def test_mounts_ports_and_limits_are_what_the_wish_says() -> None:
             "BindOptions": {"Propagation": "rprivate"},
         }
     ]
-    assert host["Tmpfs"] == {"/tmp": "rw,noexec,nosuid,nodev,size=16m,mode=1777"}
+    assert host["Tmpfs"] == {"/tmp": "rw,noexec,nosuid,nodev,mode=1777,uid=65534,gid=65534,size=16m"}
     assert host["PortBindings"] == {
         "80/tcp": [{"HostIp": "127.0.0.1", "HostPort": "8080"}],
         "53/udp": [{"HostIp": "0.0.0.0", "HostPort": "5353"}],
