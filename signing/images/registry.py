@@ -169,7 +169,8 @@ class Registry:
 
     def _error(self, answer: Answer, url: Url) -> LinkError | StateError:
         status = answer.status
-        if url.origin != self._origin:  # where a redirect leads, which need not explain itself to us
+        # Where a redirect leads need not explain itself to us; and what its address says may be a key.
+        if url.origin != self._origin or not url.target.startswith(f"{self._path}/"):
             if status >= 500 or status in _LATER:
                 return LinkError(f"{url}, where {self._address} keeps it, answers {status}", status=status)
             return StateError(f"{url}, where {self._address} keeps it, answers {status}", hint="try again")

@@ -158,6 +158,23 @@ def test_where_a_redirect_leads_is_said_when_it_gives_nothing(taking: Taking, re
             taking.take(f"registry:{registry.host}/app:1.0")
 
 
+@pytest.mark.parametrize("status", [403, 404, 418, 503])
+def test_no_key_of_an_address_is_shown_also_where_a_registry_redirects_to_itself(
+    taking: Taking, registry: Registry, status: int
+) -> None:
+    registry.tag("app", "1.0", [ONE])
+    registry.before = lambda path, headers: (
+        (307, {"Location": f"http://{registry.host}/store/blob?signature=secret"}, b"")
+        if "/blobs/" in path
+        else (status, {}, b"")
+        if "/store/" in path
+        else None
+    )
+    with pytest.raises(HeadlandError, match=f"/store/blob, where .* keeps it, answers {status}") as caught:
+        taking.take(f"registry:{registry.host}/app:1.0")
+    assert "secret" not in f"{caught.value.message} {caught.value.hint}"
+
+
 def test_a_manifest_that_breaks_off_is_asked_for_again(taking: Taking, registry: Registry) -> None:
     digest = registry.tag("app", "1.0", [ONE])
     whole = registry.blobs[digest.removeprefix("sha256:")]
