@@ -331,17 +331,20 @@ class DockerEngine:
         try:
             return str(api.create_container_from_config(request, name)["Id"])
         except APIError as error:
-            if error.status_code != requests.codes.conflict:
+            if error.status_code != requests.codes.conflict and "already in use by" not in _words(error):
                 raise
         # Somebody has the name: what was left of ours is made way for, and what is somebody else's is not touched.
-        with contextlib.suppress(NotFound):
+        try:
             facts = api.inspect_container(name)
+        except NotFound:  # a Podman that was killed over it knows of half a container, and shows it to nobody
+            self._discard(api, name)
+        else:
             if (facts["Config"].get("Labels") or {}).get(OWNER_LABEL) != self._owner:
                 raise EngineError(
                     f"a container that is not ours has the name {name}",
                     hint=f"rename or remove it: `docker rename {name} OTHER`",
                 )
-            api.remove_container(facts["Id"], v=True, force=True)
+            self._discard(api, facts["Id"])
         return str(api.create_container_from_config(request, name)["Id"])
 
     def stop(self, id: str, limit_s: float) -> None:

@@ -144,6 +144,29 @@ def test_somebody_elses_container_of_our_name_is_left_alone() -> None:
     assert not [one for one in made.heard if one.method == "DELETE"]
 
 
+def test_half_a_container_that_a_killed_podman_shows_to_nobody_is_made_way_for() -> None:
+    there = [True]
+    words = "creating container storage: the container name is already in use by 726136048a98. You have to remove it"
+
+    def create(_: Heard) -> Any:
+        return (500, {"message": words}) if there else {"Id": "c" * 64}
+
+    def remove(_: Heard) -> Any:
+        there.clear()
+        return {}
+
+    table = {
+        **_failing(500, "shutting down"),
+        ("POST", "/containers/create"): create,
+        ("GET", "/containers/headland-"): (404, {"message": "no such container"}),
+        ("DELETE", "/containers/headland-"): remove,
+        ("POST", f"/containers/{'c' * 64}/start"): b"",
+    }
+    with engine(table) as (adapter, made):
+        adapter.start(WISH)
+        assert len(made.asked("/containers/create")) == 2
+
+
 def test_labels_that_somebody_spoilt_match_nothing_that_is_wanted() -> None:
     labels = {OWNER_LABEL: OWNER, NAME_LABEL: "../x", SPEC_LABEL: "none"}
     facts = {"Id": "e" * 64, "Image": "sha256:x", "Config": {"Labels": labels}, "State": {"Status": "running"}}
