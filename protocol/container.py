@@ -28,6 +28,9 @@ PLATFORMS: Final[dict[str, Platform]] = {
 }
 """By `Inventory.platform`."""
 
+USUAL_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""`PATH` of a container that is granted no other: without one, engines differ in where they look for a program."""
+
 CONFIG_MEDIA_TYPE: Final = "application/vnd.oci.image.config.v1+json"
 LAYER_MEDIA_TYPE: Final = "application/vnd.oci.image.layer.v1.tar"
 
@@ -184,9 +187,9 @@ class RunSpec(Message):
     `writable_root`, the engine's socket is never mounted.
 
     Args:
-        command: Program and arguments: the image's own entry point and command do not count. The program is named; by
-            its whole path, where `environment` has no `PATH`: without one, engines differ in where they look.
-        environment: All of it; the image's own is taken away.
+        command: Program and arguments: the image's own entry point and command do not count. The program is named, by
+            its whole path or as one that is found in `PATH`.
+        environment: All of it, but for `USUAL_PATH` where it has no `PATH`; the image's own is taken away.
         workdir: Where it starts.
         user: `UID:GID`, numbers only; by default nobody.
         mounts: Each `at` once.

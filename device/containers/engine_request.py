@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from device.containers.engine import NAME_LABEL, OWNER_LABEL, SPEC_LABEL, Wish
+from protocol.container import USUAL_PATH
 
 LOG: Final = {"Type": "json-file", "Config": {"max-size": "2m", "max-file": "2"}}
 """A container that talks without end fills no disk."""
-PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 SHORTEST_NS: Final = 1_000_000  # that an engine takes in a health check
 _GPU: Final = {
     "none": {"NVIDIA_VISIBLE_DEVICES": "void"},
@@ -108,11 +108,12 @@ def _host(wish: Wish, podman: bool) -> dict[str, Any]:
 
 def _environment(wish: Wish, podman: bool) -> Iterator[str]:
     gpu = _GPU[wish.gpu]
-    given = {**wish.environment, **gpu} if wish.gpu == "none" else {**gpu, **wish.environment}
+    granted = {"PATH": USUAL_PATH, **wish.environment}
+    given = {**granted, **gpu} if wish.gpu == "none" else {**gpu, **granted}
     yield from (f"{name}={value}" for name, value in given.items())
     for name in wish.hidden:
         if name not in given:
-            yield name if not podman else f"{name}={PATH if name == 'PATH' else ''}"
+            yield name if not podman else f"{name}="
 
 
 def _health(wish: Wish, podman: bool) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from protocol.container import RunSpec
+from protocol.container import USUAL_PATH, RunSpec
 from protocol.errors import Reason, Refused
 from signing.images import bounds
 from signing.images.tar_entries import FOLDER, HARD_LINK, SYMLINK, Entry, Place, walk
@@ -49,13 +49,7 @@ def _places(key: str, program: str, run: RunSpec) -> Iterator[str]:
     if "/" in program:
         yield posixpath.join(run.workdir, program)
         return
-    path = run.environment.get("PATH")
-    if path is None:
-        raise Refused(
-            Reason.IMAGE,
-            f"`{key}` begins with {program!r:.200}, and no folder to look for it: the image's PATH is not granted",
-            hint="write its whole path, or a PATH in `environment`",
-        )
+    path = run.environment.get("PATH", USUAL_PATH)
     yield from (posixpath.join(run.workdir, folder, program) for folder in path.split(":"))
 
 

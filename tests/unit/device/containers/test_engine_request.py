@@ -8,13 +8,15 @@ import pytest
 
 from device.containers.engine import Bind, Wish
 from device.containers.engine_docker import DockerEngine
-from device.containers.engine_request import PATH, container_name, create_request
+from device.containers.engine_request import container_name, create_request
+from protocol.container import USUAL_PATH
 from protocol.errors import Refused
 from tests.fakes.engine_front import Heard, front, scripted
 
 OWNER = "0123456789abcdef"
 IMAGE = "a" * 64
 VOID = "NVIDIA_VISIBLE_DEVICES=void"
+PATH = f"PATH={USUAL_PATH}"
 PLAIN = Wish(name="app", spec="b" * 64, image=IMAGE, command=("/app", "--run"), environment={})
 
 
@@ -23,7 +25,7 @@ def test_a_plain_wish_gets_next_to_nothing_and_every_default_of_the_image_is_ove
         "Image": f"sha256:{IMAGE}",
         "Entrypoint": ["/app", "--run"],
         "Cmd": [],
-        "Env": [VOID],
+        "Env": [PATH, VOID],
         "WorkingDir": "/",
         "User": "65534:65534",
         "Labels": {"io.headland.owner": OWNER, "io.headland.container": "app", "io.headland.spec": "b" * 64},
@@ -83,7 +85,7 @@ def test_devices_are_passed_by_node_without_the_right_to_make_nodes() -> None:
 def test_nvidia_is_its_runtime_and_the_variables_that_it_looks_at() -> None:
     request = create_request(OWNER, _wish(gpu="nvidia", environment={"A": "1"}), f"sha256:{IMAGE}")
     assert request["HostConfig"]["Runtime"] == "nvidia"
-    assert request["Env"] == ["NVIDIA_VISIBLE_DEVICES=all", "NVIDIA_DRIVER_CAPABILITIES=all", "A=1"]
+    assert request["Env"] == ["NVIDIA_VISIBLE_DEVICES=all", "NVIDIA_DRIVER_CAPABILITIES=all", PATH, "A=1"]
     assert "Runtime" not in _host(PLAIN)
     narrowed = _wish(gpu="nvidia", environment={"NVIDIA_DRIVER_CAPABILITIES": "utility"})
     assert "NVIDIA_DRIVER_CAPABILITIES=utility" in create_request(OWNER, narrowed, "")["Env"]
@@ -147,8 +149,10 @@ def test_mounts_ports_and_limits_are_what_the_wish_says() -> None:
 
 def test_variables_of_the_image_are_taken_away_in_the_words_of_each_engine() -> None:
     wish = _wish(environment={"A": "1"}, hidden=("EVIL", "PATH", "A"))
-    assert create_request(OWNER, wish, "")["Env"] == ["A=1", VOID, "EVIL", "PATH"]
-    assert create_request(OWNER, wish, "", podman=True)["Env"] == ["A=1", VOID, "EVIL=", f"PATH={PATH}"]
+    assert create_request(OWNER, wish, "")["Env"] == [PATH, "A=1", VOID, "EVIL"]
+    assert create_request(OWNER, wish, "", podman=True)["Env"] == [PATH, "A=1", VOID, "EVIL="]
+    wish = _wish(environment={"PATH": "/app"}, hidden=("PATH",))
+    assert create_request(OWNER, wish, "")["Env"] == ["PATH=/app", VOID]
 
 
 def test_a_health_check_goes_as_words_never_through_a_shell() -> None:

@@ -110,7 +110,7 @@ def test_a_program_that_is_there_is_found_through_links_and_folders(tmp_path: Pa
         ("/app/data.txt", "not as an executable file"),
         ("/app", "not as an executable file"),
         ("/usr/bin", "not as an executable file"),
-        ("run", "no folder to look for it"),
+        ("run", "is not in the image"),
     ],
 )
 def test_a_program_that_no_machine_could_start_is_refused(tmp_path: Path, form: int, program: str, said: str) -> None:
@@ -122,6 +122,7 @@ def test_a_program_that_no_machine_could_start_is_refused(tmp_path: Path, form: 
 
 def test_a_program_without_its_path_is_looked_for_where_the_description_says(tmp_path: Path, form: int) -> None:
     image = Image(tmp_path, form, USUAL)
+    image.check("python3")
     image.check("run", environment={"PATH": "/bin:/app"})
     image.check("run", environment={"PATH": "../app"}, workdir="/usr")
     image.check("./run", workdir="/app")
