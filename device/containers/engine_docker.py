@@ -8,14 +8,13 @@ after each load and again before each start; a layer is what hashes to its diff 
 
 import contextlib
 import hashlib
+import json
 import math
 import re
-import signal
 import tarfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import requests
 import urllib3
@@ -38,10 +37,11 @@ from device.containers.engine import (
 from device.containers.engine_archive import Sending, find_config, take_layers
 from device.containers.engine_life import LifeLine
 from device.containers.engine_request import container_name, create_request
+from device.containers.engine_shown import NOBODY, is_check_due, make_seen, seconds_of, state_of
 from device.store import NoSpaceError
 from protocol.container import Image
 from protocol.errors import HeadlandError, Reason, Refused, StateError
-from protocol.ids import Digest, is_digest, is_name
+from protocol.ids import Digest, is_digest
 
 ANSWER_S: Final = 60.0
 """For a word of the engine: one on a slow card that is busy with a load takes its time."""
@@ -52,11 +52,8 @@ INTERFACE: Final = "1.44"
 CONTAINERD: Final = Path("/var/lib/containerd")
 LOG_LINES: Final = 2000  # and more where more bytes are asked for
 SHORT_LINE_BYTES: Final = 32
-DETAIL_SIGNS: Final = 500  # of a health check's last words
-STOP_S: Final = 10.0  # where an engine does not tell how long a container has to end
-NOBODY: Final = "0" * 64
-"""Stands where a label of ours, or an image, is not what it should be: matches nothing that is wanted."""
 
+_NO_FILES: Final = "container not known"  # in Podman's words
 _ID: Final = re.compile(r"\bsha256:[0-9a-f]{64}\b")
 _WRONG_LAYER: Final = ("invalid diffid", "digest did not match", "wrong diff id")
 _NOT_THE_RELEASES_FAULT: Final = (
@@ -152,25 +149,47 @@ class DockerEngine:
         return self._layers[id]
 
     def _seen(self, api: APIClient, kind: "_Kind") -> Iterator[Seen]:
-        for one in self._containers(api):
+        for shown in self._containers(api, kind):
             with contextlib.suppress(NotFound):
-                facts = api.inspect_container(one["Id"])
-                if kind.podman and _is_check_due(facts):
-                    self._check_health(api, one["Id"])
-                    facts = api.inspect_container(one["Id"])
+                facts = shown
+                if kind.podman and is_check_due(facts):
+                    self._check_health(api, facts["Id"])
+                    facts = api.inspect_container(facts["Id"])
                 image = self._config_digest(api, kind, _prefixed(facts["Image"]), or_none=True)
-                yield _make_seen(facts, image or NOBODY)
+                yield make_seen(facts, image or NOBODY)
 
-    def _containers(self, api: APIClient, **labels: str) -> list[dict[str, Any]]:
+    def _containers(self, api: APIClient, kind: "_Kind", **labels: str) -> Iterator[dict[str, Any]]:
+        """What the engine shows of each of ours."""
         wanted = {OWNER_LABEL: self._owner, **labels}
         filters = {"label": [f"{name}={value}" for name, value in wanted.items()]}
-        found: list[dict[str, Any]] = api.containers(all=True, filters=filters)
-        return found
+        if not kind.podman:
+            found = api.containers(all=True, filters=filters)
+        else:
+            # After a cut in a removal Podman has a container without files, and its list in Docker's words fails.
+            response = self._libpod(api, "json", all="true", filters=json.dumps(filters))
+            if not response.ok:
+                raise APIError(f"Podman does not list containers: {response.text}", response)
+            found = response.json()
+        for one in found:
+            try:
+                yield api.inspect_container(one["Id"])
+            except NotFound:
+                pass
+            except APIError as error:
+                if not kind.podman or _NO_FILES not in _words(error):
+                    raise
+                self._discard(api, one["Id"])
 
     def _check_health(self, api: APIClient, id: str) -> None:
         """Podman leaves the beat of health checks to systemd, which is not everywhere: then it is ours."""
         with contextlib.suppress(requests.RequestException):
-            api.get(f"{api.base_url}/v4.0.0/libpod/containers/{id}/healthcheck", timeout=self._answer_s).close()
+            self._libpod(api, f"{id}/healthcheck").close()
+
+    def _libpod(self, api: APIClient, what: str, **arguments: str) -> requests.Response:
+        """Podman's answer in its own words."""
+        path = f"{api.base_url}/v4.0.0/libpod/containers/{what}"
+        response: requests.Response = api.get(path, params=arguments, timeout=self._answer_s)
+        return response
 
     # Images
 
@@ -292,12 +311,11 @@ class DockerEngine:
         with self._asking(f"start container {wish.name}") as (api, kind):
             if (image := self._find(api, kind, wish.image)) is None:
                 raise EngineError(f"the engine does not hold image {wish.image[:12]}")
-            for one in self._containers(api, **{NAME_LABEL: wish.name, SPEC_LABEL: wish.spec}):
+            for facts in self._containers(api, kind, **{NAME_LABEL: wish.name, SPEC_LABEL: wish.spec}):
                 with contextlib.suppress(NotFound):
-                    facts = api.inspect_container(one["Id"])
-                    if _state(facts) == "running" and _prefixed(facts["Image"]) == image["Id"]:
+                    if state_of(facts) == "running" and _prefixed(facts["Image"]) == image["Id"]:
                         return
-                    api.remove_container(one["Id"], v=True, force=True)
+                    api.remove_container(facts["Id"], v=True, force=True)
             if wish.network == "bridge":
                 api.inspect_network("bridge")  # without one, Docker gives neither network nor ports, and says nothing
             request = create_request(self._owner, wish, image["Id"], podman=kind.podman)
@@ -364,10 +382,10 @@ class DockerEngine:
         with self._asking("tell a log") as (api, kind), contextlib.suppress(NotFound):
             # The first words are often written a moment before the engine calls the container started.
             started = api.inspect_container(id)["State"].get("StartedAt") or ""
-            is_all = not since or _seconds(since) <= _seconds(started)
+            is_all = not since or seconds_of(since) <= seconds_of(started)
             # Podman's tail loses lines that were written in pieces; its logs are of 2 MiB at most.
             tail = "all" if kind.podman else max(LOG_LINES, limit_bytes // SHORT_LINE_BYTES)
-            data: bytes = api.logs(id, tail=tail, **({} if is_all else {"since": _seconds(since)}))
+            data: bytes = api.logs(id, tail=tail, **({} if is_all else {"since": seconds_of(since)}))
             return data[-limit_bytes:]
         return b""
 
@@ -460,83 +478,6 @@ def _common_interface(version: dict[str, Any]) -> str:
 
     newest = min(str(version["ApiVersion"]), INTERFACE, key=order)
     return max(newest, str(version.get("MinAPIVersion") or newest), key=order)
-
-
-def _make_seen(facts: dict[str, Any], image: Digest) -> Seen:
-    labels = facts["Config"].get("Labels") or {}
-    name, spec = labels.get(NAME_LABEL, ""), labels.get(SPEC_LABEL, "")
-    state = _state(facts)
-    started = str(facts["State"].get("StartedAt") or "")
-    health, detail = _health(facts)
-    return Seen(
-        id=facts["Id"],
-        name=name if is_name(name) else "unnamed",
-        spec=spec if is_digest(spec) else NOBODY,
-        image=image,
-        state=state,
-        started="" if started.startswith("0001") or state == "created" else started,
-        exit=_ending(facts["State"]) if state == "exited" else "",
-        health=health,
-        health_detail=detail,
-        stop_s=float(stop_s) if (stop_s := facts["Config"].get("StopTimeout")) is not None else STOP_S,
-    )
-
-
-def _state(facts: dict[str, Any]) -> Literal["created", "running", "paused", "exited"]:
-    match facts["State"].get("Status"):
-        case "running" | "stopping":
-            return "running"
-        case "paused":
-            return "paused"
-        case "exited" | "stopped":
-            return "exited"
-        case _:
-            return "created"
-
-
-def _ending(state: dict[str, Any]) -> str:
-    code = int(state.get("ExitCode") or 0)
-    if state.get("OOMKilled"):
-        return "out of memory"
-    if code > 128:
-        with contextlib.suppress(ValueError):
-            return signal.Signals(code - 128).name
-    return f"exit {code}"
-
-
-def _health(facts: dict[str, Any]) -> tuple[Literal["none", "starting", "healthy", "unhealthy"], str]:
-    health = facts["State"].get("Health") or facts["State"].get("Healthcheck") or {}
-    log = health.get("Log") or []
-    detail = str(log[-1].get("Output") or "").strip()[-DETAIL_SIGNS:] if log and log[-1].get("ExitCode") else ""
-    match health.get("Status"):
-        case "starting":
-            return "starting", detail
-        case "healthy":
-            return "healthy", ""
-        case "unhealthy":
-            return "unhealthy", detail
-        case _:
-            return ("starting", "") if _has_check(facts) else ("none", "")
-
-
-def _has_check(facts: dict[str, Any]) -> bool:
-    test = (facts["Config"].get("Healthcheck") or {}).get("Test") or ["NONE"]
-    return str(test[0]) != "NONE"
-
-
-def _is_check_due(facts: dict[str, Any]) -> bool:
-    if not _has_check(facts) or _state(facts) != "running":
-        return False
-    log = (facts["State"].get("Health") or facts["State"].get("Healthcheck") or {}).get("Log") or []
-    last = str(log[-1].get("Start") or "") if log else str(facts["State"].get("StartedAt") or "")
-    interval_s = (facts["Config"]["Healthcheck"].get("Interval") or 0) / 1e9
-    return not 0 <= datetime.now(UTC).timestamp() - _seconds(last) < interval_s  # the clock may have been set back
-
-
-def _seconds(text: str) -> float:
-    """Of an RFC 3339 time; to the microsecond, rounded down."""
-    cut = re.sub(r"(\.\d{1,6})\d*", r"\1", text)
-    return datetime.fromisoformat(cut).timestamp()
 
 
 def _diff_ids(facts: dict[str, Any]) -> tuple[Digest, ...]:

@@ -5,6 +5,7 @@ None of it says anything about a release: no call ends in `Refused` but one whos
 
 import asyncio
 import contextlib
+import json
 import os
 import time
 from collections.abc import Callable
@@ -159,6 +160,35 @@ async def test_podmans_containers_outlive_its_service_and_it_counts_as_one_life(
     assert await bench.engine.view() == before
     await bench.engine.start(bench.wish(image))
     assert await bench.engine.view() == before
+    await bench.clear()
+
+
+async def test_a_podman_that_was_cut_in_a_removal_shows_the_others_and_starts_the_half_removed_one(
+    new_engine: NewEngine, tmp_path: Path
+) -> None:
+    engine = new_engine("podman")
+    bench, stranger = real_bench(engine, tmp_path), real_bench(engine, tmp_path / "stranger")
+    image = bench.images.app("one")
+    wishes = [bench.wish(image, name=name) for name in ("cut", "whole")]
+    await bench.engine.load(image.image, image.files)
+    for wish in wishes:
+        await bench.engine.start(wish)
+    await stranger.engine.load(image.image, image.files)
+    await stranger.engine.start(wishes[0])
+    cut = [one.id for one in (await bench.engine.view()).containers if one.name == "cut"] + [(await stranger.only()).id]
+    for id in cut:
+        await bench.engine.stop(id, 0.0)
+    engine.kill()
+    # What it has done first of a removal: the files are gone.
+    store = engine.data / "overlay-containers" / "containers.json"
+    store.write_text(json.dumps([one for one in json.loads(store.read_text()) if one["id"] not in cut]))
+    await asyncio.to_thread(engine.start)
+    assert [one.name for one in (await bench.engine.view()).containers] == ["whole"]
+    await bench.engine.start(wishes[0])
+    assert {one.name: one.state for one in (await bench.engine.view()).containers} == dict.fromkeys(
+        ("cut", "whole"), "running"
+    )
+    await stranger.clear()
     await bench.clear()
 
 

@@ -19,7 +19,8 @@ from device.containers.engine import (
     MissingLayersError,
     Wish,
 )
-from device.containers.engine_docker import NOBODY, DockerEngine
+from device.containers.engine_docker import DockerEngine
+from device.containers.engine_shown import NOBODY
 from device.store import NoSpaceError
 from protocol.errors import HeadlandError, Reason, Refused, StateError
 from protocol.ids import digest
@@ -331,7 +332,7 @@ def test_a_health_check_of_podman_is_due_by_its_interval_and_when_the_clock_was_
     }
     table = {
         ("GET", "/version"): {**VERSION, "Components": [{"Name": "Podman Engine"}]},
-        ("GET", "/containers/json"): [{"Id": "e" * 64}],
+        ("GET", "/v4.0.0/libpod/containers/json"): [{"Id": "e" * 64}],
         ("GET", f"/containers/{'e' * 64}/json"): facts,
     }
     with engine(table) as (adapter, made):
