@@ -53,7 +53,7 @@ CONTAINERD: Final = Path("/var/lib/containerd")
 LOG_LINES: Final = 2000  # and more where more bytes are asked for
 SHORT_LINE_BYTES: Final = 32
 
-_NO_FILES: Final = "container not known"  # in Podman's words
+_NO_FILES: Final = ("container not known", "layer not known")  # in Podman's words
 _ID: Final = re.compile(r"\bsha256:[0-9a-f]{64}\b")
 _WRONG_LAYER: Final = ("invalid diffid", "digest did not match", "wrong diff id")
 _NOT_THE_RELEASES_FAULT: Final = (
@@ -176,7 +176,7 @@ class DockerEngine:
             except NotFound:
                 pass
             except APIError as error:
-                if not kind.podman or _NO_FILES not in _words(error):
+                if not (kind.podman and any(sign in _words(error) for sign in _NO_FILES)):
                     raise
                 self._discard(api, one["Id"])
 

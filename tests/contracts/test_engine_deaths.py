@@ -8,7 +8,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -163,8 +163,17 @@ async def test_podmans_containers_outlive_its_service_and_it_counts_as_one_life(
     await bench.clear()
 
 
+def _entries(podman: PrivateEngine, what: str, without: Sequence[str] = ()) -> list[dict[str, str]]:
+    """What Podman's store has of these, once these were taken away."""
+    path = podman.data / f"overlay-{what}" / f"{what}.json"
+    found = [one for one in json.loads(path.read_text()) if one["id"] not in without]
+    path.write_text(json.dumps(found))
+    return found
+
+
+@pytest.mark.parametrize("lost", ["containers", "layers"])
 async def test_a_podman_that_was_cut_in_a_removal_shows_the_others_and_starts_the_half_removed_one(
-    new_engine: NewEngine, tmp_path: Path
+    lost: str, new_engine: NewEngine, tmp_path: Path
 ) -> None:
     engine = new_engine("podman")
     bench, stranger = real_bench(engine, tmp_path), real_bench(engine, tmp_path / "stranger")
@@ -180,8 +189,8 @@ async def test_a_podman_that_was_cut_in_a_removal_shows_the_others_and_starts_th
         await bench.engine.stop(id, 0.0)
     engine.kill()
     # What it has done first of a removal: the files are gone.
-    store = engine.data / "overlay-containers" / "containers.json"
-    store.write_text(json.dumps([one for one in json.loads(store.read_text()) if one["id"] not in cut]))
+    layers = [one["layer"] for one in _entries(engine, "containers") if one["id"] in cut]
+    _entries(engine, lost, without=[*cut, *layers])
     await asyncio.to_thread(engine.start)
     assert [one.name for one in (await bench.engine.view()).containers] == ["whole"]
     await bench.engine.start(wishes[0])
