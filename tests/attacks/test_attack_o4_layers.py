@@ -152,6 +152,7 @@ async def test_attack_o4_what_the_images_config_asks_for_is_not_granted(bench: B
     image = bench.images.build([base_layer(), tar([folder("data"), folder("evil")])], asked)
     await bench.engine.load(image.image, image.files)
     program = "id -u; id -g; pwd; env; cat /proc/self/status; ls /data; echo new >/new; ls /host /var/run /run; exit 7"
+    program = f"exec 2>&1; {program}"  # one stream: an engine puts the lines of two in any order
     taken: dict[str, Any] = {
         "hidden": tuple(text.partition("=")[0] for text in asked["Env"]),
         "labels": tuple(asked["Labels"]),
