@@ -4,7 +4,7 @@
 of the engine's socket and may give files away, and whoever has either can become root. So a model's process loses
 
 - the agent's supplementary groups that own no device (`kept_groups`, for whoever starts it),
-- every capability, and any way to gain one,
+- every capability, and any way to gain one; root alone keeps reading what others own, as its folders may be,
 - where the kernel has Landlock: writing anywhere but in `WRITABLE` (the settings name programs that the agent runs),
   and the memory of processes outside.
 
@@ -31,6 +31,7 @@ _PR_SET_NO_NEW_PRIVS: Final = 38
 _PR_CAP_AMBIENT: Final = 47
 _PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
 _CAPABILITIES: Final = 64
+_CAP_DAC_READ_SEARCH: Final = 2
 _CAP_SETGID: Final = 6
 _CAPABILITY_VERSION: Final = 0x20080522
 
@@ -92,7 +93,10 @@ def go_behind() -> None:
     libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0)
-    libc.capset(header, (ctypes.c_uint32 * 6)())
+    held = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable: of the lower 32, then of the upper
+    libc.capget(header, held)
+    kept = held[1] & (1 << _CAP_DAC_READ_SEARCH) if os.geteuid() == 0 else 0
+    libc.capset(header, (ctypes.c_uint32 * 6)(kept, kept))
     _write_nowhere_else(libc)
 
 

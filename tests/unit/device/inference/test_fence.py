@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -95,9 +95,9 @@ def engine(tmp_path: Path) -> Iterator[Path]:
         yield path
 
 
-def run(folder: Path, *command: object) -> str:
+def run(folder: Path, *command: object, rights: Sequence[str] = UNIT) -> str:
     done = subprocess.run(
-        [*UNIT, sys.executable, *map(str, command)],
+        [*rights, sys.executable, *map(str, command)],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": f"{ROOT}:{folder}"},
         capture_output=True,
@@ -139,6 +139,18 @@ def test_behind_the_fence_is_the_camera_and_neither_the_engine_nor_what_makes_on
     assert {name for name, what in agent.items() if what == "done"} >= {"engine", "camera", "settings", "give"}
     denied, forbidden = "Permission denied", "Operation not permitted"
     assert model == {"engine": denied, "camera": "done", "settings": denied, "memory": denied, "give": forbidden}
+
+
+@needs_root
+def test_root_goes_on_reading_models_in_a_folder_of_somebody_else(tmp_path: Path, devices: Path) -> None:
+    (tmp_path / "reads.py").write_text("import sys; print(open(sys.argv[1]).read())")
+    model = tmp_path / "state" / "model"
+    model.parent.mkdir(mode=0o700)
+    model.write_text("a model")
+    model.chmod(0o400)
+    for path in (model, model.parent):
+        os.chown(path, 64002, 64002)
+    assert run(tmp_path, "-c", AGENT, devices, "reads", model, rights=()).split() == ["a", "model"]
 
 
 def test_where_all_groups_are_of_devices_or_none_may_be_taken_away_all_stay(
