@@ -11,7 +11,7 @@ import json
 import os
 import sqlite3
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -32,8 +32,9 @@ from protocol.selection import needed_artifacts, select_variants
 from protocol.wire import decode
 from server.rollouts import NO_EVIDENCE
 from signing.trust_store import DirectorStore, ImageStore, MemoryFloors
+from tests.simulation.fleet.engine import images_of, specs_of
 from tests.simulation.fleet.power import _REAL_CONNECT, Plug
-from tests.simulation.fleet.releases import GOOD, PRODUCT, RULES
+from tests.simulation.fleet.releases import GOOD, PRODUCT, RULES, Made
 from tests.simulation.fleet.world import World
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ EVIDENCE = frozenset(
         Reason.TRIAL_CRASH,
         Reason.TRIAL_ERRORS,
         Reason.TRIAL_LATENCY,
+        Reason.TRIAL_CONTAINER,
         Reason.MODEL_LOAD,
     }
 )
@@ -179,6 +181,10 @@ class Checker:
             self._demand(counter >= record.committed.release_counter, machine, "I4: committed above its floor")
             kind = machine.air.house.released[record.committed.version].kind
             self._demand(kind in GOOD, machine, f"a release that is {kind} was kept")
+        if step == (State.TRIAL, State.COMMIT) and machine.sees_engine and record.committed is not None:
+            ran = machine.engine.running()
+            wanted = specs_of(self._made(machine, record.committed.digest))
+            self._demand(ran == wanted, machine, f"a verdict on a mixed set: there ran {ran}")
         if before.last != record.last and record.last is not None and step[0] is not step[1]:
             self._world.seen[f"ended-{record.last.reason or record.last.outcome}"] += 1
         if before.last != record.last and record.last is not None and record.last.reason in EVIDENCE:
@@ -363,6 +369,20 @@ class Checker:
                     f"{name} has expired, and was let in",
                 )
 
+    def labelled(self, machine: "Machine", label: str | None, before: Mapping[str, Any]) -> None:
+        """A frame was inferred, and its result names this release; nothing happened to the engine that nobody saw."""
+        if label is None:
+            return
+        made = self._made(machine, label)
+        self._world.seen["labelled"] += 1
+        self._world.seen["labelled-with-containers"] += bool(made.release.containers)
+        for ran in (before, machine.engine.running()):
+            self._demand(ran == specs_of(made), machine, f"I1: a row names {made.release.version}, and there ran {ran}")
+
+    def _made(self, machine: "Machine", manifest: str) -> Made:
+        (made,) = (made for made in machine.air.house.released.values() if made.release.digest == manifest)
+        return made
+
     # When calm weather has been for a while
 
     def final(self, machines: "list[Machine]", shown: dict[str, Any]) -> None:
@@ -380,6 +400,7 @@ class Checker:
             record = self._known[machine.name].record
             self._best(machine, record, shown["rollouts"], listed)
             self._tidy(machine, record)
+            self._whole(machine, record)
             self._told(machine)
             self._counted(machine, devices[machine.name])
 
@@ -423,6 +444,17 @@ class Checker:
         left = list(state.rglob(".tmp-*"))
         self._demand(not left, machine, f"I7: temporary files stay in {sorted(path.parent.name for path in left)}")
 
+    def _whole(self, machine: "Machine", record: UpdateRecord) -> None:
+        """Exactly the containers of what is committed run, and the engine holds nothing else of ours."""
+        assert record.committed is not None
+        wanted = specs_of(self._made(machine, record.committed.digest))
+        ran = machine.engine.running()
+        self._demand(ran == wanted, machine, f"I1: {record.committed.version} is committed, and there run {ran}")
+        self._demand(len(machine.engine.made) == len(wanted), machine, "I7: a container stays that nothing names")
+        held = [one for one in (record.committed, record.previous) if one is not None]
+        images = {image for one in held for image in images_of(self._made(machine, one.digest))}
+        self._demand(machine.engine.marked <= images, machine, "I7: an image stays in the engine that nothing names")
+
     def _told(self, machine: "Machine") -> None:
         """I9."""
         ends: Counter[tuple[str, str]] = Counter()
@@ -441,7 +473,8 @@ class Checker:
                     machine,
                     f"a good release was told to be {status.outcome}: {status.reason}",
                 )
-        doubled = [rollout for (rollout, _), count in ends.items() if count > 1]
+        # A release of which content was lost is installed once more.
+        doubled = [rollout for (rollout, _), count in ends.items() if count > 1 + machine.engine.images_lost]
         self._demand(not doubled, machine, f"I9: told more than once as final: {doubled}: {said}")
         unheard = sorted(self._known[machine.name].ends - told)
         self._demand(not unheard, machine, f"I9: ended, and never told: {unheard}")

@@ -23,11 +23,14 @@ HAPPENS = (
     "power-in-check",
     "power-in-trial",
     "rows-lost",
+    "labelled",
+    "labelled-with-containers",
 )
 """What faults lead to, and is counted beside them."""
 ATTACKS = ("frozen", "replayed")
+ENGINE = ("engine-killed", "engine-full", "image-lost", "container-removed")
 ROOTS = (0, 1, 3, 257, 300)
-COUNTED = (*LINK, *HAPPENS, *ATTACKS, "power", "server-crash", "clock-jumps", "clock-1970")
+COUNTED = (*LINK, *HAPPENS, *ATTACKS, *ENGINE, "power", "server-crash", "clock-jumps", "clock-1970")
 """What plays count under these names, and must all happen for a run of them to prove something."""
 
 
@@ -48,6 +51,8 @@ class Ills:
         bulky: Whether rows are so large that a handful fills the outbox.
         ttl_s: After which rows of the lane `results` are given up; 0 keeps them.
         when_full: Which of them are given up.
+        engine: Whether bad things happen to the engine of containers, and to what it holds.
+        keep_layers: As in the settings.
     """
 
     request_lost: float = 0.0
@@ -65,6 +70,8 @@ class Ills:
     bulky: bool = False
     ttl_s: float = 0.0
     when_full: str = "drop-oldest"
+    engine: bool = False
+    keep_layers: str = "while-there-is-room"
 
 
 CALM = Ills()
@@ -92,6 +99,8 @@ def draw_ills(chance: random.Random) -> Ills:
         bulky=chance.random() < 0.3,
         ttl_s=chance.choice((6 * 3600.0, DAY_S)) if chance.random() < 0.25 else 0.0,
         when_full=chance.choice(("drop-oldest", "drop-newest", "keep-one-in")),
+        engine=chance.random() < 0.6,
+        keep_layers=chance.choice(("while-there-is-room", "never")),
     )
 
 

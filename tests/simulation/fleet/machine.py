@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from device import agent
 from device.clock import Moment
+from device.inference.frames import Frame
 from device.layout import Layout
 from device.parts import Parts
 from device.settings import load as load_settings
@@ -31,6 +32,7 @@ from protocol.errors import StateError
 from protocol.messages import Inventory, SyncAnswer
 from protocol.objects import ReceiptsBody
 from protocol.wire import decode, encode
+from tests.simulation.fleet.engine import Daemon, Engine
 from tests.simulation.fleet.faults import CALM, Ills, draw_jump, draw_life, draw_wall
 from tests.simulation.fleet.house import House
 from tests.simulation.fleet.link import Air, Line, MetadataLine
@@ -64,6 +66,8 @@ frames = "/nowhere"
 """
 BUILT_MS = START_MS - 60 * 86_400_000
 BULKY_BYTES = 190_000  # five of them fill the outbox
+CHANGING = (State.ACTIVATE, State.TRIAL, State.COMMIT, State.ROLLBACK)
+FRAME = Frame("a.png", "image/png", b"", 0.0)
 BOOT_S = 20.0  # from power on to the agent
 
 
@@ -126,6 +130,7 @@ class Machine:
         self.results_every_s = 5 * 3600.0
         self._power = world.chance.of(f"{name}/power")
         self._draws = world.chance.of(f"{name}/draws")
+        self._labels = world.chance.of(f"{name}/labels")
         self._produce = world.chance.of(f"{name}/results")
         self.contacts_s: list[float] = []
         self._calm_s = 0.0
@@ -133,9 +138,13 @@ class Machine:
         self._ended = asyncio.Event()
         self._certified: tuple[int, bytes] | None = None
 
-        if ills.bulky or ills.ttl_s:
-            with self.layout.settings.open("a") as file:
+        self.engine = Daemon(self, world.chance.of(f"{name}/engine"))
+
+        with self.layout.settings.open("a") as file:
+            if ills.bulky or ills.ttl_s:
                 file.write(f'\n[outbox.results]\nwhen_full = "{ills.when_full}"\nttl_s = {ills.ttl_s}\n')
+            if ills.keep_layers != CALM.keep_layers:
+                file.write(f'\n[containers]\nkeep_layers = "{ills.keep_layers}"\n')
 
     # Clocks
 
@@ -155,6 +164,8 @@ class Machine:
             self._jump("clock-jumps-in-update")
         if self.ills.power and self.plug is not None and self._power.random() < 0.15:
             self.plug.at = min(self.plug.at, self.plug.effects + int(self._power.random() * 15))
+        if self.ills.engine and self._draws.random() < 0.2:
+            self.engine.dies_soon()
 
     def _jump(self, kind: str = "clock-jumps") -> None:
         self.wall_off_s = draw_jump(self._draws)
@@ -191,6 +202,7 @@ class Machine:
         self.world.log(self.name, f"boot {self.boots}")
         self.world.seen["boot"] += 1
         self.checker.booted(self)
+        self.engine.power(True)
         task = self.world.loop.create_task(self._run(), context=context_of(plug))
         cut = self.world.loop.create_task(self._ended.wait())
         try:
@@ -209,6 +221,8 @@ class Machine:
     def _cut(self, why: str) -> None:
         self.world.fault("power", self.name, why)
         self.world.seen[f"power-in-{self.checker.state_of(self)}"] += 1
+        self.world.seen["power-over-an-engine"] += why.startswith("before engine")
+        self.engine.power(False)
         self.world.loop.call_soon(self._ended.set)
 
     def committed(self, database: str) -> None:
@@ -229,6 +243,29 @@ class Machine:
             group.create_task(self._ignition())
             group.create_task(self._jumps())
             group.create_task(self._look())
+            group.create_task(self._read_labels())
+            if self.ills.engine:
+                group.create_task(self.engine.weather())
+
+    def open_engine(self) -> Engine:
+        return Engine(self.engine, self.world.chance.of(f"{self.name}/engine/{self.boots}"))
+
+    @property
+    def sees_engine(self) -> bool:
+        """Whether the agent has seen what runs: of what ended since its last look it cannot know."""
+        return self.parts is not None and self.engine.is_seen(self.parts.workers._containers._seen_s)
+
+    async def _read_labels(self) -> None:
+        """Which release a result would name now: often while the set changes, now and then otherwise."""
+        while True:
+            changes = self.checker.state_of(self) in CHANGING or self.world.loop.time() - self.booted_s < 300
+            await asyncio.sleep(self._labels.uniform(0.0, 4.0) if changes else self._labels.uniform(0.0, 4000.0))
+            if self.parts is None or self.workers is None or self.workers.digest is None:
+                continue
+            seen, before = self.sees_engine, self.engine.running()
+            label = (await self.parts.workers.infer(FRAME)).manifest
+            if seen and self.sees_engine:
+                self.checker.labelled(self, label, before)
 
     async def _jumps(self) -> None:
         while "jumps" in self.ills.clocks:
@@ -279,6 +316,7 @@ class Machine:
         """Nothing bad happens to it any more, but what releases do to it."""
         self.ills = self.air.ills = CALM
         self.air.end_attack()
+        self.engine.calm_down()
         self.results_every_s = 1e12
         self._calm_s = self.world.loop.time()
         if self.plug is not None:
@@ -317,6 +355,8 @@ class Machine:
             return parts.contact_loop.trouble
         if parts.state.pending_statuses(1):  # a contact that is made again tells no more than it did
             return "what became of an update is not told yet"
+        if not parts.workers.health().serving:
+            return f"what is committed does not serve whole; {parts.workers.health().hindered}"
         return "" if self.contacts_since_calm() >= self._calls_due else "no contact yet"
 
     def draw_token(self) -> str:

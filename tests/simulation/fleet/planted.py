@@ -17,6 +17,9 @@ import msgspec
 
 from device import clock, state_db
 from device.contact import Contact
+from device.containers import reconcile
+from device.containers.keeper import ContainerKeeper
+from device.containers.stock import Stock
 from device.outbox import losses
 from device.outbox.box import Outbox
 from device.update import states, trial, watching
@@ -246,7 +249,28 @@ def tried_for_ever() -> contextlib.AbstractContextManager[Any]:
 
 CUT_OFTEN = _story(_release("good"), _release("good", 3, 0.6), ignition=True, power=True)
 
+
+def labels_while_mixed() -> contextlib.AbstractContextManager[Any]:
+    return mock.patch.object(ContainerKeeper, "whole", lambda self: (0, self._aim.specs))
+
+
+def others_stay() -> contextlib.AbstractContextManager[Any]:
+    return mock.patch.object(reconcile, "strangers", lambda *_: [])
+
+
+def images_stay() -> contextlib.AbstractContextManager[Any]:
+    async def stay(*_: Any) -> bool:
+        return True
+
+    return mock.patch.object(Stock, "drop_images", stay)
+
+
+ENGINE_KILLED = _story(_release("contained"), _release("contained-sick", 3, 0.8), engine=True, days=3)
+
 PLANTED = {
+    "a label while the set is mixed": Planted(labels_while_mixed, ENGINE_KILLED, "a row names"),
+    "containers of another release stay": Planted(others_stay, ENGINE_KILLED, "there r"),
+    "images of a release that went stay": Planted(images_stay, ENGINE_KILLED, "I7: an image stays"),
     "workers do not follow": Planted(workers_do_not_follow, _story(ignition=True), "I8"),
     "an end told twice": Planted(end_told_twice, _story(_release("good")), "I9"),
     "an end never told": Planted(end_never_told, _story(_release("good")), "I9: ended, and never told"),

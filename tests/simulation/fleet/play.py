@@ -76,6 +76,8 @@ def play(seed: int, story: Story | None = None) -> Played:
         house = House(folder / "server", made.managers, world, story.poll_s)
         house.released["1.0.0"] = make(1, "good")
         machines = [Machine(name, folder / name, world, house, story.ills, checker) for name in story.machines]
+        for machine in machines:
+            machine.engine.may_lose_images = all(act.kind != "delist" for act in story.acts)
         with staged(world):
             try:
                 world.loop.run_until_complete(_Stage(world, house, machines, story, checker).all())

@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from functools import cache
 
+from protocol.container import HealthCheck, RunSpec
 from protocol.release import TrialRules
+from tests.fakes.container_sets import Packed, pack_container
 from tests.fakes.updates import PRODUCT, Release, noise
 
 KINDS = {
@@ -15,16 +17,21 @@ KINDS = {
     "errors": "fails one inference in four",
     "slow": "is slower than its bound",
     "hang": "never comes up: whoever waits for it ends it after a minute",
+    "contained": "as good, with two containers, of which one hands over and tells its health",
+    "contained-sick": "its container's check fails seconds after it was healthy",
+    "contained-ends": "its container ends by itself, seconds after each start",
     "kills-check": "takes the whole machine down when it is tried beside what runs, each time",
     "kills-trial": "takes the whole machine down seconds after it serves, each time",
 }
-GOOD = ("good", "large")
-EVIDENCE = ("golden", "trial-golden", "crash", "errors", "slow", "hang")
+GOOD = ("good", "large", "contained")
+EVIDENCE = ("golden", "trial-golden", "crash", "errors", "slow", "hang", "contained-sick", "contained-ends")
 KILLERS = ("kills-check", "kills-trial")
 RULES = TrialRules(
     healthy_s=120.0, min_healthy_s=40.0, max_failed_starts=1, min_inferences=10, max_retries=1, max_error_rate=0.05
 )
 LARGE_BYTES = 1_300_000
+SERVES, SICK, ENDS = ("/serves",), ("/sick",), ("/ends",)  # what a container runs
+CHECK = HealthCheck(command=("/check",), interval_s=1.0, retries=2)
 
 __all__ = ["EVIDENCE", "GOOD", "KILLERS", "KINDS", "PRODUCT", "RULES", "Made", "make"]
 
@@ -42,8 +49,20 @@ def make(number: int, kind: str) -> Made:
     """The release with this counter and kind; the same each time."""
     head = f"kind:{kind};number:{number};".encode()
     length = LARGE_BYTES if kind == "large" else 3000
-    release = Release(f"{number}.0.0", number, head + noise(length, number * 100), trial=RULES)
+    containers = _containers(number, kind) if kind.startswith("contained") else ()
+    release = Release(f"{number}.0.0", number, head + noise(length, number * 100), trial=RULES, containers=containers)
     return Made(release, kind)
+
+
+def _containers(number: int, kind: str) -> tuple[Packed, ...]:
+    """One of which every version needs a new image, and one that pairs of them share."""
+    command = {"contained-sick": SICK, "contained-ends": ENDS}.get(kind, SERVES)
+    gateway = RunSpec(command=command, strategy="start-then-stop", health=CHECK)
+    base = noise(4000, 1)
+    return (
+        pack_container("driver", RunSpec(command=SERVES), (base, f"driver {number}".encode())),
+        pack_container("gateway", gateway, (base, b"gateway", str(number // 2).encode())),
+    )
 
 
 def kind_of(model: bytes) -> str:

@@ -15,6 +15,7 @@ from unittest import mock
 
 from device import agent, identity, parts
 from device.clock import Clock
+from device.containers import keeper as containers
 from device.outbox import box
 from device.transfer.fetch import Transfer
 from device.trust import keeper
@@ -54,6 +55,8 @@ def staged(world: World) -> Iterator[None]:
         "FolderSource": machine.Source,
         "Pump": machine.Pump,
         "LocalLink": machine.LocalLink,
+        "open_engine": lambda _: current().open_engine(),
+        "is_there": lambda _: True,
         "Clock": lambda state: Clock(state, current().here, BUILT_MS),
         "World": functools.partial(UpdateWorld, monotonic=monotonic),
         "Transfer": functools.partial(Transfer, monotonic=monotonic, random=random),
@@ -77,6 +80,7 @@ def staged(world: World) -> Iterator[None]:
             (agent, "COUNTS_S", BOOKKEEPING_S),
             (agent, "TEND_S", BOOKKEEPING_S),
             (agent, "CLOCK_S", BOOKKEEPING_S),
+            (containers, "CALM_S", BOOKKEEPING_S),
             (identity.Identity, "bare_tls", machine.bare(identity.Identity.bare_tls)),
             (app, "DeviceDoor", house.device_door),
             (app, "_listen", house.listen),

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 from typing import Any
 
+from device.inference.replies import FrameReply, ModelReply
 from device.update.ports import Health, ReleaseSet
 from protocol.errors import Reason, Refused
 from tests.simulation.fleet.machine import current
@@ -19,6 +20,7 @@ class Workers:
         self._release: ReleaseSet | None = None
         self._kind = ""
         self._since_s = 0.0
+        self._inferred_s = 0.0
         self.by: str | None = None
         """The version that answers now."""
 
@@ -43,6 +45,8 @@ class Workers:
             raise Refused(Reason.MODEL_LOAD, "it did not come up within 60 s")
         if kind == "trial-golden":
             raise Refused(Reason.TRIAL_GOLDEN, "a golden input does not hold in the worker")
+        if before_switch is not None:
+            await before_switch()
         machine = self._machine
         self._release, self._kind, self._since_s = release, kind, machine.world.loop.time()
         self.by = release.manifest.version
@@ -56,6 +60,21 @@ class Workers:
             self._machine.checker.killed(self._machine)
             plug.cut(f"{self.by} took the machine down")
 
+    async def infer(self, _: Any) -> FrameReply:
+        release = self._release
+        assert release is not None
+        now_s, last_s = self._machine.world.loop.time(), max(self._since_s, self._inferred_s)
+        await asyncio.sleep(0.01)
+        # As one frame all that came in the seconds since the last one: a play has no time for each.
+        count = min(int(now_s - last_s), 60)
+        self._inferred_s = now_s if count else self._inferred_s
+        return FrameReply(release.digest, tuple(self._reply(release, number) for number in range(count)))
+
+    def _reply(self, release: ReleaseSet, number: int) -> ModelReply:
+        fails = self._kind == "errors" and number % 4 == 0
+        (model,) = release.manifest.models
+        return ModelReply(model, model.variants[0].artifact.sha256, "cpu", "error" if fails else "finding")
+
     def health(self) -> Health:
         if self._release is None:
             return Health(digest=None, serving=False)
@@ -65,8 +84,6 @@ class Workers:
         return Health(
             digest=self._release.digest,
             serving=not crashed,
-            inferences=int(served_s),
-            errors=int(served_s) // 4 if self._kind == "errors" else 0,
             crashes=("SIGSEGV",) if crashed else (),
             latency_ms={"pests": 5000.0 if self._kind == "slow" else 5.0},
         )
