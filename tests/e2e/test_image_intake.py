@@ -92,15 +92,15 @@ def test_a_registry_with_a_login_lets_in_who_logged_in(taking: Taking, tmp_path:
 
 def test_a_login_that_a_tool_keeps_for_part_of_a_registry_is_found(taking: Taking, tmp_path: Path) -> None:
     with debian_registry(tmp_path / "closed", login=True) as host:
-        push(taking, host, "farm/app:1.0", ONE, options=("--dest-creds", f"{USER}:{PASSWORD}"))
+        push(taking, host, "barn/app:1.0", ONE, options=("--dest-creds", f"{USER}:{PASSWORD}"))
         file = tmp_path / "run/containers/auth.json"
         file.parent.mkdir(parents=True)
-        words = ("login", "--tls-verify=false", "--username", USER, "--password", PASSWORD, f"{host}/farm")
+        words = ("login", "--tls-verify=false", "--username", USER, "--password", PASSWORD, f"{host}/barn")
         skopeo(*words, environment={"REGISTRY_AUTH_FILE": str(file)})
         taking.environment["XDG_RUNTIME_DIR"] = str(tmp_path / "run")
-        assert taking.is_whole(taking.take(f"registry:{host}/farm/app:1.0")[0], ONE)
+        assert taking.is_whole(taking.take(f"registry:{host}/barn/app:1.0")[0], ONE)
         with pytest.raises(StateError, match="wants a login"):
-            taking.take(f"registry:{host}/field/app:1.0")
+            taking.take(f"registry:{host}/barn/app:1.0")
 
 
 def test_a_registry_must_be_who_it_says_it_is(taking: Taking, tmp_path: Path) -> None:

@@ -117,10 +117,10 @@ def test_what_is_not_there_is_said(taking: Taking, registry: Registry) -> None:
 
 
 def test_what_a_registry_answers_is_said_with_what_to_do(taking: Taking, registry: Registry) -> None:
-    registry.tag("farm/app", "1.0", [ONE])
+    registry.tag("barn/app", "1.0", [ONE])
     log_in(taking, registry)
     body = b'{"errors": [{"code": "%s", "message": "\\u001b[2J"}]}'
-    reference = f"registry:{registry.host}/farm/app:1.0"
+    reference = f"registry:{registry.host}/barn/app:1.0"
 
     def failure(status: int, code: bytes = b"", body: bytes = body, **headers: str) -> HeadlandError:
         registry.before = lambda path, asked: (status, headers, body % code if b"%" in body else body)
@@ -131,10 +131,10 @@ def test_what_a_registry_answers_is_said_with_what_to_do(taking: Taking, registr
         return caught.value
 
     absent = failure(404, b"MANIFEST_UNKNOWN")
-    assert "farm/app, 1.0 (404, MANIFEST_UNKNOWN)" in absent.message
+    assert "barn/app, 1.0 (404, MANIFEST_UNKNOWN)" in absent.message
     closed = failure(403, b"DENIED")
     assert isinstance(closed, StateError)
-    assert "does not let us read farm/app (403, DENIED)" in closed.message
+    assert "does not let us read barn/app (403, DENIED)" in closed.message
     assert f"docker login {registry.host}`" in closed.hint, "with the port: another one is another registry"
     wrong = failure(401, b"UNAUTHORIZED", **{"WWW-Authenticate": 'Basic realm="here"'})
     assert isinstance(wrong, StateError)

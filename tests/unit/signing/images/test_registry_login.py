@@ -216,12 +216,12 @@ def test_a_login_for_a_part_of_a_registry_is_for_that_part_alone(tmp_path: Path)
     logins = config(
         tmp_path,
         auths={
-            "example.org/farm/app": entry("app"),
-            "example.org/farm": entry("farm"),
+            "example.org/barn/app": entry("app"),
+            "example.org/barn": entry("barn"),
             "example.org": entry("all"),
-            "other.org/farm": entry("other"),
+            "other.org/barn": entry("other"),
             "https://old.org/v1/": entry("old"),
-            "docker.io/farm": entry("farm at the hub"),
+            "docker.io/barn": entry("barn at the hub"),
             "https://index.docker.io/v1/": entry("hub"),
         },
     )
@@ -230,14 +230,14 @@ def test_a_login_for_a_part_of_a_registry_is_for_that_part_alone(tmp_path: Path)
         found = logins.of(host, repository)
         return None if found is None else found.name
 
-    assert name("example.org", "farm/app") == "app"
-    assert name("example.org", "farm/apple") == "farm"
-    assert name("example.org", "farm/app/deeper") == "app"
-    assert name("example.org", "farming/app") == "all"
-    assert name("other.org", "farm/app") == "other"
+    assert name("example.org", "barn/app") == "app"
+    assert name("example.org", "barn/apple") == "barn"
+    assert name("example.org", "barn/app/deeper") == "app"
+    assert name("example.org", "barns/app") == "all"
+    assert name("other.org", "barn/app") == "other"
     assert name("other.org", "field/app") is None, "the password of one repository is not shown for another"
     assert name("old.org", "any") == "old"
-    assert name("docker.io", "farm/app") == "farm at the hub"
+    assert name("docker.io", "barn/app") == "barn at the hub"
     assert name("index.docker.io", "library/app") == "hub"
 
 
