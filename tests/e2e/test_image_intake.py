@@ -100,7 +100,7 @@ def test_a_login_that_a_tool_keeps_for_part_of_a_registry_is_found(taking: Takin
         taking.environment["XDG_RUNTIME_DIR"] = str(tmp_path / "run")
         assert taking.is_whole(taking.take(f"registry:{host}/barn/app:1.0")[0], ONE)
         with pytest.raises(StateError, match="wants a login"):
-            taking.take(f"registry:{host}/barn/app:1.0")
+            taking.take(f"registry:{host}/field/app:1.0")
 
 
 def test_a_registry_must_be_who_it_says_it_is(taking: Taking, tmp_path: Path) -> None:
