@@ -128,9 +128,10 @@ class Ours:
             expect(not ended, f"{version.version} was not kept", last)
             return status if release is not None and release["version"] == version.version else None
 
-        wait_for(f"{version.version} to be committed", committed, UPDATE_S)
+        status = wait_for(f"{version.version} to be committed", committed, UPDATE_S)
         wire = self._link.counts.to_machine + self._link.counts.to_server - before
-        transfer = self._server.get(f"/devices/{MACHINE}")["report"].get("transfer") or {}
+        # By the machine: the server hears of it with a contact that is yet to come.
+        transfer = status["update"]["transfer"] or {}
         payload = int(transfer.get("delta_bytes", 0)) + int(transfer.get("full_bytes", 0))
         return Updated(wire, payload, self._fetching_s(said))
 
