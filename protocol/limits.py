@@ -59,6 +59,19 @@ ROW_BYTES: Final = 256 * KIB
 RECEIPT_RANGES: Final = 4096
 ROW_NUMBERS: Final = 1 << 36  # of a lane in one epoch: eleven years at 200 rows a second; then a new epoch begins
 
+# Field kits
+KIT_BYTES: Final = METADATA_BYTES  # `kit.json`: the steps of all its releases, from every base
+KIT_STEPS: Final = 16_384  # a release of a thousand artifacts from a dozen bases
+KIT_RELEASES: Final = 64
+KIT_MACHINES: Final = 10_000
+KIT_METADATA_BYTES: Final = 64 * MIB  # all metadata of a kit, copied to the machine before it is looked at
+KIT_METADATA_FILES: Final = 8192  # two chains of roots of many years
+KITS_LOOKED_AT: Final = 64  # on one stick; what lies beyond is said to be there
+TECHNICIANS: Final = 1000
+FORCES: Final = 16  # that one contact tells
+REPORT_BODY_BYTES: Final = MIB
+PIECE_BYTES: Final = BATCH_BYTES + 64 * KIB  # a sealed batch, its envelope and its header
+
 # Models
 GOLDEN_BYTES: Final = 64 * MIB
 TENSORS: Final = 64

@@ -5,7 +5,7 @@ signed bytes in the field `headland` as one of the records below. TUF checks the
 version and expiry are checked by `signing.trust_store`, one place for all.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 
@@ -19,7 +19,14 @@ ROLES: dict[str, str] = {
     "receipts": "receipts",
     "reported": "assignments",
 }
-"""The delegated role of the director's targets that signs each kind of object."""
+"""The delegated role of the director's targets that signs each kind of object that a server makes."""
+
+KITS: Final = "kits"
+TECHNICIANS: Final = "technicians"
+MANAGERS_ROLES: Final = (KITS, TECHNICIANS)
+"""The director's delegated roles whose keys are managers': `kits` signs objects (`protocol.kits.KitBody`), the metadata
+of `technicians` is the list itself and is published with the repository. A director from before there were kits
+delegates to neither."""
 
 PatchCodec = Annotated[int, msgspec.Meta(ge=1, le=1000)]
 """A version of the delta codec, `protocol.delta.patch.CODEC`."""
@@ -162,13 +169,15 @@ class ProductTerms(Message):
     """The field `headland` of a product's role: its name inside the signed bytes, and what holds for all its releases.
 
     `interlocks` are machine signals (such as `driving`) that must be off before anything is activated. They are the
-    managers': an assignment may ask for more, never for less.
+    managers': an assignment may ask for more, never for less. `skippable` are signals that a technician who forces an
+    update may activate it in spite of, whoever asked for them.
     """
 
     kind: Literal["product"]
     product: ProductName
     floor: Count = 0
     interlocks: Annotated[tuple[Name, ...], msgspec.Meta(max_length=limits.INTERLOCKS)] = ()
+    skippable: Annotated[tuple[Name, ...], msgspec.Meta(max_length=limits.INTERLOCKS)] = ()
 
 
 class ImageTerms(Message):
@@ -179,9 +188,11 @@ class ImageTerms(Message):
 
 
 class DirectorTerms(Message):
-    """The field `headland` of the director's top targets."""
+    """The field `headland` of the director's top targets. `sealing_key` is the server's public X25519 key, 32 bytes in
+    hexadecimal, to which machines seal what a stick takes home; without one nothing goes on a stick."""
 
     kind: Literal["director"]
+    sealing_key: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")] | None = None
 
 
 class ReleaseTerms(Message):
