@@ -244,7 +244,7 @@ def test_a_machine_without_database_and_seal_hears_what_it_had_and_goes_on(stage
     wait_for("the outbox to drain", lambda: tractor.waiting_frames() == 0 and tractor.queued() == 0)
     tractor.process.kill()
     for path in tractor.state.glob("state.*"):
-        path.unlink(missing_ok=True)  # the trust keeper ends with the agent, a moment later, and SQLite clears up after it
+        path.unlink(missing_ok=True)  # the trust keeper ends a moment after the agent, and SQLite clears up after it
     tractor.start()
     status = wait_for("a contact", lambda: (s := tractor.status())["contact"]["last_ms"] and s)
     assert status["release"]["version"] == "1.0.0"
