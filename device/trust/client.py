@@ -7,8 +7,19 @@ from pathlib import Path
 from typing import Final
 
 from device.damage import StateDamagedError
-from device.trust.port import Verdict
-from device.trust.wire import LINE_BYTES, Asked, Failed, JudgeAsked, JudgeSaid, ReceiptsAsked, ReceiptsSaid, Said
+from device.trust.port import KitVerdict, Verdict
+from device.trust.wire import (
+    LINE_BYTES,
+    Asked,
+    Failed,
+    JudgeAsked,
+    JudgeSaid,
+    KitAsked,
+    KitSaid,
+    ReceiptsAsked,
+    ReceiptsSaid,
+    Said,
+)
 from protocol.errors import LinkError, Refused, StateError
 from protocol.messages import SyncAnswer
 from protocol.objects import ReceiptsBody
@@ -69,12 +80,23 @@ class KeeperTrust:
         assert isinstance(said, ReceiptsSaid)
         return said.receipts
 
+    async def judge_kit(self, folder: str) -> KitVerdict:
+        """As `Trust.judge_kit`.
+
+        Raises:
+            LinkError: The keeper died twice over the question.
+            StateError: As `judge`.
+        """
+        said = await self._ask(KitAsked(folder=folder))
+        assert isinstance(said, KitSaid)
+        return said.verdict
+
     async def close(self) -> None:
         """As `Trust.close`."""
         async with self._lock:
             await self._end()
 
-    async def _ask(self, asked: Asked) -> JudgeSaid | ReceiptsSaid:
+    async def _ask(self, asked: Asked) -> JudgeSaid | ReceiptsSaid | KitSaid:
         line = encode(asked) + b"\n"
         async with self._lock:
             try:

@@ -6,11 +6,12 @@ Runs in the keeper process. Everything that is learnt is durable before `judge` 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TypeVar
 
 from device import clock
 from device.clock import Facts, Moment, Reading
-from device.trust.port import WALL_CLOCK, Complaint, Listed, Terms, Verdict
+from device.trust.port import WALL_CLOCK, Complaint, KitVerdict, Listed, Terms, Verdict
 from protocol import limits
 from protocol.errors import LinkError, Reason, Refused
 from protocol.messages import SyncAnswer
@@ -89,6 +90,12 @@ class Judge:
             except Refused:
                 continue
         return tuple(found)
+
+    def judge_kit(self, folder: Path) -> KitVerdict:
+        """As `device.trust.port.Trust.judge_kit`."""
+        return KitVerdict(
+            complaint=Complaint(what="kit", reason=Reason.METADATA, detail=f"{folder.name}: kits are not judged yet")
+        )
 
     def now(self) -> datetime:
         """The time, sure or not."""

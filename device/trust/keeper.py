@@ -21,7 +21,7 @@ from device.layout import Layout
 from device.recovery import FLOORS_DUE
 from device.state_db import StateDb
 from device.trust.judge import Judge, Sources
-from device.trust.wire import LINE_BYTES, Asked, Failed, JudgeAsked, JudgeSaid, ReceiptsSaid, Said
+from device.trust.wire import LINE_BYTES, Asked, Failed, JudgeAsked, JudgeSaid, KitAsked, KitSaid, ReceiptsSaid, Said
 from protocol.errors import HeadlandError, LinkError, Refused, StateError
 from protocol.wire import decode, encode
 from signing import durable
@@ -155,6 +155,8 @@ def _alone(path: Path) -> Iterator[None]:
 def _answer(judge: Judge, asked: Asked) -> Said:
     if isinstance(asked, JudgeAsked):
         return JudgeSaid(verdict=judge.judge(asked.answer, asked.nonce, asked.asked_boot_s))
+    if isinstance(asked, KitAsked):
+        return KitSaid(verdict=judge.judge_kit(Path(asked.folder)))
     return ReceiptsSaid(receipts=judge.receipts(asked.texts))
 
 

@@ -4,9 +4,13 @@ from typing import Final, Protocol
 
 from protocol.errors import Reason
 from protocol.ids import Count, Digest, Length, Millis, Name, ProductName, Version
+from protocol.kits import KitBody, PermitTerms, PublicKey, Technician
 from protocol.messages import SyncAnswer
 from protocol.objects import AssignmentBody, ReceiptsBody, ReportedBody
 from protocol.wire import Message
+
+ROSTER: Final = "director/roster"
+"""Where the newest `Roster` stands among the facts of `state.db`."""
 
 WALL_CLOCK: Final = "wall-clock"
 """What is complained of when the wall clock is a day or more from the signed time. Nothing was refused."""
@@ -22,22 +26,49 @@ class Listed(Message):
 
 
 class Terms(Message):
-    """What the newest trusted image repository says of the product. Kept in `state.db`: ACTIVATE looks again."""
+    """What the newest trusted image repository says of the product. Kept in `state.db`: ACTIVATE looks again.
+
+    Args:
+        interlocks: Signals that must be off before anything is activated.
+        permits: Those for this machine, expired ones too: when one counts is the install rule's to say.
+        skippable: Signals that a technician who forces may leave on.
+    """
 
     product: ProductName
     role_version: Count
     era: Count = 0
     floor: Count = 0
     listed: dict[Digest, Listed] = {}  # by the manifest's digest
-    interlocks: tuple[Name, ...] = ()  # signals that must be off before anything is activated
+    interlocks: tuple[Name, ...] = ()
+    permits: tuple[PermitTerms, ...] = ()
+    skippable: tuple[Name, ...] = ()
+
+
+class Roster(Message):
+    """What the newest trusted director says for field kits. Kept in `state.db` under `ROSTER`; the newest counts.
+
+    Args:
+        version: Rises with every change of the director's targets and of the list.
+        technicians: Empty where the director has no list, or none that could be read.
+        created_ms: Of the list.
+        expires_ms: Of the list: after it nobody may force, and all else goes on.
+        sealing_key: The server's, for what a stick takes home; None: nothing goes on a stick.
+    """
+
+    version: Count
+    technicians: tuple[Technician, ...] = ()
+    created_ms: Millis = 0
+    expires_ms: Millis = 0
+    sealing_key: PublicKey | None = None
 
 
 class Complaint(Message):
     """Something offered was refused, or trust is stale: reported as an alert."""
 
-    what: str  # `assignment`, `reported`, `clock`, `wall-clock`, `receipts`, `image`, `director`
+    what: str  # `assignment`, `reported`, `clock`, `wall-clock`, `receipts`, `image`, `director`, `kit`
     reason: Reason
-    detail: str
+    detail: str  # a sentence for a person
+    hint: str = ""  # what to do about it
 
 
 class Verdict(Message):
@@ -51,6 +82,27 @@ class Verdict(Message):
     complaints: tuple[Complaint, ...] = ()
     versions: dict[str, Count] = {}  # for the next SyncRequest
     may_install: bool = False  # time is sure and no needed role has expired: expiry gates installing, never running
+    roster: Roster | None = None  # by the newest trusted director, whether or not anything new came
+
+
+class KitVerdict(Message):
+    """What became of a kit. Refused: nothing that was trusted has changed.
+
+    Args:
+        kit: All of it held, and what it brought is trusted from now on; None: refused.
+        expires_ms: Of the kit.
+        complaint: Why it was refused.
+        terms: The newest trusted after it, also of a refused one.
+        roster: Likewise.
+        versions: Likewise, of all trusted roles.
+    """
+
+    kit: KitBody | None = None
+    expires_ms: Millis = 0
+    complaint: Complaint | None = None
+    terms: Terms | None = None
+    roster: Roster | None = None
+    versions: dict[str, Count] = {}
 
 
 class Trust(Protocol):
@@ -80,6 +132,17 @@ class Trust(Protocol):
         Returns:
             Those that hold, in their order. One that does not is left out, for a receipt is only ever missed, never
             needed: the rows are sent again.
+
+        Raises:
+            LinkError: The keeper could not be asked.
+        """
+        ...
+
+    async def judge_kit(self, folder: str) -> KitVerdict:
+        """Judges a field kit by a copy of its metadata; a network is not needed.
+
+        Args:
+            folder: On this machine's own disk, named as the kit: `kit.json`, `image/` and `director/`.
 
         Raises:
             LinkError: The keeper could not be asked.

@@ -1,8 +1,10 @@
 """Trust that believes: objects are the plain JSON of their bodies. For tests of what comes after the judging."""
 
-from device.trust.port import Complaint, Terms, Verdict
+from pathlib import Path
+
+from device.trust.port import Complaint, KitVerdict, Roster, Terms, Verdict
 from protocol import limits
-from protocol.errors import LinkError, Refused
+from protocol.errors import LinkError, Reason, Refused
 from protocol.messages import SyncAnswer
 from protocol.objects import AssignmentBody, ClockBody, ReceiptsBody, ReportedBody
 from protocol.wire import decode
@@ -13,6 +15,8 @@ class FakeTrust:
 
     def __init__(self) -> None:
         self.terms: Terms | None = None
+        self.roster: Roster | None = None
+        self.kits: dict[str, KitVerdict] = {}  # by the folder's name
         self.reported: ReportedBody | None = None
         self.complaints: tuple[Complaint, ...] = ()
         self.versions: dict[str, int] = {"image/timestamp": 1}
@@ -38,6 +42,7 @@ class FakeTrust:
             complaints=self.complaints,
             versions=self.versions,
             may_install=self.may_install,
+            roster=self.roster,
         )
 
     async def receipts(self, texts: tuple[str, ...]) -> tuple[ReceiptsBody, ...]:
@@ -48,6 +53,10 @@ class FakeTrust:
             except Refused:
                 continue
         return () if self.distrusts_receipts else tuple(found)
+
+    async def judge_kit(self, folder: str) -> KitVerdict:
+        refused = KitVerdict(complaint=Complaint(what="kit", reason=Reason.METADATA, detail="an unknown kit"))
+        return self.kits.get(Path(folder).name, refused)
 
     async def close(self) -> None:
         """Nothing runs."""

@@ -24,8 +24,8 @@ from device.layout import Layout
 from device.parts import Parts
 from device.settings import load as load_settings
 from device.trust import keeper
-from device.trust.port import Verdict
-from device.trust.wire import LINE_BYTES, Asked, JudgeAsked, JudgeSaid, ReceiptsAsked, ReceiptsSaid
+from device.trust.port import KitVerdict, Verdict
+from device.trust.wire import LINE_BYTES, Asked, JudgeAsked, JudgeSaid, KitAsked, KitSaid, ReceiptsAsked, ReceiptsSaid
 from device.update import states
 from device.update.states import State
 from protocol.errors import StateError
@@ -399,6 +399,11 @@ class Trust:
         said = await asyncio.to_thread(self._ask, ReceiptsAsked(texts=texts))
         assert isinstance(said, ReceiptsSaid)
         return said.receipts
+
+    async def judge_kit(self, folder: str) -> KitVerdict:
+        said = await asyncio.to_thread(self._ask, KitAsked(folder=folder))
+        assert isinstance(said, KitSaid)
+        return said.verdict
 
     async def close(self) -> None:
         self._open.close()
