@@ -11,10 +11,12 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 
 from protocol import limits
-from protocol.ids import Count, DeviceId, Digest, Millis, Name, ProductName, Token, Version
+from protocol.errors import Reason, Refused
+from protocol.ids import Count, DeviceId, Digest, Millis, Name, ProductName, Token, Version, digest
 from protocol.messages import Alert, Counters, Inventory, LanePosition, UpdateStatus, VersionReport
 from protocol.objects import Conditions, Payload, Step
-from protocol.wire import Message
+from protocol.results import inflate
+from protocol.wire import Message, pack, unpack
 
 KITS_FOLDER: Final = "headland-kits"
 """On a stick: one folder a kit, named by its id."""
@@ -42,6 +44,16 @@ CHALLENGE_S: Final = 600.0
 FORCE_CONTEXT: Final = b"headland force 1\x00"
 REPORT_CONTEXT: Final = b"headland report 1\x00"
 """Put before the signed bytes, so that a signature is good for nothing else."""
+SEAL_CONTEXT: Final = b"headland piece 1"
+"""The first part of what is bound to a sealed piece; device and kind follow."""
+
+PIECE_SUFFIX: Final = ".piece"
+PIECE_MARK: Final = b"HLP1"
+"""How a piece begins; then the length of its header, two bytes, most significant first; header; sealed bytes."""
+HEADER_BYTES: Final = 48 * limits.KIB
+"""Of a batch of a thousand runs and a thousand losses."""
+
+PieceKind = Literal["batch", "report"]
 
 _KIT_ID: Final = re.compile(r"^kit-[a-z0-9](?:[a-z0-9._-]{0,58}[a-z0-9])?\Z")
 
@@ -189,6 +201,32 @@ class SignedReport(Message):
     signature: bytes
 
 
+class PieceHeader(Message):
+    """What lies in the clear at the front of a piece: whose it is, and which numbers, but nothing of a result.
+
+    A machine sees by it what of its own lies on a stick already. Device and kind are bound to the sealed bytes; the
+    rest is a hint, and whoever changes it changes no more than whoever takes the piece away.
+
+    Args:
+        sealed_to: The key that opens it, with its private half.
+        sha256: Of the sealed bytes.
+        epoch: Of the rows in a batch; None in a report.
+        rows: First and last of consecutive rows, by lane.
+        losses: The same of the loss records.
+        number: Of a report; 0 for a batch.
+    """
+
+    format: Literal[1]
+    device: DeviceId
+    kind: PieceKind
+    sealed_to: PublicKey
+    sha256: Digest
+    epoch: Token | None = None
+    rows: dict[Name, tuple[tuple[Count, Count], ...]] = {}
+    losses: dict[Name, tuple[tuple[Count, Count], ...]] = {}
+    number: Count = 0
+
+
 class PermitTerms(Message):
     """`custom` of a permit's target in the product's role: this machine may go back to this release, once.
 
@@ -214,3 +252,46 @@ def permit_path(product: str, permit: str) -> str:
 def is_permit(custom: Any) -> bool:
     """Whether a target's `custom` says that it is a permit."""
     return isinstance(custom, dict) and custom.get("kind") == "permit"
+
+
+def write_piece(header: PieceHeader, sealed: bytes) -> bytes:
+    """The bytes of a piece's file."""
+    packed = pack(header)
+    return PIECE_MARK + len(packed).to_bytes(2, "big") + packed + sealed
+
+
+def read_piece(data: bytes) -> tuple[PieceHeader, bytes]:
+    """Reads a piece that came from a stick. Nothing of it is opened.
+
+    Returns:
+        Its header, and the sealed bytes, which have the header's hash.
+
+    Raises:
+        Refused: `LENGTH`: too long, or cut; `BATCH`: no piece; `HASH`: damaged.
+    """
+    if len(data) > limits.PIECE_BYTES:
+        raise Refused(Reason.LENGTH, f"a piece of {len(data)} bytes: at most {limits.PIECE_BYTES} are read")
+    if not data.startswith(PIECE_MARK):
+        raise Refused(Reason.BATCH, "it does not begin as a piece does")
+    begin = len(PIECE_MARK) + 2
+    end = begin + int.from_bytes(data[begin - 2 : begin], "big")
+    if len(data) <= end:
+        raise Refused(Reason.LENGTH, "a piece that is cut short")
+    header = unpack(data[begin:end], PieceHeader, limit=HEADER_BYTES, reason=Reason.BATCH)
+    sealed = data[end:]
+    if digest(sealed) != header.sha256:
+        raise Refused(Reason.HASH, "a piece that is damaged: its bytes are not those that were written")
+    return header, sealed
+
+
+def open_report(signed: SignedReport) -> StickReport:
+    """Decompresses and reads a report whose signature was checked before.
+
+    Raises:
+        Refused: `METADATA`, `LENGTH` or `WRONG_DEVICE`: not exactly `body_bytes`, malformed, or another device's.
+    """
+    packed = inflate(signed.payload, signed.body_bytes)
+    report = unpack(packed, StickReport, limit=limits.REPORT_BODY_BYTES)
+    if report.device != signed.device:
+        raise Refused(Reason.WRONG_DEVICE, f"a report of {report.device} in the envelope of {signed.device}")
+    return report

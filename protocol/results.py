@@ -112,20 +112,30 @@ def compress_body(body: BatchBody) -> tuple[bytes, int]:
     return zstandard.ZstdCompressor(level=9).compress(packed), len(packed)
 
 
+def inflate(payload: bytes, body_bytes: int) -> bytes:
+    """Decompresses one zstd frame, bounded by the length that its envelope says and its reader checked.
+
+    Raises:
+        Refused: `BATCH` or `LENGTH`: it does not decompress, or not to exactly `body_bytes`.
+    """
+    try:
+        decompressor = zstandard.ZstdDecompressor(max_window_size=limits.ZSTD_WINDOW_BYTES)
+        with decompressor.stream_reader(payload, read_across_frames=False) as reader:
+            packed = reader.read(body_bytes + 1)
+    except zstandard.ZstdError as error:
+        raise Refused(Reason.BATCH, f"a batch that does not decompress: {error}") from error
+    if len(packed) != body_bytes:
+        raise Refused(Reason.LENGTH, f"a batch of another length than the {body_bytes} bytes of its envelope")
+    return packed
+
+
 def open_batch(batch: SignedBatch) -> BatchBody:
     """Decompresses and reads a batch whose signature was checked before.
 
     Raises:
         Refused: `BATCH` or `LENGTH`: not exactly `body_bytes`, malformed, for another device, or rows too large.
     """
-    try:
-        decompressor = zstandard.ZstdDecompressor(max_window_size=limits.ZSTD_WINDOW_BYTES)
-        with decompressor.stream_reader(batch.payload, read_across_frames=False) as reader:
-            packed = reader.read(batch.body_bytes + 1)
-    except zstandard.ZstdError as error:
-        raise Refused(Reason.BATCH, f"a batch that does not decompress: {error}") from error
-    if len(packed) != batch.body_bytes:
-        raise Refused(Reason.LENGTH, f"a batch of another length than the {batch.body_bytes} bytes of its envelope")
+    packed = inflate(batch.payload, batch.body_bytes)
     body = unpack(packed, BatchBody, limit=limits.BATCH_BODY_BYTES, reason=Reason.BATCH)
     if body.device != batch.device:
         raise Refused(Reason.WRONG_DEVICE, f"a batch of {body.device} in the envelope of {batch.device}")
