@@ -108,13 +108,13 @@ class Disk:
     def __init__(self, before: Before | None = None) -> None:
         self.before: Before = before or _nothing
 
-    def write(self, path: Path, data: bytes, mode: int = 0o600) -> None:
+    def write(self, path: Path, data: bytes, mode: int | None = 0o600) -> None:
         """Gives `path` the content `data`: the old file or the new one, never a piece. The folder must exist.
 
         Args:
             path: Replaced if it exists; a symlink is replaced, not followed.
             data: The whole content.
-            mode: Permissions of the new file, whatever the umask.
+            mode: Permissions of the new file, whatever the umask; None: as they come, for FAT, which has none to set.
         """
         temporary = self._temporary(path, data, mode)
         try:
@@ -140,9 +140,9 @@ class Disk:
             _forget(temporary)
         self.sync_dir(path.parent)
 
-    def make_dir(self, path: Path, mode: int = 0o700) -> None:
-        """Makes the folder and those above it, with these permissions whatever the umask; one that exists is left as
-        it is."""
+    def make_dir(self, path: Path, mode: int | None = 0o700) -> None:
+        """Makes the folder and those above it, with these permissions whatever the umask (None: as they come, for
+        FAT); one that exists is left as it is."""
         missing = []
         folder = path
         while not folder.is_dir():
@@ -151,8 +151,9 @@ class Disk:
         for each in reversed(missing):
             self.before("mkdir", each)
             with contextlib.suppress(FileExistsError):
-                each.mkdir(mode)
-                each.chmod(mode)
+                each.mkdir(0o777 if mode is None else mode)
+                if mode is not None:
+                    each.chmod(mode)
             self.sync_dir(each.parent)
 
     def rename(self, old: Path, new: Path) -> None:
@@ -292,14 +293,15 @@ class Disk:
         for entry in _temporaries(folder):
             self.unlink(entry)
 
-    def _temporary(self, path: Path, data: bytes, mode: int) -> Path:
+    def _temporary(self, path: Path, data: bytes, mode: int | None) -> Path:
         """A synced file with this content beside `path`; none stays when that fails."""
         self.before("create", path)
         fd, name = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, dir=path.parent)
         temporary = Path(name)
         try:
             try:
-                os.fchmod(fd, mode)
+                if mode is not None:
+                    os.fchmod(fd, mode)
                 self.before("write", path)
                 _write_all(fd, data)
                 self.before("fsync", path)

@@ -16,6 +16,7 @@ from typing import Final, TypeVar
 from device.day import Instant
 from device.outbox import changes, damage, schema, space
 from device.outbox.book import Book, Draft, FrameMark, load
+from device.outbox.copying import NOWHERE, Copies, Elsewhere, LaneSpans, is_settled
 from device.outbox.core import Core, Means
 from device.outbox.reading import pick_epoch
 from device.outbox.room import Policies
@@ -282,6 +283,44 @@ class Outbox:
                     lanes=pick.lanes,
                     losses=tuple(loss.record() for loss in pick.losses),
                 )
+
+    def copies(self, elsewhere: Elsewhere = NOWHERE) -> Copies:
+        """What waits for a receipt at this moment and does not lie elsewhere yet, to be read by `next_copy`."""
+        return Copies(self._core.book, self.device, elsewhere)
+
+    async def next_copy(self, copies: Copies, limit_bytes: int = BATCH_ROWS_BYTES) -> BatchBody | None:
+        """The next batch of a copy; None at its end. Nothing in the outbox changes by it, and no row counts as sent.
+
+        Rows that were receipted or dropped since the copy began may be left out, and rows that came since are not in
+        it: the server counts each once, however many ways it comes.
+
+        Args:
+            copies: By `copies`.
+            limit_bytes: As of `next_batch`.
+
+        Raises:
+            StateError: The outbox cannot be read.
+        """
+        try:
+            return await asyncio.to_thread(self._core.look, lambda reader: copies.read(reader, limit_bytes))
+        except sqlite3.Error as error:
+            raise StateError(f"the outbox cannot be read: {error}", hint="is its disk failing?") from error
+
+    async def is_settled(self, epoch: str, rows: LaneSpans, losses: LaneSpans) -> bool:
+        """Whether the server has receipted all of these, so that no copy of them is needed any more.
+
+        A row that was dropped here is not: a copy of it may be all that there is.
+
+        Raises:
+            StateError: The outbox cannot be read.
+        """
+        book = self._core.book
+        try:
+            return await asyncio.to_thread(
+                self._core.look, lambda reader: is_settled(reader, book, epoch, rows, losses)
+            )
+        except sqlite3.Error as error:
+            raise StateError(f"the outbox cannot be read: {error}", hint="is its disk failing?") from error
 
     async def apply_receipt(self, receipt: ReceiptsBody) -> int:
         """Settles what a verified receipt covers; applying it again changes nothing.

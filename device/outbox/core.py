@@ -279,6 +279,11 @@ class Core:
         with self._reading:
             return read_pick(self._open_reader(), book, epoch, limit_bytes, in_order=in_order)
 
+    def look(self, read: Callable[[sqlite3.Connection], T]) -> T:
+        """Reads beside the writer."""
+        with self._reading:
+            return read(self._open_reader())
+
     def recall(self, next_seqs: Mapping[str, int], most: int) -> list[bytes]:
         """The newest rows of the current epoch from these numbers on, at most so many a lane."""
         query = f"SELECT {schema.BODY} FROM rows WHERE id BETWEEN ? AND ? ORDER BY id DESC LIMIT ?"  # noqa: S608  (fixed)

@@ -56,9 +56,10 @@ def all_of(connection: sqlite3.Connection) -> Iterator[LossRow]:
     return _select(connection, "", ())
 
 
-def waiting(connection: sqlite3.Connection, epoch: int, most: int) -> list[LossRow]:
-    """The oldest records of an epoch that no receipt covers."""
-    return list(_select(connection, "WHERE epoch = ? AND receipted = 0 ORDER BY id LIMIT ?", (epoch, most)))
+def waiting(connection: sqlite3.Connection, epoch: int, most: int, after: int = 0) -> list[LossRow]:
+    """The oldest records of an epoch that no receipt covers, of those with an id above `after`."""
+    where = "WHERE epoch = ? AND receipted = 0 AND id > ? ORDER BY id LIMIT ?"
+    return list(_select(connection, where, (epoch, after, most)))
 
 
 def pending(connection: sqlite3.Connection) -> dict[int, int]:

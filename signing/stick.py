@@ -1,0 +1,107 @@
+"""A folder on a stick, to read from and write to: held open, so that what lies there cannot lead anywhere else.
+
+A stick is anybody's. A symlink on it, or one that takes a folder's place meanwhile, must not have us write into our own
+state, and a file in it may be a pipe, or endless. So each folder is opened from the one above it without following
+links, everything goes by the open folder, and only regular files are read, up to a length. The file system may be FAT:
+no permissions are set, and a folder that cannot be synced is as durable as the system makes it.
+"""
+
+import os
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from protocol.errors import Reason, Refused
+from signing.durable import DISK, Disk
+
+FILES_LOOKED_AT: Final = 100_000  # of one folder: a stick of any size in pieces of some kilobytes
+_NAME: Final = re.compile(r"^[A-Za-z0-9](?:[A-Za-z0-9._-]{0,253}[A-Za-z0-9])?\Z")
+_FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
+
+
+class StickFolder:
+    """See the module. Made by `stick_folder`. Blocking; raises OSError as the stick does: full, read-only, gone."""
+
+    def __init__(self, fd: int, disk: Disk) -> None:
+        self._fd = fd
+        self._disk = disk
+        self._path = Path(f"/proc/self/fd/{fd}")
+
+    def names(self, suffix: str = "") -> list[str]:
+        """Names of the entries that end so, in whatever case the file system gives them; sorted."""
+        with os.scandir(self._fd) as entries:
+            found = [entry.name for entry, _ in zip(entries, range(FILES_LOOKED_AT), strict=False)]
+        return sorted(name for name in found if _NAME.match(name) and name.lower().endswith(suffix))
+
+    def read(self, name: str, limit_bytes: int) -> bytes:
+        """A file's whole content.
+
+        Raises:
+            Refused: `LENGTH`: it is longer; `METADATA`: it is no regular file.
+        """
+        fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=self._fd)
+        with os.fdopen(fd, "rb") as reader:
+            if not stat.S_ISREG(os.fstat(reader.fileno()).st_mode):
+                raise Refused(Reason.METADATA, f"{name} is no file")
+            data = reader.read(limit_bytes + 1)
+        if len(data) > limit_bytes:
+            raise Refused(Reason.LENGTH, f"{name} is longer than {limit_bytes} bytes")
+        return data
+
+    def write(self, name: str, data: bytes) -> None:
+        """A file with this content: wholly there, or not at all."""
+        self._disk.write(self._path / name, data, mode=None)
+
+    def remove(self, name: str) -> None:
+        """Removes a file; its absence is fine."""
+        self._disk.unlink(self._path / name)
+
+    def sweep(self) -> None:
+        """Removes what a pulled stick left half written by us."""
+        self._disk.sweep(self._path)
+
+    def free_bytes(self) -> int:
+        """What may still be written there."""
+        found = os.statvfs(self._fd)
+        return found.f_bavail * found.f_frsize
+
+    @contextmanager
+    def below(self, name: str, *, make: bool = False) -> Iterator["StickFolder"]:
+        """A folder in this one.
+
+        Args:
+            name: Of it.
+            make: Make it when it is absent.
+
+        Raises:
+            FileNotFoundError: It is absent.
+            OSError: It is no folder, but a link for one.
+        """
+        if make:
+            try:
+                os.stat(name, dir_fd=self._fd, follow_symlinks=False)
+            except FileNotFoundError:
+                self._disk.make_dir(self._path / name, mode=None)
+        fd = os.open(name, _FOLDER, dir_fd=self._fd)
+        try:
+            yield StickFolder(fd, self._disk)
+        finally:
+            os.close(fd)
+
+
+@contextmanager
+def stick_folder(path: Path, *, disk: Disk = DISK) -> Iterator[StickFolder]:
+    """Opens the place where a stick is mounted, for as long as the block lasts. The path itself is ours and may be a
+    link.
+
+    Raises:
+        OSError: Nothing is there, or no folder.
+    """
+    fd = os.open(path, _FOLDER & ~os.O_NOFOLLOW)
+    try:
+        yield StickFolder(fd, disk)
+    finally:
+        os.close(fd)
