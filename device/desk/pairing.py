@@ -1,0 +1,93 @@
+"""Who may use the machine's page: a browser that was told the pairing code, which only this machine shows.
+
+The code is short, for a person types it, so guesses are few: after some wrong ones everybody waits. What a browser gets
+for it is 256 bits of which nobody can guess any, good until a new code is drawn. It travels in a header, never in a
+cookie: nothing that a foreign page makes a browser send carries a right.
+"""
+
+import hmac
+import secrets
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Final
+
+import msgspec
+
+from protocol import limits
+from protocol.errors import Refused
+from protocol.wire import Message, decode, encode
+from signing import durable
+
+CODE_DIGITS: Final = 8
+GUESSES: Final = 5
+GUESSES_OVER_S: Final = 60.0  # five a minute find one of 10^8 codes after twenty years
+
+
+class Pair(Message):
+    """`page.json` in the state folder, for its owner's eyes only."""
+
+    code: Annotated[str, msgspec.Meta(pattern=r"^[0-9]{8}\Z")]
+    token: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
+
+    def spelt(self) -> str:
+        """The code as a person reads it: `1234 5678`."""
+        return f"{self.code[:4]} {self.code[4:]}"
+
+
+class TooManyGuessesError(Exception):
+    """Wrong codes came too fast; everybody waits a minute."""
+
+
+def read_or_draw(path: Path, *, anew: bool = False) -> Pair:
+    """The pairing code; drawn when there is none, or none that can be read. Blocking.
+
+    Args:
+        path: Of `page.json`.
+        anew: Draw another: every browser has to pair again.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    if not anew:
+        try:
+            return decode(path.read_bytes(), Pair, limit=limits.KIB)
+        except (OSError, Refused):
+            pass
+    pair = Pair(code=f"{secrets.randbelow(10**CODE_DIGITS):08d}", token=secrets.token_hex(32))
+    durable.write(path, encode(pair) + b"\n")
+    return pair
+
+
+class Pairing:
+    """Judges codes and tokens by the file as it is now, so that a new code counts at once.
+
+    Args:
+        path: Of `page.json`.
+        monotonic: Seconds that never go back.
+    """
+
+    def __init__(self, path: Path, monotonic: Callable[[], float]) -> None:
+        self._path = path
+        self._monotonic = monotonic
+        self._wrong: deque[float] = deque(maxlen=GUESSES)
+
+    def token(self, code: str) -> str | None:
+        """What a browser is given for the code; None when that is wrong. Blocking.
+
+        Raises:
+            TooManyGuessesError: Wrong ones came too fast: this one was not even looked at.
+        """
+        now_s = self._monotonic()
+        if len(self._wrong) == GUESSES and now_s - self._wrong[0] < GUESSES_OVER_S:
+            raise TooManyGuessesError
+        pair = read_or_draw(self._path)
+        digits = "".join(character for character in code if character.isascii() and character.isdigit())
+        if hmac.compare_digest(digits, pair.code):
+            return pair.token
+        self._wrong.append(now_s)
+        return None
+
+    def is_paired(self, token: str) -> bool:
+        """Whether a browser was given this for the present code. Blocking."""
+        return token.isascii() and hmac.compare_digest(token, read_or_draw(self._path).token)
