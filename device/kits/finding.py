@@ -1,0 +1,230 @@
+"""Finds sticks: folders that hold kits, below the configured folders or named by hand.
+
+The kernel tells of each mount by way of /proc/self/mountinfo, and watchdog of each new folder; a slow look finds the
+rest. The kits of one stick hold up nobody who looks for those of another.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import re
+import select
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from watchdog.events import FileSystemEvent, FileSystemEventHandler
+from watchdog.observers import Observer
+from watchdog.observers.api import BaseObserver
+
+from device.kits.folder import ANSWER_S, GoneError, Mark, Stick, folders_in
+from protocol.errors import LinkError, Refused
+from protocol.kits import KITS_FOLDER, KitId
+
+_log = logging.getLogger(__name__)
+
+MOUNTS: Final = Path("/proc/self/mountinfo")
+MOUNTS_BYTES: Final = 1 << 20
+FOLDERS: Final = 64  # that are looked into below one
+DEPTH: Final = 2  # of a stick below a configured folder: /run/media/PERSON/STICK
+SETTLED_S: Final = 0.3  # a mount comes with a handful of events
+LOOK_S: Final = 30.0  # what no event told of is found by then
+_OCTAL: Final = re.compile(rb"\\([0-3][0-7]{2})")
+CAREFUL: Final = ("nosuid", "nodev", "noexec")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A kit on a stick. `mark` changes when `kit.json` is written anew."""
+
+    stick: Stick
+    kit: KitId
+    mark: Mark
+
+
+class Finder:
+    """Watches for sticks. Belongs to one event loop.
+
+    Args:
+        folders: Sticks are mounted in them, or one below.
+        mounts: What the kernel says of mounts.
+        answer_s: How long a stick may take for one answer.
+    """
+
+    def __init__(self, folders: Iterable[Path], *, mounts: Path = MOUNTS, answer_s: float = ANSWER_S) -> None:
+        self._folders = tuple(folders)
+        self._answer_s = answer_s
+        self._mounts = mounts
+        self._by_hand: dict[Path, None] = {}
+        self._sticks: dict[Path, Stick] = {}
+        self._told: dict[Path, str] = {}  # what was logged of a mount
+        self._news = asyncio.Event()
+        self._observer: BaseObserver | None = None
+        self._watched: set[Path] = set()
+        self._kernel: _Mounts | None = None
+        self.troubles: dict[Path, str] = {}
+
+    async def start(self) -> None:
+        """Watches from now on. What the system does not let be watched is found by looking."""
+        try:
+            self._kernel = _Mounts(self._mounts, asyncio.get_running_loop(), self._news.set)
+        except OSError as error:
+            _log.info("the kernel tells of no mounts: %s", error)
+
+    async def close(self) -> None:
+        """Watches no more."""
+        if self._kernel is not None:
+            self._kernel.close()
+            self._kernel = None
+        observer, self._observer = self._observer, None
+        self._watched.clear()
+        if observer is not None:
+            await asyncio.to_thread(_end, observer)
+
+    def add(self, root: Path) -> None:
+        """A person named a folder: it counts as a stick until the agent ends."""
+        self._by_hand[root] = None
+        self._news.set()
+
+    def wake(self) -> None:
+        """Something may have changed."""
+        self._news.set()
+
+    async def news(self) -> None:
+        """Returns when something may have changed, or after a while."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LOOK_S):
+                await self._news.wait()
+                await asyncio.sleep(SETTLED_S)
+        self._news.clear()
+
+    async def look(self) -> tuple[Found, ...]:
+        """The kits that are there now. A stick that cannot be read is among `troubles`."""
+        troubles: dict[Path, str] = {}
+        seen: dict[Path, Stick] = {}
+        looks = [self._look_into(root, 0, seen, troubles) for root in self._by_hand]
+        looks += [self._look_into(folder, DEPTH, seen, troubles) for folder in self._folders]
+        found = {(one.stick.root, one.kit): one for each in await asyncio.gather(*looks) for one in each}
+        self._sticks = seen
+        for root, trouble in troubles.items():
+            if self.troubles.get(root) != trouble:
+                _log.warning("kits: %s", trouble)
+        self.troubles = troubles
+        await asyncio.to_thread(self._tell_mounts, {root for root, _ in found})
+        return tuple(found.values())
+
+    async def _look_into(
+        self, root: Path, depth: int, seen: dict[Path, Stick], troubles: dict[Path, str]
+    ) -> list[Found]:
+        """The kits in a folder; where it has no folder of kits, those in the folders below it."""
+        stick = seen.setdefault(root, self._sticks.get(root) or Stick(root, answer_s=self._answer_s))
+        try:
+            if root in self._folders and root not in self._watched:
+                loop = asyncio.get_running_loop()
+                await stick.do(lambda _: self._watch(root, loop))
+            below = await stick.do(lambda folder: folders_in(folder, FOLDERS))
+            if KITS_FOLDER in below or not depth:
+                return [Found(stick, kit, mark) for kit, mark in (await stick.kits()).items()]
+        except GoneError:
+            return []
+        except (LinkError, Refused) as error:
+            troubles[root] = error.message
+            return []
+        deeper = [self._look_into(root / name, depth - 1, seen, troubles) for name in below]
+        return [one for each in await asyncio.gather(*deeper) for one in each]
+
+    def _watch(self, folder: Path, loop: asyncio.AbstractEventLoop) -> None:
+        """Has watchdog tell of what is made in a folder. Blocking."""
+        self._watched.add(folder)
+        try:
+            if self._observer is None:
+                self._observer = Observer()
+                self._observer.start()
+            self._observer.schedule(_Watch(loop, self._news.set), str(folder), recursive=False)
+        except OSError as error:
+            _log.info("%s is not watched, it is looked at every %g s: %s", folder, LOOK_S, error)
+
+    def _tell_mounts(self, roots: set[Path]) -> None:
+        """Says once how a stick is mounted less carefully than it could be: kits need none of it. Blocking."""
+        mounted = {root: options for root, options in mounts_in(self._mounts).items() if root in roots}
+        for root, options in mounted.items():
+            lacking = ", ".join(option for option in CAREFUL if option not in options)
+            if lacking and self._told.get(root) != lacking:
+                _log.warning("the stick at %s is mounted without %s, and kits need none of it", root, lacking)
+            self._told[root] = lacking
+        for root in self._told.keys() - mounted.keys():
+            del self._told[root]
+
+
+class _Mounts:
+    """Calls whenever anything is mounted or unmounted.
+
+    Args:
+        path: /proc/self/mountinfo, whose change `poll` tells as an exceptional condition.
+        loop: Calls in it.
+        tell: Is called.
+    """
+
+    def __init__(self, path: Path, loop: asyncio.AbstractEventLoop, tell: Callable[[], None]) -> None:
+        self._loop = loop
+        with contextlib.ExitStack() as stack:
+            file = stack.enter_context(path.open("rb", buffering=0))
+            # Of its own: the loop's would call it readable all the time.
+            self._poll = stack.enter_context(select.epoll())
+            self._poll.register(file.fileno(), select.EPOLLPRI)
+            self._poll.poll(0)  # that there are mounts is no news
+            loop.add_reader(self._poll.fileno(), self._heard)
+            self._tell = tell
+            self._stack = stack.pop_all()
+
+    def close(self) -> None:
+        """Tells no more."""
+        self._loop.remove_reader(self._poll.fileno())
+        self._stack.close()
+
+    def _heard(self) -> None:
+        self._poll.poll(0)
+        self._tell()
+
+
+class _Watch(FileSystemEventHandler):
+    """Runs in watchdog's thread.
+
+    Args:
+        loop: Calls in it.
+        tell: Is called for each change in the folder.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, tell: Callable[[], None]) -> None:
+        self._loop = loop
+        self._tell = tell
+
+    def on_any_event(self, event: FileSystemEvent) -> None:
+        """As in watchdog. Our own looks open and close folders, which is no news."""
+        if event.event_type in ("created", "moved", "deleted"):
+            with contextlib.suppress(RuntimeError):  # the loop may have closed meanwhile
+                self._loop.call_soon_threadsafe(self._tell)
+
+
+def mounts_in(path: Path = MOUNTS) -> dict[Path, frozenset[str]]:
+    """Mount points and their options; where several lie over each other, the last one's. Blocking."""
+    try:
+        with path.open("rb") as file:
+            lines = file.read(MOUNTS_BYTES).splitlines()
+    except OSError:
+        return {}
+    fields = [line.split(b" ") for line in lines]
+    return {
+        Path(os.fsdecode(_OCTAL.sub(lambda found: bytes([int(found[1], 8)]), one[4]))): frozenset(
+            os.fsdecode(one[5]).split(",")
+        )
+        for one in fields
+        if len(one) > 5
+    }
+
+
+def _end(observer: BaseObserver) -> None:
+    observer.stop()
+    observer.join(5.0)
