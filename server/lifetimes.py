@@ -21,7 +21,7 @@ from server.ca import CA_BACKDATED, key_id
 from server.keyring import read_named
 from server.publish import in_force, role_states
 from server.storage.catalog import Catalog, Session
-from server.storage.records import REPOSITORIES
+from server.storage.records import REPOSITORIES, RepositoryKind
 from signing import lives
 from signing.lives import Life, Standing
 from signing.metadata import parse
@@ -104,11 +104,25 @@ def told(found: Iterable[Life], now_ms: int) -> dict[str, Any]:
 
 
 def _roles(session: Session) -> list[Life]:
+    idle = _idle(session)
     return [
         lives.role_life(kind, role, state["version"], datetime.fromisoformat(state["expires"]), online=role in ONLINE)
         for kind in REPOSITORIES
         for role, state in role_states(session, kind).items()
+        if (kind, role) not in idle
     ]
+
+
+def _idle(session: Session) -> set[tuple[RepositoryKind, str]]:
+    """Roles whose end nobody needs to hear of."""
+    published = in_force(session, "director")
+    if published is None:
+        return set()
+    return {
+        ("director", role)
+        for role, data in published.delegated.items()
+        if not lives.matters("director", role, parse(data, Targets, f"{role}.json").signed)
+    }
 
 
 def _keys(session: Session) -> list[Life]:

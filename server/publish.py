@@ -28,7 +28,14 @@ from server.storage.catalog import Catalog, Session
 from server.storage.records import REPOSITORIES, Release, RepositoryKind
 from signing.metadata import parse
 from signing.online_keys import named_keys
-from signing.repository import ListedRelease, RepositorySet, accept, read_release_list, render_online
+from signing.repository import (
+    ListedRelease,
+    RepositorySet,
+    accept,
+    read_release_list,
+    render_online,
+    roles_with_metadata,
+)
 
 log = logging.getLogger("headland.server")
 
@@ -519,9 +526,8 @@ def _whole(offered: Mapping[RepositoryKind, Mapping[str, bytes]]) -> tuple[str, 
     for repository in REPOSITORIES:
         files = offered.get(repository, {})
         roles = ["targets"]
-        if repository == "image" and "targets.json" in files:
-            top = parse(files["targets.json"], Targets, "targets.json").signed
-            roles += (top.delegations.roles or {}) if top.delegations is not None else {}
+        if "targets.json" in files:
+            roles += roles_with_metadata(repository, parse(files["targets.json"], Targets, "targets.json").signed)
         if "1.root.json" not in files or any(f"{role}.json" not in files for role in roles):
             return ()
         found += [f"{repository}/{role}" for role in ("root", *roles)]

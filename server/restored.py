@@ -15,6 +15,7 @@ import msgspec
 from protocol import limits
 from protocol.errors import Refused, StateError
 from protocol.ids import Count, DeviceId, Millis, Token, parse_product
+from protocol.objects import TECHNICIANS
 from protocol.wire import Message, decode, encode
 from server.clock import as_datetime
 from server.storage.catalog import Session
@@ -269,7 +270,7 @@ def _lacking(here: Mapping[str, int], trusted: Mapping[str, int]) -> list[tuple[
 
 def _is_role(role: str) -> bool:
     try:
-        return role in ("root", "targets") or bool(parse_product(role))
+        return role in ("root", "targets", TECHNICIANS) or bool(parse_product(role))
     except Refused:
         return False
 

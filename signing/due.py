@@ -32,7 +32,7 @@ def due(
     online: Iterable[tuple[RepositoryKind, Timestamp | Snapshot]],
     now: datetime,
 ) -> tuple[Due, ...]:
-    """Every role, the most used first.
+    """Every role that matters, the most used first.
 
     Args:
         sets: The offline roles.
@@ -43,7 +43,9 @@ def due(
     for kind, published in sets.items():
         found.append(_due(kind, "root", parse(published.root(), Root, "root").signed, now))
         for role, data in {"targets": published.targets, **published.delegated}.items():
-            found.append(_due(kind, role, parse(data, Targets, role).signed, now))
+            signed = parse(data, Targets, role).signed
+            if lives.matters(kind, role, signed):
+                found.append(_due(kind, role, signed, now))
     found += [_due(kind, signed.type, signed, now) for kind, signed in online]
     return tuple(sorted(found, key=lambda each: -each.used))
 

@@ -12,9 +12,10 @@ from tuf.api.metadata import Metadata, Root, Targets
 
 from protocol import lifetimes
 from protocol.ids import Millis
+from protocol.objects import TECHNICIANS
 from protocol.wire import Message
 from signing.metadata import lifetime, parse
-from signing.repository import RepositoryKind, RepositorySet
+from signing.repository import RepositoryKind, RepositorySet, technicians_of
 
 KEY_LIFETIMES: Final[Mapping[str, timedelta]] = {
     # Nothing refuses a key for its age: these are for alarms. An online key lies unencrypted on a server that faces the
@@ -112,6 +113,11 @@ def role_life(kind: RepositoryKind, role: str, version: int, expires: datetime, 
         act=act,
         by_itself=online,
     )
+
+
+def matters(kind: RepositoryKind, role: str, signed: Targets) -> bool:
+    """Whether anything ends with a role's metadata: not with a list of technicians that names nobody."""
+    return (kind, role) != ("director", TECHNICIANS) or bool(technicians_of(signed).technicians)
 
 
 def key_life(kind: Literal["online-key", "manager-key"], what: str, keyid: str, since_ms: int, act: str) -> Life:

@@ -15,7 +15,8 @@ from tuf.api.serialization import DeserializationError
 
 from protocol import limits
 from protocol.errors import Reason, Refused
-from protocol.objects import FIELD
+from protocol.kits import LIST_PROPOSED_DAYS
+from protocol.objects import FIELD, TECHNICIANS
 from protocol.wire import decode
 
 S = TypeVar("S", Root, Targets, Snapshot, Timestamp)
@@ -27,6 +28,8 @@ LIFETIMES: Final[Mapping[str, timedelta]] = {
     "targets": timedelta(days=365),
     # How long all online keys in wrong hands can keep a delisting from a machine (DESIGN section 3).
     "product": timedelta(days=180),
+    # How long a lost stick's key can go on forcing on machines that see neither the server nor a newer kit.
+    TECHNICIANS: timedelta(days=LIST_PROPOSED_DAYS),
     # Online roles are re-signed by the server at half of it. A week lets a machine come home on Monday with what it
     # fetched on Friday, and bounds how long a stolen timestamp hides news.
     "snapshot": timedelta(days=7),
@@ -41,7 +44,7 @@ VERSION_MAX: Final = 1 << 53  # what every JSON reader holds exactly
 
 
 def lifetime(role: str) -> timedelta:
-    """The lifetime of `role`'s metadata; any name that is not TUF's own is a product's."""
+    """The lifetime of `role`'s metadata; any name that is neither TUF's own nor `technicians` is a product's."""
     return LIFETIMES.get(role, LIFETIMES["product"])
 
 

@@ -6,9 +6,9 @@ The verify side, with floors and durable state, is `signing.trust_store`.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final, Literal
 
 from securesystemslib.signer import Signer
@@ -17,8 +17,9 @@ from tuf.api.metadata import DelegatedRole, Metadata, MetaFile, Root, Snapshot, 
 
 from protocol import limits
 from protocol.errors import Reason, Refused, StateError
-from protocol.ids import Count, Digest, Length, ProductName, Version, is_digest, parse_product
-from protocol.objects import ROLES, DirectorTerms, ImageTerms, ProductTerms, ReleaseTerms
+from protocol.ids import Count, Digest, Length, ProductName, Version, digest, is_digest, parse_product
+from protocol.kits import LIST_LIFETIME_DAYS, PERMIT_DAYS, PermitTerms, TechniciansTerms, is_permit, permit_path
+from protocol.objects import MANAGERS_ROLES, ROLES, TECHNICIANS, DirectorTerms, ImageTerms, ProductTerms, ReleaseTerms
 from protocol.release import manifest_path
 from protocol.wire import Message, decode, encode
 from signing.metadata import expiry, parse, shared_public_keys, terms
@@ -36,7 +37,8 @@ class RepositorySet:
     Args:
         roots: By version, from 1 without a gap: kept for ever, a machine that slept walks all of them.
         targets: The top targets.
-        delegated: The metadata of each product's role, by role. Empty for the director, whose roles sign objects.
+        delegated: The metadata of each product's role, by role; of the director, that of `technicians`, unless the
+            managers do not delegate to it yet. Its other roles sign objects.
     """
 
     roots: Mapping[int, bytes]
@@ -78,12 +80,14 @@ def accept(
     The root chain is walked (each root signed by the threshold of the one before and of its own, versions rising by
     one), targets is held against the newest root and each product's role against targets. Versions rise strictly; the
     same bytes again are fine. Nothing new may have expired. Eras and product floors never go down, and a product once
-    delegated stays (a snapshot must go on naming it: TUF client workflow 5.5.5).
+    delegated stays, and so do the director's roles of managers (a snapshot must go on naming them: TUF client workflow
+    5.5.5).
 
     Args:
         kind: Which repository.
         current: What is published; None before the first time.
-        files: By name: `N.root.json`, `targets.json`, `PRODUCT.json`; the latter two unversioned.
+        files: By name: `N.root.json`, `targets.json`, `PRODUCT.json`, the director's `technicians.json`; all but the
+            first unversioned.
         now: Aware.
         returning: The files were published before, and come back to a server that lost them: one that has expired
             since is taken as well, for what follows is signed on top of it.
@@ -100,19 +104,14 @@ def accept(
     chain = _accept_roots(dict(current.roots) if current else {}, roots, now)
     newest = parse(chain[max(chain)], Root, f"{max(chain)}.root.json").signed
     top_bytes, top = _accept_targets(kind, current, targets, newest, now)
-    if kind == "director":
-        _check_director(top.signed)
-        return RepositorySet(roots=chain, targets=top_bytes, delegated={})
-    eras = _check_image(top.signed, current)
-    accepted: dict[str, bytes] = {}
-    unknown = set(delegated) - set(_roles(top.signed))
+    judges = _check_director(top.signed, current) if kind == "director" else _check_image(top.signed, current)
+    unknown = set(delegated) - set(judges)
     if unknown:
         raise Refused(Reason.METADATA, f"targets delegates to no role {sorted(unknown)[0]!r}")
-    for product in _roles(top.signed):
-        old = current.delegated.get(product) if current else None
-        accepted[product] = _accept_product(
-            product, old, delegated.get(product), top.signed, era=eras.get(product, 0), now=now
-        )
+    accepted: dict[str, bytes] = {}
+    for role, judge in judges.items():
+        old = current.delegated.get(role) if current else None
+        accepted[role] = _accept_delegated(role, old, delegated.get(role), top.signed, judge=judge, now=now)
     return RepositorySet(roots=chain, targets=top_bytes, delegated=accepted)
 
 
@@ -129,7 +128,8 @@ def render_online(
         now: When they are signed; they live as `signing.metadata.LIFETIMES` says.
 
     Returns:
-        By name: every `N.root.json`, `V.targets.json`, `V.PRODUCT.json`, `V.snapshot.json`, `timestamp.json`.
+        By name: every `N.root.json`, `V.targets.json`, `V.PRODUCT.json` (director: `V.technicians.json`),
+        `V.snapshot.json`, `timestamp.json`.
 
     Raises:
         StateError: The newest root does not name these keys for these roles.
@@ -180,13 +180,67 @@ def releases_of(product: str, signed: Targets) -> tuple[ListedRelease, ...]:
     """The releases in the signed part of a product's role, by era and counter.
 
     Raises:
-        Refused: `METADATA`: a target that is not a release of this product, or two with one counter.
+        Refused: `METADATA`: a target that is neither a release nor a permit of this product, or two releases with one
+            counter.
     """
-    found = [_release(product, path, signed) for path in signed.targets]
+    found = [_release(product, path, signed) for path, target in signed.targets.items() if not is_permit(target.custom)]
     # Two of one version cannot be: the version is the target's path.
     if len({(release.era, release.release_counter) for release in found}) != len(found):
         raise Refused(Reason.METADATA, f"{product}.json lists two releases of one counter")
     return tuple(sorted(found, key=lambda release: (release.era, release.release_counter)))
+
+
+def permits_of(product: str, signed: Targets) -> tuple[PermitTerms, ...]:
+    """The permits in the signed part of a product's role, by id, those that expired since included.
+
+    Whether the role lists the release still is not looked at here: a permit stands in for a counter, never for that.
+
+    Raises:
+        Refused: `METADATA`: one of another path, with another hash, or good for longer than `PERMIT_DAYS`.
+    """
+    found = []
+    for path, target in sorted(signed.targets.items()):
+        if not is_permit(target.custom):
+            continue
+        permit = decode(encode(target.custom), PermitTerms, limit=limits.METADATA_BYTES)
+        content = encode(permit)
+        if (
+            path != permit_path(product, permit.permit)
+            or target.hashes.get("sha256") != digest(content)
+            or target.length != len(content)
+        ):
+            raise Refused(Reason.METADATA, f"{product}.json: {path!r:.120} is not the permit that it says it is")
+        what = f"{product}.json: the permit {permit.permit}"
+        _check_lifetime(permit.created_ms, permit.expires_ms, PERMIT_DAYS, what)
+        found.append(permit)
+    return tuple(found)
+
+
+def technicians_of(signed: Targets) -> TechniciansTerms:
+    """The list in the signed part of the director's role `technicians`. Whether it has expired is not looked at.
+
+    Raises:
+        Refused: `METADATA`: malformed, good for longer than `LIST_LIFETIME_DAYS`, or one name or key stands twice.
+    """
+    what = f"{TECHNICIANS}.json"
+    said = terms(signed, TechniciansTerms, what)
+    if signed.targets or signed.delegations is not None:
+        raise Refused(Reason.METADATA, f"{what} names files or delegates; it is a list and nothing else")
+    _check_lifetime(said.created_ms, int(signed.expires.timestamp() * 1000), LIST_LIFETIME_DAYS, what)
+    for field in ("name", "public_key"):
+        if len({getattr(each, field) for each in said.technicians}) != len(said.technicians):
+            raise Refused(Reason.METADATA, f"{what}: one {field.replace('_', ' ')} stands for two technicians")
+    return said
+
+
+def roles_with_metadata(kind: RepositoryKind, top: Targets) -> tuple[str, ...]:
+    """The delegated roles whose metadata is published beside these top targets; the director's others sign objects."""
+    return tuple(role for role in _roles(top) if kind == "image" or role == TECHNICIANS)
+
+
+def _check_lifetime(created_ms: int, expires_ms: int, days: int, what: str) -> None:
+    if expires_ms - created_ms > timedelta(days=days) // timedelta(milliseconds=1):
+        raise Refused(Reason.METADATA, f"{what} would be good for more than {days} days")
 
 
 def _release(product: str, path: str, signed: Targets) -> ListedRelease:
@@ -215,9 +269,10 @@ def _sort(kind: RepositoryKind, files: Mapping[str, bytes]) -> tuple[dict[int, b
         if found:
             roots[int(found.group(1))] = data
         elif name != "targets.json":
-            if kind == "director" or not name.endswith(".json"):
+            if not name.endswith(".json") or (kind == "director" and name != f"{TECHNICIANS}.json"):
                 raise Refused(Reason.METADATA, f"{name!r:.80} is no offline file of the {kind} repository")
-            delegated[parse_product(name.removesuffix(".json"))] = data
+            role = name.removesuffix(".json")
+            delegated[role if kind == "director" else parse_product(role)] = data
     return roots, files.get("targets.json"), delegated
 
 
@@ -277,36 +332,62 @@ def _accept_targets(
     return data, metadata
 
 
-def _accept_product(
-    product: str, old: bytes | None, data: bytes | None, top: Targets, *, era: int, now: datetime
+def _accept_delegated(
+    role: str, old: bytes | None, data: bytes | None, top: Targets, *, judge: "_Judge", now: datetime
 ) -> bytes:
-    what = f"{product}.json"
-    if data is None:
+    what = f"{role}.json"
+    if data is None or data == old:
         if old is None:
-            raise Refused(Reason.METADATA, f"targets delegates to {product}, and there is no {what}")
-        _verify(top, product, parse(old, Targets, what), what)
+            raise Refused(Reason.METADATA, f"targets delegates to {role}, and there is no {what}")
+        # New targets may have taken the keys away that signed it.
+        _verify(top, role, parse(old, Targets, what), what)
         return old
     metadata = parse(data, Targets, what)
-    _verify(top, product, metadata, what)
-    said = terms(metadata.signed, ProductTerms, what)
-    if said.product != product:
-        raise Refused(Reason.WRONG_PRODUCT, f"{what} is the role of {said.product}")
-    if data == old:
-        return data
+    _verify(top, role, metadata, what)
     before = parse(old, Targets, what).signed if old is not None else None
     _check_rise(metadata.signed, before, what)
     _check_expiry(metadata.signed, what, now)
-    if before is not None and said.floor < terms(before, ProductTerms, what).floor:
-        raise Refused(Reason.ROLLBACK, f"{what} lowers the product's floor to {said.floor}")
-    if metadata.signed.delegations is not None:
-        raise Refused(Reason.METADATA, f"{what} delegates further; a product's role may not")
-    for release in releases_of(product, metadata.signed):
-        if release.era > era:
-            raise Refused(Reason.METADATA, f"{what} lists a release of era {release.era}, which targets does not name")
+    judge(metadata.signed, before)
     return data
 
 
-def _check_image(top: Targets, current: RepositorySet | None) -> Mapping[str, int]:
+_Judge = Callable[[Targets, Targets | None], None]
+"""Looks at what a delegated role says, and at what it said before."""
+
+
+def _judge_product(product: str, era: int) -> _Judge:
+    what = f"{product}.json"
+
+    def judge(signed: Targets, before: Targets | None) -> None:
+        said = terms(signed, ProductTerms, what)
+        if said.product != product:
+            raise Refused(Reason.WRONG_PRODUCT, f"{what} is the role of {said.product}")
+        if before is not None and said.floor < terms(before, ProductTerms, what).floor:
+            raise Refused(Reason.ROLLBACK, f"{what} lowers the product's floor to {said.floor}")
+        if signed.delegations is not None:
+            raise Refused(Reason.METADATA, f"{what} delegates further; a product's role may not")
+        listed = set()
+        for release in releases_of(product, signed):
+            if release.era > era:
+                raise Refused(
+                    Reason.METADATA, f"{what} lists a release of era {release.era}, which targets does not name"
+                )
+            listed.add((release.version, release.manifest_sha256))
+        for permit in permits_of(product, signed):
+            if (permit.release, permit.manifest) not in listed:
+                raise Refused(
+                    Reason.METADATA, f"{what} permits {permit.device} to go back to {permit.release}, and lists no such"
+                )
+
+    return judge
+
+
+def _judge_list(signed: Targets, before: Targets | None) -> None:
+    technicians_of(signed)
+
+
+def _check_image(top: Targets, current: RepositorySet | None) -> dict[str, _Judge]:
+    """Judges the image's top targets; its roles with metadata of their own, and who judges each."""
     eras = terms(top, ImageTerms, "targets.json").eras
     for role in _roles(top).values():
         product = parse_product(role.name)
@@ -324,16 +405,21 @@ def _check_image(top: Targets, current: RepositorySet | None) -> Mapping[str, in
         for product, era in terms(old, ImageTerms, "targets.json").eras.items():
             if eras.get(product, 0) < era:
                 raise Refused(Reason.ROLLBACK, f"targets takes the era of {product} back from {era}")
-    return eras
+    return {product: _judge_product(product, eras.get(product, 0)) for product in _roles(top)}
 
 
-def _check_director(top: Targets) -> None:
+def _check_director(top: Targets, current: RepositorySet | None) -> dict[str, _Judge]:
+    """As `_check_image`. Roles of managers: both, or neither as it was before there were field kits."""
     terms(top, DirectorTerms, "targets.json")
-    if set(_roles(top)) != DIRECTOR_ROLES:
+    managers = set(_roles(top)) & set(MANAGERS_ROLES)
+    if set(_roles(top)) - managers != DIRECTOR_ROLES or len(managers) not in (0, len(MANAGERS_ROLES)):
         raise Refused(Reason.METADATA, f"the director's targets delegates to {sorted(_roles(top))}")
     if any(role.paths for role in _roles(top).values()):
-        raise Refused(Reason.METADATA, "the director's roles sign objects and have no paths")
+        raise Refused(Reason.METADATA, "the director's roles sign objects or are lists, and have no paths")
     _check_delegated_keys(top)
+    if not managers and current is not None and current.delegated:
+        raise Refused(Reason.METADATA, f"targets no longer delegates to {', '.join(MANAGERS_ROLES)}; they stay")
+    return {TECHNICIANS: _judge_list} if managers else {}
 
 
 def _check_delegated_keys(top: Targets) -> None:

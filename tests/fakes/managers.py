@@ -13,8 +13,19 @@ from typing import Any
 from securesystemslib.signer import CryptoSigner, Signer
 from tuf.api.metadata import DelegatedRole, Delegations, Metadata, Root, TargetFile, Targets
 
-from protocol.objects import ROLES, DirectorTerms, ImageTerms, ObjectBody, ProductTerms, ReleaseTerms
+from protocol.kits import PermitTerms, Technician, TechniciansTerms, permit_path
+from protocol.objects import (
+    MANAGERS_ROLES,
+    ROLES,
+    TECHNICIANS,
+    DirectorTerms,
+    ImageTerms,
+    ObjectBody,
+    ProductTerms,
+    ReleaseTerms,
+)
 from protocol.release import manifest_path
+from protocol.wire import encode
 from signing.metadata import expiry, parse, plain, terms, terms_field
 from signing.objects import sign_object
 from signing.online_keys import ONLINE_ROLES
@@ -27,11 +38,14 @@ class Managers:
     """Three managers, the server's online keys, and what they have published.
 
     `image` and `director` are always what a server accepted last. Methods that make files return the bytes and, unless
-    `publish` is False, put them through `accept` first.
+    `publish` is False, put them through `accept` first. With `kits` False the director is one from before there were
+    field kits.
     """
 
-    def __init__(self, now: datetime, product: str = "pest-detector", threshold: int = 2) -> None:
+    def __init__(self, now: datetime, product: str = "pest-detector", threshold: int = 2, *, kits: bool = True) -> None:
         self.now = now
+        self.kits = kits
+        self.sealing_key: str | None = None  # of all top targets of the director that are made from now on
         self.product = product
         self.threshold = threshold
         self.interlocks: tuple[str, ...] = ()  # of every product role that is made from now on
@@ -55,6 +69,7 @@ class Managers:
             {
                 "1.root.json": self.sign(self.make_root("director", 1)),
                 "targets.json": self.sign(self.make_director_targets(1)),
+                **({f"{TECHNICIANS}.json": self.sign(self.make_technicians(1))} if kits else {}),
             },
             now,
         )
@@ -89,15 +104,21 @@ class Managers:
 
     def make_director_targets(self, version: int) -> Targets:
         keys = {role: self.online["director"][role].public_key for role in ROLES.values()}
+        roles = {role: DelegatedRole(role, [key.keyid], 1, terminating=True, paths=[]) for role, key in keys.items()}
+        managers = [self.keys[name].public_key for name in NAMES] if self.kits else []
+        for role in MANAGERS_ROLES if self.kits else ():
+            roles[role] = DelegatedRole(role, [key.keyid for key in managers], self.threshold, True, [])
         return Targets(
             version=version,
             expires=expiry(self.now, "targets"),
-            delegations=Delegations(
-                {key.keyid: key for key in keys.values()},
-                {role: DelegatedRole(role, [key.keyid], 1, terminating=True, paths=[]) for role, key in keys.items()},
-            ),
-            unrecognized_fields=terms_field(DirectorTerms(kind="director")),
+            delegations=Delegations({key.keyid: key for key in (*keys.values(), *managers)}, roles),
+            unrecognized_fields=terms_field(DirectorTerms(kind="director", sealing_key=self.sealing_key)),
         )
+
+    def make_technicians(self, version: int, technicians: Iterable[Technician] = (), days: float = 60.0) -> Targets:
+        said = TechniciansTerms(kind="technicians", created_ms=_ms(self.now), technicians=tuple(technicians))
+        expires = (self.now + timedelta(days=days)).replace(microsecond=0)
+        return Targets(version=version, expires=expires, unrecognized_fields=terms_field(said))
 
     def make_product(
         self, version: int, releases: dict[str, TargetFile] | None = None, floor: int = 0, product: str | None = None
@@ -151,6 +172,24 @@ class Managers:
         new_floor = terms(old, ProductTerms, "").floor if floor is None else floor
         return self._product_bytes(left, new_floor, by, publish)
 
+    def permit(self, permit: PermitTerms, *, by: Iterable[str] = NAMES[:2], publish: bool = True) -> bytes:
+        """One permit more in the product's role."""
+        old = self.current_product()
+        path = permit_path(self.product, permit.permit)
+        target = TargetFile.from_data(path, encode(permit), ["sha256"])
+        target.unrecognized_fields["custom"] = plain(permit)
+        return self._product_bytes({**old.targets, path: target}, terms(old, ProductTerms, "").floor, by, publish)
+
+    def technicians(
+        self, *technicians: Technician, days: float = 60.0, by: Iterable[str] = NAMES[:2], publish: bool = True
+    ) -> bytes:
+        """A new list, the whole of it."""
+        version = parse(self.director.delegated[TECHNICIANS], Targets, TECHNICIANS).signed.version + 1
+        data = self.sign(self.make_technicians(version, technicians, days), by)
+        if publish:
+            self._accept("director", {f"{TECHNICIANS}.json": data})
+        return data
+
     def rotate_online(self, kind: RepositoryKind, *roles: str) -> None:
         """New keys for online roles: a new root, and for the director's object roles new top targets."""
         for role in roles:
@@ -198,3 +237,7 @@ class Managers:
             self.image = accept(kind, self.image, files, self.now)
         else:
             self.director = accept(kind, self.director, files, self.now)
+
+
+def _ms(moment: datetime) -> int:
+    return int(moment.timestamp() * 1000)

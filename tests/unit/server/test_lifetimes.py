@@ -5,6 +5,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from protocol.kits import Technician
 from server import authorities
 from server.founding import FirstAnswers, found
 from server.lifetimes import ONLINE, raise_alarms
@@ -110,6 +111,25 @@ async def test_what_was_renewed_raises_anew_only_at_its_own_marks(tmp_path: Path
         assert await look(house) == []
         house.now_ms += 95 * DAY_MS
         assert "role image/pest-detector" in await look(house)
+
+
+async def test_a_list_of_technicians_has_marks_of_its_own_as_long_as_somebody_is_in_it(tmp_path: Path) -> None:
+    async with published(tmp_path) as house:
+        tom = Technician(name="tom", public_key="1" * 64, expires_ms=START_MS + 365 * DAY_MS)
+        house.managers.technicians(tom)
+        await house.publish()
+        start = house.now_ms
+        raised = []
+        for day in range(0, 80, 10):
+            house.now_ms = start + day * DAY_MS
+            if "role director/technicians" in await look(house):
+                raised.append(day)
+        assert raised == [30, 50, 60]
+        house.managers.now = house.now()
+        house.managers.technicians()
+        await house.publish()
+        house.now_ms += 80 * DAY_MS
+        assert "role director/technicians" not in await look(house)
 
 
 async def test_a_clock_that_ran_ahead_and_was_set_right_leaves_every_mark_to_come(tmp_path: Path) -> None:

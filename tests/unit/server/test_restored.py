@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from tuf.api.metadata import DelegatedRole, Targets
 
+from protocol.kits import Technician
 from protocol.messages import GivenBack, LanePosition, RenewRequest, SignedFile
 from protocol.wire import encode
 from server import restored
@@ -128,6 +129,25 @@ async def test_nothing_is_published_and_contact_results_and_time_go_on(house: Ho
     assert (await house.events("server-behind"))[0]["device"] == "keen"
 
 
+async def test_a_list_of_technicians_that_was_lost_is_asked_back_from_machines_and_waited_for(house: House) -> None:
+    tractor = await machine(house, "tractor-1")
+    backup = await back_up(house)
+    tom = Technician(name="tom", public_key="1" * 64, expires_ms=house.now_ms + 90 * DAY_MS)
+    data = house.managers.technicians(tom)
+    await house.publish()
+    trusted = await versions(house)
+    assert trusted["director/technicians"] == 2
+    await restore(house, backup)
+    answer = await tractor.sync(versions=trusted)
+    assert (list(answer.want_metadata), answer.director_timestamp) == (["director/technicians.json"], "")
+    file = SignedFile(repository="director", name="technicians.json", content=data.decode())
+    assert (await tractor.ask("POST", "/v1/metadata", encode(GivenBack(files=(file,)))))[0] == 204
+    status = await house.must("GET", "/api/v1/status")
+    assert (status["missing"], status["restored"]["held"]) == ([], True), "no machine's word stands for the managers'"
+    assert await house.push_again() == ""
+    assert (await versions(house))["director/technicians"] == 2
+
+
 async def test_a_hold_that_lasts_is_told_by_the_machines_as_stale_metadata(house: House) -> None:
     keen, _ = await a_lost_week(house)
     keen.gives_back = False
@@ -151,7 +171,7 @@ async def test_the_managers_push_again_brings_all_back_and_no_machine_refuses_an
     for tractor in (keen, asleep):
         _, verdict = await tractor.visit()
         assert (verdict.complaints, verdict.may_install) == ((), True)
-        assert {role: tractor.versions[role] for role in now} == now
+        assert {**now, **tractor.versions} == now
     status = await house.must("GET", "/api/v1/status")
     assert (status["missing"], status["restored"]["held"]) == ([], False)
     assert not [one for tractor in (keen, asleep) for verdict in tractor.verdicts for one in verdict.complaints]

@@ -3,15 +3,18 @@
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
+import msgspec
 import pytest
 from securesystemslib.signer import CryptoSigner, Signature, SSlibKey
 from tuf.api.metadata import DelegatedRole, Metadata, Snapshot, TargetFile, Targets, Timestamp
 
 from protocol.errors import Reason, Refused, StateError
+from protocol.kits import PermitTerms, Technician, permit_path
 from protocol.limits import MANIFEST_BYTES
 from protocol.objects import ClockBody, ProductTerms
-from signing.metadata import parse, terms_field
-from signing.repository import RepositorySet, accept, read_release_list, render_online
+from protocol.wire import encode
+from signing.metadata import parse, plain, terms_field
+from signing.repository import RepositorySet, accept, permits_of, read_release_list, render_online, technicians_of
 from tests.fakes.managers import Managers
 
 NOW = datetime(2026, 5, 4, 8, 0, tzinfo=UTC)
@@ -327,3 +330,131 @@ def test_an_object_has_its_body_inside_the_signed_bytes(house: Managers) -> None
 def test_terms_survive_as_they_were_written(house: Managers) -> None:
     field = terms_field(ProductTerms(kind="product", product=PRODUCT, floor=3))
     assert field == {"headland": {"kind": "product", "product": PRODUCT, "floor": 3}}
+
+
+def ms(moment: datetime) -> int:
+    return int(moment.timestamp() * 1000)
+
+
+def permit(house: Managers, **changes: object) -> PermitTerms:
+    """For tractor-1, back to 1.0.0, for ten days."""
+    (release,) = (each for each in read_release_list(house.image, PRODUCT) if each.version == "1.0.0")
+    whole = PermitTerms(
+        kind="permit",
+        permit="ab" * 16,
+        device="tractor-1",
+        release="1.0.0",
+        manifest=release.manifest_sha256,
+        created_ms=ms(NOW),
+        expires_ms=ms(NOW + timedelta(days=10)),
+        reason="the new one sees rust where there is none",
+    )
+    return msgspec.structs.replace(whole, **changes)
+
+
+def technician(name: str = "tom", key: str = "1" * 64) -> Technician:
+    return Technician(name=name, public_key=key, expires_ms=ms(NOW + timedelta(days=365)), may_force=True)
+
+
+def test_a_permit_stands_beside_the_releases_and_changes_nothing_of_their_list(house: Managers) -> None:
+    before = read_release_list(house.image, PRODUCT)
+    house.permit(permit(house))
+    assert read_release_list(house.image, PRODUCT) == before
+    assert permits_of(PRODUCT, house.current_product()) == (permit(house),)
+    house.release("1.1.0", 2, b"{ }")
+    assert permits_of(PRODUCT, house.current_product()) == (permit(house),)
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"expires_ms": ms(NOW + timedelta(days=30)) + 1}, "more than 30 days"),
+        ({"release": "1.1.0"}, "lists no such"),
+        ({"manifest": "0" * 64}, "lists no such"),
+    ],
+)
+def test_a_permit_for_too_long_or_for_a_release_that_is_not_listed_is_refused(
+    house: Managers, changes: dict[str, object], what: str
+) -> None:
+    said = refused(Reason.METADATA, lambda: house.permit(permit(house, **changes)))
+    assert what in said
+
+
+def test_a_release_that_a_permit_names_is_delisted_only_with_the_permit(house: Managers) -> None:
+    house.permit(permit(house))
+    refused(Reason.METADATA, lambda: house.delist("1.0.0"))
+
+
+@pytest.mark.parametrize("harm", ["path", "hash", "length", "word", "kind"])
+def test_a_permit_that_is_not_what_its_target_says_is_refused(house: Managers, harm: str) -> None:
+    mine = permit(house)
+    path = permit_path(PRODUCT, mine.permit)
+    content = encode(mine)
+    target = TargetFile.from_data(path, content + (b" " if harm == "hash" else b""), ["sha256"])
+    target.length = len(content) + (harm == "length")
+    target.unrecognized_fields["custom"] = plain(mine) | {
+        "word": {"reason": "another"},
+        "kind": {"kind": "pardon"},
+    }.get(harm, {})
+    role = house.make_product(3, {**house.current_product().targets, "x" + path if harm == "path" else path: target})
+    refused(Reason.METADATA, lambda: offer(house, product=house.sign(role)))
+
+
+def test_the_list_of_technicians_is_published_as_a_products_role_is(house: Managers) -> None:
+    house.technicians(technician())
+    served = house.render("director", version=42)
+    assert served["2.technicians.json"] == house.director.delegated["technicians"]
+    parse(served["42.snapshot.json"], Snapshot, "").signed.meta["technicians.json"].verify_length_and_hashes(
+        served["2.technicians.json"]
+    )
+    assert technicians_of(parse(served["2.technicians.json"], Targets, "").signed).technicians == (technician(),)
+    assert accept("director", None, house.director.files(), NOW) == house.director
+
+
+def test_a_list_of_technicians_is_judged_as_a_products_role_is(house: Managers) -> None:
+    old = house.director.delegated["technicians"]
+    house.technicians(technician())
+    refused(Reason.ROLLBACK, lambda: accept("director", house.director, {"technicians.json": old}, NOW))
+    refused(Reason.SIGNATURE, lambda: house.technicians(by=("alice",)))
+    refused(Reason.EXPIRED, lambda: house.technicians(days=-1))
+    assert "more than 90 days" in refused(Reason.METADATA, lambda: house.technicians(days=91))
+    house.technicians(days=90)
+    for twice in ((technician(), technician(key="2" * 64)), (technician(), technician("tim"))):
+        assert "two technicians" in refused(Reason.METADATA, lambda t=twice: house.technicians(*t))
+    product = house.make_product(9)
+    files = {"technicians.json": house.sign(product)}
+    refused(Reason.METADATA, lambda: accept("director", house.director, files, NOW))
+    listing = house.make_technicians(9)
+    listing.targets["technicians/tom"] = TargetFile.from_data("technicians/tom", b"{}", ["sha256"])
+    files = {"technicians.json": house.sign(listing)}
+    refused(Reason.METADATA, lambda: accept("director", house.director, files, NOW))
+
+
+def test_a_director_has_both_roles_of_managers_or_neither_and_keeps_them() -> None:
+    before = Managers(NOW, kits=False)
+    assert before.director.delegated == {}
+    files = {"technicians.json": before.sign(before.make_technicians(1))}
+    refused(Reason.METADATA, lambda: accept("director", before.director, files, NOW))
+    old = before.make_director_targets(3)
+    before.kits = True
+    files["targets.json"] = before.sign(before.make_director_targets(2))
+    refused(Reason.METADATA, lambda: accept("director", before.director, {"targets.json": files["targets.json"]}, NOW))
+    for role in ("kits", "technicians"):
+        half = before.make_director_targets(2)
+        assert half.delegations is not None and half.delegations.roles is not None
+        del half.delegations.roles[role]
+        alone = {**files, "targets.json": before.sign(half)}
+        refused(Reason.METADATA, lambda f=alone: accept("director", before.director, f, NOW))
+    before.director = accept("director", before.director, files, NOW)
+    assert set(before.director.delegated) == {"technicians"}
+    gone = {"targets.json": before.sign(old)}
+    assert "they stay" in refused(Reason.METADATA, lambda: accept("director", before.director, gone, NOW))
+
+
+def test_new_keys_of_the_directors_list_need_it_anew(house: Managers) -> None:
+    house.threshold = 3
+    top = house.sign(house.make_director_targets(2))
+    refused(Reason.SIGNATURE, lambda: accept("director", house.director, {"targets.json": top}, NOW))
+    listing = house.sign(house.make_technicians(2), ("alice", "bob", "carol"))
+    files = {"targets.json": top, "technicians.json": listing}
+    assert accept("director", house.director, files, NOW).delegated["technicians"] == listing
