@@ -14,6 +14,7 @@ from typing import Final, Protocol
 import msgspec
 
 from device.hardware import inventory_digest
+from device.kits.forces import drop_forces, untold_forces
 from device.link import Answer
 from device.outbox.box import Outbox
 from device.recovery import Recovery
@@ -24,6 +25,7 @@ from device.trust.port import WALL_CLOCK, Complaint, Terms, Trust, Verdict
 from protocol import limits
 from protocol.errors import HeadlandError, LinkError, Reason, Refused
 from protocol.ids import DeviceId, Digest, Millis, Name, ProductName, Token
+from protocol.kits import StickReport
 from protocol.messages import (
     UNMETERED,
     Alert,
@@ -46,6 +48,9 @@ RECORD_BYTES: Final = limits.MIB
 TOLD_DIGESTS: Final = 1024
 TOLD_STATUSES: Final = 32
 TOLD_ALERTS: Final = 16
+TOLD_FORCES: Final = 4  # up to 4.3 KiB each
+STICK_STATUSES: Final = 128  # of limits.REPORT_BODY_BYTES less than half, with the alerts
+STICK_ALERTS: Final = 64
 COMPLAINTS_KEPT: Final = 32
 DETAIL_CHARACTERS: Final = 2000
 MANIFEST: Final = "manifest"  # what is complained of that the server's blobs do not hold as signed
@@ -234,6 +239,7 @@ class Contact:
         if answer.contact_id != request.contact_id:
             raise Refused(Reason.METADATA, "the server answered another contact than this one")
         await asyncio.to_thread(self._patches.mark_told, request.failed_patches, request.lifted_patches)
+        await asyncio.to_thread(drop_forces, self._state, request.forces)
         record = _answered(record, request, answer)
         try:
             verdict = await self._trust.judge(answer, nonce, asked_boot_s)
@@ -248,6 +254,14 @@ class Contact:
         await self._pass_on(answer, verdict)
         await self._give_back(answer.want_metadata)
         return answer
+
+    async def report_for_stick(self, number: int) -> StickReport:
+        """What a contact would tell now, to go by stick; all of it stays to be told in a contact.
+
+        Args:
+            number: Of the report.
+        """
+        return await asyncio.to_thread(self._report, number, self._updates.report(), await self._held())
 
     def record(self) -> ContactRecord:
         """As it is kept; blocking."""
@@ -296,8 +310,32 @@ class Contact:
             lifted_patches=self._patches.lifted(),
             recovering=self._state.is_recovering,
             trusts=self._trusts()[: limits.TRUSTED_CAS],
+            forces=untold_forces(self._state, TOLD_FORCES),
         )
         return record, request
+
+    def _report(self, number: int, report: VersionReport, held: tuple[Digest, ...]) -> StickReport:
+        record, facts = read_record(self._state), self._facts()
+        return StickReport(
+            format=1,
+            device=self._device,
+            product=self._product,
+            number=number,
+            # A machine that lost its record shows none: its report is to replace nothing.
+            sync_token=None if self._state.is_recovering else record.sync_token,
+            at_ms=facts.now_ms,
+            report=report,
+            inventory=facts.inventory,
+            epoch=self._outbox.epoch,
+            lanes=dict(self._outbox.positions()),
+            statuses=self._state.pending_statuses(STICK_STATUSES),
+            alerts=self._state.pending_alerts(STICK_ALERTS),
+            forces=untold_forces(self._state),
+            have=tuple(sorted({*self._store.digests(), *held}))[:TOLD_DIGESTS],
+            versions=record.versions,
+            counters=facts.counters,
+            unsure_of_time=not facts.sure_of_time,
+        )
 
     def _take_in(self, record: ContactRecord, verdict: Verdict) -> None:
         """Keeps what the contact taught; what was told is forgotten, what is new to tell is queued."""

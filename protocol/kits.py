@@ -13,7 +13,7 @@ import msgspec
 from protocol import limits
 from protocol.errors import Reason, Refused
 from protocol.ids import Count, DeviceId, Digest, Millis, Name, ProductName, Token, Version, digest
-from protocol.messages import Alert, Counters, Inventory, LanePosition, UpdateStatus, VersionReport
+from protocol.messages import Alert, Counters, Inventory, LanePosition, SignedForce, UpdateStatus, VersionReport
 from protocol.objects import Conditions, Payload, Step
 from protocol.results import inflate
 from protocol.wire import Message, pack, unpack
@@ -150,14 +150,6 @@ class ForceRequest(Message):
     technician: Name
     reason: Reasoned
     at_ms: Millis
-
-
-class SignedForce(Message):
-    """`request` is the exact JSON of a `ForceRequest`; `signature` is Ed25519 over `FORCE_CONTEXT` and these bytes, in
-    hexadecimal. The machine keeps it until it was told, and the server holds it against the list that it has."""
-
-    request: Annotated[str, msgspec.Meta(max_length=4096)]
-    signature: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{128}\Z")]
 
 
 class StickReport(Message):

@@ -119,6 +119,17 @@ class Counters(Message):
     results_given_up: Count = 0  # rows that the disk took too long to take: they have no number and no loss record
 
 
+class SignedForce(Message):
+    """A technician's word that a release may be forced, kept by the machine until it was told.
+
+    `request` is the exact JSON of a `ForceRequest`; `signature` is Ed25519 over `FORCE_CONTEXT` and these bytes, in
+    hexadecimal (`protocol.kits`). The server holds it against the list of technicians that it has.
+    """
+
+    request: Annotated[str, msgspec.Meta(max_length=4096)]
+    signature: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{128}\Z")]
+
+
 class SyncRequest(Message):
     """A contact. `contact_id` is drawn and kept before the first try, and used again on each retry."""
 
@@ -150,6 +161,8 @@ class SyncRequest(Message):
     # The machine lost its record and its floors: it asks what it last reported, and `report` replaces nothing.
     recovering: bool = False
     trusts: Annotated[tuple[TrustMark, ...], msgspec.Meta(max_length=limits.TRUSTED_CAS)] = ()  # newest first
+    # What technicians forced here. Sent until a contact was answered; the server notes each once, by its challenge.
+    forces: Annotated[tuple[SignedForce, ...], msgspec.Meta(max_length=limits.FORCES)] = ()
 
 
 class SyncAnswer(Message):
