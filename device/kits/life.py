@@ -1,0 +1,458 @@
+"""The life of kits on a machine: found, copied, judged, planned, and offered to the update machine or to a person.
+
+Each kit has a state and a sentence, whatever became of it. What is known of a stick goes with the stick; what an update
+needs to go on without one stands in the update machine's record. A stick can do nothing to inference: all of this is
+one task, and its reading is in threads of their own.
+"""
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Literal, Protocol
+
+import msgspec
+
+from device.kits.choosing import STATES, Choice, Chooser, UnfitError, by_hand
+from device.kits.finding import Finder, Found
+from device.kits.folder import Mark, Stick
+from device.kits.shelf import Shelf
+from device.kits.shown import KitShown, KitsShown, KitState
+from device.state_db import StateDb
+from device.trust.port import ROSTER, KitVerdict, Roster, Terms, Trust
+from device.update import rules
+from device.update.memory import TERMS, Memory
+from device.update.progress import Progress
+from device.update.states import State, UpdateRecord
+from protocol import limits
+from protocol.errors import LinkError, Reason, Refused, StateError
+from protocol.ids import DeviceId, Digest, Token, digest
+from protocol.kits import KitId
+from protocol.messages import Inventory
+from protocol.objects import AssignmentBody
+from protocol.wire import decode, encode
+
+_log = logging.getLogger(__name__)
+
+TURN_S: Final = 120.0  # a person waits no longer for the word on a kit
+_DONE: Final = frozenset({State.IDLE, State.COMMIT, State.ROLLBACK, State.CLEANUP})
+
+Applying = Literal["auto", "ask"]
+
+
+class Updates(Protocol):
+    """The update machine, as `device.update.updater.Updater`."""
+
+    @property
+    def record(self) -> UpdateRecord:
+        """What runs, and what is under way."""
+        ...
+
+    @property
+    def inventory(self) -> Inventory:
+        """What this machine can run."""
+        ...
+
+    @property
+    def started(self) -> bool:
+        """Whether the record is known."""
+        ...
+
+    def progress(self) -> Progress:
+        """Where the update is."""
+        ...
+
+    async def learn(self, terms: Terms) -> None:
+        """Keeps what the newest trusted repository says."""
+        ...
+
+    async def offer(
+        self,
+        assignment: AssignmentBody,
+        manifest_bytes: bytes,
+        terms: Terms,
+        may_install: bool,
+        *,
+        forced: Token | None = None,
+    ) -> rules.Accepted | rules.Later | Refused:
+        """Judges an assignment and, if it may be installed, has it installed."""
+        ...
+
+    def withdraw_kit(self, kit: KitId) -> None:
+        """The kit is no good any more."""
+        ...
+
+    def kit_is_there(self, kit: KitId) -> None:
+        """A stick with it is at hand."""
+        ...
+
+
+@dataclass
+class _Entry:
+    """One kit. Two of the same name and other content are two."""
+
+    kit: KitId
+    content: Digest
+    sticks: list[Stick] = field(default_factory=list)
+    verdict: KitVerdict | None = None
+    trusted: bytes | None = None  # what was when it was judged
+    choice: Choice | None = None
+    state: KitState = KitState.READING
+    line: str = "it is being read"
+    hint: str = ""
+
+    def say(self, state: KitState, line: str, hint: str = "") -> None:
+        if (state, line) != (self.state, self.line):
+            _log.info("%s: %s (%s)", self.kit, line, state)
+        self.state, self.line, self.hint = state, line, hint
+
+
+class Kits:
+    """All kits of one machine. Belongs to one event loop.
+
+    Args:
+        device: This machine.
+        folder: Of our own, for copies; nothing in it outlives a judgement.
+        finder: Finds sticks.
+        shelf: Is told which are at hand.
+        chooser: Says what the machine would take.
+        trust: Judges.
+        updates: Installs.
+        state: Terms, and the list of technicians.
+        apply: Whether a kit that fits is installed by itself, or waits for a person.
+    """
+
+    def __init__(
+        self,
+        *,
+        device: DeviceId,
+        folder: Path,
+        finder: Finder,
+        shelf: Shelf,
+        chooser: Chooser,
+        trust: Trust,
+        updates: Updates,
+        state: StateDb,
+        apply: Applying = "auto",
+    ) -> None:
+        self._device = device
+        self._folder = folder
+        self._finder = finder
+        self._shelf = shelf
+        self._chooser = chooser
+        self._trust = trust
+        self._updates = updates
+        self._state = state
+        self._memory = Memory(state)
+        self._apply: Applying = apply
+        self._entries: dict[tuple[KitId, Digest], _Entry] = {}
+        self._contents: dict[tuple[Path, KitId, Mark], Digest] = {}
+        self._wanted: dict[KitId, Token | None] = {}  # by a person, and the request of a technician who forces it
+        self._turns = 0
+        self._in_turn = False
+        self._turned = asyncio.Condition()
+
+    async def run(self) -> None:
+        """Looks after kits until it is cancelled."""
+        await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
+        await self._finder.start()
+        try:
+            while True:
+                if self._updates.started:  # before that nothing is known of what runs
+                    await self._turn()
+                await self._finder.news()
+        finally:
+            await self._finder.close()
+
+    def wake(self) -> None:
+        """Something changed that kits depend on."""
+        self._finder.wake()
+
+    def shown(self) -> KitsShown:
+        """What there is now. Never blocks."""
+        progress = self._updates.progress() if self._updates.started else None
+        kits = [self._show(entry, progress) for entry in self._entries.values()]
+        return KitsShown(
+            kits=tuple(sorted(kits, key=lambda one: (one.kit, one.sticks))),
+            troubles=tuple(sorted(self._finder.troubles.values())),
+        )
+
+    async def look(self, path: Path | None = None) -> KitsShown:
+        """A person wants everything looked at again: what was refused before is judged anew.
+
+        Args:
+            path: A folder that counts as a stick from now on.
+
+        Raises:
+            StateError: Nothing came of it in time.
+        """
+        if path is not None:
+            self._finder.add(path)
+        self._shelf.forget()
+        self._contents.clear()
+        for entry in self._entries.values():
+            entry.trusted = None
+        await self._next_turn()
+        return self.shown()
+
+    async def apply(self, kit: KitId, forced: Token | None = None) -> KitShown:
+        """A person wants a kit installed.
+
+        Args:
+            kit: Its name.
+            forced: The request of a technician who forces it, verified and kept.
+
+        Raises:
+            StateError: There is no such kit.
+        """
+        if kit not in {entry.kit for entry in self._entries.values()}:
+            raise StateError(f"there is no kit {kit}", hint="headland-device kit list shows what was found")
+        self._wanted[kit] = forced or self._wanted.get(kit)
+        await self._next_turn()
+        return min(
+            (self._show(entry, self._updates.progress()) for entry in self._entries.values() if entry.kit == kit),
+            key=lambda one: (one.state is not KitState.APPLYING, not one.release),
+        )
+
+    def choice_of(self, offer: str) -> tuple[str, Digest] | None:
+        """Version and manifest of what this machine would take of a kit; None: nothing."""
+        for entry in self._entries.values():
+            if entry.kit == offer and entry.choice is not None:
+                return entry.choice.standing.release.release, entry.choice.name
+        return None
+
+    async def _next_turn(self) -> None:
+        """Waits for a turn that began from now on."""
+        until = self._turns + (2 if self._in_turn else 1)
+        self._finder.wake()
+        try:
+            async with asyncio.timeout(TURN_S), self._turned:
+                await self._turned.wait_for(lambda: self._turns >= until)
+        except TimeoutError as error:
+            raise StateError("a stick keeps the agent busy", hint="look at headland-device kit list later") from error
+
+    async def _turn(self) -> None:
+        self._in_turn = True
+        try:
+            found = await self._finder.look()
+            self._shelf.show(found)
+            await self._sort(found)
+            trusted = await asyncio.to_thread(self._trusted)
+            for entry in list(self._entries.values()):
+                if entry.trusted != trusted and entry.sticks:
+                    await self._judge(entry)
+                    if entry.trusted != trusted:
+                        self._finder.wake()  # it brought something newer: the others are held against that
+            await self._plan_all()
+            await self._offer_best()
+        except StateError as error:  # a full disk: it is tried again
+            _log.warning("kits: %s", error.message)
+        finally:
+            self._in_turn = False
+        async with self._turned:
+            self._turns += 1
+            self._turned.notify_all()
+
+    # Found
+
+    async def _sort(self, found: Iterable[Found]) -> None:
+        """Which kits there are now, by their content."""
+        contents: dict[tuple[Path, KitId, Mark], Digest] = {}
+        here: dict[tuple[KitId, Digest], list[Stick]] = {}
+        for one in found:
+            place = (one.stick.root, one.kit, one.mark)
+            content = self._contents.get(place)
+            if content is None:
+                try:
+                    content = digest(await one.stick.read_kit(one.kit))
+                except (LinkError, Refused) as error:
+                    entry = self._entries.setdefault((one.kit, ""), _Entry(one.kit, ""))
+                    entry.say(KitState.UNREADABLE, f"it cannot be read: {error.message}")
+                    here.setdefault((one.kit, ""), [])
+                    continue
+            contents[place] = content
+            here.setdefault((one.kit, content), []).append(one.stick)
+        self._contents = contents
+        offer = self._updates.record.offer
+        underway = offer.rollout if offer is not None else ""
+        for key, entry in list(self._entries.items()):
+            if key not in here and not (entry.kit == underway and entry.verdict is not None and entry.verdict.kit):
+                del self._entries[key]
+                self._wanted.pop(entry.kit, None)
+            else:
+                entry.sticks = here.get(key, [])
+        for (kit, content), sticks in here.items():
+            if (kit, content) not in self._entries:
+                self._entries[kit, content] = _Entry(kit, content, sticks=sticks)
+
+    # Judged
+
+    def _trusted(self) -> bytes:
+        """The same as long as no newer metadata is trusted here."""
+        return (self._state.get(TERMS) or b"") + (self._state.get(ROSTER) or b"")
+
+    async def _judge(self, entry: _Entry) -> None:
+        """Copies what a kit says of itself, and has the keeper judge the copy."""
+        verdict, line = None, ""
+        for stick in entry.sticks:
+            try:
+                verdict = await self._judge_copy(entry, stick)
+                break
+            except LinkError as error:
+                line = error.message
+            except Refused as error:
+                entry.trusted = await asyncio.to_thread(self._trusted)
+                entry.say(KitState.REFUSED, f"it is no kit: {error.message}", error.hint)
+                return
+            except OSError as error:
+                line = f"this machine's disk takes no copy of it: {error.strerror}"
+        if verdict is None:
+            entry.say(KitState.UNREADABLE, line)
+            return
+        was_good = entry.verdict is not None and entry.verdict.kit is not None
+        entry.verdict = verdict
+        await self._learn(verdict)
+        entry.trusted = await asyncio.to_thread(self._trusted)
+        if verdict.kit is None:
+            complaint = verdict.complaint
+            reason = complaint.reason if complaint is not None else Reason.METADATA
+            detail = complaint.detail if complaint is not None else "it was refused"
+            entry.choice = None
+            entry.say(STATES.get(reason, KitState.REFUSED), detail, complaint.hint if complaint is not None else "")
+            if was_good:
+                self._updates.withdraw_kit(entry.kit)
+
+    async def _judge_copy(self, entry: _Entry, stick: Stick) -> KitVerdict:
+        aside = self._folder / secrets.token_hex(8)
+        copy = aside / entry.kit
+        try:
+            await asyncio.to_thread(copy.mkdir, parents=True)
+            await stick.copy_metadata(entry.kit, copy, entry.content)
+            return await self._trust.judge_kit(str(copy))
+        finally:
+            await asyncio.to_thread(shutil.rmtree, aside, ignore_errors=True)
+
+    async def _learn(self, verdict: KitVerdict) -> None:
+        if verdict.terms is not None:
+            await self._updates.learn(verdict.terms)
+        if verdict.roster is not None:
+            await asyncio.to_thread(keep_roster, self._state, verdict.roster)
+
+    # Planned
+
+    async def _plan_all(self) -> None:
+        facts = None
+        for entry in self._entries.values():
+            if entry.verdict is None or entry.verdict.kit is None:
+                continue
+            facts = facts or await self._chooser.look()
+            entry.choice = None
+            try:
+                entry.choice = await self._chooser.choose(entry.verdict, facts, is_wanted=entry.kit in self._wanted)
+            except UnfitError as unfit:
+                entry.say(unfit.state, unfit.line, unfit.hint)
+                if unfit.state is KitState.INSTALLED:
+                    self._wanted.pop(entry.kit, None)
+
+    # Offered
+
+    async def _offer_best(self) -> None:
+        """The newest first; among copies of the same, the one that is under way, and what a person asked for."""
+        terms = await asyncio.to_thread(self._memory.terms)
+        underway = self._underway()
+        able = [entry for entry in self._entries.values() if entry.choice is not None]
+        able.sort(key=lambda entry: self._order(entry, underway), reverse=True)
+        offered: _Entry | None = None
+        for entry in able:
+            assert entry.choice is not None
+            version = entry.choice.standing.release.release
+            if self._apply == "ask" and entry.kit not in self._wanted and entry.kit != underway:
+                entry.say(KitState.OFFERED, f"release {version} can be installed", by_hand(entry.kit))
+                continue
+            if offered is not None:
+                entry.say(KitState.PASSED_OVER, f"{offered.kit} brings the same or a newer release than its {version}")
+                continue
+            if underway and underway != entry.kit and self._is_stuck(underway):
+                self._updates.withdraw_kit(underway)
+            if terms is not None and await self._offer(entry, entry.choice, terms):
+                offered = entry
+
+    async def _offer(self, entry: _Entry, choice: Choice, terms: Terms) -> bool:
+        assert entry.verdict is not None
+        assert entry.verdict.kit is not None
+        release = choice.standing.release
+        assignment = AssignmentBody(
+            device=self._device,
+            product=entry.verdict.kit.product,
+            rollout=entry.kit,
+            release=release.release,
+            manifest=release.manifest,
+            plan=choice.plan,
+            conditions=entry.verdict.kit.conditions,
+        )
+        forced = self._wanted.get(entry.kit)
+        verdict = await self._updates.offer(assignment, choice.manifest, terms, True, forced=forced)
+        match verdict:
+            case rules.Accepted():
+                entry.say(KitState.APPLYING, f"release {release.release} is being installed")
+                if entry.sticks:
+                    self._updates.kit_is_there(entry.kit)
+                return True
+            case rules.Later():
+                entry.say(KitState.WAITING, verdict.why)
+            case Refused():
+                entry.say(STATES.get(verdict.reason, KitState.REFUSED), verdict.message, verdict.hint)
+        return False
+
+    def _order(self, entry: _Entry, underway: str) -> tuple[bool, tuple[int, int], bool, bool]:
+        assert entry.choice is not None
+        standing = entry.choice.standing
+        is_wanted_back = standing.is_permitted and entry.kit in self._wanted
+        return (is_wanted_back, standing.rank, entry.kit == underway, entry.kit in self._wanted)
+
+    def _underway(self) -> str:
+        """The kit whose update is under way, or empty."""
+        record = self._updates.record
+        if record.offer is None or record.state in _DONE:
+            return ""
+        return record.offer.rollout if record.offer.rollout in {one.kit for one in self._entries.values()} else ""
+
+    def _is_stuck(self, kit: KitId) -> bool:
+        """Whether what the sticks have of it cannot be used: then the next one has its turn."""
+        entries = [entry for entry in self._entries.values() if entry.kit == kit]
+        return self._updates.record.state is State.FETCH and all(entry.choice is None for entry in entries)
+
+    def _show(self, entry: _Entry, progress: Progress | None) -> KitShown:
+        choice = entry.choice
+        verdict = entry.verdict
+        shown = KitShown(
+            kit=entry.kit,
+            sticks=tuple(str(stick.root) for stick in entry.sticks),
+            state=entry.state,
+            sentence=entry.line,
+            hint=entry.hint,
+            release=choice.standing.release.release if choice is not None else "",
+            manifest=choice.name if choice is not None else None,
+            expires_ms=verdict.expires_ms if verdict is not None else 0,
+        )
+        if entry.state is not KitState.APPLYING or progress is None:
+            can_apply = choice is not None or (entry.state is KitState.OLDER and bool(entry.hint))
+            return msgspec.structs.replace(shown, can_apply=can_apply)
+        line = entry.line + (f"; it waits: {progress.why}" if progress.why else "")
+        return msgspec.structs.replace(shown, sentence=line, forced=self._wanted.get(entry.kit) is not None)
+
+
+def keep_roster(state: StateDb, roster: Roster) -> None:
+    """Keeps the newest list of technicians. Blocking."""
+
+    def newer(known: bytes | None) -> bytes | None:
+        with contextlib.suppress(Refused):
+            if known is not None and decode(known, Roster, limit=limits.KIT_METADATA_BYTES).version >= roster.version:
+                return None
+        return encode(roster)
+
+    state.change(ROSTER, newer)

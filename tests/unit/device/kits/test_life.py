@@ -1,0 +1,289 @@
+"""Sticks come and go; each kit gets its word, and the best one is offered."""
+
+import asyncio
+import shutil
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from device.clock import Reading
+from device.kits.shown import KitState
+from device.refusals import Refusal
+from device.trust.port import Complaint, Roster
+from device.update.states import State
+from protocol.errors import LinkError, Reason, StateError
+from protocol.kits import KIT_FILE, PermitTerms
+from tests.fakes.kit_yard import EXPIRES_MS, KitYard, kit_of, lay
+from tests.fakes.updates import DEVICE, Release, noise, terms
+
+ONE = Release("1.0.0", 1, noise(2000, 1))
+TWO = Release("1.1.0", 2, noise(2000, 2))
+THREE = Release("1.2.0", 3, noise(2000, 3))
+GPU = Release("1.3.0", 4, noise(2000, 4), accelerator="cuda")
+
+
+@pytest.fixture
+async def yard(tmp_path):
+    yard = KitYard(tmp_path)
+    yard.trust.terms = terms(ONE, TWO, THREE, GPU)
+    async with yard.running():
+        yield yard
+
+
+async def test_a_kit_is_found_judged_and_offered_with_the_plan_for_this_machine(yard):
+    lay(yard.media / "stick", kit_of("kit-a", ONE), ONE)
+    shown = (await yard.turn())["kit-a"]
+    assert shown.state is KitState.APPLYING
+    assert shown.release == "1.0.0"
+    assert shown.sticks == (str(yard.media / "stick"),)
+    ((assignment, forced),) = yard.updates.offered
+    assert (assignment.rollout, assignment.device, assignment.manifest.sha256) == ("kit-a", DEVICE, ONE.digest)
+    assert {step.artifact for step in assignment.plan.steps} == set(ONE.artifacts)
+    assert forced is None
+    assert not list(yard.copies.iterdir())
+    await yard.turn()
+    assert len(yard.updates.offered) == 1
+
+
+async def test_a_kit_is_judged_once_until_it_or_what_is_trusted_changes(yard):
+    folder = lay(yard.media / "stick", kit_of("kit-a", ONE), ONE)
+    await yard.turn()
+    await yard.turn()
+    assert yard.trust.judged == ["kit-a"]
+    (folder / KIT_FILE).write_bytes(msgspec.json.encode(kit_of("kit-a", ONE, created_ms=2)))
+    await yard.turn()
+    assert yard.trust.judged == ["kit-a"] * 2
+    await yard.updates.learn(terms(ONE, TWO, role_version=9))
+    await yard.turn()
+    assert yard.trust.judged == ["kit-a"] * 3
+
+
+async def test_the_newest_of_several_kits_is_installed_and_the_others_say_why_not(yard):
+    yard.updates.commit(ONE)
+    lay(yard.media / "x", kit_of("kit-old", ONE), ONE)
+    lay(yard.media / "y", kit_of("kit-new", TWO, THREE), TWO, THREE)
+    lay(yard.media / "z", kit_of("kit-mid", TWO), TWO)
+    shown = await yard.turn()
+    assert {kit: one.state for kit, one in shown.items()} == {
+        "kit-old": KitState.INSTALLED,
+        "kit-new": KitState.APPLYING,
+        "kit-mid": KitState.PASSED_OVER,
+    }
+    assert yard.under_way().release.digest == THREE.digest
+    yard.updates.commit(THREE)
+    shown = await yard.turn()
+    assert {kit: one.state for kit, one in shown.items()} == {
+        "kit-old": KitState.OLDER,
+        "kit-new": KitState.INSTALLED,
+        "kit-mid": KitState.OLDER,
+    }
+    assert "older than 1.2.0" in shown["kit-old"].sentence
+
+
+async def test_what_of_a_kit_fits_this_machine_is_taken(yard):
+    lay(yard.media / "stick", kit_of("kit-a", ONE, GPU), ONE, GPU)
+    assert (await yard.turn())["kit-a"].release == "1.0.0"
+    lay(yard.media / "other", kit_of("kit-gpu", GPU), GPU)
+    shown = (await yard.turn())["kit-gpu"]
+    assert shown.state is KitState.OTHER_HARDWARE
+    assert "cuda" in shown.sentence
+
+
+@pytest.mark.parametrize(
+    ("reason", "state"),
+    [
+        (Reason.EXPIRED, KitState.EXPIRED),
+        (Reason.WRONG_PRODUCT, KitState.OTHER_PRODUCT),
+        (Reason.WRONG_DEVICE, KitState.OTHER_MACHINE),
+        (Reason.SIGNATURE, KitState.REFUSED),
+    ],
+)
+async def test_a_refused_kit_has_its_word_and_is_judged_again_when_a_person_asks(yard, reason, state):
+    yard.trust.complaints["kit-a"] = Complaint(what="kit", reason=reason, detail="the facts", hint="what to do")
+    lay(yard.media / "stick", kit_of("kit-a", ONE), ONE)
+    shown = (await yard.turn())["kit-a"]
+    assert (shown.state, shown.sentence, shown.hint) == (state, "the facts", "what to do")
+    assert not yard.updates.offered
+    await yard.turn()
+    assert len(yard.trust.judged) == 1
+    yard.trust.complaints.clear()
+    assert (await yard.look())["kit-a"].state is KitState.APPLYING
+
+
+async def test_a_kit_expires_while_it_is_plugged_in_only_by_sure_time(yard):
+    yard.reading = Reading(EXPIRES_MS + 1, sure=False)
+    lay(yard.media / "stick", kit_of("kit-a", ONE), ONE)
+    assert (await yard.turn())["kit-a"].state is KitState.APPLYING
+    yard.reading = Reading(EXPIRES_MS + 1, sure=True)
+    assert (await yard.turn())["kit-a"].state is KitState.EXPIRED
+
+
+async def test_a_revoked_kit_stops(yard):
+    lay(yard.media / "stick", kit_of("kit-a", ONE), ONE)
+    await yard.turn()
+    yard.trust.complaints["kit-a"] = Complaint(what="kit", reason=Reason.SIGNATURE, detail="its keys were taken away")
+    yard.trust.roster = Roster(version=7)
+    lay(yard.media / "other", kit_of("kit-b", GPU), GPU)
+    await yard.turn()
+    shown = await yard.turn()
+    assert yard.updates.withdrawn == ["kit-a"]
+    assert shown["kit-a"].state is KitState.REFUSED
+
+
+async def test_a_list_of_technicians_never_goes_back(yard):
+    yard.trust.roster = Roster(version=7)
+    lay(yard.media / "stick", kit_of("kit-a", ONE), ONE)
+    await yard.turn()
+    yard.trust.roster = Roster(version=6)
+    await yard.look()
+    assert b'"version":7' in yard.state.get("director/roster")
+
+
+async def test_where_a_person_decides_nothing_is_installed_before(tmp_path):
+    yard = KitYard(tmp_path, apply="ask")
+    yard.trust.terms = terms(ONE, TWO)
+    async with yard.running():
+        lay(yard.media / "stick", kit_of("kit-a", ONE), ONE)
+        shown = (await yard.turn())["kit-a"]
+        assert shown.state is KitState.OFFERED
+        assert shown.can_apply
+        assert "kit apply kit-a" in shown.hint
+        assert not yard.updates.offered
+        assert (await yard.kits.apply("kit-a")).state is KitState.APPLYING
+        with pytest.raises(StateError):
+            await yard.kits.apply("kit-unknown")
+
+
+async def test_the_word_of_a_person_takes_a_permit_back_and_nothing_else_does(yard):
+    permit = PermitTerms(
+        kind="permit",
+        permit="0" * 32,
+        device=DEVICE,
+        release="1.0.0",
+        manifest=ONE.digest,
+        created_ms=1,
+        expires_ms=EXPIRES_MS,
+        reason="the new one does not see beetles",
+    )
+    yard.updates.commit(TWO)
+    yard.trust.terms = msgspec.structs.replace(yard.trust.terms, permits=(permit,))
+    lay(yard.media / "stick", kit_of("kit-a", ONE, TWO), ONE, TWO)
+    lay(yard.media / "other", kit_of("kit-b", ONE), ONE)
+    shown = await yard.turn()
+    assert shown["kit-a"].state is KitState.INSTALLED
+    assert shown["kit-b"].state is KitState.OLDER
+    assert shown["kit-b"].can_apply
+    assert "permit" in shown["kit-b"].hint
+    assert (await yard.kits.apply("kit-b")).release == "1.0.0"
+
+
+async def test_a_kit_for_this_machine_alone_takes_its_permit_by_itself(yard):
+    permit = PermitTerms(
+        kind="permit",
+        permit="0" * 32,
+        device=DEVICE,
+        release="1.0.0",
+        manifest=ONE.digest,
+        created_ms=1,
+        expires_ms=EXPIRES_MS,
+        reason="the new one does not see beetles",
+    )
+    yard.updates.commit(TWO)
+    yard.trust.terms = msgspec.structs.replace(yard.trust.terms, permits=(permit,))
+    lay(yard.media / "stick", kit_of("kit-a", ONE, machines=(DEVICE,)), ONE)
+    assert (await yard.turn())["kit-a"].release == "1.0.0"
+
+
+async def test_a_release_that_was_refused_here_is_not_offered_again(yard):
+    yard.state.write_record(
+        yard.updates.record,
+        refusal=Refusal(manifest=TWO.digest, release="1.1.0", reason=Reason.GOLDEN, at_ms=1, detail="off by 3"),
+    )
+    lay(yard.media / "stick", kit_of("kit-a", ONE, TWO), ONE, TWO)
+    lay(yard.media / "other", kit_of("kit-b", TWO), TWO)
+    shown = await yard.turn()
+    assert shown["kit-a"].release == "1.0.0"
+    assert shown["kit-b"].state is KitState.REFUSED_HERE
+    assert "off by 3" in shown["kit-b"].sentence
+
+
+async def test_a_stick_that_goes_takes_its_kits_along_but_for_the_one_under_way(yard):
+    lay(yard.media / "a", kit_of("kit-a", THREE), THREE)
+    lay(yard.media / "b", kit_of("kit-b", ONE), ONE)
+    await yard.turn()
+    shutil.move(yard.media / "a", yard.media.parent / "a")
+    shutil.rmtree(yard.media / "b")
+    await asyncio.to_thread(
+        yard.store.put, THREE.manifest_bytes
+    )  # as the update machine does when it takes an offer up
+    shown = await yard.turn()
+    assert list(shown) == ["kit-a"]
+    assert shown["kit-a"].sticks == ()
+    assert not yard.updates.withdrawn
+    there = len(yard.updates.there)
+    shutil.move(yard.media.parent / "a", yard.media / "again")
+    shown = await yard.turn()
+    assert shown["kit-a"].sticks == (str(yard.media / "again"),)
+    assert len(yard.updates.there) == there + 1
+
+
+async def test_damaged_files_pause_a_kit_with_words_and_the_next_one_has_its_turn(yard):
+    folder = lay(yard.media / "a", kit_of("kit-a", TWO), TWO)
+    shown = await yard.turn()
+    assert shown["kit-a"].state is KitState.APPLYING
+    assignment = yard.updates.offered[-1][0]
+    for step in assignment.plan.steps:
+        (folder / "blobs" / step.payload.sha256).unlink()
+    with pytest.raises(LinkError) as error:
+        await yard.fetcher.fetch(assignment.plan, TWO.manifest.artifacts(), lambda _: None, None)
+    assert not error.value.retryable
+    shown = await yard.turn()
+    assert shown["kit-a"].state is KitState.DAMAGED
+    assert "another copy" in shown["kit-a"].hint
+    assert yard.updates.record.state is State.FETCH
+    lay(yard.media / "b", kit_of("kit-b", ONE), ONE)
+    shown = await yard.turn()
+    assert yard.updates.withdrawn == []  # what is at hand changed: it is tried again
+    with pytest.raises(LinkError):
+        await yard.fetcher.fetch(assignment.plan, TWO.manifest.artifacts(), lambda _: None, None)
+    shown = await yard.turn()
+    assert yard.updates.withdrawn == ["kit-a"]
+    assert shown["kit-b"].state is KitState.APPLYING
+
+
+async def test_a_stick_with_wrong_bytes_is_passed_over_for_one_with_the_right_ones(yard):
+    for name in ("a", "b"):
+        lay(yard.media / name, kit_of("kit-a", ONE), ONE)
+    first = (await yard.turn())["kit-a"].sticks[0]  # the one that is asked first
+    bad = Path(first) / "headland-kits" / "kit-a"
+    assignment = yard.updates.offered[-1][0]
+    for step in assignment.plan.steps:
+        path = bad / "blobs" / step.payload.sha256
+        path.write_bytes(path.read_bytes()[:-1] + b"\x00")
+    await yard.fetcher.fetch(assignment.plan, ONE.manifest.artifacts(), lambda _: None, None)
+    assert all(yard.store.has(artifact) for artifact in ONE.artifacts)
+
+
+async def test_what_came_meanwhile_is_not_planned_again(yard):
+    lay(yard.media / "a", kit_of("kit-a", ONE), ONE)
+    await yard.turn()
+    name = next(iter(ONE.artifacts))
+    await asyncio.to_thread(yard.store.put, ONE.artifacts[name])
+    await yard.turn()
+    assert {step.method for step in yard.updates.offered[-1][0].plan.steps if step.artifact == name} == {"have"}
+
+
+async def test_a_kit_json_that_cannot_be_read_says_so(yard, monkeypatch):
+    folder = lay(yard.media / "a", kit_of("kit-a", ONE), ONE)
+    with (folder / KIT_FILE).open("ab") as file:
+        file.truncate(6_000_000)
+    shown = (await yard.turn())["kit-a"]
+    assert shown.state is KitState.UNREADABLE
+    assert "5000000" in shown.sentence
+
+
+async def test_a_folder_named_by_hand_is_looked_into(yard, tmp_path):
+    lay(tmp_path / "elsewhere", kit_of("kit-a", ONE), ONE)
+    found = await yard.kits.look(tmp_path / "elsewhere")
+    assert [one.kit for one in found.kits] == ["kit-a"]
