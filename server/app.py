@@ -41,6 +41,7 @@ from server.founding import (
 from server.http.devices import DeviceDoor, DeviceServices
 from server.http.people import PeopleDoor, PeopleServices
 from server.ingest import Ingest
+from server.kit_plans import KitPlans
 from server.lifetimes import raise_alarms
 from server.notify import Notifier
 from server.operations import Operations
@@ -130,6 +131,7 @@ async def serve(state: Path, now_ms: NowMs, secrets: SecretsHandler, *, steady: 
                     authorities=certificates.now,
                     tls=parts.layout.tls,
                 ),
+                kit_plans=KitPlans(parts.catalog, parts.blobs, now_ms),
                 publisher=parts.publisher,
                 threads=threads,
                 now_ms=now_ms,

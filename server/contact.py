@@ -17,6 +17,7 @@ from protocol.artifact import Artifact
 from protocol.delta.patch import CODEC
 from protocol.errors import HeadlandError, Reason, Refused, StateError
 from protocol.ids import Token
+from protocol.kits import is_kit
 from protocol.messages import SyncAnswer, SyncRequest, TransferBytes, UpdateStatus
 from protocol.objects import AssignmentBody, Payload, ReportedBody, TransferPlan
 from protocol.release import ReleaseManifest, parse_manifest
@@ -261,7 +262,8 @@ class Contacts:
                     now_ms,
                     f"update-{status.outcome}",
                     device=device.id,
-                    what=f"{device.product} {versions.get(status.manifest, status.manifest)}",
+                    what=f"{device.product} {versions.get(status.manifest, status.manifest)}"
+                    + (f" by {status.rollout}" if is_kit(status.rollout) else ""),
                     reason=status.reason.value if status.reason is not None else "",
                     detail=status.detail,
                 )

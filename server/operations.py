@@ -10,6 +10,7 @@ import msgspec
 from protocol import limits
 from protocol.errors import Reason, StateError
 from protocol.ids import DeviceId, Name, ProductName, Version, parse_name, parse_product
+from protocol.kits import is_kit
 from protocol.messages import LanePosition, TransferBytes
 from protocol.objects import Budget, Conditions
 from protocol.results import LANES, ResultRow
@@ -221,6 +222,10 @@ class Operations:
     def create_rollout(self, request: RolloutRequest, who: str) -> dict[str, Any]:
         """Starts a rollout of a listed release."""
         parse_product(request.product)
+        if is_kit(request.name):
+            raise StateError(
+                f"{request.name!r} would pass for a field kit's name: a rollout's does not begin with kit-"
+            )
         phases = request.phases or (Phase(percent=100),)
         _check_phases(phases)
         now_ms = self._now_ms()

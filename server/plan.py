@@ -61,7 +61,7 @@ def make_plan(
     """
     if any(artifact.sha256 not in ready for artifact in needed):
         return None
-    full = {artifact.sha256: _full(ready[artifact.sha256]) for artifact in needed}
+    full = {artifact.sha256: full_step(ready[artifact.sha256]) for artifact in needed}
     deltas: dict[str, list[Step]] = {}
     for patch in patches:
         whole = full.get(patch.pair.result)
@@ -114,7 +114,8 @@ def _slower(delta: Step, full: Step, means: Means) -> bool:
     return delta.length_bytes / (means.patch_rate_kib_s * limits.KIB) > spared_s
 
 
-def _full(made: Compressed) -> Step:
+def full_step(made: Compressed) -> Step:
+    """The step of a full payload."""
     return Step(
         artifact=made.artifact,
         length_bytes=made.length_bytes,

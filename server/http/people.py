@@ -20,6 +20,7 @@ from server.http.answers import Handler, NotFoundError, Status, errors, harden, 
 from server.http.blobs import send_blob, take_blob
 from server.http.bodies import plain_bodies, read_json
 from server.http.devices import send_metadata
+from server.kit_plans import KitPlans
 from server.operations import GroupsRequest, Operations, RolloutRequest, TokenRequest
 from server.publish import Publisher, PublishRequest
 from server.storage.blobs import BlobStore
@@ -27,9 +28,12 @@ from server.storage.catalog import Catalog
 from server.storage.records import RepositoryKind
 from server.threads import Threads
 from server.tokens import Failures, secret_sha256
+from signing.kits.offer import KitQuestion
 
 BODY_BYTES: Final = 256 * limits.KIB
 PUBLISH_BYTES: Final = 16 * limits.METADATA_BYTES  # a push of a few roles, or all roots again after a restore
+
+KIT_QUESTION_BYTES: Final = limits.MIB  # names ten thousand machines
 
 WHO: Final = web.RequestKey("who", str)
 
@@ -41,6 +45,7 @@ class PeopleServices:
     catalog: Catalog
     blobs: BlobStore
     operations: Operations
+    kit_plans: KitPlans
     publisher: Publisher
     threads: Threads
     now_ms: NowMs
@@ -88,6 +93,7 @@ class PeopleDoor:
                 web.post("/api/v1/rollouts/{rollout}/{action:pause|resume|halt}", self._turn),
                 web.get("/api/v1/patches", self._patches),
                 web.post("/api/v1/patches/{patch}/lift", self._lift_patch),
+                web.post("/api/v1/kits/plan", self._plan_kit),
                 web.get("/api/v1/events", self._events),
             ]
         )
@@ -232,6 +238,10 @@ class PeopleDoor:
         return json_answer(
             await self._services.threads.run(operations.lift_patch, request.match_info["patch"], request[WHO])
         )
+
+    async def _plan_kit(self, request: web.Request) -> web.Response:
+        body = await read_json(request, KitQuestion, KIT_QUESTION_BYTES)
+        return json_answer(await self._services.threads.run(self._services.kit_plans.plan, body))
 
     async def _events(self, request: web.Request) -> web.Response:
         return json_answer(

@@ -72,6 +72,10 @@ class Fleet:
             found.setdefault(row.manifest, {})[row.part] = row.artifact
         return found
 
+    def held(self, device: str) -> set[str]:
+        """What a machine holds of what releases name, as it said last."""
+        return set(self._connection.execute(select(holdings.c.artifact).where(holdings.c.device == device)).scalars())
+
     def hold(self, device: str, digests: Collection[str]) -> None:
         """Replaces what a machine holds. What no release of ours names is left out."""
         known = set(
@@ -79,7 +83,7 @@ class Fleet:
                 select(release_artifacts.c.artifact).where(release_artifacts.c.artifact.in_(list(digests))).distinct()
             ).scalars()
         )
-        before = set(self._connection.execute(select(holdings.c.artifact).where(holdings.c.device == device)).scalars())
+        before = self.held(device)
         if known == before:
             return
         if gone := before - known:
