@@ -11,8 +11,10 @@ from signing.commands.app import App
 from signing.commands.device import device
 from signing.commands.keys import keys
 from signing.commands.patch import patch
+from signing.commands.permit import permit
 from signing.commands.release import release
 from signing.commands.rollout import rollout
+from signing.commands.technicians import technicians
 from signing.sealed_file import SCRYPT_N
 from signing.server_client import ServerClient
 
@@ -50,5 +52,5 @@ def main(context: click.Context, workspace: Path, passphrase_file: Path | None) 
         )
 
 
-for group in (keys, release, rollout, device, patch):
+for group in (keys, release, rollout, device, patch, technicians, permit):
     main.add_command(group)

@@ -12,14 +12,15 @@ from tuf.api.metadata import Root, Targets
 
 from protocol import limits
 from protocol.errors import Reason, Refused
-from protocol.objects import ImageTerms, ProductTerms
+from protocol.objects import DirectorTerms, ImageTerms, ProductTerms
 from protocol.release import ReleaseManifest, parse_manifest
 from protocol.wire import Message
 from signing.containers_shown import container_lines
 from signing.events import Event
 from signing.managers import Register
 from signing.metadata import parse, terms
-from signing.repository import ListedRelease, RepositorySet, releases_of
+from signing.repository import ListedRelease, RepositorySet, permits_of, releases_of
+from signing.technicians_shown import day, technician_lines
 from signing.workspace import Workspace
 
 UNTRIED: Final = "golden inputs were not tried: "
@@ -53,10 +54,12 @@ def differences(workspace: Workspace, event: Event, now: datetime) -> tuple[Chan
             lines += _roles(register, _root_roles(old), _root_roles(signed))
         elif role == "targets":
             lines += _roles(register, _delegated_roles(old), _delegated_roles(signed))
-            if kind == "image":
-                lines += _eras(old, signed)
+            lines += _eras(old, signed) if kind == "image" else _sealing(old, signed)
+        elif kind == "director":
+            lines += technician_lines(old, signed, now)
         else:
             lines += _product(workspace, role, old, signed)
+            lines += _permits(role, old, signed, now)
         found += [Change(file=file, text=printable(text), warning=warning) for text, warning in lines]
     return tuple(found)
 
@@ -150,6 +153,21 @@ def _eras(old: Any, new: Targets) -> Iterator[Line]:
             yield f"{product}: era {before.get(product, 0)} -> {era}: its release counter starts anew", True
 
 
+def _sealing(old: Any, new: Targets) -> Iterator[Line]:
+    before = terms(old, DirectorTerms, "targets").sealing_key if isinstance(old, Targets) else None
+    after = terms(new, DirectorTerms, "targets").sealing_key
+    if after != before:
+        words = f"what machines give a stick is sealed to the server's key {(after or 'none')[:12]}"
+        yield f"{words}; before: {before[:12]}" if before else words, after is None
+
+
+def _skippable(before: set[str], after: set[str]) -> Iterator[Line]:
+    for signal in sorted(after - before):
+        yield f"a technician who forces an update may activate it while {signal} is on", True
+    for signal in sorted(before - after):
+        yield f"a technician may no longer activate anything while {signal} is on", False
+
+
 def _interlocks(before: set[str], after: set[str]) -> Iterator[Line]:
     for signal in sorted(after - before):
         yield f"interlock added: nothing is activated while {signal} is on", False
@@ -163,6 +181,7 @@ def _product(workspace: Workspace, product: str, old: Any, new: Targets) -> Iter
     said = terms(new, ProductTerms, product)
     told = terms(old, ProductTerms, product) if isinstance(old, Targets) else None
     yield from _interlocks(set(told.interlocks) if told is not None else set(), set(said.interlocks))
+    yield from _skippable(set(told.skippable) if told is not None else set(), set(said.skippable))
     floor, old_floor = said.floor, told.floor if told is not None else 0
     if floor != old_floor:
         yield f"counter floor {old_floor} -> {floor}: machines refuse what lies below", floor < old_floor
@@ -179,6 +198,22 @@ def _product(workspace: Workspace, product: str, old: Any, new: Targets) -> Iter
             yield from _release(open_manifest(workspace, release))
         elif present != release:
             yield f"{product} {version} becomes another release: {release.manifest_sha256[:12]}", True
+
+
+def _permits(product: str, old: Any, new: Targets, now: datetime) -> Iterator[Line]:
+    before = permits_of(product, old) if isinstance(old, Targets) else ()
+    after = permits_of(product, new)
+    for permit in after:
+        if permit not in before:
+            yield (
+                f"permits {permit.device} to go back to {product} {permit.release}, once, until "
+                f"{day(permit.expires_ms)}: {permit.reason}",
+                True,
+            )
+    for permit in before:
+        if permit not in after:
+            over = "has ended" if permit.expires_ms <= now.timestamp() * 1000 else "is WITHDRAWN"
+            yield f"the permit of {permit.device} to go back to {product} {permit.release} {over}", False
 
 
 def _release(manifest: ReleaseManifest) -> Iterator[Line]:

@@ -23,6 +23,7 @@ from tuf.api.metadata import Metadata, Root, Targets
 from protocol import limits
 from protocol.errors import Reason, Refused, StateError
 from protocol.ids import Millis, Name
+from protocol.objects import MANAGERS_ROLES
 from protocol.wire import Message, decode, encode
 from signing import durable
 from signing.managers import Register
@@ -381,9 +382,8 @@ def _offline_roles(kind: RepositoryKind, signed: Root | Targets) -> dict[str, li
     """Roles whose keys are managers', with their key ids, as `signed` delegates them."""
     if isinstance(signed, Root):
         return {role: list(signed.roles[role].keyids) for role in ("root", "targets")}
-    if kind == "director" or signed.delegations is None:
-        return {}
-    return {name: list(role.keyids) for name, role in (signed.delegations.roles or {}).items()}
+    delegated = (signed.delegations.roles or {}) if signed.delegations is not None else {}
+    return {name: list(role.keyids) for name, role in delegated.items() if kind == "image" or name in MANAGERS_ROLES}
 
 
 def _sign(signer: Signer, metadata: Metadata[Any]) -> Signature:

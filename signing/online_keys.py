@@ -1,6 +1,7 @@
 """The public halves of the server's online keys: what it exports and what managers delegate to (`online-keys.json`).
 
-A JSON object: repository, then role, then a TUF key with its `keyid` beside the usual fields.
+A JSON object: repository, then role, then a TUF key with its `keyid` beside the usual fields. Beside the repositories
+`sealing`: the key to which machines seal what a stick takes home; absent in files from before there were field kits.
 """
 
 from collections.abc import Mapping
@@ -12,7 +13,8 @@ from tuf.api.metadata import Root, Targets
 
 from protocol import limits
 from protocol.errors import Reason, Refused
-from protocol.wire import decode
+from protocol.kits import PublicKey
+from protocol.wire import Message, decode, encode
 from signing.metadata import parse
 from signing.repository import RepositoryKind, RepositorySet
 
@@ -40,10 +42,25 @@ def named_keys(kind: RepositoryKind, published: RepositorySet) -> dict[str, tupl
     return found
 
 
-def render_online_keys(keys: OnlineKeys) -> bytes:
+class _File(Message):
+    image: dict[str, dict[str, Any]]
+    director: dict[str, dict[str, Any]]
+    sealing: PublicKey | None = None
+
+
+def render_online_keys(keys: OnlineKeys, sealing_key: str | None = None) -> bytes:
     """The content of `online-keys.json`."""
     content = {kind: {role: key_to_dict(keys[kind][role]) for role in roles} for kind, roles in ONLINE_ROLES.items()}
-    return msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n"
+    return msgspec.json.format(encode(_File(**content, sealing=sealing_key)), indent=2) + b"\n"
+
+
+def sealing_key_in(data: bytes) -> str | None:
+    """The server's public X25519 key that `online-keys.json` names, in hexadecimal; None in an older one.
+
+    Raises:
+        Refused: `METADATA`.
+    """
+    return decode(data, _File, limit=limits.KIB * 256).sealing
 
 
 def parse_online_keys(data: bytes) -> OnlineKeys:
@@ -52,10 +69,11 @@ def parse_online_keys(data: bytes) -> OnlineKeys:
     Raises:
         Refused: `METADATA`: malformed, a role is missing, or one key stands for two roles.
     """
-    content = decode(data, dict[str, dict[str, dict[str, Any]]], limit=limits.KIB * 256)
+    file = decode(data, _File, limit=limits.KIB * 256)
+    content = {"image": file.image, "director": file.director}
     keys: dict[str, dict[str, Key]] = {}
     for kind, roles in ONLINE_ROLES.items():
-        if set(content.get(kind, {})) != set(roles):
+        if set(content[kind]) != set(roles):
             raise Refused(Reason.METADATA, f"online keys: the {kind} repository needs keys for {', '.join(roles)}")
         keys[kind] = {role: key_from_dict(content[kind][role]) for role in roles}
     ids = [key.keyid for roles_of in keys.values() for key in roles_of.values()]

@@ -32,7 +32,7 @@ from protocol.wire import Message, decode, encode
 from signing import durable
 from signing.locks import held
 from signing.metadata import parse
-from signing.online_keys import OnlineKeys, parse_online_keys
+from signing.online_keys import OnlineKeys, parse_online_keys, sealing_key_in
 from signing.repository import RepositoryKind, RepositorySet
 from signing.sealed_file import RandomBytes
 
@@ -165,6 +165,11 @@ class Workspace:
         keys = parse_online_keys(content)
         durable.write(self.path / "online-keys.json", content, 0o644)
         return keys
+
+    def sealing_key(self) -> str | None:
+        """The server's key to which machines seal what a stick takes home, if known."""
+        path = self.path / "online-keys.json"
+        return sealing_key_in(path.read_bytes()) if path.exists() else None
 
     # What was signed.
 

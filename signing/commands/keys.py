@@ -1,7 +1,7 @@
 """`headland keys`: who may sign, the repositories' beginning, rotations, and what expires."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
@@ -13,10 +13,12 @@ from tuf.api.metadata import Root, Snapshot, Targets, Timestamp
 
 from protocol.errors import HeadlandError, StateError
 from protocol.ids import parse_product
+from protocol.objects import TECHNICIANS
 from protocol.wire import Message
 from signing import durable, keyfile, lives, proposals
 from signing.commands import signing_steps
 from signing.commands.app import App, pass_app
+from signing.commands.technicians import renewed
 from signing.console import emit, headland_errors, json_option, progress_console
 from signing.due import due, role_life
 from signing.events import open_event, open_events
@@ -131,7 +133,8 @@ def init(
     image = workspace.current("image")
     if image is None:
         online = _online(app, workspace, online_file)
-        proposal = proposals.first(product, public, needed, online, app.now())
+        sealing = workspace.sealing_key()
+        proposal = proposals.first(product, public, needed, online, app.now(), sealing_key=sealing)
     else:
         proposal = proposals.add_product(image, product, public, needed, app.now())
     with workspace.alone():
@@ -201,16 +204,38 @@ def rotate(
             kept, key = _make_or_import(app, workspace, name, NewKey(uri, public_key, algorithm))
             manager = register.propose_key(name, key, kept)
         new_keys[manager.current().keyid] = manager.usable()[-1]
+    online = _new_online(app, workspace, online_file, ask=online_of_server)
     change = proposals.KeyChange(
         replace=new_keys,
         add=tuple(register.get(name).current() for name in added),
         remove=[register.get(name).current().keyid for name in removed],
         threshold=threshold,
-        online=_new_online(app, workspace, online_file, ask=online_of_server),
+        online=online,
+        sealing_key=workspace.sealing_key() if online is not None else None,
         new_era_of=era,
     )
     with workspace.alone():
         event = open_event(workspace, proposals.change_keys(sets, change, app.now()), app.now())
+    emit(as_json, signing_steps.view(event), signing_steps.next_step(event))
+
+
+@keys.command()
+@click.option("--online-keys", "online_file", type=FILE, help="online-keys.json of headland-server; else it is asked.")
+@json_option
+@pass_app
+@headland_errors
+def kits(app: App, *, online_file: Path | None, as_json: bool) -> None:
+    """Propose field kits and technicians for repositories from before there were any.
+
+    The managers of the director's targets sign for them, at the same threshold.
+    """
+    workspace = app.workspace()
+    director = workspace.need("director")
+    proposals.check_without_kits(director)
+    _new_online(app, workspace, online_file, ask=online_file is None)
+    proposal = proposals.add_kits(director, workspace.sealing_key(), app.now())
+    with workspace.alone():
+        event = open_event(workspace, proposal, app.now())
     emit(as_json, signing_steps.view(event), signing_steps.next_step(event))
 
 
@@ -220,7 +245,10 @@ def rotate(
 @pass_app
 @headland_errors
 def resign(app: App, *, roles: tuple[str, ...], as_json: bool) -> None:
-    """Propose the same content with a new expiry, for the roles named or all that are due."""
+    """Propose the same content with a new expiry, for the roles named or all that are due.
+
+    The groups of technicians are resolved anew.
+    """
     workspace = app.workspace()
     sets = {kind: workspace.need(kind) for kind in KINDS}
     offline = due(sets, (), app.now())
@@ -232,8 +260,12 @@ def resign(app: App, *, roles: tuple[str, ...], as_json: bool) -> None:
     if not wanted:
         raise StateError("nothing is due; name a role to sign it again all the same")
     pairs = [(_kind(each.repository), each.role) for each in wanted]
+    proposal = proposals.resign(sets, pairs, app.now())
+    if ("director", TECHNICIANS) in pairs:
+        listed = proposals.set_technicians(sets["director"], renewed(app, workspace), "", app.now())
+        proposal = replace(proposal, files={**proposal.files, **listed.files})
     with workspace.alone():
-        event = open_event(workspace, proposals.resign(sets, pairs, app.now()), app.now())
+        event = open_event(workspace, proposal, app.now())
     emit(as_json, signing_steps.view(event), signing_steps.next_step(event))
 
 

@@ -147,15 +147,21 @@ def delist(app: App, *, versions: tuple[str, ...], product: str | None, floor: i
 
 @release.command()
 @click.argument("signals", nargs=-1, metavar="[SIGNAL]...")
+@click.option("--skippable", multiple=True, metavar="SIGNAL", help="A technician may force an update in spite of it.")
 @click.option("--product", help="Needed when there are several.")
 @json_option
 @pass_app
 @headland_errors
-def interlocks(app: App, *, signals: tuple[str, ...], product: str | None, as_json: bool) -> None:
-    """Propose which machine signals (such as driving) must be off before anything is activated; replaces the list."""
+def interlocks(
+    app: App, *, signals: tuple[str, ...], skippable: tuple[str, ...], product: str | None, as_json: bool
+) -> None:
+    """Propose which machine signals (such as driving) must be off before anything is activated; replaces the list.
+
+    And which of these, or of those that an assignment asks for, a technician may skip: none unless you say.
+    """
     workspace = app.workspace()
     name = pick_product(workspace, product)
-    proposal = proposals.set_interlocks(workspace.need("image"), name, signals, app.now())
+    proposal = proposals.set_interlocks(workspace.need("image"), name, signals, skippable, app.now())
     with workspace.alone():
         event = open_event(workspace, proposal, app.now())
     emit(as_json, signing_steps.view(event), signing_steps.next_step(event))

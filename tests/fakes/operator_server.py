@@ -1,6 +1,7 @@
 """The operator's side of a server, in memory: it judges by `signing.repository.accept` as the real one does."""
 
 import hashlib
+import os
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -28,8 +29,10 @@ class OperatorServer:
         self.keys: dict[str, dict[str, Signer]] = {
             kind: {role: CryptoSigner.generate_ed25519() for role in roles} for kind, roles in ONLINE_ROLES.items()
         }
+        self.sealing_key = os.urandom(32).hex()
         self.online_keys = render_online_keys(
-            {kind: {role: key.public_key for role, key in roles.items()} for kind, roles in self.keys.items()}
+            {kind: {role: key.public_key for role, key in roles.items()} for kind, roles in self.keys.items()},
+            self.sealing_key,
         )
         self.authority = Authority.make(now)
         self.trust = {"trust_pem": self.authority.pem()}
