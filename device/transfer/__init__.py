@@ -9,7 +9,7 @@ from device.transfer.fetch import Source, Transfer, TransferSettings
 from device.transfer.finished import adopt_finished
 from device.transfer.holding import bases, begun_bases, held_bytes, part_names
 from device.transfer.patching import PatchFailedError
-from device.transfer.purse import OverBudgetError, Purse
+from device.transfer.purse import OverBudgetError, Purse, Unlimited
 
 __all__ = [
     "ApplierEndedError",
@@ -19,6 +19,7 @@ __all__ = [
     "Source",
     "Transfer",
     "TransferSettings",
+    "Unlimited",
     "adopt_finished",
     "bases",
     "begun_bases",

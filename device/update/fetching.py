@@ -17,6 +17,7 @@ from device.transfer import (
     OverBudgetError,
     PatchFailedError,
     Purse,
+    Unlimited,
     adopt_finished,
     bases,
     begun_bases,
@@ -32,6 +33,8 @@ from device.update.steps import Step
 from device.update.world import Fetcher, Treasury, UpdateSettings, World
 from protocol import limits
 from protocol.errors import LinkError, Reason, Refused, StateError
+from protocol.ids import Digest
+from protocol.kits import is_kit
 from protocol.objects import AssignmentBody, Payload, TransferPlan
 from protocol.release import ReleaseManifest, parse_manifest
 
@@ -43,6 +46,7 @@ class Obstacle(Enum):
 
     NONE = auto()
     LINK = auto()
+    STICK = auto()  # of the kit that brings it
     # The server lacks a blob, or planned for what we do not have, what failed here, or what costs too much.
     PLAN = auto()
     ENGINE = auto()
@@ -57,8 +61,9 @@ class Fetching:
         library: Says which ones are needed.
         sets: Of releases that may have to go for it.
         stock: Takes its images into the engine.
-        fetcher: Brings blobs.
-        treasury: Pays for them.
+        fetcher: Brings blobs over the air.
+        kit_fetcher: Brings them from the stick of a kit; None: no kits are used here.
+        treasury: Pays for what comes over the air.
         world: Time and chance.
         settings: Intervals.
     """
@@ -72,6 +77,7 @@ class Fetching:
         sets: Sets,
         stock: Stock,
         fetcher: Fetcher,
+        kit_fetcher: Fetcher | None = None,
         treasury: Treasury,
         world: World,
         settings: UpdateSettings,
@@ -82,6 +88,7 @@ class Fetching:
         self._sets = sets
         self._stock = stock
         self._fetcher = fetcher
+        self._kit_fetcher = kit_fetcher
         self._treasury = treasury
         self._world = world
         self._settings = settings
@@ -103,6 +110,15 @@ class Fetching:
         """Whether a fetch that is begun again waits first: not after a start, nor when its obstacle went away."""
         self._delay = wanted
 
+    def parts(self) -> dict[Digest, int]:
+        """Of the payloads that are being fetched, the bytes that need not travel again. Blocking."""
+        try:
+            assignment = self._memory.assignment()
+            steps = assignment.plan.steps if assignment is not None else ()
+            return {name: held for step in steps for name, held in held_bytes(self._store, step).items()}
+        except (StateError, OSError):  # what the disk does not tell must keep no contact from being made
+            return {}
+
     async def fetch(self, record: UpdateRecord, show: Callable[[Progress], None]) -> Step:
         """Brings all that is missing.
 
@@ -118,7 +134,7 @@ class Fetching:
         try:
             await self._bring(record, show)
         except (Refused, PatchFailedError, LinkError, StateError, OSError) as error:
-            return self._hindered(error)
+            return self._hindered(error, record)
         finally:
             self._underway = False
         return Step(Event.FETCHED)
@@ -141,11 +157,11 @@ class Fetching:
         if assignment is None:
             self._obstacle = Obstacle.PLAN
             raise StateError("the offer's assignment is not in state.db: the next contact brings it")
-        purse = self._treasury.purse(assignment.manifest.sha256, assignment.budget)
+        fetcher, purse = self._source(assignment)
         await to_its_end(self._take_in_finished, assignment, purse)
         await self._stock.give_up_others(bases(assignment.plan))
         await clean(record, self._memory, self._library, self._sets, self._stock)
-        manifest = await self._manifest(assignment.manifest)
+        manifest = await self._manifest(assignment.manifest, fetcher)
         needed = self._library.needed(manifest)
         images = self._library.images(manifest)
         if images:
@@ -175,15 +191,21 @@ class Fetching:
             if images:
                 needed_bases = [step.base for step in steps if step.base is not None]
                 await self._with_room(assignment.plan, lambda: self._stock.hold_room(images, needed_bases))
-            await self._with_room(
-                assignment.plan, lambda: self._fetcher.fetch(assignment.plan, lacking, received, purse)
-            )
+            await self._with_room(assignment.plan, lambda: fetcher.fetch(assignment.plan, lacking, received, purse))
             for image in images:
                 show(replace(progress, why="images go into the engine"))
                 await self._with_room(assignment.plan, partial(self._stock.bring, image))
         finally:
             if images:
                 await self._stock.give_room_back()
+
+    def _source(self, assignment: AssignmentBody) -> tuple[Fetcher, Purse]:
+        """What brings an offer's blobs and what pays for them: what a stick brings costs nothing and counts nowhere."""
+        if not is_kit(assignment.rollout):
+            return self._fetcher, self._treasury.purse(assignment.manifest.sha256, assignment.budget)
+        if self._kit_fetcher is None:
+            raise LinkError("no field kits are used here")
+        return self._kit_fetcher, Unlimited(lambda _: None)
 
     async def _with_room(self, plan: TransferPlan, step: Callable[[], Awaitable[None]]) -> None:
         """Does it; where there is no room for it, once more after the others on this disk gave back what they can."""
@@ -204,15 +226,17 @@ class Fetching:
             needed = self._library.needed(self._library.manifest(assignment.manifest.sha256))
             adopt_finished(self._store, needed, purse)
 
-    async def _manifest(self, signed: Payload) -> ReleaseManifest:
+    async def _manifest(self, signed: Payload, fetcher: Fetcher) -> ReleaseManifest:
         """The manifest from the store, or again from the source when the store lost it."""
         with contextlib.suppress(StateError, Refused):
             return await asyncio.to_thread(self._library.manifest, signed.sha256)
-        data = await self._fetcher.small(signed, limits.MANIFEST_BYTES)
+        data = await fetcher.small(signed, limits.MANIFEST_BYTES)
         await to_its_end(self._store.put, data)
         return parse_manifest(data)
 
-    def _hindered(self, error: Refused | PatchFailedError | LinkError | StateError | OSError) -> Step:
+    def _hindered(
+        self, error: Refused | PatchFailedError | LinkError | StateError | OSError, record: UpdateRecord
+    ) -> Step:
         """What stands in the way of a fetch. Only a rule ends the update; everything else pauses it."""
         match error:
             case Refused(reason=Reason.WRONG_HARDWARE):  # an accelerator was unplugged since the offer came
@@ -235,7 +259,14 @@ class Fetching:
                 where = "space" if isinstance(error, NoSpaceError) else "engine"
                 return Step(Event.PAUSED, detail=f"{where}: {error.message}")
             case LinkError():
-                self._obstacle = Obstacle.LINK if error.retryable else Obstacle.PLAN
-                return Step(Event.PAUSED, detail=f"link: {error.message}")
+                return self._out_of_reach(error, record)
             case _:
                 return Step(Event.PAUSED, detail=f"disk: {error}")
+
+    def _out_of_reach(self, error: LinkError, record: UpdateRecord) -> Step:
+        kit = record.offer.rollout if record.offer is not None else ""
+        if is_kit(kit):
+            self._obstacle = Obstacle.STICK
+            return Step(Event.PAUSED, detail=f"stick: plug in one with {kit}, and it goes on ({error.message})")
+        self._obstacle = Obstacle.LINK if error.retryable else Obstacle.PLAN
+        return Step(Event.PAUSED, detail=f"link: {error.message}")

@@ -12,7 +12,7 @@ from device.update.releases import Library
 from device.update.states import Offer, UpdateRecord
 from device.update.world import World
 from protocol.errors import Refused, StateError
-from protocol.ids import Digest
+from protocol.ids import Digest, Token
 from protocol.objects import AssignmentBody
 
 
@@ -31,7 +31,12 @@ class Judge:
         self._world = world
 
     def offer(
-        self, assignment: AssignmentBody, manifest_bytes: bytes, terms: Terms, record: UpdateRecord
+        self,
+        assignment: AssignmentBody,
+        manifest_bytes: bytes,
+        terms: Terms,
+        record: UpdateRecord,
+        forced: Token | None = None,
     ) -> rules.Accepted | rules.Later | Refused:
         """The install rule: see `rules.judge_offer`. A refusal is returned, not raised."""
         if self._memory.is_recovering():
@@ -48,6 +53,7 @@ class Judge:
                 record=record,
                 refused=refused,
                 delisted=delisted,
+                forced=forced,
             )
         except Refused as refusal:
             return refusal

@@ -7,11 +7,13 @@ later: the second look holds what can have changed since: the files, the floors,
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+import msgspec
+
 from device.trust.port import Terms
 from device.update.states import Held, Offer, UpdateRecord, is_worn_out
 from protocol.artifact import Artifact
 from protocol.errors import Reason, Refused
-from protocol.ids import DeviceId, Digest, ProductName, Version, digest
+from protocol.ids import DeviceId, Digest, ProductName, Token, Version, digest
 from protocol.messages import Inventory
 from protocol.objects import AssignmentBody, Conditions
 from protocol.release import ReleaseManifest, Variant, parse_manifest
@@ -73,6 +75,7 @@ def judge_offer(
     record: UpdateRecord,
     refused: Mapping[Digest, str],
     delisted: Collection[Digest],
+    forced: Token | None = None,
 ) -> Accepted | Later:
     """DESIGN section 3's install rule.
 
@@ -85,6 +88,7 @@ def judge_offer(
         record: What runs, and what was given up.
         refused: Why, by the digest of each manifest that was refused on evidence.
         delisted: Digests that an older role listed and a newer one did not.
+        forced: The technician's request that forces it: retries that are used up do not count then.
 
     Raises:
         Refused: The reason that a person and the server are told.
@@ -111,8 +115,9 @@ def judge_offer(
     if _version_key(manifest.min_agent) > _version_key(machine.agent):
         return Later(f"agent: release {manifest.version} needs {manifest.min_agent}, this is {machine.agent}")
     offer = Offer(release=release, rollout=assignment.rollout, conditions=assignment.conditions, trial=manifest.trial)
-    if is_worn_out(record, offer):
+    if forced is None and is_worn_out(record, offer):
         return Later(f"release {manifest.version} used up its retries in this rollout: it waits for another one")
+    offer = msgspec.structs.replace(offer, forced=forced)
     return Accepted(offer, manifest, variants, needed_artifacts(manifest, variants, images))
 
 
@@ -152,9 +157,13 @@ def look_again(
         raise Refused(Reason.REFUSED_BEFORE, f"release {release.version} was refused here: {refused[release.digest]}")
     if not is_repair(release, record):
         _check_floors(release, terms, floor, record)
+    conditions = offer.conditions
     # The managers' interlocks and the assignment's own: an assignment adds, it never takes away.
-    signals_clear = dict.fromkeys((*terms.interlocks, *offer.conditions.signals_clear))
-    return _conditions_hold(offer.conditions, signals_clear, now_ms, sure_of_time, signals_off)
+    signals_clear = list(dict.fromkeys((*terms.interlocks, *conditions.signals_clear)))
+    if offer.forced is not None:
+        conditions = msgspec.structs.replace(conditions, not_before_ms=None, window_utc=None)
+        signals_clear = [name for name in signals_clear if name not in terms.skippable]
+    return _conditions_hold(conditions, signals_clear, now_ms, sure_of_time, signals_off)
 
 
 def is_repair(release: Held, record: UpdateRecord) -> bool:

@@ -17,7 +17,7 @@ from typing import Final, assert_never
 import msgspec
 
 from protocol.errors import Reason
-from protocol.ids import Count, Digest, Name, Version
+from protocol.ids import Count, Digest, Name, Token, Version
 from protocol.messages import Outcome
 from protocol.objects import Conditions
 from protocol.release import TrialRules
@@ -77,12 +77,18 @@ class Held(Message):
 
 
 class Offer(Message):
-    """What is being installed. Its transfer plan is kept beside the record, for it is large and rarely read."""
+    """What is being installed. Its transfer plan is kept beside the record, for it is large and rarely read.
+
+    Args:
+        rollout: Of the server, or the kit that brought it (`protocol.kits.is_kit`).
+        forced: The technician's request that forced it.
+    """
 
     release: Held
     rollout: Name
     conditions: Conditions = Conditions()
     trial: TrialRules = TrialRules()
+    forced: Token | None = None
 
 
 class Ended(Message):
@@ -271,6 +277,12 @@ def resume(record: UpdateRecord) -> UpdateRecord:
 def without_trial(record: UpdateRecord) -> UpdateRecord:
     """`record` as if nothing were on trial: what serves while a trial cannot go on."""
     return _change(record, active=_committed_digest(record))
+
+
+def forced(record: UpdateRecord, request: Token) -> UpdateRecord:
+    """`record` with its offer forced; an offer that was forced before stays so by its first request."""
+    offer = _offer(record)
+    return record if offer.forced else _change(record, offer=msgspec.structs.replace(offer, forced=request))
 
 
 def is_spent(record: UpdateRecord) -> bool:

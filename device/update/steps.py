@@ -4,10 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from device.refusals import Refusal
 from device.trust.port import Terms
 from device.update.ports import HinderedError
 from device.update.states import DAMAGES_BORNE, Event, Offer, UpdateRecord
 from protocol.errors import Reason, Refused
+from protocol.ids import Millis
 
 DAMAGE: Final = frozenset({Reason.HASH, Reason.LENGTH})  # of a source or of our disk: nothing against the release
 
@@ -85,3 +87,15 @@ def spent(record: UpdateRecord) -> Step:
     """The release may be what takes the machine down: see `states.is_spent`."""
     detail = f"{record.starts} starts in a row ended in state {record.state} before they told anything"
     return Step(Event.SPENT, Reason.TRIAL_UNFINISHED, detail)
+
+
+def refusal_of(record: UpdateRecord, step: Step, at_ms: Millis) -> Refusal | None:
+    """What is remembered against the record's offer, if `step` is evidence against it."""
+    if step.event not in (Event.REFUSED, Event.FAILED):
+        return None
+    assert record.offer is not None
+    assert step.reason is not None
+    release = record.offer.release
+    return Refusal(
+        manifest=release.digest, release=release.version, reason=step.reason, at_ms=at_ms, detail=step.detail
+    )

@@ -5,10 +5,13 @@ from dataclasses import dataclass
 from typing import Final
 
 from device.state_db import StateDb
+from device.update.rules import Later
 from device.update.states import Event, State, UpdateRecord
-from protocol.errors import Reason
-from protocol.ids import Digest, Millis
-from protocol.messages import Outcome, TransferBytes, UpdateStatus
+from device.update.steps import DAMAGE
+from protocol.errors import Reason, Refused
+from protocol.ids import Digest, Millis, Token
+from protocol.messages import Outcome, TransferBytes, UpdateStatus, VersionReport
+from protocol.objects import AssignmentBody
 
 TOLD: Final = "update/told"  # the last thing said of an offer that was not taken up
 DETAIL: Final = 2000
@@ -76,7 +79,13 @@ class Teller:
         pause, self._pause = self._pause, word.gist() if event is Event.PAUSED else ""
         if pause and pause == self._pause:
             return ()
-        return (self._status(word, at_ms),)
+        return (self._status(word, at_ms, offer.forced),)
+
+    def of_force(self, record: UpdateRecord, at_ms: Millis) -> tuple[UpdateStatus, ...]:
+        """The status for the transaction in which a technician's request forces the record's offer."""
+        offer = record.offer
+        assert offer is not None
+        return (self._status(Word(offer.release.digest, offer.rollout, record.state), at_ms, offer.forced),)
 
     def once(self, word: Word, at_ms: Millis) -> bool:
         """Queues a word about something that every contact repeats, if it was not the last one said. Blocking.
@@ -90,8 +99,9 @@ class Teller:
         self._db.tell([self._status(word, at_ms)], {TOLD: gist})
         return True
 
-    def _status(self, word: Word, at_ms: Millis) -> UpdateStatus:
+    def _status(self, word: Word, at_ms: Millis, forced: Token | None = None) -> UpdateStatus:
         transfer = self._transfer(word.manifest)
+        by = f"forced by request {forced}" if forced is not None else ""
         return UpdateStatus(
             id=self._new_id(),
             manifest=word.manifest,
@@ -100,10 +110,40 @@ class Teller:
             at_ms=at_ms,
             outcome=word.outcome,
             reason=word.reason,
-            detail=word.detail[:DETAIL],
+            detail="; ".join(part for part in (word.detail[: DETAIL - len(by) - 2], by) if part),
             transfer=transfer if transfer != TransferBytes() else None,
             needs_bytes=word.needs_bytes,
         )
+
+
+def word_of(verdict: Later | Refused, assignment: AssignmentBody, record: UpdateRecord) -> Word | None:
+    """The word about an offer that is not taken up; None when the server heard it at the end of the last update."""
+    name, rollout = assignment.manifest.sha256, assignment.rollout
+    if isinstance(verdict, Later):
+        return Word(name, rollout, record.state, "deferred", None, verdict.why)
+    if is_told(record, name, rollout, verdict.reason):
+        return None
+    outcome: Outcome = "deferred" if verdict.reason in DAMAGE else "refused"
+    return Word(name, rollout, record.state, outcome, verdict.reason, verdict.message)
+
+
+def report_of(record: UpdateRecord, *, is_damaged: bool, spent: Callable[[Digest], TransferBytes]) -> VersionReport:
+    """What the server is told runs.
+
+    Args:
+        record: As it is stored.
+        is_damaged: The committed release does not serve: it is not named.
+        spent: What a release took over the air.
+    """
+    committed = record.committed if not is_damaged else None
+    transfer = spent(committed.digest) if committed is not None else TransferBytes()
+    return VersionReport(
+        manifest=committed.digest if committed is not None else None,
+        release=committed.version if committed is not None else "",
+        trial=record.active if record.state is State.TRIAL else None,
+        state=str(record.state),
+        transfer=transfer if transfer != TransferBytes() else None,
+    )
 
 
 def is_told(record: UpdateRecord, manifest: Digest, rollout: str, reason: Reason) -> bool:

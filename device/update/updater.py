@@ -8,36 +8,39 @@ At every start workers and the `active` link follow the record before anything e
 import asyncio
 import contextlib
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
+import msgspec
+
 from device.containers.stock import Stock
-from device.refusals import Refusal
 from device.state_db import StateDb
 from device.store import Store
 from device.threads import to_its_end
-from device.transfer import held_bytes
 from device.trust.port import Terms
 from device.update import rules, states
 from device.update.cleaning import clean, collect
 from device.update.fetching import Fetching, Obstacle
+from device.update.gate import Gate
 from device.update.hardware import Hardware
-from device.update.judging import Judge, without_engine
+from device.update.judging import Judge
 from device.update.memory import ASSIGNMENT, Memory, floors_of
+from device.update.offers import SERVER, UNDER_WAY, Offers, Waiting, goes_before, is_same, source_of
 from device.update.ports import Canary, HinderedError, Workers
-from device.update.progress import Progress
+from device.update.progress import Progress, shown
 from device.update.releases import Library
 from device.update.serving import Serving
 from device.update.sets import Sets
-from device.update.states import Event, Held, Offer, State, UpdateRecord
-from device.update.steps import DAMAGE, Step, damage_seen, delisted, failed, spent
-from device.update.telling import Teller, Word, is_told
+from device.update.states import Event, Offer, State, UpdateRecord
+from device.update.steps import Step, delisted, failed, refusal_of, spent
+from device.update.telling import Teller, Word, report_of, word_of
 from device.update.trial import Watched
 from device.update.watching import Watcher
 from device.update.world import Fetcher, Treasury, UpdateSettings, World
 from protocol.errors import HeadlandError, Reason, Refused, StateError
-from protocol.ids import Digest
-from protocol.messages import Inventory, Outcome, TransferBytes, VersionReport
+from protocol.ids import Digest, Name, Token
+from protocol.kits import KitId
+from protocol.messages import Inventory, VersionReport
 from protocol.objects import AssignmentBody
 from protocol.wire import encode
 
@@ -45,14 +48,6 @@ log = logging.getLogger(__name__)
 
 CLEANINGS: Final = 8  # ten minutes by the first waits: what a rollback ends is gone by then, and its image may go
 INTERRUPTIBLE: Final = frozenset({State.IDLE, State.FETCH, State.CHECK, State.WAIT})
-
-
-@dataclass(frozen=True)
-class _Pending:
-    """An offer that the loop has not taken up yet."""
-
-    assignment: AssignmentBody
-    manifest: bytes
 
 
 class Updater:
@@ -63,8 +58,9 @@ class Updater:
         store: Artifacts.
         sets: What outside readers see.
         stock: Images in the engine.
-        fetcher: Brings blobs.
-        treasury: Pays for them.
+        fetcher: Brings blobs over the air.
+        kit_fetcher: Brings those of kits, whose bytes cost nothing; None: no kits are used here.
+        treasury: Pays for what comes over the air.
         canary: Tries candidates.
         workers: What serves: it follows the record.
         machine: Who this is.
@@ -86,13 +82,13 @@ class Updater:
         machine: rules.Machine,
         world: World,
         settings: UpdateSettings | None = None,
+        kit_fetcher: Fetcher | None = None,
     ) -> None:
         self._db = db
         self._store = store
         self._sets = sets
         self._stock = stock
         self._treasury = treasury
-        self._canary = canary
         self._world = world
         self._settings = settings = settings or UpdateSettings()
         self._memory = memory = Memory(db)
@@ -106,9 +102,13 @@ class Updater:
             sets=sets,
             stock=stock,
             fetcher=fetcher,
+            kit_fetcher=kit_fetcher,
             treasury=treasury,
             world=world,
             settings=settings,
+        )
+        self._gate = Gate(
+            judge=self._judge, canary=canary, library=library, stock=stock, world=world, settings=settings
         )
         self._serving = Serving(
             workers=workers,
@@ -129,8 +129,10 @@ class Updater:
         self._is_clean = True
         self._progress = Progress(State.IDLE)
         # What others asked for, until the loop takes it up.
-        self._pending: _Pending | None = None
-        self._withdrawn = False
+        self._offers = Offers()
+        self._withdrawn: set[Name] = set()  # the server, or a kit
+        self._hurry = False  # the next try of an unfinished update does not wait
+        self._writing = asyncio.Lock()  # of the record: the loop, and whoever forces an update
         self._woken = asyncio.Event()
         self._needs_bytes = 0  # of a FETCH that waits for a budget
         self._verdict: Step | None = None  # of a trial that failed, while the disk does not take it
@@ -154,41 +156,15 @@ class Updater:
 
     def progress(self) -> Progress:
         """Where the update is. Cheap."""
-        record = self._record
-        trial = record.offer.trial if record.offer is not None and record.state is State.TRIAL else None
-        return replace(
-            self._progress,
-            state=record.state,
-            release=record.offer.release.version if record.offer is not None else "",
-            why=self._progress.why or record.paused,
-            needs_bytes=self._needs_bytes if record.state is State.FETCH else 0,
-            healthy_s=max(self._progress.healthy_s, record.healthy_s) if trial is not None else 0.0,
-            healthy_of_s=trial.healthy_s if trial is not None else 0.0,
-            damaged=self._serving.damaged,
-        )
+        return shown(self._progress, self._record, needs_bytes=self._needs_bytes, damaged=self._serving.damaged)
 
     def report(self) -> VersionReport:
         """What the server is told runs. A committed release that cannot serve is not named: it is asked for again."""
-        record = self._record
-        committed = record.committed if not self._serving.damaged else None
-        return VersionReport(
-            manifest=committed.digest if committed is not None else None,
-            release=committed.version if committed is not None else "",
-            trial=record.active if record.state is State.TRIAL else None,
-            state=str(record.state),
-            transfer=self._transfer(committed),
-        )
+        return report_of(self._record, is_damaged=bool(self._serving.damaged), spent=self._treasury.of)
 
     def parts(self) -> dict[Digest, int]:
         """Of the payloads that are being fetched, the bytes that need not travel again. Blocking."""
-        if self._record.state is not State.FETCH:
-            return {}
-        try:
-            assignment = self._memory.assignment()
-            steps = assignment.plan.steps if assignment is not None else ()
-            return {name: held for step in steps for name, held in held_bytes(self._store, step).items()}
-        except (StateError, OSError):  # what the disk does not tell must keep no contact from being made
-            return {}
+        return self._fetching.parts() if self._record.state is State.FETCH else {}
 
     async def start(self) -> None:
         """Takes up the record after a restart and makes workers and `active` follow it. Needs no network.
@@ -226,28 +202,37 @@ class Updater:
             await self._go(spent(self._record))
 
     async def offer(
-        self, assignment: AssignmentBody, manifest_bytes: bytes, terms: Terms, may_install: bool
+        self,
+        assignment: AssignmentBody,
+        manifest_bytes: bytes,
+        terms: Terms,
+        may_install: bool,
+        *,
+        forced: Token | None = None,
     ) -> rules.Accepted | rules.Later | Refused:
         """Judges an assignment and, if it may be installed, has it installed. Repeating it changes nothing.
 
         Args:
-            assignment: Verified by trust.
+            assignment: Verified by trust; of a kit where its rollout is called like one.
             manifest_bytes: The manifest that it names; its hash is checked here.
             terms: The newest trusted.
             may_install: Of the verdict: time is sure and nothing needed has expired.
+            forced: The technician's request that forces it.
 
         Returns:
-            The verdict; it is returned, not raised. A refusal is reported to the server, once.
+            The verdict; it is returned, not raised. A refusal is reported to the server, once. What has to wait is to
+            be offered again.
         """
         await self.learn(terms)
         if not may_install:
             return rules.Later("trust: time is not sure, or metadata has expired")
         newest = await asyncio.to_thread(self._memory.terms)
-        verdict = await asyncio.to_thread(self._judge.offer, assignment, manifest_bytes, newest or terms, self._record)
+        waiting = Waiting(assignment, manifest_bytes, forced)
+        verdict = await self._judged(waiting, newest or terms)
         if isinstance(verdict, rules.Accepted):
-            await self._accept(verdict.offer, assignment, manifest_bytes)
-        elif not self._is_underway(assignment.manifest.sha256):
-            await self._tell_refusal(assignment, verdict)
+            verdict = await self._accept(verdict, waiting)
+        if not isinstance(verdict, rules.Accepted) and not self._is_underway(assignment.manifest.sha256):
+            await self._tell_once(word_of(verdict, assignment, self._record))
         return verdict
 
     async def learn(self, terms: Terms) -> None:
@@ -264,14 +249,52 @@ class Updater:
 
         A trial goes on: its release is active, and it is local evidence that decides.
         """
-        waits, self._pending = self._pending is not None, None
-        if self._record.state in INTERRUPTIBLE and (waits or self._record.offer is not None):
-            self._withdrawn = True
-            self._woken.set()
+        self._end(SERVER)
+
+    def withdraw_kit(self, kit: KitId) -> None:
+        """A kit was revoked, or a person gave it up: what it brought and was not activated yet stops."""
+        self._end(kit)
+
+    async def force(self, release: Digest, request: Token) -> None:
+        """Forces what is under way: see `rules.look_again`. It goes on at once. Durable on return; again does no harm.
+
+        What only waits to be taken up is forced with it, and kept once it is.
+
+        Args:
+            release: Its manifest.
+            request: Verified, of a technician who may.
+
+        Raises:
+            StateError: It is not under way, or its trial has begun: nothing is left to force. Or `state.db` takes no
+                write.
+        """
+        waits = self._offers.force(release, request)
+        async with self._writing:
+            record = self._record
+            is_it = record.offer is not None and record.offer.release.digest == release
+            if not is_it or record.state not in UNDER_WAY or record.state is State.TRIAL:
+                if waits:
+                    return
+                raise StateError(f"release {release[:12]} does not wait for anything here: it cannot be forced")
+            forced = states.forced(record, request)
+            if forced != record:
+                at_ms, _ = await asyncio.to_thread(self._world.now)
+                told = self._teller.of_force(forced, at_ms)
+                await asyncio.to_thread(lambda: self._db.write_record(forced, statuses=told))
+                self._record = forced
+                self._world.notify()
+        self._hurry = record.state is State.IDLE
+        self._fetching.delay(False)
+        self._woken.set()
 
     def link_is_up(self) -> None:
         """A contact succeeded: a download that waits for the link goes on now."""
         self._is_gone(Obstacle.LINK)
+
+    def kit_is_there(self, kit: KitId) -> None:
+        """A stick with this kit is there: what waits for it goes on now."""
+        if self._record.offer is not None and self._record.offer.rollout == kit:
+            self._is_gone(Obstacle.STICK)
 
     async def run_forever(self) -> None:
         """Drives the machine until it is cancelled. What goes wrong in a state is tried again after a while."""
@@ -321,29 +344,37 @@ class Updater:
         forbidden = delisted(offer, terms)
         if forbidden is not None:
             return Step(Event.WITHDRAWN) if self._record.state is State.IDLE else forbidden  # IDLE: its retry
-        withdrawn, self._withdrawn = self._withdrawn, False
-        pending = self._pending
-        step = None
-        if pending is not None and terms is not None:
-            # Judged again: a commit may have raised the floor since it came.
-            verdict = await asyncio.to_thread(
-                self._judge.offer, pending.assignment, pending.manifest, terms, self._record
-            )
-            if isinstance(verdict, rules.Accepted) and not self._runs(verdict.offer):
-                await asyncio.to_thread(self._store.put, pending.manifest)
-                step = Step(Event.OFFERED, offer=verdict.offer, facts={ASSIGNMENT: encode(pending.assignment)})
-        if self._pending is pending:  # only now: a full disk must not lose the offer
-            self._pending = None
-        return step or (Step(Event.WITHDRAWN) if withdrawn and offer is not None else None)
+        withdrawn, self._withdrawn = self._withdrawn, set()
+        while (waiting := self._offers.next()) is not None:
+            step = await self._taken(waiting, terms)
+            self._offers.done(waiting)  # only now: a full disk must not lose the offer
+            if step is not None:
+                return step
+        return Step(Event.WITHDRAWN) if offer is not None and source_of(offer.rollout) in withdrawn else None
+
+    async def _taken(self, waiting: Waiting, terms: Terms | None) -> Step | None:
+        """Of an offer that waited. It is judged again: a commit may have raised the floor since it came."""
+        if terms is None:
+            return None
+        verdict = await self._judged(waiting, terms)
+        if not isinstance(verdict, rules.Accepted) or self._runs(verdict.offer):
+            return None
+        new, current = verdict.offer, self._record.offer
+        if current is not None and (is_same(current, new) or not self._gives_way(new)):
+            return None
+        if current is not None and current.release == new.release and new.forced is None:
+            new = msgspec.structs.replace(new, forced=current.forced)  # who forced a release did not care for the way
+        await asyncio.to_thread(self._store.put, waiting.manifest)
+        return Step(Event.OFFERED, offer=new, facts={ASSIGNMENT: encode(waiting.assignment)})
 
     async def _work(self) -> Step:
         self._progress = Progress(self._record.state)
         work = {
             State.IDLE: self._idle,
-            State.FETCH: self._fetch,
-            State.CHECK: self._check,
-            State.WAIT: self._wait,
-            State.ACTIVATE: self._activate,
+            State.FETCH: lambda: self._fetching.fetch(self._record, self._show),
+            State.CHECK: lambda: self._gate.check(self._record),
+            State.WAIT: lambda: self._gate.wait(self._record, self._tell_why),
+            State.ACTIVATE: lambda: self._gate.activate(self._record),
             State.TRIAL: self._trial,
             State.COMMIT: self._commit,
             State.ROLLBACK: self._roll_back,
@@ -353,6 +384,10 @@ class Updater:
 
     async def _go(self, step: Step) -> None:
         """Writes what `step` makes of the record, with all that belongs to it, in one transaction."""
+        async with self._writing:
+            await self._write(step)
+
+    async def _write(self, step: Step) -> None:
         before = self._record
         after = states.advance(before, step.event, offer=step.offer, reason=step.reason, detail=step.detail)
         at_ms, _ = await asyncio.to_thread(self._world.now)
@@ -360,14 +395,7 @@ class Updater:
         if step.event is Event.HEALTHY:
             assert after.committed is not None
             floors = floors_of(after.committed)
-        refusal = None
-        if step.event in (Event.REFUSED, Event.FAILED):
-            assert before.offer is not None
-            assert step.reason is not None
-            release = before.offer.release
-            refusal = Refusal(
-                manifest=release.digest, release=release.version, reason=step.reason, at_ms=at_ms, detail=step.detail
-            )
+        refusal = refusal_of(before, step, at_ms)
         statuses = self._teller.of_step(
             before, after, step.event, at_ms, reason=step.reason, detail=step.detail, needs_bytes=step.needs_bytes
         )
@@ -407,60 +435,11 @@ class Updater:
                 await self._clean_up()
         self._is_clean = True
         if retries:
-            await self._world.sleep(self._settings.backoff_s(self._record.retries, self._world.random()))
+            hurry, self._hurry = self._hurry, False
+            if not hurry:
+                await self._world.sleep(self._settings.backoff_s(self._record.retries, self._world.random()))
             return Step(Event.AGAIN)
         return await asyncio.Future()  # until something interrupts
-
-    async def _fetch(self) -> Step:
-        return await self._fetching.fetch(self._record, self._show)
-
-    async def _check(self) -> Step:
-        if states.is_spent(self._record):
-            return spent(self._record)
-        try:
-            release = await asyncio.to_thread(self._library.load, self._offer().release.digest)
-        except (Refused, StateError) as error:
-            return damage_seen(self._record, Reason.HASH, error.message)
-        try:
-            await self._canary.check(release)
-        except Refused as refused:
-            if refused.reason in DAMAGE:
-                return damage_seen(self._record, refused.reason, refused.message)
-            return Step(Event.REFUSED, refused.reason, refused.message)
-        return Step(Event.CHECKED)
-
-    async def _wait(self) -> Step:
-        while True:
-            try:
-                later = await asyncio.to_thread(self._judge.activation, self._offer(), self._record)
-            except Refused as refused:
-                return Step(Event.FORBIDDEN, refused.reason, refused.message)
-            later = later or await without_engine(self._offer().release.digest, self._library, self._stock)
-            if later is None:
-                return Step(Event.READY)
-            self._progress = Progress(State.WAIT, why=later.why)
-            offer = self._offer()
-            await self._tell_once(Word(offer.release.digest, offer.rollout, State.WAIT, "deferred", None, later.why))
-            await self._world.sleep(self._settings.look_s)
-
-    async def _activate(self) -> Step:
-        """Hashes first, for they take time; then the look at what changes from one second to the next."""
-        away = await without_engine(self._offer().release.digest, self._library, self._stock)
-        if away is not None:
-            return Step(Event.NOT_NOW, detail=away.why)
-        try:
-            release = await asyncio.to_thread(self._library.load, self._offer().release.digest)
-            needed = self._library.needed(release.manifest)
-            damaged = await asyncio.to_thread(self._library.drop_damaged, needed)
-        except (Refused, StateError) as error:
-            return damage_seen(self._record, Reason.HASH, error.message)
-        if damaged:
-            return damage_seen(self._record, Reason.HASH, f"{damaged[0][:12]} in the store is not what it was")
-        try:
-            later = await asyncio.to_thread(self._judge.activation, self._offer(), self._record)
-        except Refused as refused:
-            return Step(Event.FORBIDDEN, refused.reason, refused.message)
-        return Step(Event.NOT_NOW, detail=later.why) if later is not None else Step(Event.ACTIVATED)
 
     async def _trial(self) -> Step:
         if self._verdict is not None:
@@ -509,27 +488,52 @@ class Updater:
 
     # Pieces
 
-    async def _accept(self, offer: Offer, assignment: AssignmentBody, manifest_bytes: bytes) -> None:
-        record = self._record
+    async def _judged(self, waiting: Waiting, terms: Terms) -> rules.Accepted | rules.Later | Refused:
+        return await asyncio.to_thread(
+            self._judge.offer, waiting.assignment, waiting.manifest, terms, self._record, waiting.forced
+        )
+
+    async def _accept(self, accepted: rules.Accepted, waiting: Waiting) -> rules.Accepted | rules.Later:
+        record, offer = self._record, accepted.offer
+        current = record.offer
         if self._runs(offer):
-            self._pending = None
-            self.withdraw()  # whatever else was underway
+            self._end(source_of(offer.rollout))  # whatever else it had underway
             if record.last is None or record.last.rollout != offer.rollout:
                 name, detail = offer.release.digest, "it runs here already"
                 await self._tell_once(Word(name, offer.rollout, record.state, "committed", None, detail))
-            return
-        if record.offer != offer:
-            self._pending = _Pending(assignment, manifest_bytes)
+            return accepted
+        is_it = current is not None and current.release == offer.release
+        if current is None or not (is_same(current, offer) or not self._gives_way(offer)):
+            self._offers.put(waiting)
             self._woken.set()
-            return
-        self._pending = None  # what was offered in between is not any more
-        if record.state is State.FETCH:
-            renewed, differs = await asyncio.to_thread(self._memory.renew_plan, assignment)
+            return accepted
+        self._offers.drop(source_of(offer.rollout))  # what was offered in between is not any more
+        if not is_it:
+            return rules.Later(f"another: release {current.release.version} of {current.rollout} goes first")
+        if waiting.forced is not None:
+            with contextlib.suppress(StateError):  # its trial has begun
+                await self.force(offer.release.digest, waiting.forced)
+        if record.state is State.FETCH and is_same(current, offer):
+            renewed, differs = await asyncio.to_thread(self._memory.renew_plan, waiting.assignment)
             if renewed:
                 self._is_gone(Obstacle.PLAN)
             if differs and self._fetching.underway:
                 # It begins anew by the new plan, from the parts that are here.
                 self._fetching.delay(False)
+                self._woken.set()
+        return accepted
+
+    def _gives_way(self, comes: Offer) -> bool:
+        waits_for_stick = self._record.failures > 0 and self._fetching.obstacle is Obstacle.STICK
+        return goes_before(comes, self._record, waits_for_stick=waits_for_stick)
+
+    def _end(self, source: Name) -> None:
+        """The server, or a kit, offers nothing now."""
+        waited = self._offers.drop(source)
+        current = self._record.offer
+        if self._record.state in INTERRUPTIBLE:
+            self._withdrawn.add(source)  # also of an offer that is being taken up at this moment
+            if waited or (current is not None and source_of(current.rollout) == source):
                 self._woken.set()
 
     def _is_gone(self, obstacle: Obstacle) -> None:
@@ -537,10 +541,6 @@ class Updater:
         if self._record.state is State.FETCH and self._record.failures and self._fetching.obstacle is obstacle:
             self._fetching.delay(False)
             self._woken.set()
-
-    def _transfer(self, release: Held | None) -> TransferBytes | None:
-        spent = self._treasury.of(release.digest) if release is not None else TransferBytes()
-        return spent if spent != TransferBytes() else None
 
     def _runs(self, offer: Offer) -> bool:
         """Whether the offer is the committed release, in good order."""
@@ -551,7 +551,7 @@ class Updater:
         return offer is not None and offer.release.digest == name and self._record.state is not State.IDLE
 
     def _another_waits(self) -> bool:
-        return self._pending is not None and self._pending.assignment.manifest.sha256 != self._offer().release.digest
+        return self._offers.another(self._offer().release.digest)
 
     async def _forbidden(self) -> Step | None:
         """Of a trial, when something may have been delisted: its release must not be kept."""
@@ -573,18 +573,16 @@ class Updater:
         self._record = record
         return record
 
-    async def _tell_refusal(self, assignment: AssignmentBody, verdict: rules.Later | Refused) -> None:
-        name, rollout, state = assignment.manifest.sha256, assignment.rollout, self._record.state
-        if isinstance(verdict, rules.Later):
-            await self._tell_once(Word(name, rollout, state, "deferred", None, verdict.why))
-        elif not is_told(self._record, name, rollout, verdict.reason):
-            outcome: Outcome = "deferred" if verdict.reason in DAMAGE else "refused"
-            await self._tell_once(Word(name, rollout, state, outcome, verdict.reason, verdict.message))
+    async def _tell_why(self, later: rules.Later) -> None:
+        """Why what is under way cannot be activated yet."""
+        self._progress = Progress(State.WAIT, why=later.why)
+        offer = self._offer()
+        await self._tell_once(Word(offer.release.digest, offer.rollout, State.WAIT, "deferred", None, later.why))
 
-    async def _tell_once(self, word: Word) -> None:
+    async def _tell_once(self, word: Word | None) -> None:
         def tell() -> bool:
             at_ms, _ = self._world.now()
-            return self._teller.once(word, at_ms)
+            return word is not None and self._teller.once(word, at_ms)
 
         if await asyncio.to_thread(tell):
             self._world.notify()

@@ -48,6 +48,7 @@ class Bench:
     def __init__(self, folder: Path, source: BlobSource, *, disk: Disk = DISK, machine: Machine = MACHINE) -> None:
         self.folder = folder
         self.source = source
+        self.stick = BlobSource()  # the same blobs as far as a test puts them there
         self.disk = disk
         self.machine = machine
         self.workers = FakeWorkers()
@@ -118,6 +119,18 @@ class Bench:
             sets=Sets(self.folder, disk=self.disk),
             stock=self.stock,
             fetcher=transfer,
+            kit_fetcher=Transfer(
+                self.stick,
+                self.store,
+                TransferSettings(attempts=1),
+                count=lambda _: None,
+                notes=PatchBook(self.db, self.machine.inventory.agent),
+                appliers=self.appliers,
+                elsewhere=self.stock,
+                monotonic=lambda: self.elapsed_s,
+                sleep=self.sleep,
+                random=lambda: 1.0,
+            ),
             treasury=Accounts(self.db, totals, link=self.link, own=self.own_budget, now=self.instant),
             canary=self.canary,
             workers=self.serving(),

@@ -6,7 +6,7 @@ import errno
 import pytest
 
 from device.state_db import StateDb
-from device.update import updater as updates
+from device.update import fetching
 from device.update.ports import Health
 from device.update.states import State
 from protocol.errors import StateError
@@ -140,7 +140,7 @@ async def test_parts_that_the_disk_does_not_tell_of_keep_no_contact_from_being_m
         bench.source.up = False
         await updater.offer(NEW.assignment(), NEW.manifest_bytes, terms(NEW), may_install=True)
         await bench.until(lambda: updater.record.failures > 0)
-        monkeypatch.setattr(updates, "held_bytes", unreadable)
+        monkeypatch.setattr(fetching, "held_bytes", unreadable)
         assert updater.parts() == {}
 
 

@@ -209,3 +209,58 @@ def test_times_of_conditions_are_judged_by_sure_time_only():
     assert look(Conditions(activate_before_ms=NOON_MS + 1)) is None
     for conditions in (early, late, Conditions(not_before_ms=1), Conditions(window_utc=(0, 1439))):
         assert "not sure" in look(conditions, sure_of_time=False).why
+
+
+FORCED = msgspec.structs.replace(OFFER, forced="f" * 32)
+
+
+def look_forced(conditions=None, known=None, **facts):
+    facts = {"floor": Floor(), "record": RUNS, "refused": {}, "now_ms": NOON_MS, "sure_of_time": True} | facts
+    offer = msgspec.structs.replace(FORCED, conditions=conditions or Conditions())
+    return look_again(offer, known or terms(NEW), signals_off=(), **facts)
+
+
+def test_force_skips_the_window_and_the_moment_and_asks_no_sure_time_for_them():
+    conditions = Conditions(not_before_ms=NOON_MS + 1, window_utc=(0, 1))
+    assert look(conditions) is not None
+    assert look_forced(conditions) is None
+    assert look_forced(conditions, sure_of_time=False) is None
+
+
+def test_force_skips_only_signals_that_the_managers_let_a_technician_skip():
+    known = msgspec.structs.replace(terms(NEW), interlocks=("driving", "loading"), skippable=("loading", "spraying"))
+    conditions = Conditions(signals_clear=("spraying", "lifting"))
+    assert look_forced(conditions, known).why == "signals: driving, lifting"
+    assert look(conditions, known).why == "signals: driving, loading, spraying, lifting"
+
+
+def test_force_never_skips_the_time_by_which_it_had_to_be_activated():
+    with pytest.raises(Refused) as refused:
+        look_forced(Conditions(activate_before_ms=NOON_MS))
+    assert refused.value.reason is Reason.EXPIRED
+    late = Conditions(activate_before_ms=NOON_MS + 1, not_before_ms=NOON_MS + 1)
+    assert look_forced(late) is None
+    assert "not sure" in look_forced(late, sure_of_time=False).why
+
+
+def test_force_skips_no_rule_of_what_may_be_installed():
+    for reason, facts in (
+        (Reason.DELISTED, {"known": Terms(product=PRODUCT, role_version=2)}),
+        (Reason.PRODUCT_FLOOR, {"known": terms(NEW, floor=6)}),
+        (Reason.COUNTER_FLOOR, {"floor": Floor(0, 5)}),
+        (Reason.REFUSED_BEFORE, {"refused": {NEW.digest: "golden"}}),
+    ):
+        with pytest.raises(Refused) as refused:
+            look_forced(**facts)
+        assert refused.value.reason is reason
+        if reason is not Reason.DELISTED:
+            assert refusal(forced="f" * 32, **facts) is reason
+    assert refusal(known=Terms(product=PRODUCT, role_version=1), forced="f" * 32) is Reason.NOT_LISTED
+    assert refusal(Release("1.2.0", 6, b"edge", accelerator="edgetpu"), forced="f" * 32) is Reason.WRONG_HARDWARE
+
+
+def test_force_tries_what_used_up_its_retries():
+    tried = Tried(release=NEW.digest, rollout=OFFER.rollout, count=NEW.trial.max_retries + 1)
+    verdict = judge(record=UpdateRecord(tried=(tried,)), forced="f" * 32)
+    assert isinstance(verdict, Accepted)
+    assert verdict.offer.forced == "f" * 32
