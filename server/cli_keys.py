@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # a command that only prints its help loads no keys
     from server.keyring import Keyring, NamedKeys
 
 BY: Final = "by command"
+SEALING: Final = "sealing"
 ROLES = click.argument("roles", nargs=-1, metavar="[REPOSITORY.ROLE]...")
 
 
@@ -47,23 +48,28 @@ def rotate(state: Path, roles: tuple[str, ...], *, everything: bool, as_json: bo
     """Make the next key of these roles, and export its public half in online-keys.json.
 
     The server goes on with the old keys until the managers have signed and pushed what names the new ones; with that
-    very push it switches, and destroys the old ones. Repeating the command changes nothing.
+    very push it switches, and destroys the old ones. Repeating the command changes nothing. `sealing` is the key to
+    which machines seal what a stick takes home; of these the old ones are kept.
     """
     from server.founding import export_keys, open_keys
-    from server.keyring import NAMES, make_next
+    from server.keyring import NAMES, make_next, next_sealing_key
 
     with opened(state) as at:
         elsewhere = at.settings.online_keys
-        names = tuple(name for name in NAMES if name not in elsewhere) if everything else roles
-        if not names:
+        wanted = (*(name for name in NAMES if name not in elsewhere), SEALING) if everything else roles
+        if not wanted:
             raise click.UsageError("name roles, such as director.clock, or --all")
-        make_next(at.layout.keys, elsewhere, names)
+        make_next(at.layout.keys, elsewhere, [name for name in wanted if name != SEALING])
+        made = [name for name in wanted if name != SEALING]
+        if SEALING in wanted and next_sealing_key(at.layout.keys, _named_sealing_key(at)):
+            made.append(SEALING)
         export_keys(at.layout, open_keys(at.layout, at.settings, online_secret))
-        with at.catalog.write() as session:
-            session.events.add(system_now_ms(), "online-key-made", what=", ".join(names), detail=BY)
+        if made:
+            with at.catalog.write() as session:
+                session.events.add(system_now_ms(), "online-key-made", what=", ".join(made), detail=BY)
         found = _told(at)
     text = (
-        f"next keys wait for {', '.join(names)}. A manager runs:\n"
+        f"next keys wait for {', '.join(wanted)}. A manager runs:\n"
         f"  headland keys rotate --online {at.layout.online_keys}    (or --online-of-server)\n"
         "then the managers sign and push; the server switches with that push"
     )
@@ -129,7 +135,30 @@ def _told(at: Opened) -> dict[str, Any]:
                 "waiting_keyid": waiting.get(name),
             }
         )
-    return {"keys": listed, "online_keys": str(at.layout.online_keys)}
+    public, *older = ring.sealing_keys()
+    signed = _named_sealing_key(at)
+    sealing = {
+        "public_key": signed if signed is not None else public,
+        "here": signed is None or signed in ring.sealing_keys(),
+        "waiting_public_key": public if public != signed else None,
+        "kept": len(older) + 1,
+    }
+    return {"keys": listed, "sealing": sealing, "online_keys": str(at.layout.online_keys)}
+
+
+def _named_sealing_key(at: Opened) -> str | None:
+    """The one that the managers have named in what is in force."""
+    from tuf.api.metadata import Targets
+
+    from protocol.objects import DirectorTerms
+    from server.publish import in_force
+    from signing.metadata import parse, terms
+
+    with at.catalog.read() as session:
+        published = in_force(session, "director")
+    if published is None:
+        return None
+    return terms(parse(published.targets, Targets, "targets.json").signed, DirectorTerms, "targets.json").sealing_key
 
 
 def _table(found: dict[str, Any]) -> Table:
@@ -140,6 +169,11 @@ def _table(found: dict[str, Any]) -> Table:
         if not each["here"]:
             signs.append(", which is not here", style="bold red")
         table.add_row(each["role"], signs, since, (each["waiting_keyid"] or "")[:12])
+    sealing = found["sealing"]
+    named = Text(sealing["public_key"][:12])
+    if not sealing["here"]:
+        named.append(", which is not here", style="bold red")
+    table.add_row(SEALING, named, f"{sealing['kept']} kept", (sealing["waiting_public_key"] or "")[:12])
     return table
 
 

@@ -18,7 +18,7 @@ from server import authorities
 from server.authorities import Authorities
 from server.ca import ensure_server_certificate
 from server.clock import NowMs, as_datetime
-from server.keyring import Keyring, make_keys
+from server.keyring import Keyring, ensure_sealing_key, make_keys
 from server.settings import FIRST_SETTINGS, SETTINGS_FILE, ServerSettings, read_settings
 from server.storage.catalog import Catalog
 from server.storage.fleet import CHANGES
@@ -191,7 +191,8 @@ def _is_address(name: str) -> bool:
 
 
 def open_keys(layout: Layout, settings: ServerSettings, secrets: SecretsHandler) -> Keyring:
-    """All online signers."""
+    """All online signers, and the keys that open sealed results: the first of these is made where there is none."""
+    ensure_sealing_key(layout.keys)
     return Keyring(layout.keys, settings.online_keys, secrets)
 
 

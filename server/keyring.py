@@ -8,7 +8,8 @@ setting names any securesystemslib URI instead (an HSM, a KMS).
     keys/REPOSITORY.ROLE.next.pem  waits until what the managers signed names it; then it takes the other's place
 
 Which of the two signs is never decided here: the metadata on offer names the key, and with it the server switches, in
-the transaction that publishes it. The old key is overwritten after that.
+the transaction that publishes it. The old key is overwritten after that. What opens sealed results lies beside them
+(`server.sealing_keys`).
 """
 
 import contextlib
@@ -18,6 +19,7 @@ from typing import Final
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric import ed25519
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from securesystemslib.signer import CryptoSigner, SecretsHandler, Signer
 
@@ -25,6 +27,7 @@ from protocol import limits
 from protocol.errors import HeadlandError, SettingsError, StateError
 from protocol.ids import Millis
 from protocol.wire import Message, decode, encode
+from server import sealing_keys
 from server.settings import OnlineKey
 from server.storage.catalog import Session
 from signing import durable
@@ -68,12 +71,14 @@ class Keyring:
         self._elsewhere = elsewhere
         self._secrets = secrets
         self._signers: Mapping[str, tuple[Signer, ...]] = {}
+        self._sealing: Mapping[str, X25519PrivateKey] = {}
         self.reload()
 
     def reload(self) -> None:
         """Takes up keys that a command made since."""
         with one_by_one(self._folder):
             self._signers = {name: self._load(name) for name in NAMES}
+            self._sealing = sealing_keys.read_all(self._folder)
 
     def __getitem__(self, repository: str) -> Mapping[str, Signer]:
         """The present signers of a repository by role; not those that wait."""
@@ -85,8 +90,13 @@ class Keyring:
             {
                 repository: {role: self._signers[f"{repository}.{role}"][-1].public_key for role in roles}
                 for repository, roles in ONLINE_ROLES.items()
-            }
+            },
+            next(iter(self._sealing), None),
         )
+
+    def sealing_keys(self) -> Mapping[str, X25519PrivateKey]:
+        """What opens what a stick brought home, by public key; the newest first, which is the one in `wanted`."""
+        return self._sealing
 
     def keyids(self) -> dict[str, tuple[str, ...]]:
         """Of all keys that are here, by `REPOSITORY.ROLE`."""
@@ -158,7 +168,7 @@ def make_keys(folder: Path, elsewhere: Mapping[str, OnlineKey]) -> None:
 
 
 def check_keys(folder: Path, elsewhere: Mapping[str, OnlineKey]) -> None:
-    """Opens each key that is a file, as a server that starts would. Takes no lock.
+    """Opens each key that is a file, sealing keys too, as a server that starts would. Takes no lock.
 
     Raises:
         SettingsError: One is missing or cannot be read.
@@ -168,6 +178,27 @@ def check_keys(folder: Path, elsewhere: Mapping[str, OnlineKey]) -> None:
             _read(_present(folder, name), name)
             with contextlib.suppress(FileNotFoundError):
                 _read(_next(folder, name), name)
+    sealing_keys.read_all(folder)
+
+
+def ensure_sealing_key(folder: Path) -> None:
+    """Makes the first sealing key; a folder that has one stays as it is."""
+    with one_by_one(folder):
+        sealing_keys.make(folder, after=None)
+
+
+def next_sealing_key(folder: Path, named: str | None) -> bool:
+    """Makes another sealing key, unless the newest waits for the managers still.
+
+    Args:
+        folder: With the key files.
+        named: The public key that the director's targets name; None: they name none.
+
+    Returns:
+        Whether it did.
+    """
+    with one_by_one(folder):
+        return named is not None and sealing_keys.make(folder, after=named)
 
 
 def make_next(folder: Path, elsewhere: Mapping[str, OnlineKey], names: Sequence[str]) -> None:

@@ -3,7 +3,7 @@
 A machine that enrolled after a rotation of the CA trusts the new CA only: a server without it is no server to it, and
 somebody has to go there. So `ca/` comes from the newest set in which it goes on from the one that the chosen set has.
 Online keys that are newer there are laid beside the older ones as next keys: the metadata decides which of the two
-signs, as ever (`server.keyring`). Pure.
+signs, as ever (`server.keyring`). Of the keys that open sealed results all are kept. Pure.
 """
 
 from collections.abc import Mapping
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from protocol import limits
 from protocol.errors import Refused
 from protocol.wire import decode
+from server import sealing_keys
 from server.authorities import RECORD, Record
 from server.keyring import NAMES
 
@@ -34,7 +35,8 @@ def with_newest(chosen: State, newer: State) -> dict[str, bytes]:
             found[following] = newer[key]
         elif key in chosen and following in newer:
             found[following] = newer[following]
-    return found
+    sealing = {path for path in newer if path.startswith("keys/") and sealing_keys.FILE.match(path[5:])}
+    return found | {path: newer[path] for path in sealing - set(found)}
 
 
 def _generations(state: State) -> tuple[str, ...]:
