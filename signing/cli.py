@@ -10,6 +10,7 @@ from signing.checker import SubprocessChecker
 from signing.commands.app import App
 from signing.commands.device import device
 from signing.commands.keys import keys
+from signing.commands.kit import kit
 from signing.commands.patch import patch
 from signing.commands.permit import permit
 from signing.commands.release import release
@@ -52,5 +53,5 @@ def main(context: click.Context, workspace: Path, passphrase_file: Path | None) 
         )
 
 
-for group in (keys, release, rollout, device, patch, technicians, permit):
+for group in (keys, release, rollout, device, patch, kit, technicians, permit):
     main.add_command(group)

@@ -47,7 +47,7 @@ class Part:
     def __init__(self, path: Path, before: Before) -> None:
         self.path = path
         self._before = before
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         self.length_bytes = os.fstat(self._fd).st_size
 
     def append(self, data: bytes) -> None:

@@ -3,8 +3,9 @@
 One door to urllib3. Answers become records or errors of ours here; nothing above sees a status code.
 """
 
+import contextlib
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Protocol, TypeVar
 from urllib.parse import quote, urlencode
@@ -48,6 +49,10 @@ class Operator(Protocol):
 
     def put_blob(self, sha256: str, path: Path, progress: Progress) -> None:
         """Takes a blob."""
+        ...
+
+    def get_blob(self, sha256: str, first: int) -> Iterator[bytes]:
+        """Gives a blob from a position on, as far as the link lets it."""
         ...
 
     def publish(self, files: Mapping[RepositoryKind, Mapping[str, bytes]], *, again: bool = False) -> str:
@@ -133,6 +138,31 @@ class ServerClient:
 
         patiently(send)
 
+    def get_blob(self, sha256: str, first: int) -> Iterator[bytes]:
+        """Fetches a blob from a position on; nothing is checked here, and nothing repeated.
+
+        Args:
+            sha256: Its name.
+            first: Of the bytes that are wanted; below its length.
+
+        Raises:
+            LinkError: No answer, or it broke off: ask again from where it did.
+            StateError: The server has no such blob.
+        """
+        path = f"/blobs/{sha256}"
+        headers = {**self._headers, "Range": f"bytes={first}-"}
+        with self._errors():
+            answer = self._pool.request(
+                "GET", f"{self._base}/api/v1{path}", headers=headers, redirect=False, preload_content=False
+            )
+            try:
+                if answer.status != 206:
+                    raise _error(answer.status, answer.read(limits.MIB), f"GET {path[:20]}")
+                while chunk := answer.read(BLOB_CHUNK_BYTES):
+                    yield chunk
+            finally:
+                answer.close()  # what is left of it is not read
+
     def publish(self, files: Mapping[RepositoryKind, Mapping[str, bytes]], *, again: bool = False) -> str:
         """Publishes offline-signed metadata, all or nothing. The same bytes again are fine, so it may be repeated.
 
@@ -174,7 +204,7 @@ class ServerClient:
 
     def _call(self, method: str, path: str, body: Any, headers: Mapping[str, str]) -> tuple[int, bytes]:
         url = f"{self._base}/api/v1{path}"
-        try:
+        with self._errors():
             answer = self._pool.request(
                 method, url, body=body, headers={**self._headers, **headers}, redirect=False, preload_content=False
             )
@@ -182,6 +212,15 @@ class ServerClient:
                 data = answer.read(ANSWER_BYTES + 1)
             finally:
                 answer.release_conn()
+        if len(data) > ANSWER_BYTES:
+            raise LinkError(f"{url} answers more than {ANSWER_BYTES} bytes", retryable=False)
+        return answer.status, data
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Turns urllib3's errors into ours."""
+        try:
+            yield
         except urllib3.exceptions.SSLError as error:
             raise LinkError(
                 f"{self._base} is not the server that server.json knows: {error}",
@@ -190,9 +229,6 @@ class ServerClient:
             ) from error
         except urllib3.exceptions.HTTPError as error:
             raise LinkError(f"no answer from {self._base}: {error}", hint="is headland-server running?") from error
-        if len(data) > ANSWER_BYTES:
-            raise LinkError(f"{url} answers more than {ANSWER_BYTES} bytes", retryable=False)
-        return answer.status, data
 
 
 def _chunks(reader: BinaryIO, progress: Progress) -> Any:

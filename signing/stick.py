@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Final
 
 from protocol.errors import Reason, Refused
-from signing.durable import DISK, Disk
+from signing.durable import DISK, Disk, Part
 
 FILES_LOOKED_AT: Final = 100_000  # of one folder: a stick of any size in pieces of some kilobytes
+CHUNK_BYTES: Final = 1 << 20
 _NAME: Final = re.compile(r"^[A-Za-z0-9](?:[A-Za-z0-9._-]{0,253}[A-Za-z0-9])?\Z")
 _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 
@@ -50,6 +51,37 @@ class StickFolder:
         if len(data) > limit_bytes:
             raise Refused(Reason.LENGTH, f"{name} is longer than {limit_bytes} bytes")
         return data
+
+    def length(self, name: str) -> int | None:
+        """How long a file is; None where there is none, or no regular one."""
+        try:
+            found = os.stat(name, dir_fd=self._fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+        return found.st_size if stat.S_ISREG(found.st_mode) else None
+
+    def chunks(self, name: str) -> Iterator[bytes]:
+        """A file's content, piece by piece.
+
+        Raises:
+            Refused: `METADATA`: it is no regular file.
+        """
+        fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=self._fd)
+        with os.fdopen(fd, "rb", buffering=0) as reader:
+            if not stat.S_ISREG(os.fstat(reader.fileno()).st_mode):
+                raise Refused(Reason.METADATA, f"{name} is no file")
+            while piece := reader.read(CHUNK_BYTES):
+                yield piece
+
+    def part(self, name: str) -> Part:
+        """A file to append to, made when absent. What stands there and is no file goes."""
+        if self.length(name) is None:
+            self._disk.unlink(self._path / name)
+        return self._disk.open_part(self._path / name)
+
+    def settle(self, old: str, new: str) -> None:
+        """Gives a file that was synced its name, in place of what had it."""
+        self._disk.rename(self._path / old, self._path / new)
 
     def write(self, name: str, data: bytes) -> None:
         """A file with this content: wholly there, or not at all."""

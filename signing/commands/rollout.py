@@ -70,7 +70,7 @@ def create(
     conditions = Conditions(
         not_before_ms=not_before_ms,
         activate_before_ms=activate_before_ms,
-        window_utc=_window(window),
+        window_utc=parse_window(window),
         signals_clear=signals,
     )
     body: Json = {
@@ -166,7 +166,12 @@ def parse_phase(spec: str) -> dict[str, Any]:
     return fields
 
 
-def _window(text: str | None) -> tuple[int, int] | None:
+def parse_window(text: str | None) -> tuple[int, int] | None:
+    """Reads `120-300`.
+
+    Raises:
+        StateError: With what is understood.
+    """
     if text is None:
         return None
     begin, _, end = text.partition("-")

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import msgspec
 from securesystemslib.signer import CryptoSigner, Signer
 
-from protocol.errors import Reason, Refused, StateError
+from protocol.errors import LinkError, Reason, Refused, StateError
 from protocol.release import parse_manifest
 from server.ca import Authority
 from signing.online_keys import ONLINE_ROLES, render_online_keys
@@ -43,6 +43,7 @@ class OperatorServer:
         self.published = 0
         self.again: list[bool] = []
         self.held = ""
+        self.link_bytes: int | None = None  # that a link carries before it breaks, once
 
     def connect(self, access: ServerAccess) -> "OperatorServer":
         assert access.token == "t0ken"
@@ -72,6 +73,18 @@ class OperatorServer:
         self.blobs[sha256] = data
         progress(len(data))
 
+    def get_blob(self, sha256: str, first: int) -> Iterator[bytes]:
+        if sha256 not in self.blobs:
+            raise StateError(f"no blob {sha256}")
+        data = self.blobs[sha256]
+        for at in range(first, len(data), 1000):
+            if self.link_bytes is not None:
+                self.link_bytes -= 1000
+                if self.link_bytes < 0:
+                    self.link_bytes = None
+                    raise LinkError("the link broke")
+            yield data[at : at + 1000]
+
     def publish(self, files: Mapping[RepositoryKind, Mapping[str, bytes]], *, again: bool = False) -> str:
         new = {kind: accept(kind, self.sets.get(kind), named, self.now) for kind, named in files.items()}
         image = new.get("image")
@@ -87,6 +100,8 @@ class OperatorServer:
     def metadata(self, kind: RepositoryKind, name: str) -> bytes:
         keys = self.keys[kind]
         served = render_online(self.sets[kind], keys["snapshot"], keys["timestamp"], 7, self.now)
+        if name not in served:
+            raise StateError(f"no {name}")
         return served[name]
 
     def close(self) -> None:

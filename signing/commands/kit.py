@@ -1,0 +1,355 @@
+"""`headland kit`: field kits, built onto a stick, signed by managers, and looked at."""
+
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import click
+import msgspec
+
+from protocol.errors import Refused, StateError
+from protocol.ids import parse_name
+from protocol.kits import KITS_FOLDER, LIFETIME_DAYS
+from protocol.objects import Conditions
+from signing.commands.app import App, UploadBars, pass_app
+from signing.commands.budget import parse_size
+from signing.commands.release import pick_product
+from signing.commands.rollout import parse_window
+from signing.console import emit, headland_errors, json_option, progress_console
+from signing.differences import printable
+from signing.following import follow_ca
+from signing.keys import open_signer, resolve
+from signing.kits.building import KitRequest, Prepared, prepare, write_kit
+from signing.kits.checking import KitReport, check_kit, find_kits, parse_targets
+from signing.kits.kit_file import KitObject, Signatures, add_signature, put_kit, signatures, signing_key
+from signing.kits.offer import KitQuestion
+from signing.managers import Register
+from signing.stick import stick_folder
+from signing.workspace import Workspace
+
+WAIT_S: Final = 2.0
+WAIT_TIMES: Final = 300
+UNTRUSTED_CODE: Final = 7
+"""Exit code of `verify` when a kit is whole, but no workspace was there to say whose it is."""
+
+
+@click.group()
+def kit() -> None:
+    """Field kits: sticks for machines that no signal reaches."""
+
+
+@kit.command()
+@click.argument("out", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--product", help="Needed when there are several.")
+@click.option("--release", "versions", multiple=True, help="A listed version; the newest unless you say.")
+@click.option("--group", "groups", multiple=True, help="For the machines that are in it now.")
+@click.option("--machine", "machines", multiple=True, help="For this machine. Every machine unless you say.")
+@click.option("--fit", help="All of it takes no more, such as 4GB; patches are left out first.")
+@click.option(
+    "--days",
+    type=click.IntRange(1, LIFETIME_DAYS),
+    default=LIFETIME_DAYS,
+    show_default=True,
+    help="How long it is good.",
+)
+@click.option("--not-before-ms", type=int, help="Machines activate no earlier (milliseconds since 1970, UTC).")
+@click.option("--activate-before-ms", type=int, help="Machines activate no later.")
+@click.option("--window", help="Minutes of the day, UTC: from-to, such as 120-300.")
+@click.option("--as", "name", help="Sign it too, as this manager.")
+@click.option("--dry-run", is_flag=True, help="Show the plan and write nothing.")
+@click.option("--yes", is_flag=True, help="Write, and sign, without being asked.")
+@json_option
+@pass_app
+@headland_errors
+def build(
+    app: App,
+    *,
+    out: Path,
+    product: str | None,
+    versions: tuple[str, ...],
+    groups: tuple[str, ...],
+    machines: tuple[str, ...],
+    fit: str | None,
+    days: int,
+    not_before_ms: int | None,
+    activate_before_ms: int | None,
+    window: str | None,
+    name: str | None,
+    dry_run: bool,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """Build a kit onto a stick, or into any folder. The same again goes on where it broke off."""
+    workspace = app.workspace()
+    request = KitRequest(
+        question=KitQuestion(
+            product=pick_product(workspace, product),
+            releases=versions,
+            machines=tuple(parse_name(each, "device") for each in machines),
+            groups=tuple(parse_name(each, "group") for each in groups),
+        ),
+        days=days,
+        conditions=Conditions(
+            not_before_ms=not_before_ms, activate_before_ms=activate_before_ms, window_utc=parse_window(window)
+        ),
+        fit_bytes=parse_size(fit) if fit is not None else None,
+    )
+    console = progress_console()
+    with app.server() as server:
+        follow_ca(workspace, server)
+        prepared = prepare(workspace, server, request, app.now(), _no_waiting if dry_run else _Waiting())
+        if name is not None:
+            signing_key(prepared.director, Register(workspace), name)  # said before anything is written
+        for line in plan_lines(prepared, out):
+            console.print(printable(line), markup=False, soft_wrap=True)
+        free = shutil.disk_usage(out).free
+        if dry_run:
+            emit(as_json, {"dry_run": True, "plan": plan_view(prepared, free)}, "nothing was written")
+            return
+        if not yes:
+            click.confirm(f"Write it to {out}?", abort=True, err=True)
+        with UploadBars() as meter:
+            kit_name, made = write_kit(prepared, out, workspace, server, meter)
+    folder = out / KITS_FOLDER / kit_name
+    if name is not None:
+        _sign(app, workspace, made, name)
+    held = signatures(made, prepared.director, Register(workspace))
+    with stick_folder(folder) as stick:
+        put_kit(stick, made, met=held.met)
+    content = {"kit": kit_name, "path": str(folder), "ready": held.met, **_signed_view(held)}
+    emit(as_json, content | {"plan": plan_view(prepared, free)}, f"{folder}\n{_next_step(held, folder)}")
+
+
+@kit.command()
+@click.argument("path", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--as", "name", required=True, help="The manager who signs.")
+@click.option("--yes", is_flag=True, help="Sign without being asked; what is in it is shown all the same.")
+@json_option
+@pass_app
+@headland_errors
+def sign(app: App, *, path: Path, name: str, yes: bool, as_json: bool) -> None:
+    """Look at a kit (or at all drafts on a stick), and sign it. Signed by enough, machines take it."""
+    workspace = app.workspace()
+    director = parse_targets(workspace)
+    register = Register(workspace)
+    signing_key(director, register, name)
+    console = progress_console()
+    done: list[dict[str, Any]] = []
+    lines = []
+    folders = find_kits(path)
+    for folder in folders:
+        report = check_kit(folder, workspace, app.now(), _nothing, blobs=False)
+        if report.kit is None or not report.draft:
+            if len(folders) == 1:
+                raise StateError(f"{folder.name} is no draft: {'; '.join(report.faults) or 'it is signed by enough'}")
+            continue
+        for line in kit_lines(report):
+            console.print(printable(line), markup=False, soft_wrap=True)
+        if report.faults:
+            raise StateError(
+                f"{folder.name} is not as it should be: {report.faults[0]}", hint="build it again: that repairs it"
+            )
+        if not yes and not click.confirm(f"Sign {folder.name} as {name}?", err=True):
+            continue
+        _sign(app, workspace, report.kit, name)
+        held = signatures(report.kit, director, register)
+        with stick_folder(folder) as stick:
+            put_kit(stick, report.kit, met=held.met)
+        done.append({"kit": folder.name, "path": str(folder), "ready": held.met, **_signed_view(held)})
+        lines.append(f"{folder.name}: {_next_step(held, folder)}")
+    emit(as_json, {"signed_by": name, "kits": done}, "\n".join(lines) or "nothing was signed")
+
+
+@kit.command()
+@click.argument("path", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@json_option
+@pass_app
+@headland_errors
+def verify(app: App, *, path: Path, as_json: bool) -> None:
+    """Check every byte of a kit, or of all on a stick, as a machine would. The exit code is 4 when one is bad, 7 when
+    they are whole but there is no workspace to say whose they are."""
+    workspace = _workspace(app)
+    reports = []
+    with UploadBars() as meter:
+        for folder in find_kits(path):
+            advance = meter.start(folder.name, sum(each.stat().st_size for each in (folder / "blobs").glob("*")))
+            reports.append(check_kit(folder, workspace, app.now(), advance))
+    lines = [line for report in reports for line in kit_lines(report)]
+    if workspace is None:
+        lines.append("There is no workspace here: this says that they are whole, not who made them.")
+    emit(as_json, {"trusted": workspace is not None, "kits": [kit_view(each) for each in reports]}, _text(lines))
+    if any(report.faults or report.draft for report in reports):
+        sys.exit(Refused.exit_code)
+    if workspace is None:
+        sys.exit(UNTRUSTED_CODE)
+
+
+@kit.command()
+@click.argument("path", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@json_option
+@pass_app
+@headland_errors
+def show(app: App, *, path: Path, as_json: bool) -> None:
+    """What is in a kit, or in all on a stick. Blobs are not read: `verify` does."""
+    workspace = _workspace(app)
+    reports = [check_kit(folder, workspace, app.now(), _nothing, blobs=False) for folder in find_kits(path)]
+    lines = [line for report in reports for line in kit_lines(report)]
+    emit(as_json, {"kits": [kit_view(each) for each in reports]}, _text(lines))
+
+
+def plan_lines(prepared: Prepared, out: Path) -> list[str]:
+    """The plan for people."""
+    plan, offer = prepared.plan, prepared.offer
+    lines = [f"A kit of {offer.product} for {_for_whom(offer.machines)}, good until {prepared.expires:%Y-%m-%d}:"]
+    for release in plan.releases:
+        full = sum(step.method == "full" for step in release.steps)
+        lines.append(f"  {release.release}: {full} artifacts in full, {len(release.steps) - full} patches")
+    for offered in offer.releases:
+        lines += [f"  ! {offered.release} does not fit {name}: {why}" for name, why in sorted(offered.unsuited.items())]
+    if offer.unseen and offer.machines is not None:
+        lines.append(f"  all variants are in: {', '.join(offer.unseen[:5])} never said what hardware they have")
+    lines.append(
+        f"  {len(plan.blobs)} blobs: {plan.bytes_of('full'):,} bytes in full, {plan.bytes_of('delta'):,} of patches, "
+        f"{plan.bytes_of('manifest') + prepared.metadata_bytes:,} of manifests and metadata"
+    )
+    if plan.left_out:
+        lines.append(f"  left out to fit: {len(plan.left_out)} patches; what they are for is there in full")
+    free = shutil.disk_usage(out).free
+    lines.append(f"  about {prepared.needs_bytes:,} bytes; {free:,} are free on {out}, besides what is there already")
+    lines.append("  no file is larger than 2 GiB: it fits on FAT32")
+    return lines
+
+
+def plan_view(prepared: Prepared, free_bytes: int) -> dict[str, Any]:
+    """The plan for programs."""
+    plan = prepared.plan
+    return {
+        "product": prepared.offer.product,
+        "machines": prepared.offer.machines,
+        "unseen": prepared.offer.unseen,
+        "releases": [
+            {
+                "release": release.release,
+                "manifest": release.manifest.sha256,
+                "full": sum(step.method == "full" for step in release.steps),
+                "deltas": sum(step.method == "delta" for step in release.steps),
+            }
+            for release in plan.releases
+        ],
+        "unsuited": {each.release: each.unsuited for each in prepared.offer.releases},
+        "blobs": len(plan.blobs),
+        "full_bytes": plan.bytes_of("full"),
+        "delta_bytes": plan.bytes_of("delta"),
+        "manifest_bytes": plan.bytes_of("manifest"),
+        "metadata_bytes": prepared.metadata_bytes,
+        "needs_bytes": prepared.needs_bytes,
+        "free_bytes": free_bytes,
+        "left_out": len(plan.left_out),
+        "expires": prepared.expires.isoformat(),
+    }
+
+
+def kit_lines(report: KitReport) -> list[str]:
+    """A kit for people."""
+    lines = [f"{report.name}{' (a draft: no machine takes it)' if report.draft else ''}"]
+    if report.kit is not None:
+        body = report.kit.body
+        made = datetime.fromtimestamp(body.created_ms // 1000, UTC)
+        lines.append(f"  {body.product}, for {_for_whom(body.machines)}")
+        lines.append(f"  made at {made:%Y-%m-%d %H:%M} UTC, good until {report.kit.expires:%Y-%m-%d}")
+        for release in body.releases:
+            deltas = sum(step.method == "delta" for step in release.steps)
+            size = sum(step.travels_bytes() for step in release.steps)
+            lines.append(
+                f"  {release.release} ({release.manifest.sha256[:12]}): {len(release.steps) - deltas} artifacts in "
+                f"full, {deltas} patches, {size:,} bytes"
+            )
+        said = {key: value for key, value in msgspec.to_builtins(body.conditions).items() if value}
+        lines += [f"  {key}: {value}" for key, value in said.items()]
+    if report.signed is not None:
+        who = ", ".join(report.signed.signed) or "nobody"
+        lines.append(f"  signed by {who}; {report.signed.threshold} must")
+    lines += [f"  ! {fault}" for fault in report.faults] + [f"  {note}" for note in report.notes]
+    return lines
+
+
+def kit_view(report: KitReport) -> dict[str, Any]:
+    """A kit for programs."""
+    kit = report.kit
+    return {
+        "kit": report.name,
+        "draft": report.draft,
+        "whole": not report.faults,
+        "trusted": report.trusted,
+        "faults": report.faults,
+        "notes": report.notes,
+        "expires": kit.expires.isoformat() if kit else None,
+        "body": msgspec.to_builtins(kit.body) if kit else None,
+        **(_signed_view(report.signed) if report.signed else {}),
+    }
+
+
+class _Waiting:
+    """Waits while the server makes payloads, and says so."""
+
+    def __init__(self) -> None:
+        self._left = WAIT_TIMES
+
+    def __call__(self, count: int) -> bool:
+        self._left -= 1
+        progress_console().print(f"the server is still making {count} payloads", style="dim")
+        time.sleep(WAIT_S)
+        return self._left > 0
+
+
+def _no_waiting(count: int) -> bool:
+    return False
+
+
+def _nothing(count: int) -> None:
+    """Nobody looks at progress."""
+
+
+def _sign(app: App, workspace: Workspace, kit: KitObject, name: str) -> None:
+    register = Register(workspace)
+    director = parse_targets(workspace)
+    key = signing_key(director, register, name)
+    signatures(kit, director, register)  # nobody counts twice
+    uri = resolve(register.uri(name, key.keyid), workspace.path)
+    add_signature(kit, open_signer(uri, key, lambda secret: app.secret(f"{secret} of {name}")))
+
+
+def _signed_view(held: Signatures) -> dict[str, Any]:
+    return {"threshold": held.threshold, "signed": held.signed, "missing": held.missing}
+
+
+def _next_step(held: Signatures, folder: Path) -> str:
+    if held.met:
+        return f"signed by {', '.join(held.signed)}: machines take it. `headland kit verify` reads all of it once more."
+    short = held.threshold - len(held.signed)
+    return f"a draft: {short} more of {', '.join(held.missing)} must sign: headland kit sign {folder} --as NAME"
+
+
+def _for_whom(machines: Sequence[str] | None) -> str:
+    if machines is None:
+        return "every machine"
+    more = f" and {len(machines) - 5} more" if len(machines) > 5 else ""
+    return f"{len(machines)} machines: {', '.join(machines[:5])}{more}"
+
+
+def _workspace(app: App) -> Workspace | None:
+    """This computer's workspace, if it has one with repositories in it."""
+    try:
+        workspace = app.workspace()
+        workspace.need("image")
+    except StateError:
+        return None
+    return workspace
+
+
+def _text(lines: list[str]) -> str:
+    return "\n".join(printable(line) for line in lines)

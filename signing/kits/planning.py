@@ -1,0 +1,133 @@
+"""What goes into a kit, and what is left out when it must fit. Pure.
+
+Full payloads of everything its machines may need are never left out: a kit must serve a machine that lost its base.
+Patches are: they only save time. The first to go are those that fewest machines would use, of these the largest.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+from protocol import limits
+from protocol.errors import StateError
+from protocol.kits import KitRelease
+from protocol.objects import Payload, Step
+from signing.kits.offer import KitOffer, OfferedRelease, OfferedStep
+
+BlobKind = Literal["manifest", "full", "delta"]
+STEP_BYTES: Final = 700  # of a step in `kit.json`, at most
+
+
+@dataclass(frozen=True)
+class Blob:
+    """One blob of a kit."""
+
+    sha256: str
+    length_bytes: int
+    kind: BlobKind
+    what: str
+
+
+@dataclass(frozen=True)
+class KitPlan:
+    """What a kit holds.
+
+    Args:
+        releases: As they are signed.
+        blobs: Each once.
+        left_out: Patches that did not fit.
+    """
+
+    releases: tuple[KitRelease, ...]
+    blobs: tuple[Blob, ...]
+    left_out: tuple[OfferedStep, ...] = field(default=())
+
+    def bytes_of(self, kind: BlobKind) -> int:
+        """Bytes of all blobs of a kind."""
+        return sum(blob.length_bytes for blob in self.blobs if blob.kind == kind)
+
+    @property
+    def blob_bytes(self) -> int:
+        """Bytes of all blobs."""
+        return sum(blob.length_bytes for blob in self.blobs)
+
+
+def plan_kit(offer: KitOffer, metadata_bytes: int, fit_bytes: int | None) -> KitPlan:
+    """The plan.
+
+    Args:
+        offer: The server's answer, all payloads ready.
+        metadata_bytes: Of both repositories.
+        fit_bytes: All of the kit takes no more; None: as much as it needs.
+
+    Raises:
+        StateError: It cannot be made to fit; says by how much, and what each release takes.
+    """
+    deltas = sorted(
+        {
+            (release.release, each.step.payload.sha256): each
+            for release in offer.releases
+            for each in _deltas(release)
+            if each.step.payload is not None
+        }.items(),
+        key=lambda item: (item[1].machines, -item[1].step.travels_bytes(), item[0]),
+    )
+    left_out: list[OfferedStep] = []
+    while True:
+        dropped = {id(each) for each in left_out}
+        kept = [
+            (release, [each.step for each in release.steps if id(each) not in dropped]) for release in offer.releases
+        ]
+        plan = KitPlan(
+            releases=tuple(
+                KitRelease(release=release.release, manifest=release.manifest, steps=tuple(steps))
+                for release, steps in kept
+            ),
+            blobs=tuple(_blobs(kept)),
+            left_out=tuple(left_out),
+        )
+        over = _needs(plan, metadata_bytes) - fit_bytes if fit_bytes is not None else 0
+        if over <= 0:
+            return plan
+        if not deltas:
+            raise _too_large(plan, over)
+        left_out.append(deltas.pop(0)[1])
+
+
+def kit_json_bytes(plan: KitPlan) -> int:
+    """What `kit.json` takes, about."""
+    return sum(len(release.steps) for release in plan.releases) * STEP_BYTES + 16 * limits.KIB
+
+
+def _needs(plan: KitPlan, metadata_bytes: int) -> int:
+    return plan.blob_bytes + metadata_bytes + kit_json_bytes(plan)
+
+
+def _deltas(release: OfferedRelease) -> Iterable[OfferedStep]:
+    return (each for each in release.steps if each.step.method == "delta")
+
+
+def _blobs(kept: Sequence[tuple[OfferedRelease, list[Step]]]) -> Iterable[Blob]:
+    found: dict[str, Blob] = {}
+
+    def add(payload: Payload | None, kind: BlobKind, what: str) -> None:
+        if payload is not None:
+            found.setdefault(payload.sha256, Blob(payload.sha256, payload.length_bytes, kind, what))
+
+    for release, steps in kept:
+        add(release.manifest, "manifest", f"manifest of {release.release}")
+        for step in steps:
+            kind: BlobKind = "delta" if step.method == "delta" else "full"
+            add(step.payload, kind, f"{release.release} {step.artifact[:12]} {'patch' if kind == 'delta' else 'whole'}")
+            add(step.index, kind, f"{release.release} {step.artifact[:12]} index")
+    return found.values()
+
+
+def _too_large(plan: KitPlan, over: int) -> StateError:
+    each = ", ".join(
+        f"{release.release} takes {sum(step.travels_bytes() for step in release.steps):,}" for release in plan.releases
+    )
+    return StateError(
+        f"without any patch it is still {over:,} bytes too large ({each})",
+        hint="leave out a release, or make a kit for each kind of hardware: name its machines (--machine, --group)",
+    )
