@@ -226,6 +226,8 @@ async def _work(
         group.create_task(up("updates", update))
         if not parts.isolated:
             group.create_task(up("contact", contact))
+        group.create_task(up("kits", parts.kits.run))
+        group.create_task(up("desk", parts.desk.run))
         if parts.waits_for_disk:
             group.create_task(up("rescue", lambda: change.look_until(partial(_why_no_databases, parts.layout), wait_s)))
         if parts.waits_for_identity:
@@ -314,6 +316,8 @@ def status_of(parts: Parts, started_ms: int) -> AgentStatus:
         update=UpdateNow(
             state=progress.state.value,
             release=progress.release,
+            offer=progress.offer,
+            forced=bool(progress.forced),
             why=progress.why,
             bytes_done=progress.bytes_done,
             bytes_total=progress.bytes_total,
@@ -330,6 +334,7 @@ def status_of(parts: Parts, started_ms: int) -> AgentStatus:
         counters=parts.totals.now(parts.outbox.produced()),
         frames_waiting=parts.source.waiting,
         contact_trouble=parts.contact_loop.trouble,
+        kits=parts.kits.shown(),
         trouble=(*((parts.isolated,) if parts.isolated else ()), *(one.line() for one in parts.found if one.is_news)),
     )
 

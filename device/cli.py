@@ -15,27 +15,33 @@ from device.hardware import agent_version
 from device.layout import Layout
 from device.shown import status_tables
 from device.state_db import StateDb
+from device.state_option import state_option
 from device.status import read_status
 from device.transfer.patch_book import PatchBook
 from protocol.errors import StateError
 from signing.child import python_command
 from signing.console import emit, headland_errors, json_option
 
-DEFAULT_STATE: Final = "/var/lib/headland-device"
 LEVELS: Final = ("debug", "info", "warning", "error")
 
-state_option = click.option(
-    "--state",
-    envvar="HEADLAND_DEVICE_STATE",
-    show_envvar=True,
-    default=DEFAULT_STATE,
-    show_default=True,
-    type=click.Path(file_okay=False, path_type=Path),
-    help="The machine's state folder.",
-)
+
+class _Commands(click.Group):
+    """Commands of other files, which are read when they are asked for: most commands need none of them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """As in click."""
+        return sorted((*super().list_commands(ctx), "kit"))
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """As in click."""
+        if cmd_name == "kit":
+            from device.kit_commands import kit
+
+            return kit
+        return super().get_command(ctx, cmd_name)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="headland")
 def main() -> None:
     """Headland on a machine: signed updates, inference without a network, results that wait for it."""

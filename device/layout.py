@@ -80,6 +80,16 @@ class Layout:
         return self.run / "status.json"
 
     @property
+    def desk(self) -> Path:
+        """The socket on which a running agent is asked by commands."""
+        return self.run / "desk.sock"
+
+    @property
+    def kits(self) -> Path:
+        """Copies of what kits say of themselves, while they are judged."""
+        return self.run / "kits"
+
+    @property
     def lock(self) -> Path:
         """Held by the one agent that runs on this state folder."""
         return self.run / "agent.lock"

@@ -32,6 +32,7 @@ from device.containers.stock import Stock
 from device.containers.troubles import Troubles
 from device.containers.whole import WholeSet
 from device.containers.wishes import Places, give_data, make_wish
+from device.desk.socket import DeskSocket
 from device.drain import Drain
 from device.fallbacks import Fallbacks
 from device.giving_back import SignedFiles
@@ -41,6 +42,8 @@ from device.inference.folder_source import FolderSource
 from device.inference.frames import Mark
 from device.inference.pump import ALARMS, Pump, Rows
 from device.inference.workers import ProcessWorkers
+from device.kits.assembling import Sticks, open_counter
+from device.kits.life import Kits
 from device.layout import Layout
 from device.link import Link
 from device.local.link import LocalLink
@@ -88,6 +91,8 @@ class Parts:
     pump: Pump
     local_link: LocalLink
     updater: Updater
+    kits: Kits
+    desk: DeskSocket
     contact_loop: ContactLoop
     fallbacks: Fallbacks
     troubles: Troubles
@@ -174,9 +179,11 @@ async def assembled(
             remembered,
         )
         stack.push_async_callback(outbox.close)
-        unkept = ""
-        if isinstance(outbox, UnopenedOutbox):
-            unkept = f"results cannot be kept, and no server is spoken to: {outbox.why}"
+        unkept = (
+            f"results cannot be kept, and no server is spoken to: {outbox.why}"
+            if isinstance(outbox, UnopenedOutbox)
+            else ""
+        )
         mark = await asyncio.to_thread(totals.last_mark, outbox.epoch)
         if mark is not None:
             with contextlib.suppress(sqlite3.DatabaseError):  # a damaged outbox tells of it where rows are sent
@@ -230,14 +237,16 @@ async def assembled(
             )
         )
         news = News()
-        local_link = LocalLink(layout.link)
-        await local_link.prepare()
+        sticks = Sticks(settings.kits, store, book, images.stock)
+        local_link = await _open_local_link(layout)
+
         updater = Updater(
             db=state,
             store=store,
             sets=await asyncio.to_thread(partial(Sets, layout.state, tell=local_link.board.show)),
             stock=images.stock,
             fetcher=transfer,
+            kit_fetcher=sticks.fetcher,
             treasury=accounts,
             canary=ContainerCanary(
                 SubprocessCanary(layout.run / "canary", threads=inference.threads),
@@ -250,12 +259,25 @@ async def assembled(
                 new_id=draw_token,
                 random=random.random,
                 signals_off=folder_signals(Path(settings.machine.signals) if settings.machine.signals else None),
-                notify=news.to_tell,
+                notify=sticks.also(news.to_tell),
                 probe=lambda known: hardware.probe(settings.machine.hardware, layout.state, known),
                 make_room=partial(_spare, outbox),
                 has_engine=lambda: is_there(images.owner.socket),
             ),
             settings=settings.update,
+        )
+
+        counter = open_counter(
+            layout,
+            settings.kits,
+            sticks,
+            device=device,
+            product=product,
+            trust=trust,
+            updater=updater,
+            state=state,
+            clock=clock,
+            draw_token=draw_token,
         )
 
         def facts() -> Facts:
@@ -311,6 +333,8 @@ async def assembled(
             ),
             local_link=local_link,
             updater=updater,
+            kits=counter.kits,
+            desk=counter.socket,
             contact_loop=ContactLoop(
                 contact,
                 Drain(outbox, link, trust, who.key),
@@ -441,6 +465,12 @@ def _keeper_of(images: _Images, store: Store) -> ContainerKeeper:
         give_data(one.container, images.places)
 
     return ContainerKeeper(images.engine, images.stock, images.owner, wish, clock=time.monotonic, give_data=give)
+
+
+async def _open_local_link(layout: Layout) -> LocalLink:
+    link = LocalLink(layout.link)
+    await link.prepare()
+    return link
 
 
 def _keep_last(totals: Totals) -> None:

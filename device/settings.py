@@ -7,6 +7,7 @@ import msgspec
 
 from device.containers.settings import ContainerSettings
 from device.inference.settings import InferenceSettings
+from device.kits.settings import KitSettings
 from device.outbox.room import LanePolicy, Policies, WhenFull
 from device.transfer.fetch import TransferSettings
 from device.update.world import UpdateSettings
@@ -140,6 +141,7 @@ class DeviceSettings(Settings):
     budget: BudgetSettings = BudgetSettings()
     update: UpdateSettings = UpdateSettings()
     machine: MachineSettings = MachineSettings()
+    kits: KitSettings = KitSettings()
     containers: ContainerSettings = ContainerSettings()
 
 

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from rich.table import Table
 
 from device.containers.keeper import EngineStatus
+from device.kits.shown import KitsShown
 from device.status import DeviceStatus, UpdateNow
 from protocol.messages import UNMETERED, TransferBytes
 
@@ -18,6 +19,8 @@ def status_tables(status: DeviceStatus) -> tuple[Table, ...]:
         tables.append(_containers(status.engine))
     if status.lanes:
         tables.append(_lanes(status))
+    if status.kits.kits or status.kits.troubles:
+        tables.append(kits_table(status.kits))
     if status.refusals:
         tables.append(_refusals(status))
     return tuple(tables)
@@ -106,6 +109,8 @@ def _agent(status: DeviceStatus) -> str:
 def update_line(update: UpdateNow) -> str:
     """Where the update is, in one line."""
     parts = [update.state + (f" of {update.release}" if update.release else "")]
+    if update.forced:
+        parts.append("forced by a technician")
     if update.bytes_total and update.state == "fetch":
         parts.append(f"{update.bytes_done:,} of {update.bytes_total:,} bytes")
     if update.transfer != TransferBytes() and update.state != "idle":
@@ -159,6 +164,17 @@ def _lanes(status: DeviceStatus) -> Table:
     table = Table("results", "produced", "queued", "receipted", "lost")
     for name, lane in status.lanes.items():
         table.add_row(name, str(lane.produced), str(lane.queued), str(lane.receipted), str(lane.lost))
+    return table
+
+
+def kits_table(found: KitsShown) -> Table:
+    """Field kits, and sticks that cannot be read."""
+    table = Table("kit", "release", "state", "what became of it", "where")
+    for one in found.kits:
+        words = one.sentence + (f"\n{one.hint}" if one.hint else "") + ("\nforced" if one.forced else "")
+        table.add_row(one.kit, one.release, one.state.value, words, "\n".join(one.sticks) or "its stick is gone")
+    for trouble in found.troubles:
+        table.add_row("", "", "unreadable", trouble, "")
     return table
 
 

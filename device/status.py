@@ -23,6 +23,7 @@ from device.damage import kept
 from device.day import look
 from device.inference.pump import PumpNumbers
 from device.inference.workers import ModelStatus, Swap, WorkersStatus
+from device.kits.shown import KitsShown
 from device.layout import Layout
 from device.outbox.box import read_counts
 from device.outbox.damage import quarantined, salvaged
@@ -60,6 +61,8 @@ class UpdateNow(Message, omit_defaults=False):
 
     state: str = State.IDLE.value
     release: str = ""
+    offer: str = ""  # the rollout or the kit that brought it
+    forced: bool = False  # by a technician
     why: str = ""
     bytes_done: int = 0
     bytes_total: int = 0
@@ -85,6 +88,7 @@ class AgentStatus(Message):
     counters: Counters = Counters()
     frames_waiting: int = 0
     contact_trouble: str = ""
+    kits: KitsShown = KitsShown()
     trouble: tuple[str, ...] = ()  # what the agent found wrong with itself
 
 
@@ -192,6 +196,7 @@ class DeviceStatus(Message, omit_defaults=False):
     contact: ContactStatus
     time: TimeStatus
     certificate: CertificateStatus | None  # None: damaged, and about to be renewed
+    kits: KitsShown  # that the running agent found
     alerts: tuple[Alert, ...]  # that wait to be told to the server
     pending_statuses: int
     trouble: tuple[str, ...]
@@ -301,6 +306,7 @@ def read_status(layout: Layout) -> DeviceStatus:
             ),
             time=TimeStatus(ms=reading.ms, sure=reading.sure),
             certificate=_certificate(who, reading.ms),
+            kits=now.kits if now is not None else KitsShown(),
             alerts=state.pending_alerts(PENDING_SHOWN),
             pending_statuses=len(state.pending_statuses(PENDING_SHOWN)),
             trouble=(
@@ -365,6 +371,8 @@ def _update_at_rest(record: UpdateRecord) -> UpdateNow:
     return UpdateNow(
         state=record.state.value,
         release=record.offer.release.version if record.offer is not None else "",
+        offer=record.offer.rollout if record.offer is not None else "",
+        forced=record.offer is not None and record.offer.forced is not None,
         why=record.paused,
         healthy_s=record.healthy_s,
         healthy_of_s=record.offer.trial.healthy_s if trial and record.offer is not None else 0.0,

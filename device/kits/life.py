@@ -443,7 +443,7 @@ class Kits:
             can_apply = choice is not None or (entry.state is KitState.OLDER and bool(entry.hint))
             return msgspec.structs.replace(shown, can_apply=can_apply)
         line = entry.line + (f"; it waits: {progress.why}" if progress.why else "")
-        return msgspec.structs.replace(shown, sentence=line, forced=self._wanted.get(entry.kit) is not None)
+        return msgspec.structs.replace(shown, sentence=line, forced=bool(progress.forced))
 
 
 def keep_roster(state: StateDb, roster: Roster) -> None:

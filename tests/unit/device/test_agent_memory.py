@@ -15,6 +15,7 @@ FORBIDDEN = (
     "click",
     "docker",
     "requests",
+    "aiohttp.web",
 )
 
 

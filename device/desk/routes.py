@@ -1,0 +1,124 @@
+"""What people may ask of a running agent: one set of routes for the socket of the command line and for the page.
+
+Each body is one JSON object. What cannot be done is an `ErrorAnswer`; its status says of which kind it is.
+"""
+
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from device.desk.port import Desk
+from protocol import limits
+from protocol.errors import HeadlandError, LinkError, Reason, Refused, StateError
+from protocol.ids import Name
+from protocol.kits import is_kit
+from protocol.messages import ErrorAnswer, SignedForce
+from protocol.wire import Message, decode, encode
+
+BODY_BYTES: Final = 64 * limits.KIB
+STATUSES: Final[dict[type[HeadlandError], HTTPStatus]] = {
+    Refused: HTTPStatus.UNPROCESSABLE_ENTITY,
+    StateError: HTTPStatus.CONFLICT,
+    LinkError: HTTPStatus.SERVICE_UNAVAILABLE,
+}
+T = TypeVar("T")
+
+
+class Nothing(Message):
+    """An empty body: `{}`."""
+
+
+class LookRequest(Message):
+    """`POST /api/kits/look`. `path` names a folder that counts as a stick from now on."""
+
+    path: str = ""
+
+
+class ChallengeRequest(Message):
+    """`POST /api/force/challenge`."""
+
+    offer: Name
+
+
+def routes_of(desk: Desk) -> list[web.RouteDef]:
+    """All of them, under `/api/`."""
+
+    async def status(request: web.Request) -> web.Response:
+        return web.Response(body=await desk.status(), content_type="application/json")
+
+    async def kits(request: web.Request) -> web.Response:
+        return _said(desk.shown())
+
+    async def look(request: web.Request) -> web.Response:
+        path = (await _read(request, LookRequest)).path
+        if path and not Path(path).is_absolute():
+            raise StateError(f"{path} is no whole path", hint="begin it with a slash")
+        return _said(await desk.look(Path(path) if path else None))
+
+    async def apply(request: web.Request) -> web.Response:
+        await _read(request, Nothing)
+        kit = request.match_info["kit"]
+        if not is_kit(kit):
+            raise StateError(f"{kit!r:.80} is no name of a kit")
+        return _said(await desk.apply(kit, None))
+
+    async def challenge(request: web.Request) -> web.Response:
+        return _said(await desk.challenge((await _read(request, ChallengeRequest)).offer))
+
+    async def force(request: web.Request) -> web.Response:
+        return _said(await desk.force(await _read(request, SignedForce)))
+
+    async def export(request: web.Request) -> web.Response:
+        await _read(request, Nothing)
+        if desk.export is None:
+            raise StateError("this machine writes no results to sticks", hint="[kits] results in device.toml")
+        return _said(await desk.export())
+
+    return [
+        web.get("/api/status", status),
+        web.get("/api/kits", kits),
+        web.post("/api/kits/look", look),
+        web.post("/api/kits/{kit}/apply", apply),
+        web.post("/api/force/challenge", challenge),
+        web.post("/api/force", force),
+        web.post("/api/export", export),
+    ]
+
+
+@web.middleware
+async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turns errors raised on purpose into answers, also those of aiohttp itself."""
+    try:
+        return await handler(request)
+    except HeadlandError as error:
+        reason = error.reason.value if isinstance(error, Refused) else ""
+        status = next((code for kind, code in STATUSES.items() if isinstance(error, kind)), HTTPStatus.BAD_REQUEST)
+        return _said(ErrorAnswer(error=error.message, reason=reason, hint=error.hint), status)
+    except web.HTTPException as error:
+        return _said(ErrorAnswer(error=error.reason), HTTPStatus(error.status))
+
+
+def error_of(status: int, body: bytes) -> HeadlandError:
+    """What an answer that is no success means, for the one who asked."""
+    try:
+        said = decode(body, ErrorAnswer, limit=BODY_BYTES)
+    except Refused:
+        said = ErrorAnswer(error=f"the agent answered {status}")
+    for kind, code in STATUSES.items():
+        if code == status:
+            if kind is Refused:
+                known = said.reason in {reason.value for reason in Reason}
+                return Refused(Reason(said.reason) if known else Reason.METADATA, said.error, hint=said.hint)
+            return kind(said.error, hint=said.hint)
+    return StateError(said.error, hint=said.hint)
+
+
+async def _read(request: web.Request, kind: type[T]) -> T:
+    return decode(await request.read() or b"{}", kind, limit=BODY_BYTES)
+
+
+def _said(value: Any, status: HTTPStatus = HTTPStatus.OK) -> web.Response:
+    return web.Response(body=encode(value), status=status, content_type="application/json")

@@ -1,0 +1,144 @@
+"""The parts that have to do with kits, made once: sticks on this side of the update machine, people on the other."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from device.clock import Clock
+from device.containers.stock import Stock
+from device.desk.port import Desk
+from device.desk.socket import DeskSocket
+from device.kits.bringing import STICK, KitFetcher, NotingSource
+from device.kits.choosing import Chooser
+from device.kits.finding import Finder
+from device.kits.forcing import Challenge, Forcing
+from device.kits.life import Kits
+from device.kits.settings import KitSettings
+from device.kits.shelf import Shelf
+from device.layout import Layout
+from device.state_db import StateDb
+from device.status import read_status
+from device.store import Store
+from device.transfer.child_applier import ChildApplier
+from device.transfer.fetch import Transfer
+from device.transfer.patch_book import PatchBook
+from device.trust.port import Trust
+from device.update.memory import Memory
+from device.update.updater import Updater
+from protocol.errors import Reason, Refused
+from protocol.ids import DeviceId, ProductName, Token
+from protocol.kits import ForceRequest
+from protocol.messages import SignedForce
+from protocol.wire import encode
+
+
+class Sticks:
+    """What brings blobs from sticks, to be made before the update machine.
+
+    Args:
+        settings: Where sticks are mounted.
+        store: Where blobs go.
+        patches: Which patches gave no result here.
+        stock: What else holds bases of patches.
+    """
+
+    def __init__(self, settings: KitSettings, store: Store, patches: PatchBook, stock: Stock) -> None:
+        self.finder = Finder(Path(folder) for folder in settings.folders)
+        self.shelf = Shelf()
+        self.store = store
+        self.patches = patches
+        self.stock = stock
+        source = NotingSource(self.shelf)
+        # Bytes from a stick are no bytes over the air: nobody counts them.
+        transfer = Transfer(
+            source, store, STICK, count=lambda _: None, notes=patches, appliers=ChildApplier, elsewhere=stock
+        )
+        self.fetcher = KitFetcher(transfer, source, self.finder.wake)
+
+    def also(self, tell: Callable[[], None]) -> Callable[[], None]:
+        """Tells somebody else, and has kits looked at again: what is known of them depends on the update's state."""
+
+        def both() -> None:
+            tell()
+            self.finder.wake()
+
+        return both
+
+
+@dataclass(frozen=True)
+class Counter:
+    """Where people and kits meet the machine.
+
+    Args:
+        kits: The life of kits.
+        socket: Serves the desk to commands.
+        desk: What may be asked, for whoever else serves it.
+    """
+
+    kits: Kits
+    socket: DeskSocket
+    desk: Desk
+
+
+def open_counter(
+    layout: Layout,
+    settings: KitSettings,
+    sticks: Sticks,
+    *,
+    device: DeviceId,
+    product: ProductName,
+    trust: Trust,
+    updater: Updater,
+    state: StateDb,
+    clock: Clock,
+    draw_token: Callable[[], Token],
+) -> Counter:
+    """Makes the rest, once there is an update machine."""
+    kits = Kits(
+        device=device,
+        folder=layout.kits,
+        finder=sticks.finder,
+        shelf=sticks.shelf,
+        chooser=Chooser(
+            device=device,
+            machine=updater,
+            memory=Memory(state),
+            store=sticks.store,
+            patches=sticks.patches,
+            held=sticks.stock.told,
+            shelf=sticks.shelf,
+            manifests=sticks.fetcher,
+            now=clock.now,
+        ),
+        trust=trust,
+        updates=updater,
+        state=state,
+        apply=settings.apply,
+    )
+    forcing = Forcing(
+        device=device,
+        product=product,
+        kits=kits,
+        updates=updater,
+        state=state,
+        judge=_judge_force,
+        draw_token=draw_token,
+        now_ms=lambda: clock.now().ms,
+        monotonic=time.monotonic,
+    )
+    desk = Desk(
+        status=partial(asyncio.to_thread, lambda: encode(read_status(layout))),
+        shown=kits.shown,
+        look=kits.look,
+        apply=kits.apply,
+        challenge=forcing.challenge,
+        force=forcing.force,
+    )
+    return Counter(kits, DeskSocket(layout.desk, desk), desk)
+
+
+def _judge_force(signed: SignedForce, challenge: Challenge) -> ForceRequest:
+    raise Refused(Reason.SIGNATURE, "this machine knows of no technician who may force")

@@ -1,0 +1,162 @@
+"""The desk over its socket: for the agent's user only, in words that both sides know."""
+
+import asyncio
+import contextlib
+import json
+import socket
+import stat
+
+import pytest
+
+from device.cancelling import cancel
+from device.desk.client import ask
+from device.desk.port import Desk
+from device.desk.socket import DeskSocket, short
+from device.kits.forcing import Challenge, Forced
+from device.kits.shown import KitShown, KitsShown, KitState
+from protocol.errors import LinkError, Reason, Refused, StateError
+
+SHOWN = KitShown(kit="kit-a", sticks=("/media/stick",), state=KitState.APPLYING, sentence="it is being installed")
+
+
+class Behind:
+    """What the routes lead to."""
+
+    def __init__(self) -> None:
+        self.asked: list[object] = []
+        self.error: Exception | None = None
+
+    def desk(self) -> Desk:
+        return Desk(
+            status=self._status,
+            shown=lambda: KitsShown(kits=(SHOWN,)),
+            look=self._do(KitsShown(kits=(SHOWN,))),
+            apply=self._do(SHOWN),
+            challenge=self._do(
+                Challenge(
+                    id="0" * 32,
+                    at_ms=1,
+                    device="tractor-1",
+                    product="p",
+                    release="1.0.0",
+                    manifest="0" * 64,
+                    offer="kit-a",
+                )
+            ),
+            force=self._do(Forced(offer="kit-a", release="1.0.0", technician="theo")),
+        )
+
+    async def _status(self) -> bytes:
+        return b'{"device": "tractor-1"}'
+
+    def _do(self, answer):
+        async def do(*asked):
+            self.asked.append(asked)
+            if self.error is not None:
+                raise self.error
+            return answer
+
+        return do
+
+
+@contextlib.asynccontextmanager
+async def open_desk(path, behind):
+    task = asyncio.create_task(DeskSocket(path, behind.desk()).run())
+    try:
+        for _ in range(500):
+            if path.is_socket():
+                break
+            await asyncio.sleep(0.01)
+        yield
+    finally:
+        await cancel(task)
+
+
+@pytest.fixture
+def path(tmp_path):
+    folder = tmp_path / ("long" * 30)  # longer than an address of a socket may be
+    folder.mkdir()
+    return folder / "desk.sock"
+
+
+def answered(path, *arguments):
+    return asyncio.to_thread(ask, path, *arguments)
+
+
+async def test_each_route_leads_where_it_should(path):
+    behind = Behind()
+    async with open_desk(path, behind):
+        assert (await answered(path, "GET", "/api/status", dict))["device"] == "tractor-1"
+        assert (await answered(path, "GET", "/api/kits", KitsShown)).kits == (SHOWN,)
+        await answered(path, "POST", "/api/kits/look", KitsShown, {"path": "/srv"})
+        assert await answered(path, "POST", "/api/kits/kit-a/apply", KitShown) == SHOWN
+        assert (await answered(path, "POST", "/api/force/challenge", Challenge, {"offer": "kit-a"})).id == "0" * 32
+        force = {"request": "{}", "signature": "0" * 128}
+        assert (await answered(path, "POST", "/api/force", Forced, force)).technician == "theo"
+        with pytest.raises(StateError):
+            await answered(path, "POST", "/api/export", dict)
+    assert [str(asked[0]) for asked in behind.asked[:3]] == ["/srv", "kit-a", "kit-a"]
+    assert not path.exists()
+
+
+async def test_only_the_agents_user_may_ask(path):
+    async with open_desk(path, Behind()):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("lies", ["socket", "file"])
+async def test_what_an_agent_that_ended_left_there_gives_way(path, lies):
+    if lies == "file":
+        path.write_text("")
+    else:
+        with contextlib.closing(socket.socket(socket.AF_UNIX)) as old, short(path) as name:
+            old.bind(name)
+    async with open_desk(path, Behind()):
+        await asyncio.sleep(0.2)
+        assert (await answered(path, "GET", "/api/kits", KitsShown)).kits == (SHOWN,)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        Refused(Reason.SIGNATURE, "not signed", hint="ask"),
+        StateError("no such kit", hint="look"),
+        LinkError("the stick is gone", hint="plug it in"),
+    ],
+)
+async def test_errors_come_out_as_they_went_in(path, error):
+    behind = Behind()
+    behind.error = error
+    async with open_desk(path, behind):
+        with pytest.raises(type(error)) as said:
+            await answered(path, "POST", "/api/kits/kit-a/apply", KitShown)
+    assert (said.value.message, said.value.hint) == (error.message, error.hint)
+    assert getattr(said.value, "reason", None) == getattr(error, "reason", None)
+
+
+@pytest.mark.parametrize(
+    ("route", "body"),
+    [
+        ("/api/kits/look", {"path": "relative"}),
+        ("/api/kits/look", {"path": "/a", "more": 1}),
+        ("/api/kits/look", {"path": "a" * 100_000}),
+        ("/api/kits/spring/apply", {}),
+        ("/api/kits/kit-../apply", {}),
+        ("/api/force", {"request": "{}", "signature": "short"}),
+        ("/api/nothing", {}),
+    ],
+)
+async def test_nonsense_is_turned_away(path, route, body):
+    behind = Behind()
+    async with open_desk(path, behind):
+        with pytest.raises((StateError, Refused)) as said:
+            await answered(path, "POST", route, dict, body)
+    assert said.value.message
+    assert not behind.asked
+
+
+async def test_without_an_agent_the_hint_says_so(path):
+    with pytest.raises(StateError) as error:
+        await answered(path, "GET", "/api/kits", KitsShown)
+    assert "headland-device run" in error.value.hint
+    assert json.dumps(error.value.message)
