@@ -106,10 +106,11 @@ def build(
             signing_key(prepared.director, Register(workspace), name)  # said before anything is written
         for line in plan_lines(prepared, out):
             console.print(printable(line), markup=False, soft_wrap=True)
-        free = shutil.disk_usage(out).free
+        free = _free_bytes(out)
         if dry_run:
             emit(as_json, {"dry_run": True, "plan": plan_view(prepared, free)}, "nothing was written")
             return
+        _check_room(prepared, out, free)
         if not yes:
             click.confirm(f"Write it to {out}?", abort=True, err=True)
         with UploadBars() as meter:
@@ -218,13 +219,18 @@ def plan_lines(prepared: Prepared, out: Path) -> list[str]:
     )
     if plan.left_out:
         lines.append(f"  left out to fit: {len(plan.left_out)} patches; what they are for is there in full")
-    free = shutil.disk_usage(out).free
-    lines.append(f"  about {prepared.needs_bytes:,} bytes; {free:,} are free on {out}, besides what is there already")
+    free = _free_bytes(out)
+    room = (
+        f"{free:,} are free on {out}, besides what is there already"
+        if free is not None
+        else f"{out} does not say how many are free"
+    )
+    lines.append(f"  about {prepared.needs_bytes:,} bytes; {room}")
     lines.append("  no file is larger than 2 GiB: it fits on FAT32")
     return lines
 
 
-def plan_view(prepared: Prepared, free_bytes: int) -> dict[str, Any]:
+def plan_view(prepared: Prepared, free_bytes: int | None) -> dict[str, Any]:
     """The plan for programs."""
     plan = prepared.plan
     return {
@@ -291,6 +297,25 @@ def kit_view(report: KitReport) -> dict[str, Any]:
         "body": msgspec.to_builtins(kit.body) if kit else None,
         **(_signed_view(report.signed) if report.signed else {}),
     }
+
+
+def _free_bytes(out: Path) -> int | None:
+    """What may be written; None where the file system does not say (a driver of FAT that counts nothing)."""
+    usage = shutil.disk_usage(out)
+    return usage.free if usage.total else None
+
+
+def _check_room(prepared: Prepared, out: Path, free_bytes: int | None) -> None:
+    """Says before anything is written what cannot fit: what lies there of kits may be this one, begun before."""
+    if free_bytes is None:
+        return
+    begun = sum(path.stat().st_size for path in (out / KITS_FOLDER).glob("kit-*/blobs/*"))
+    short = prepared.needs_bytes - begun - free_bytes
+    if short > 0:
+        raise StateError(
+            f"{out} has {short:,} bytes too little for this kit",
+            hint=f"make room, or leave patches out: --fit {max(free_bytes + begun, 1)}",
+        )
 
 
 class _Waiting:

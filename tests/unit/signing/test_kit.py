@@ -1,9 +1,11 @@
 """`headland kit`, from an empty stick to a kit that two managers signed, and whatever a stick does to it."""
 
 import errno
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from tuf.api.metadata import Targets
 
@@ -300,3 +302,22 @@ def test_an_older_director_says_how_to_name_who_signs_kits(tool: ManagersTool) -
     with pytest.raises(StateError, match="before there were any") as raised:
         kit_keys(parse(old.director.targets, Targets, KITS).signed)
     assert "headland keys kits" in raised.value.hint
+
+
+def test_two_keys_of_one_owner_count_for_no_kit(tool: ManagersTool, stick: Path) -> None:
+    build(tool, stick, "--as", "alice")
+    bob = tool.workspace.path / "managers" / "bob.json"
+    alice = tool.workspace.path / "managers" / "alice.json"
+    key = msgspec.json.decode(bob.read_bytes())["key"]
+    alice.write_bytes(msgspec.json.encode({**msgspec.json.decode(alice.read_bytes()), "former_keys": [key]}))
+    bob.unlink()
+    assert "two keys of alice" in tool.fail("kit", "sign", stick, "--as", "carol", "--yes", code=6)
+
+
+def test_a_stick_that_is_too_small_is_left_alone(
+    tool: ManagersTool, stick: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = shutil.disk_usage(stick)
+    monkeypatch.setattr("signing.commands.kit.shutil.disk_usage", lambda path: real._replace(free=10_000))
+    assert "bytes too little" in tool.fail("kit", "build", stick, "--yes", code=6)
+    assert [path.name for path in stick.iterdir()] == ["photos"]
