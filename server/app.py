@@ -42,6 +42,7 @@ from server.http.devices import DeviceDoor, DeviceServices
 from server.http.people import PeopleDoor, PeopleServices
 from server.ingest import Ingest
 from server.kit_plans import KitPlans
+from server.kits.pieces import Pieces
 from server.lifetimes import raise_alarms
 from server.notify import Notifier
 from server.operations import Operations
@@ -133,6 +134,7 @@ async def serve(state: Path, now_ms: NowMs, secrets: SecretsHandler, *, steady: 
                 ),
                 kit_plans=KitPlans(parts.catalog, parts.blobs, now_ms),
                 publisher=parts.publisher,
+                pieces=parts.pieces,
                 threads=threads,
                 now_ms=now_ms,
                 online_keys=parts.layout.online_keys,
@@ -199,6 +201,7 @@ class Parts:
     enrolment: Enrolment
     contacts: Contacts
     ingest: Ingest
+    pieces: Pieces
     publisher: Publisher
     compressor: Compressor
     patchmaker: Patchmaker
@@ -258,6 +261,16 @@ def open_parts(state: Path, now_ms: NowMs, secrets: SecretsHandler, *, steady: b
     publisher.settle_keys()  # a cut may have come between a publication and this
     # At each start: a catalog out of a backup must not offer timestamps older than those that machines have seen.
     publisher.resign(force=True)
+    contacts = Contacts(
+        catalog,
+        blobs,
+        director,
+        publisher,
+        now_ms=now_ms,
+        settings=settings.contact,
+        withdraw_after=settings.patches.withdraw_after,
+    )
+    ingest = Ingest(catalog, director, now_ms)
     return Parts(
         now_ms=now_ms,
         layout=layout,
@@ -266,16 +279,9 @@ def open_parts(state: Path, now_ms: NowMs, secrets: SecretsHandler, *, steady: b
         blobs=blobs,
         certificates=certificates,
         enrolment=Enrolment(catalog, certificates.now, now_ms, lifetimes),
-        contacts=Contacts(
-            catalog,
-            blobs,
-            director,
-            publisher,
-            now_ms=now_ms,
-            settings=settings.contact,
-            withdraw_after=settings.patches.withdraw_after,
-        ),
-        ingest=Ingest(catalog, director, now_ms),
+        contacts=contacts,
+        ingest=ingest,
+        pieces=Pieces(catalog, ingest, contacts, keyring.sealing_keys, now_ms),
         publisher=publisher,
         compressor=Compressor(catalog, blobs, layout.scratch, now_ms, settings.transfers.compression_level),
         patchmaker=Patchmaker(
@@ -287,6 +293,28 @@ def open_parts(state: Path, now_ms: NowMs, secrets: SecretsHandler, *, steady: b
             encoder=ProcessEncoder(settings.patches),
         ),
     )
+
+
+def open_pieces(state: Path, catalog: Catalog, now_ms: NowMs, secrets: SecretsHandler) -> Pieces:
+    """What takes pieces from sticks, on a folder whose catalog is open, whether or not a server runs on it. Blocks.
+
+    Raises:
+        SettingsError: `server.toml` is wrong, or a key is missing.
+    """
+    settings, layout = read_settings(state), open_layout(state)
+    keyring, blobs = open_keys(layout, settings, secrets), open_blobs(settings.storage.blobs, state)
+    director = Director(keyring, timedelta(days=settings.lifetimes.assignment_days))
+    publisher = Publisher(catalog, blobs, keyring, now_ms, timedelta(seconds=settings.lifetimes.resign_after_s))
+    contacts = Contacts(
+        catalog,
+        blobs,
+        director,
+        publisher,
+        now_ms=now_ms,
+        settings=settings.contact,
+        withdraw_after=settings.patches.withdraw_after,
+    )
+    return Pieces(catalog, Ingest(catalog, director, now_ms), contacts, keyring.sealing_keys, now_ms)
 
 
 def _budget(settings: ServerSettings) -> Budget:

@@ -19,6 +19,7 @@ from server.cli_clock import believe_clock
 from server.cli_keys import keys, online_secret
 from server.cli_state import STATE, opened
 from server.clock import system_now_ms
+from server.kits.command import kit
 from server.notify import Notifier
 from server.settings import ServerSettings
 from signing.console import emit, headland_errors, json_option
@@ -179,7 +180,7 @@ def _when(at_ms: int) -> str:
     return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
-for _command in (ca, keys, backup, restore, unhold, believe_clock):
+for _command in (ca, keys, kit, backup, restore, unhold, believe_clock):
     main.add_command(_command)
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from protocol.artifact import Artifact
 from protocol.delta.patch import CODEC
 from protocol.errors import HeadlandError, Reason, Refused, StateError
 from protocol.ids import Token
-from protocol.kits import is_kit
+from protocol.kits import StickReport, is_kit
 from protocol.messages import SyncAnswer, SyncRequest, TransferBytes, UpdateStatus
 from protocol.objects import AssignmentBody, Payload, ReportedBody, TransferPlan
 from protocol.release import ReleaseManifest, parse_manifest
@@ -27,6 +27,8 @@ from server import restored, rollouts, sync_token
 from server.clock import NowMs
 from server.director import Director, Pen
 from server.failed_patches import forgive_upgraded, take_failures, take_lifts
+from server.kits.forces import take_forces
+from server.kits.reports import as_contact, news_only
 from server.plan import Means, make_plan, named_patches
 from server.publish import Publisher, current_versions
 from server.settings import Contact
@@ -35,6 +37,7 @@ from server.storage.catalog import Catalog, Session
 from server.storage.records import Device, Member, Rollout
 from server.sync_token import Standing
 
+RECEIPTS_BYTES: Final = limits.MIB  # of one answer, which may have four
 MANIFESTS_KEPT: Final = 64  # parsed, in memory; a fleet runs a handful
 ANSWER_KEPT_MS: Final = 600_000  # a retry after that is answered anew: what was assigned then may be halted now
 
@@ -96,13 +99,7 @@ class Contacts:
         now_ms = self._now_ms()
         self._warm(request.product, now_ms)
         with self._catalog.write() as session:
-            device = session.devices.lock(request.device)
-            if device is None:
-                raise StateError(f"no device {request.device}")
-            if request.product != device.product:
-                raise Refused(
-                    Reason.WRONG_PRODUCT, f"{device.id} was enrolled for {device.product}, not for {request.product}"
-                )
+            device = self._addressed(session, request.device, request.product)
             request = _by_what_is_known(request, device)
             secret = bytes.fromhex(session.facts.get("sync_secret") or "")
             shown = None
@@ -125,6 +122,10 @@ class Contacts:
                 session.fleet.hold(device.id, request.have if _patches_reach(device) else ())
                 take_lifts(session, device.id, request.lifted_patches, now_ms)
                 failed = take_failures(session, device.id, request.failed_patches, now_ms, self._withdraw_after)
+            if standing is Standing.NEXT and shown is not None:
+                session.receipts.shown(device.id, shown)
+            receipts = session.receipts.waiting(device.id, RECEIPTS_BYTES)
+            session.receipts.tell(device.id, [name for name, _ in receipts], number)
             version = max(device.object_version + 1, now_ms // 1000)
             device = replace(device, object_version=version)
             pen = self._director.pen(session, request.versions)
@@ -159,6 +160,7 @@ class Contacts:
                 reported=self._last_report(session, device, request.nonce, version, now_ms)
                 if request.recovering
                 else None,
+                receipts=tuple(text for _, text in receipts),
                 poll_s=min(self._settings.busy_poll_s, self._settings.poll_s) if busy else self._settings.poll_s,
                 want_inventory=want_inventory,
                 set_apart=bool(device.set_apart) or passed or (kept is not None and kept.set_apart),
@@ -169,6 +171,43 @@ class Contacts:
             device = replace(device, answer=encode(answer))
             session.devices.save(device)
         return answer
+
+    def take_report(self, report: StickReport) -> bool:
+        """Takes what a machine told by stick; its signature was checked before. Blocks; durable when it returns.
+
+        It replaces what is known of the machine when its sync token is the last that was given and no report of a
+        higher number came under it. Statuses, alerts and forces are kept once each, whenever they come.
+
+        Returns:
+            Whether it replaced what was known.
+
+        Raises:
+            Refused: `WRONG_PRODUCT`.
+            StateError: No such machine.
+        """
+        now_ms = self._now_ms()
+        with self._catalog.write() as session:
+            device = self._addressed(session, report.device, report.product)
+            secret = bytes.fromhex(session.facts.get("sync_secret") or "")
+            shown = 0 if report.sync_token is None else sync_token.number_of(secret, device.id, report.sync_token)
+            is_newest = shown == device.token_counter and report.number > device.stick_number
+            request = as_contact(report) if is_newest else news_only(report, device)
+            self._record(session, device, request, now_ms)
+            if is_newest:
+                known, told = device, _told_by_stick(device, request, report.number)
+                forgive_upgraded(session, known, told, now_ms)
+                if not device.set_apart:
+                    session.fleet.hold(device.id, request.have if _patches_reach(told) else ())
+                session.devices.save(told)
+        return is_newest
+
+    def _addressed(self, session: Session, name: str, product: str) -> Device:
+        device = session.devices.lock(name)
+        if device is None:
+            raise StateError(f"no device {name}")
+        if product != device.product:
+            raise Refused(Reason.WRONG_PRODUCT, f"{name} was enrolled for {device.product}, not for {product}")
+        return device
 
     def _answer_late(
         self, session: Session, device: Device, request: SyncRequest, token: Token, now_ms: int
@@ -267,6 +306,7 @@ class Contacts:
                     reason=status.reason.value if status.reason is not None else "",
                     detail=status.detail,
                 )
+        take_forces(session, device.id, request.forces, now_ms)
         for alert in session.devices.add_alerts(device.id, request.alerts, now_ms):
             session.events.add(
                 now_ms,
@@ -436,21 +476,21 @@ class Contacts:
         """
         with self._catalog.read() as session:
             wanted = {r.manifest for r in session.rollouts.all(product) if r.state == "active"}
-        for digest in wanted - self._manifests.keys():
+        for name in wanted - self._manifests.keys():
             try:
-                data = b"".join(self._blobs.read_now(digest, limits.MIB))
-                if hashlib.sha256(data).hexdigest() != digest:
-                    raise Refused(Reason.HASH, f"the stored manifest {digest} is damaged")
+                data = b"".join(self._blobs.read_now(name, limits.MIB))
+                if hashlib.sha256(data).hexdigest() != name:
+                    raise Refused(Reason.HASH, f"the stored manifest {name} is damaged")
                 manifest = parse_manifest(data)
             except HeadlandError as error:
-                if digest not in self._damaged:
-                    self._damaged.add(digest)
+                if name not in self._damaged:
+                    self._damaged.add(name)
                     with self._catalog.write() as session:
-                        session.events.add(now_ms, "blob-damaged", what=digest, detail=error.message)
+                        session.events.add(now_ms, "blob-damaged", what=name, detail=error.message)
                 continue
             while len(self._manifests) >= MANIFESTS_KEPT:
                 self._manifests.pop(next(iter(self._manifests)), None)
-            self._manifests[digest] = manifest
+            self._manifests[name] = manifest
 
 
 def advance(session: Session, rollout: Rollout, now_ms: int) -> None:
@@ -511,6 +551,13 @@ def _by_what_is_known(request: SyncRequest, device: Device) -> SyncRequest:
     return msgspec.structs.replace(request, report=device.report) if request.recovering else request
 
 
+def _told_by_stick(device: Device, request: SyncRequest, number: int) -> Device:
+    told = _reported(device, request, "", 0)
+    return replace(
+        told, last_contact_ms=device.last_contact_ms, link=device.link, trusts=device.trusts, stick_number=number
+    )
+
+
 def _reported(device: Device, request: SyncRequest, certificate_pem: str, now_ms: int) -> Device:
     device = replace(
         device,
@@ -522,6 +569,7 @@ def _reported(device: Device, request: SyncRequest, certificate_pem: str, now_ms
         counters=request.counters,
         unsure_of_time=request.unsure_of_time,
         link=request.link,
+        stick_number=0,
         trusts=request.trusts,
         certificate_pem=certificate_pem or device.certificate_pem,
     )

@@ -4,6 +4,7 @@ The network and a stick bring the same bytes through here: what counts is the de
 """
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -35,10 +36,22 @@ class Ingested:
     Args:
         receipt: A signed `ReceiptsBody` for all that is durable here.
         conflicts: Rows that are here with other bytes, as text for people; empty when all is well.
+        says: What the receipt says.
+        fresh: Rows that were not here.
+        known: Rows that were here already.
+        clashing: Rows that are here with other bytes.
+        losses: Loss records in it, new or known.
+        whole: The receipt covers everything in the batch.
     """
 
     receipt: str
     conflicts: str
+    says: ReceiptsBody
+    fresh: int
+    known: int
+    clashing: int
+    losses: int
+    whole: bool
 
 
 class Ingest:
@@ -95,18 +108,20 @@ class Ingest:
 
     def _keep(self, body: BatchBody, losses: list[tuple[Loss, bytes]]) -> Ingested:
         now_ms = self._now_ms()
-        clashing: list[tuple[str, list[int]]] = []
+        clashing: list[tuple[str, Sequence[int]]] = []
         ranges: list[RowRange] = []
+        fresh = 0
         with self._catalog.write() as session:
             device = session.devices.lock(body.device)  # what is lost is counted on top of what was
             for name in LANES:
                 pieces = [lane for lane in body.lanes if lane.lane == name]
                 rows = sorted(row for lane in pieces for row in enumerate(lane.rows, lane.first))
-                clash = session.results.add(body.device, body.epoch, name, rows, at_ms=now_ms)
+                added = session.results.add(body.device, body.epoch, name, rows, at_ms=now_ms)
+                fresh += added.fresh
                 for lane in pieces:
-                    ranges += _covered(lane, set(clash))
-                if clash:
-                    clashing.append((name, clash))
+                    ranges += _covered(lane, set(added.clashing))
+                if added.clashing:
+                    clashing.append((name, added.clashing))
                 told = [(loss, raw) for loss, raw in losses if loss.lane == name]
                 session.results.add_losses(body.device, body.epoch, name, told, at_ms=now_ms)
             conflicts = "; ".join(f"{lane} {_spell(numbers)}" for lane, numbers in clashing)
@@ -133,7 +148,18 @@ class Ingest:
                 for loss, raw in losses[: max(0, RANGES - len(ranges))]
             ),
         )
-        return Ingested(pen.receipts(receipt, version, now_ms), conflicts)
+        clashes = sum(len(numbers) for _, numbers in clashing)
+        rows_in_it = sum(len(lane.rows) for lane in body.lanes)
+        return Ingested(
+            pen.receipts(receipt, version, now_ms),
+            conflicts,
+            says=receipt,
+            fresh=fresh,
+            known=rows_in_it - fresh - clashes,
+            clashing=clashes,
+            losses=len(losses),
+            whole=not clashes and (len(receipt.rows), len(receipt.losses)) == (len(ranges), len(losses)),
+        )
 
 
 def _check(body: BatchBody) -> list[tuple[Loss, bytes]]:
@@ -174,6 +200,6 @@ def _covered(lane: LaneRows, clash: set[int]) -> list[RowRange]:
     return ranges
 
 
-def _spell(numbers: list[int]) -> str:
+def _spell(numbers: Sequence[int]) -> str:
     shown = ", ".join(map(str, numbers[:10]))
     return shown if len(numbers) <= 10 else f"{shown} and {len(numbers) - 10} more"

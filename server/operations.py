@@ -42,6 +42,7 @@ from server.storage.records import (
 )
 
 STATUSES_SHOWN: Final = 100
+RECEIPTS_BYTES: Final = 16 * limits.MIB  # of one machine, for a stick
 PATCHES_SHOWN: Final = 1000
 ROWS_MAX: Final = 10_000
 EVENTS_MAX: Final = 10_000
@@ -155,6 +156,13 @@ class Operations:
                     for (patch, payload), reason in session.patches.failed_on(name).items()
                 ],
             }
+
+    def receipts(self, name: str) -> list[dict[str, str]]:
+        """Signed receipts for what came by stick that the machine has not shown to have, oldest first."""
+        with self._catalog.read() as session:
+            _found(session, name)
+            waiting = session.receipts.waiting(name, RECEIPTS_BYTES)
+        return [{"id": each, "receipt": text} for each, text in waiting]
 
     def revoke(self, name: str, who: str) -> dict[str, Any]:
         """Turns a machine away for good, from its next request on."""

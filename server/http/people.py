@@ -18,9 +18,10 @@ from server.authorities import Authorities
 from server.clock import NowMs
 from server.http.answers import Handler, NotFoundError, Status, errors, harden, json_answer
 from server.http.blobs import send_blob, take_blob
-from server.http.bodies import plain_bodies, read_json
+from server.http.bodies import plain_bodies, read_body, read_json
 from server.http.devices import send_metadata
 from server.kit_plans import KitPlans
+from server.kits.pieces import Pieces
 from server.operations import GroupsRequest, Operations, RolloutRequest, TokenRequest
 from server.publish import Publisher, PublishRequest
 from server.storage.blobs import BlobStore
@@ -47,6 +48,7 @@ class PeopleServices:
     operations: Operations
     kit_plans: KitPlans
     publisher: Publisher
+    pieces: Pieces
     threads: Threads
     now_ms: NowMs
     online_keys: Path
@@ -86,6 +88,8 @@ class PeopleDoor:
                 web.post("/api/v1/devices/{device}/readmit", self._readmit),
                 web.post("/api/v1/devices/{device}/groups", self._groups),
                 web.get("/api/v1/devices/{device}/results", self._results),
+                web.get("/api/v1/devices/{device}/receipts", self._receipts),
+                web.post("/api/v1/kits/results", self._take_piece),
                 web.get("/api/v1/releases", self._releases),
                 web.post("/api/v1/rollouts", self._create_rollout),
                 web.get("/api/v1/rollouts", self._rollouts),
@@ -207,6 +211,14 @@ class PeopleDoor:
                 _number(request, "limit", 1000),
             )
         )
+
+    async def _receipts(self, request: web.Request) -> web.Response:
+        name = request.match_info["device"]
+        return json_answer({"receipts": await self._services.threads.run(self._services.operations.receipts, name)})
+
+    async def _take_piece(self, request: web.Request) -> web.Response:
+        data = await read_body(request, limits.PIECE_BYTES)
+        return json_answer(await self._services.threads.run(self._services.pieces.take, data))
 
     async def _releases(self, request: web.Request) -> web.Response:
         product = request.query.get("product")

@@ -29,6 +29,7 @@ from server.storage.fleet import Fleet
 from server.storage.jobs import Jobs
 from server.storage.patches import Patches
 from server.storage.payloads import Payloads
+from server.storage.receipts import Receipts
 from server.storage.repository import Repositories
 from server.storage.results import Results
 from server.storage.rollouts import Rollouts
@@ -111,6 +112,11 @@ class Session:
     def results(self) -> Results:
         """Ingested rows, losses, conflicts."""
         return Results(self._connection)
+
+    @cached_property
+    def receipts(self) -> Receipts:
+        """Receipts that wait for their machine."""
+        return Receipts(self._connection)
 
     @cached_property
     def events(self) -> Events:

@@ -8,8 +8,8 @@ from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select,
 from protocol.messages import Alert, Counters, Inventory, LanePosition, UpdateStatus, VersionReport
 from server.storage.ageing import remove_oldest
 from server.storage.codec import from_json, to_json
-from server.storage.records import Certified, Device
-from server.storage.schema import alerts, devices, group_members, statuses
+from server.storage.records import Certified, Device, Forced
+from server.storage.schema import alerts, devices, forces, group_members, statuses
 
 _LISTED = [column for column in devices.c if column.name != "answer"]
 
@@ -160,6 +160,10 @@ class Devices:
         """Keeps each alert once. Returns those that are new, in their order."""
         return self._add_once(alerts, device, news, at_ms)
 
+    def add_forces(self, device: str, news: Sequence[Forced], at_ms: int) -> list[Forced]:
+        """Keeps each force once. Returns those that are new, in their order."""
+        return self._add_once(forces, device, news, at_ms)
+
     def statuses(self, device: str, limit: int) -> list[UpdateStatus]:
         """The newest `limit` statuses, newest first."""
         return [from_json(body, UpdateStatus) for body in self._newest(statuses, device, limit)]
@@ -169,8 +173,9 @@ class Devices:
         return [from_json(body, Alert) for body in self._newest(alerts, device, limit)]
 
     def forget_reports(self, before_ms: int, limit: int) -> int:
-        """Removes the oldest statuses and alerts that came before then, at most `limit` of each. Returns how many."""
-        return sum(remove_oldest(self._connection, table, before_ms, limit) for table in (statuses, alerts))
+        """Removes the oldest statuses, alerts and forces that came before then, at most `limit` of each. Returns how
+        many."""
+        return sum(remove_oldest(self._connection, table, before_ms, limit) for table in (statuses, alerts, forces))
 
     def _add_once(self, table: Any, device: str, news: Sequence[Any], at_ms: int) -> list[Any]:
         by_id = {item.id: item for item in news}
@@ -225,6 +230,7 @@ def _columns(device: Device) -> dict[str, Any]:
         "unsure_of_time": device.unsure_of_time,
         "link": device.link,
         "trusts": to_json(device.trusts),
+        "stick_number": device.stick_number,
     }
 
 

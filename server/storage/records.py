@@ -6,8 +6,17 @@ from typing import Annotated, Literal
 import msgspec
 
 from protocol.errors import Reason
-from protocol.ids import DeviceId, Digest, digest
-from protocol.messages import Counters, Inventory, LanePosition, Outcome, TransferBytes, TrustMark, VersionReport
+from protocol.ids import DeviceId, Digest, Token, digest
+from protocol.messages import (
+    Counters,
+    Inventory,
+    LanePosition,
+    Outcome,
+    SignedForce,
+    TransferBytes,
+    TrustMark,
+    VersionReport,
+)
 from protocol.objects import Budget, Conditions
 from protocol.wire import Message
 
@@ -40,6 +49,7 @@ class Device:
         last_contact_ms: By this server's clock.
         inventory: The newest, with its hash.
         trusts: Marks of the CAs that it trusts, as it last said.
+        stick_number: Of the last report by stick that replaced what is known of it; 0 after each contact.
     """
 
     id: DeviceId
@@ -67,6 +77,14 @@ class Device:
     unsure_of_time: bool = False
     link: str = ""
     trusts: tuple[TrustMark, ...] = ()
+    stick_number: int = 0
+
+
+class Forced(Message):
+    """A technician's request as a machine told it; `id` is the machine's challenge."""
+
+    id: Token
+    force: SignedForce
 
 
 @dataclass(frozen=True)

@@ -28,13 +28,21 @@ class StoredRow:
     body: bytes
 
 
+@dataclass(frozen=True)
+class Added:
+    """What came of rows: how many are new, and which numbers are here with other bytes."""
+
+    fresh: int = 0
+    clashing: tuple[int, ...] = ()
+
+
 class Results:
     """Rows are written once and never changed."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    def add(self, device: str, epoch: str, lane: str, rows: Sequence[tuple[int, bytes]], *, at_ms: int) -> list[int]:
+    def add(self, device: str, epoch: str, lane: str, rows: Sequence[tuple[int, bytes]], *, at_ms: int) -> Added:
         """Keeps rows, each exactly once. One that was given up for lost is no longer counted as that.
 
         Args:
@@ -45,10 +53,11 @@ class Results:
             at_ms: When they came.
 
         Returns:
-            The numbers of the rows that are here already with other bytes: quarantined, and not kept as rows.
+            How many were new; and the numbers of those that are here already with other bytes: quarantined, and not
+            kept as rows.
         """
         if not rows:
-            return []
+            return Added()
         known = self._known(device, epoch, lane, [seq for seq, _ in rows])
         fresh: list[dict[str, object]] = []
         found: list[int] = []
@@ -76,7 +85,7 @@ class Results:
         )
         for row in clashing:
             self._quarantine(device, epoch, lane, row, at_ms)
-        return [seq for seq, _, _ in clashing]
+        return Added(len(fresh), tuple(seq for seq, _, _ in clashing))
 
     def add_losses(self, device: str, epoch: str, lane: str, told: Sequence[tuple[Loss, bytes]], *, at_ms: int) -> None:
         """Keeps loss records, each once by its exact bytes. Their numbers count as lost, each once, unless they are

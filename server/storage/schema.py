@@ -65,6 +65,7 @@ devices = Table(
     Column("unsure_of_time", Boolean, nullable=False, default=False),
     Column("link", String(64), nullable=False, default=""),
     Column("trusts", Text, nullable=False, default="[]"),
+    Column("stick_number", BigInteger, nullable=False, default=0),  # of the last report by stick under this token
 )
 
 # The groups of `devices.groups` once more, for counting. Revoked machines count in none.
@@ -286,6 +287,30 @@ alerts = Table(
     Column("body", Text, nullable=False),
     Index("ix_alerts_device", "device", "received_ms"),
     Index("ix_alerts_received", "received_ms"),
+)
+
+# What technicians forced, as machines told it.
+forces = Table(
+    "forces",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("device", String(64), ForeignKey("devices.id"), primary_key=True),
+    Column("received_ms", BigInteger, nullable=False),
+    Column("ordinal", Integer, nullable=False),  # among those that came together
+    Column("body", Text, nullable=False),
+    Index("ix_forces_device", "device", "received_ms"),
+    Index("ix_forces_received", "received_ms"),
+)
+
+# Signed receipts for what came by stick, until the machine showed that it had them.
+receipts = Table(
+    "receipts",
+    metadata,
+    Column("device", String(64), ForeignKey("devices.id"), primary_key=True),
+    Column("id", String(64), primary_key=True),  # hash of what it says
+    Column("made_ms", BigInteger, nullable=False),
+    Column("told", BigInteger),  # number of the sync token that went with it
+    Column("body", Text, nullable=False),
 )
 
 results = Table(

@@ -24,6 +24,7 @@ from server.settings import Retention
 from server.storage.catalog import Catalog, Session
 from server.storage.jobs import COMPRESS
 from server.storage.records import Compressed, EnrolmentToken, Member, Phase, Release, Totals
+from server.storage.results import Added
 from server.storage.schema import metadata
 from tests.fakes.catalog_rows import a_device, a_rollout
 
@@ -90,11 +91,11 @@ def test_who_only_looks_leaves_an_older_catalog_to_the_server_that_runs_on_it(
     Catalog(url).close()
     newer = tmp_path / "migrations"
     shutil.copytree(Path(migrations.__file__).parent, newer)
-    content = 'from alembic import op\nrevision = "0002"\ndown_revision = "0001"\n'
+    content = 'from alembic import op\nrevision = "0003"\ndown_revision = "0002"\n'
     content += 'def upgrade():\n    op.execute("CREATE TABLE more (name VARCHAR(8))")\n'
-    (newer / "versions" / "0002_more.py").write_text(content)
+    (newer / "versions" / "0003_more.py").write_text(content)
     monkeypatch.setattr(migrations, "__file__", str(newer / "__init__.py"))
-    with pytest.raises(StateError, match="version 0001, and this program works with 0002") as refused:
+    with pytest.raises(StateError, match="version 0002, and this program works with 0003") as refused:
         Catalog(url, migrate=False)
     assert "start this version's server" in refused.value.hint
     Catalog(url).close()
@@ -105,7 +106,7 @@ def test_who_only_looks_leaves_an_older_catalog_to_the_server_that_runs_on_it(
 def test_a_catalog_of_a_newer_version_is_refused(url: str, *, migrate: bool) -> None:
     Catalog(url).close()
     at_version(url, "9999")
-    with pytest.raises(StateError, match="version 9999, and this program knows up to 0001"):
+    with pytest.raises(StateError, match="version 9999, and this program knows up to 0002"):
         Catalog(url, migrate=migrate)
 
 
@@ -214,12 +215,12 @@ def test_statuses_and_alerts_are_kept_once_by_machine_and_id(catalog: Catalog) -
 
 def test_rows_are_kept_exactly_once(catalog: Catalog) -> None:
     with catalog.write() as session:
-        assert session.results.add("d", "e", "results", [*enumerate([b"0", b"1"], 0)], at_ms=1) == []
-        assert session.results.add("d", "e", "results", [*enumerate([b"1", b"2"], 1)], at_ms=1) == []
-        assert session.results.add("d", "e", "results", [*enumerate([b"X", b"2", b"3"], 1)], at_ms=1) == [1]
-        assert session.results.add("d", "e", "results", [*enumerate([b"X"], 1)], at_ms=1) == [1]
-        assert session.results.add("d", "other", "results", [*enumerate([b"0"], 0)], at_ms=1) == []
-        assert session.results.add("d", "e", "alarms", [*enumerate([], 0)], at_ms=1) == []
+        assert session.results.add("d", "e", "results", [*enumerate([b"0", b"1"], 0)], at_ms=1) == Added(2)
+        assert session.results.add("d", "e", "results", [*enumerate([b"1", b"2"], 1)], at_ms=1) == Added(1)
+        assert session.results.add("d", "e", "results", [*enumerate([b"X", b"2", b"3"], 1)], at_ms=1) == Added(1, (1,))
+        assert session.results.add("d", "e", "results", [*enumerate([b"X"], 1)], at_ms=1) == Added(0, (1,))
+        assert session.results.add("d", "other", "results", [*enumerate([b"0"], 0)], at_ms=1) == Added(1)
+        assert session.results.add("d", "e", "alarms", [*enumerate([], 0)], at_ms=1) == Added()
     with catalog.read() as session:
         assert session.results.totals()["d"]["results"].ingested == 5
         assert session.results.conflict_counts() == {"d": 1}
@@ -300,7 +301,8 @@ def test_quarantine_is_bounded(catalog: Catalog, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("server.storage.results.CONFLICTS_A_DEVICE", 3)
     with catalog.write() as session:
         session.results.add("d", "e", "results", [*enumerate([b"x"] * 10, 0)], at_ms=1)
-        assert len(session.results.add("d", "e", "results", [*enumerate([b"y"] * 10, 0)], at_ms=1)) == 10
+        added = session.results.add("d", "e", "results", [*enumerate([b"y"] * 10, 0)], at_ms=1)
+        assert len(added.clashing) == 10
         assert session.results.conflict_counts() == {"d": 3}
 
 

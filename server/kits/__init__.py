@@ -1,0 +1,1 @@
+"""Field kits on the server: what sticks bring home from machines."""

@@ -1,0 +1,173 @@
+"""Bringing a stick's results home: each piece to whoever takes it, receipts back onto the stick.
+
+The manager's tool sends pieces to the server's API, the server's own command takes them itself; both go through a stick
+like this. A piece that is damaged or refused stops no other one, and stays where it is.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from protocol import limits
+from protocol.errors import HeadlandError, LinkError, Refused, StateError
+from protocol.ids import Count, DeviceId, is_name
+from protocol.kits import PIECE_SUFFIX, RECEIPTS_FOLDER, RESULTS_FOLDER, PieceKind, read_piece
+from protocol.wire import Message
+from signing.stick import StickFolder, stick_folder
+
+MACHINES_LOOKED_AT: Final = 100_000
+
+
+class TakenPiece(Message):
+    """What became of a piece.
+
+    Args:
+        fresh: Rows that were new.
+        known: Rows that were there already: by network, or from a copy of the stick.
+        conflicting: Rows that are there with other bytes; kept apart, and not receipted.
+        losses: Loss records in it.
+        receipt: A signed `ReceiptsBody`; empty for a report.
+        whole: All of it is durable there: the piece may go.
+        newest: Of a report: it replaced what was known of the machine.
+        words: What a person should know; mostly empty.
+    """
+
+    device: DeviceId
+    kind: PieceKind
+    fresh: Count = 0
+    known: Count = 0
+    conflicting: Count = 0
+    losses: Count = 0
+    receipt: str = ""
+    whole: bool = False
+    newest: bool = False
+    words: str = ""
+
+
+Take = Callable[[bytes], TakenPiece]
+Progress = Callable[[int, int], None]
+"""Hears how many pieces are done, and of how many."""
+
+
+@dataclass
+class Brought:
+    """What a machine's folder held.
+
+    Args:
+        rows: New ones.
+        known: Rows that were there already.
+        conflicting: Rows that are there with other bytes.
+        losses: Loss records.
+        pieces: Batches and reports that were taken.
+        reports: Of these, reports.
+        removed: Pieces that were taken from the stick.
+        complaints: A line for each piece that was not taken, and for what could not be written to the stick.
+    """
+
+    rows: int = 0
+    known: int = 0
+    conflicting: int = 0
+    losses: int = 0
+    pieces: int = 0
+    reports: int = 0
+    removed: int = 0
+    complaints: list[str] = field(default_factory=list)
+
+
+def bring_home(
+    stick: Path, take: Take, *, keep: bool = False, progress: Progress = lambda done, of: None
+) -> dict[str, Brought]:
+    """Takes every piece on a stick, once; again it changes nothing.
+
+    Args:
+        stick: Where it is mounted, or its folder of results.
+        take: Takes one piece; raises `Refused` for one that is bad.
+        keep: Removes no piece.
+        progress: Told after each piece.
+
+    Returns:
+        What came of it, by the folder's name: the machine's.
+
+    Raises:
+        StateError: There are no results.
+        LinkError: The server cannot be reached: what was taken so far was.
+        OSError: The stick is gone.
+    """
+    found: dict[str, Brought] = {}
+    with _results(stick) as results:
+        machines = [name for name in results.names()[:MACHINES_LOOKED_AT] if is_name(name.lower())]
+        counts = {name: _count(results, name) for name in machines}
+        done, of = 0, sum(counts.values())
+        for name in machines:
+            try:
+                with results.below(name) as folder:
+                    brought = found.setdefault(name.lower(), Brought())
+                    for piece in folder.names(PIECE_SUFFIX):
+                        _take_one(folder, piece, take, brought, keep=keep)
+                        done += 1
+                        progress(done, of)
+            except NotADirectoryError:
+                continue
+    return found
+
+
+def write_receipt(folder: StickFolder, name: str, receipt: str) -> None:
+    """Puts a receipt into a machine's folder; one of the same name is replaced. Raises OSError as the stick does."""
+    with folder.below(RECEIPTS_FOLDER, make=True) as receipts:
+        receipts.write(f"{name}.json", receipt.encode())
+
+
+def _take_one(folder: StickFolder, name: str, take: Take, brought: Brought, *, keep: bool) -> None:
+    try:
+        data = folder.read(name, limits.PIECE_BYTES)
+        read_piece(data)  # a damaged one is not worth a way to the server
+        taken = take(data)
+    except LinkError:
+        raise
+    except HeadlandError as error:
+        brought.complaints.append(f"{name}: {error.message}")
+        return
+    except OSError as error:
+        brought.complaints.append(f"{name}: it cannot be read: {error.strerror or error}")
+        return
+    brought.pieces += 1
+    brought.reports += taken.kind == "report"
+    brought.rows += taken.fresh
+    brought.known += taken.known
+    brought.conflicting += taken.conflicting
+    brought.losses += taken.losses
+    if taken.words:
+        brought.complaints.append(f"{name}: {taken.words}")
+    try:
+        if taken.receipt:
+            write_receipt(folder, name[: -len(PIECE_SUFFIX)], taken.receipt)
+        if taken.whole and not keep:
+            folder.remove(name)
+            brought.removed += 1
+    except OSError as error:
+        # Taken it is; the receipt goes with the machine's next contact all the same.
+        brought.complaints.append(f"{name}: taken, but the stick cannot be written to: {error.strerror or error}")
+
+
+@contextmanager
+def _results(stick: Path) -> Iterator[StickFolder]:
+    with ExitStack() as opened:
+        try:
+            top = opened.enter_context(stick_folder(stick))
+            is_it = stick.name.lower() == RESULTS_FOLDER
+            results = top if is_it else opened.enter_context(top.below(RESULTS_FOLDER))
+        except FileNotFoundError as error:
+            raise StateError(
+                f"{stick} holds no results: it has no folder {RESULTS_FOLDER}", hint="name where the stick is mounted"
+            ) from error
+        yield results
+
+
+def _count(results: StickFolder, name: str) -> int:
+    try:
+        with results.below(name) as folder:
+            return len(folder.names(PIECE_SUFFIX))
+    except (OSError, Refused):
+        return 0
