@@ -144,6 +144,6 @@ def test_attack_o17_secrets_on_disk_are_for_their_owner_only(tmp_path: Path) -> 
     )
     secrets = [layout.operator, layout.ca / "ca.key", layout.tls / "server.key", *layout.keys.iterdir()]
     secrets.append(layout.state / "catalog.db")
-    assert len(secrets) == 4 + 7
+    assert len(secrets) == 4 + 7 + 1  # online keys, and the one that opens sealed results
     for path in (*secrets, layout.state, layout.keys, layout.ca):
         assert path.stat().st_mode & 0o077 == 0, path

@@ -64,7 +64,9 @@ def test_attack_u2_a_director_without_its_offline_keys_cannot_delegate_to_keys_o
     field.house.online["director"]["assignments"] = field.house.online["director"]["receipts"]
     forged = field.house.sign(field.house.make_director_targets(2), ["alice"])
     field.serve()
-    field.hostile("director", {"targets": (2, forged)})
+    field.hostile(
+        "director", {"targets": (2, forged), "technicians": (1, field.house.director.delegated["technicians"])}
+    )
     verdict = field.contact(serve=False, assignment=assigned(field))
     assert ("director", "signature") in reasons(verdict)
     assert verdict.assignment is None

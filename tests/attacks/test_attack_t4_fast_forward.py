@@ -27,6 +27,8 @@ def test_attack_t4_a_fast_forwarded_timestamp_recovers_after_rotation_only(field
     roles = {"targets": (1, getattr(field.house, kind).targets)}
     if kind == "image":
         roles[PRODUCT] = (2, field.house.image.delegated[PRODUCT])
+    else:
+        roles["technicians"] = (1, field.house.director.delegated["technicians"])
     field.serve()
     field.hostile(kind, roles, version=END)
     assert field.contact(serve=False).versions[f"{kind}/timestamp"] == END
