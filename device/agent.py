@@ -228,6 +228,7 @@ async def _work(
             group.create_task(up("contact", contact))
         group.create_task(up("kits", parts.kits.run))
         group.create_task(up("desk", parts.desk.run))
+        group.create_task(up("page", parts.page.run))
         if parts.waits_for_disk:
             group.create_task(up("rescue", lambda: change.look_until(partial(_why_no_databases, parts.layout), wait_s)))
         if parts.waits_for_identity:
@@ -335,7 +336,10 @@ def status_of(parts: Parts, started_ms: int) -> AgentStatus:
         frames_waiting=parts.source.waiting,
         contact_trouble=parts.contact_loop.trouble,
         kits=parts.kits.shown(),
-        trouble=(*((parts.isolated,) if parts.isolated else ()), *(one.line() for one in parts.found if one.is_news)),
+        trouble=(
+            *(why for why in (parts.isolated, parts.page.trouble) if why),
+            *(one.line() for one in parts.found if one.is_news),
+        ),
     )
 
 

@@ -102,6 +102,31 @@ def status(state: Path, as_json: bool) -> None:
 
 @main.command()
 @state_option
+@click.option("--new-code", is_flag=True, help="Draw another code: every browser that was paired has to pair again.")
+@json_option
+@headland_errors
+def page(state: Path, new_code: bool, as_json: bool) -> None:
+    """Where this machine's page is, and the code that pairs a browser with it."""
+    from device.desk.pairing import read_or_draw
+    from device.settings import load
+
+    layout = Layout(state.absolute())
+    settings = load(layout.settings).page
+    if not settings.listen:
+        raise StateError("this machine shows no page", hint=f"set [page] listen in {layout.settings}")
+    try:
+        pair = read_or_draw(layout.page, anew=new_code)
+    except OSError as error:
+        raise StateError(f"no code can be kept: {error}", hint="is the disk full, or read-only?") from error
+    emit(
+        as_json,
+        {"url": settings.url(), "code": pair.code},
+        f"Page: {settings.url()}\nCode: {pair.spelt()}",
+    )
+
+
+@main.command()
+@state_option
 @click.option("--fix/--dry-run", default=False, help="Mend what can be mended; the default only looks.")
 @json_option
 @headland_errors

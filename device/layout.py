@@ -80,6 +80,11 @@ class Layout:
         return self.run / "status.json"
 
     @property
+    def page(self) -> Path:
+        """The pairing code of the machine's page."""
+        return self.state / "page.json"
+
+    @property
     def desk(self) -> Path:
         """The socket on which a running agent is asked by commands."""
         return self.run / "desk.sock"

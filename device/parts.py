@@ -32,6 +32,7 @@ from device.containers.stock import Stock
 from device.containers.troubles import Troubles
 from device.containers.whole import WholeSet
 from device.containers.wishes import Places, give_data, make_wish
+from device.desk.page_socket import PageSocket
 from device.desk.socket import DeskSocket
 from device.drain import Drain
 from device.fallbacks import Fallbacks
@@ -93,6 +94,7 @@ class Parts:
     updater: Updater
     kits: Kits
     desk: DeskSocket
+    page: PageSocket
     contact_loop: ContactLoop
     fallbacks: Fallbacks
     troubles: Troubles
@@ -270,6 +272,7 @@ async def assembled(
         counter = open_counter(
             layout,
             settings.kits,
+            settings.page,
             sticks,
             device=device,
             product=product,
@@ -335,6 +338,7 @@ async def assembled(
             updater=updater,
             kits=counter.kits,
             desk=counter.socket,
+            page=counter.page,
             contact_loop=ContactLoop(
                 contact,
                 Drain(outbox, link, trust, who.key),

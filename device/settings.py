@@ -6,6 +6,7 @@ from typing import Annotated, Final
 import msgspec
 
 from device.containers.settings import ContainerSettings
+from device.desk.pairing import PageSettings
 from device.inference.settings import InferenceSettings
 from device.kits.settings import KitSettings
 from device.outbox.room import LanePolicy, Policies, WhenFull
@@ -142,6 +143,7 @@ class DeviceSettings(Settings):
     update: UpdateSettings = UpdateSettings()
     machine: MachineSettings = MachineSettings()
     kits: KitSettings = KitSettings()
+    page: PageSettings = PageSettings()
     containers: ContainerSettings = ContainerSettings()
 
 

@@ -117,7 +117,12 @@ def public_key_of(path: Path) -> Key:
     Raises:
         Refused: `METADATA`: not a key file.
     """
-    return key_from_dict(_read(path.read_bytes(), str(path)).header.public)
+    return read_public(path.read_bytes(), str(path))
+
+
+def read_public(data: bytes, what: str) -> Key:
+    """As `public_key_of`, of a file's content."""
+    return key_from_dict(_read(data, what).header.public)
 
 
 def uri_of(path: Path) -> str:

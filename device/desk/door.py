@@ -8,6 +8,7 @@ do that were sent here by nobody else; and nothing is taken from a form.
 import asyncio
 import ipaddress
 import logging
+import socket
 from collections.abc import Iterable
 from importlib import resources
 from typing import Annotated, Final
@@ -16,15 +17,13 @@ import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from device.desk.pairing import Pairing, TooManyGuessesError
+from device.desk.pairing import PageSettings, Pairing, TooManyGuessesError
 from protocol import limits
 from protocol.errors import Refused, StateError
 from protocol.messages import ErrorAnswer
-from protocol.settings import Settings
 from protocol.wire import Message, decode, encode
 
 LOG: Final = logging.getLogger("headland.desk")
-RETRY_S: Final = 30.0  # a port that another program has may be free later
 BODY_BYTES: Final = 64 * limits.KIB
 
 HARDENING: Final = {
@@ -42,30 +41,6 @@ FILES: Final = {
     "/page.css": ("page.css", "text/css"),
     "/page.js": ("page.js", "text/javascript"),
 }
-
-
-class PageSettings(Settings):
-    """`[page]`: the machine's page, for a browser.
-
-    Args:
-        listen: Address and port; empty shows no page. The default answers this machine only; `0.0.0.0:8470` answers
-            every network that the machine is in.
-        names: Names of this machine that a browser may use instead of an address.
-    """
-
-    listen: Annotated[
-        str,
-        msgspec.Meta(
-            pattern=r"^(?:|(?:[0-9.]+|\[[0-9a-fA-F:]+\]):[0-9]{1,5})\Z",
-            description='an address and a port, such as "127.0.0.1:8470", or "" for no page',
-        ),
-    ] = "127.0.0.1:8470"
-    names: tuple[str, ...] = ()
-
-    def address(self) -> tuple[str, int]:
-        """Where to listen."""
-        host, _, port = self.listen.rpartition(":")
-        return host.strip("[]"), int(port)
 
 
 class PairRequest(Message):
@@ -95,41 +70,23 @@ class PageDoor:
         self._pairing = pairing
         self._routes = tuple(routes)
         self._middlewares = tuple(middlewares)
-        self._files = {
-            path: (resources.files("device.desk").joinpath("page", name).read_bytes(), kind)
-            for path, (name, kind) in FILES.items()
-        }
-        self._trouble = ""
+        self._files: dict[str, tuple[bytes, str]] = {}
 
-    @property
-    def trouble(self) -> str:
-        """Why there is no page although the settings want one; empty when all is well."""
-        return self._trouble
-
-    async def run(self) -> None:
-        """Serves until cancelled. A port that cannot be had is tried again: a machine without a page still works."""
-        if not self._settings.listen:
-            await asyncio.Future()
-        runner = web.AppRunner(self.application(), access_log=None, handle_signals=False, shutdown_timeout=1.0)
+    async def serve(self, listener: socket.socket) -> None:
+        """Serves until cancelled."""
+        app = await asyncio.to_thread(self.application)
+        runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
         await runner.setup()
         try:
-            while True:
-                host, port = self._settings.address()
-                try:
-                    await web.TCPSite(runner, host, port).start()
-                except (OSError, OverflowError) as error:
-                    self._trouble = f"the page cannot listen on {self._settings.listen}: {error}"
-                    LOG.warning("%s", self._trouble)
-                    await asyncio.sleep(RETRY_S)
-                    continue
-                self._trouble = ""
-                LOG.info("the machine's page: http://%s", self._settings.listen)
-                await asyncio.Future()
+            await web.SockSite(runner, listener).start()
+            await asyncio.Future()
         finally:
             await runner.cleanup()
 
     def application(self) -> web.Application:
-        """The aiohttp application."""
+        """The aiohttp application. Blocking."""
+        here = resources.files("device.desk")
+        self._files = {path: (here.joinpath("page", name).read_bytes(), kind) for path, (name, kind) in FILES.items()}
         app = web.Application(middlewares=[self._keep_strangers_out, *self._middlewares], client_max_size=BODY_BYTES)
         app.on_response_prepare.append(_harden)
         app.add_routes([*(web.get(path, self._file) for path in FILES), web.post("/pair", self._pair), *self._routes])

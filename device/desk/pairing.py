@@ -16,12 +16,44 @@ import msgspec
 
 from protocol import limits
 from protocol.errors import Refused
+from protocol.settings import Settings
 from protocol.wire import Message, decode, encode
 from signing import durable
 
 CODE_DIGITS: Final = 8
 GUESSES: Final = 5
 GUESSES_OVER_S: Final = 60.0  # five a minute find one of 10^8 codes after twenty years
+
+
+class PageSettings(Settings):
+    """`[page]`: the machine's page, for a browser.
+
+    Args:
+        listen: Address and port; empty shows no page. The default answers this machine only; `0.0.0.0:8470` answers
+            every network that the machine is in.
+        names: Names of this machine that a browser may use instead of an address.
+    """
+
+    listen: Annotated[
+        str,
+        msgspec.Meta(
+            pattern=r"^(?:|(?:[0-9.]+|\[[0-9a-fA-F:]+\]):[0-9]{1,5})\Z",
+            description='an address and a port, such as "127.0.0.1:8470", or "" for no page',
+        ),
+    ] = "127.0.0.1:8470"
+    names: tuple[str, ...] = ()
+
+    def address(self) -> tuple[str, int]:
+        """Where to listen."""
+        host, _, port = self.listen.rpartition(":")
+        return host.strip("[]"), int(port)
+
+    def url(self) -> str:
+        """Where a browser finds the page."""
+        host, port = self.address()
+        if host in ("0.0.0.0", "::"):  # noqa: S104  (compared, not bound)
+            return f"http://{self.names[0] if self.names else 'ADDRESS-OF-THIS-MACHINE'}:{port}"
+        return f"http://{self.listen}"
 
 
 class Pair(Message):

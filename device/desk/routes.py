@@ -3,6 +3,7 @@
 Each body is one JSON object. What cannot be done is an `ErrorAnswer`; its status says of which kind it is.
 """
 
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -10,6 +11,7 @@ from typing import Any, Final, TypeVar
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from device.desk.lent_key import KeyLent, Lent, sign
 from device.desk.port import Desk
 from protocol import limits
 from protocol.errors import HeadlandError, LinkError, Reason, Refused, StateError
@@ -86,6 +88,31 @@ def routes_of(desk: Desk) -> list[web.RouteDef]:
         web.post("/api/force", force),
         web.post("/api/export", export),
     ]
+
+
+def lending_route(desk: Desk, names: Callable[[], Awaitable[dict[str, Name]]]) -> web.RouteDef:
+    """For a browser, which has a key file and nothing to sign with: see `device.desk.lent_key`.
+
+    Args:
+        desk: Gives the challenge and takes the request.
+        names: The technicians' by their public keys.
+    """
+
+    async def with_key(request: web.Request) -> web.Response:
+        lent = await _read(request, KeyLent)
+        challenge = await desk.challenge(lent.offer)
+        signed = await sign(
+            Lent(
+                challenge=challenge,
+                key=lent.key,
+                passphrase=lent.passphrase,
+                reason=lent.reason,
+                names=await names(),
+            )
+        )
+        return _said(await desk.force(signed))
+
+    return web.post("/api/force/with-key", with_key)
 
 
 @web.middleware

@@ -39,7 +39,7 @@ class DeskSocket:
         """Serves until cancelled. While the disk takes no socket it is tried again."""
         listener = await self._listen()
         try:
-            await _somebody(listener)
+            await somebody(listener)
             await self._serve(listener)
         finally:
             listener.close()
@@ -76,7 +76,7 @@ class DeskSocket:
             self._path.unlink()
 
 
-async def _somebody(listener: socket.socket) -> None:
+async def somebody(listener: socket.socket) -> None:
     """Waits for the first who connects."""
     comes = asyncio.Event()
     loop = asyncio.get_running_loop()

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from device.clock import Clock
 from device.containers.stock import Stock
+from device.desk.page_socket import PageSocket
+from device.desk.pairing import PageSettings, Pairing
 from device.desk.port import Desk
 from device.desk.socket import DeskSocket
 from device.kits.bringing import STICK, KitFetcher, NotingSource
@@ -25,14 +27,15 @@ from device.store import Store
 from device.transfer.child_applier import ChildApplier
 from device.transfer.fetch import Transfer
 from device.transfer.patch_book import PatchBook
-from device.trust.port import Trust
+from device.trust.port import ROSTER, Roster, Trust
 from device.update.memory import Memory
 from device.update.updater import Updater
+from protocol import limits
 from protocol.errors import Reason, Refused
-from protocol.ids import DeviceId, ProductName, Token
+from protocol.ids import DeviceId, Name, ProductName, Token
 from protocol.kits import ForceRequest
 from protocol.messages import SignedForce
-from protocol.wire import encode
+from protocol.wire import decode, encode
 
 
 class Sticks:
@@ -75,17 +78,18 @@ class Counter:
     Args:
         kits: The life of kits.
         socket: Serves the desk to commands.
-        desk: What may be asked, for whoever else serves it.
+        page: Serves it to browsers.
     """
 
     kits: Kits
     socket: DeskSocket
-    desk: Desk
+    page: PageSocket
 
 
 def open_counter(
     layout: Layout,
     settings: KitSettings,
+    page: PageSettings,
     sticks: Sticks,
     *,
     device: DeviceId,
@@ -137,7 +141,16 @@ def open_counter(
         challenge=forcing.challenge,
         force=forcing.force,
     )
-    return Counter(kits, DeskSocket(layout.desk, desk), desk)
+    names = partial(asyncio.to_thread, _names, state)
+    pairing = Pairing(layout.page, time.monotonic)
+    return Counter(kits, DeskSocket(layout.desk, desk), PageSocket(page, pairing, desk, names))
+
+
+def _names(state: StateDb) -> dict[str, Name]:
+    """The technicians' names by their public keys."""
+    kept = state.get(ROSTER)
+    roster = Roster(version=0) if kept is None else decode(kept, Roster, limit=limits.KIT_METADATA_BYTES)
+    return {one.public_key: one.name for one in roster.technicians}
 
 
 def _judge_force(signed: SignedForce, challenge: Challenge) -> ForceRequest:

@@ -9,8 +9,9 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from device.desk.door import PageDoor, PageSettings
-from device.desk.pairing import GUESSES, GUESSES_OVER_S, Pairing, read_or_draw
+from device.desk.door import PageDoor
+from device.desk.page_socket import PageSocket
+from device.desk.pairing import GUESSES, GUESSES_OVER_S, PageSettings, Pairing, read_or_draw
 from protocol.errors import SettingsError
 from protocol.settings import parse_settings
 
@@ -158,7 +159,7 @@ async def test_a_port_that_is_taken_is_trouble_and_no_end(code_file, clock):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         settings = PageSettings(listen=f"127.0.0.1:{taken.getsockname()[1]}")
-        door = PageDoor(settings, Pairing(code_file, clock), [])
+        door = PageSocket(settings, Pairing(code_file, clock), None, None)
         task = asyncio.create_task(door.run())
         for _ in range(1000):
             if door.trouble:
