@@ -104,9 +104,14 @@ class Kept(Facts, Protocol):
         ...
 
 
+def floor_ms(record: ClockRecord, built_ms: int = BUILT_MS) -> int:
+    """When it certainly is later than that."""
+    return max(record.floor_ms, built_ms)
+
+
 def read(record: ClockRecord, moment: Moment, built_ms: int = BUILT_MS) -> Reading:
     """The time by the record: sure by the anchor of this boot, else the later of floor and wall clock, unsure."""
-    floor = max(record.floor_ms, built_ms)
+    floor = floor_ms(record, built_ms)
     anchor = record.anchor
     if anchor is not None and anchor.boot_id == moment.boot_id and moment.boot_ms >= anchor.boot_ms:
         return Reading(max(floor, anchor.time_ms + moment.boot_ms - anchor.boot_ms), sure=True)
@@ -209,6 +214,11 @@ class Clock:
         moment = self._here()
         reading = read(self._record, moment, self._built_ms)
         return Instant(moment.boot_id, moment.boot_ms, reading.ms if reading.sure else None)
+
+    def at_least_ms(self) -> int:
+        """Sure time; where there is none, the floor, whatever the wall clock says. Never blocks."""
+        reading = read(self._record, self._here(), self._built_ms)
+        return reading.ms if reading.sure else floor_ms(self._record, self._built_ms)
 
     def boot_s(self) -> float:
         """CLOCK_BOOTTIME in seconds: for durations, and what `Trust.judge` is told of the asking."""

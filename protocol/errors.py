@@ -81,6 +81,11 @@ class Reason(StrEnum):
     COUNTER_FLOOR = "counter-floor"
     PRODUCT_FLOOR = "product-floor"
     REFUSED_BEFORE = "refused-before"
+    # Field kits
+    NOT_DELEGATED = "not-delegated"  # the managers have not said yet whose kits a machine takes
+    KIT = "kit"  # not named as its folder, or good for longer than a kit may be
+    TECHNICIAN = "technician"  # not in the list, not for this machine, or without the right to force
+    FORCE = "force"  # a request to force of another moment, machine or offer
     # Content
     HASH = "hash"
     LENGTH = "length"
@@ -122,6 +127,7 @@ HINTS: Final[dict[Reason, str]] = {
     Reason.NOT_LISTED: "the managers have not signed this release for the product: `headland release list`",
     Reason.COUNTER_FLOOR: "build the release again with a higher counter",
     Reason.REFUSED_BEFORE: "this machine refused it on evidence; `headland-device status` says why",
+    Reason.NOT_DELEGATED: "the release manager signs who may make kits: `headland keys kits`",
     Reason.BUDGET: "it goes on by itself on another link or day, or with a rollout of a larger `--budget`",
     Reason.TOKEN: "ask for a new token: `headland device token`",
     Reason.REVOKED: "this machine was revoked; enrol it anew with a fresh state folder",

@@ -1,4 +1,5 @@
-"""Judges what a contact's answer brought: the order of DESIGN.md section 3, over the trust store and the clock's rules.
+"""Judges what a contact's answer or a field kit brought: the orders of DESIGN.md sections 3 and 7, over the trust store
+and the clock's rules.
 
 Runs in the keeper process. Everything that is learnt is durable before `judge` returns.
 """
@@ -7,17 +8,31 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
+
+import msgspec
 
 from device import clock
 from device.clock import Facts, Moment, Reading
-from device.trust.port import WALL_CLOCK, Complaint, KitVerdict, Listed, Terms, Verdict
+from device.trust import roster
+from device.trust.port import ROSTER, WALL_CLOCK, Complaint, KitVerdict, Listed, Roster, Terms, Verdict
 from protocol import limits
-from protocol.errors import LinkError, Reason, Refused
+from protocol.errors import HINTS, LinkError, Reason, Refused
+from protocol.kits import KIT_FILE
 from protocol.messages import SyncAnswer
 from protocol.objects import AssignmentBody, ReceiptsBody, ReportedBody
 from protocol.wire import encode
-from signing.trust_store import DirectorStore, DirectorView, ImageStore, ImageView, Nowhere, Offered, Source
+from signing.trust_store import (
+    DirectorStore,
+    DirectorView,
+    ImageStore,
+    ImageView,
+    MetadataFolder,
+    Nowhere,
+    Offered,
+    SignedKit,
+    Source,
+)
 
 V = TypeVar("V")
 
@@ -93,17 +108,116 @@ class Judge:
 
     def judge_kit(self, folder: Path) -> KitVerdict:
         """As `device.trust.port.Trust.judge_kit`."""
+        complaint: Complaint | None = None
+        kit: SignedKit | None = None
+        try:
+            kit = self._take_kit(folder)
+        except Refused as error:
+            complaint = _of_kit(folder.name, error)
+        except LinkError as error:
+            if error.status is None:
+                raise
+            complaint = _of_kit(folder.name, Refused(Reason.METADATA, error.message))
+        finally:
+            self._seal()
+        image = self._stored_image()
         return KitVerdict(
-            complaint=Complaint(what="kit", reason=Reason.METADATA, detail=f"{folder.name}: kits are not judged yet")
+            kit=kit.body if kit is not None else None,
+            expires_ms=_ms(kit.expires) if kit is not None else 0,
+            complaint=complaint,
+            terms=self._terms(image) if image is not None else None,
+            roster=self._keep_roster(),
+            versions=self._versions(),
         )
 
     def now(self) -> datetime:
         """The time, sure or not."""
-        return _datetime(self.reading())
+        return _datetime(self.reading().ms)
 
     def reading(self) -> Reading:
         """The time, and whether it is sure."""
         return clock.read(clock.load(self._facts), self._here(), self._built_ms)
+
+    def _take_kit(self, folder: Path) -> SignedKit:
+        """Nothing is written, and no floor rises, before all of it held."""
+        director = self._director.beside(MetadataFolder(folder, "director"))
+        content = MetadataFolder(folder.parent, folder.name).read(KIT_FILE, limits.KIT_BYTES)
+        kit = self._director.peek(director).verify_kit(content)
+        reading = self.reading()
+        known_ms = reading.ms if reading.sure else clock.floor_ms(clock.load(self._facts), self._built_ms)
+        kit.check(folder=folder.name, product=self._product, device=self._device, now=_datetime(known_ms))
+        # A kit is here, so it was made before now, whatever an unsure clock says.
+        at = min(_datetime(reading.ms), kit.created) if reading.sure else kit.created
+        image = self._image.beside(MetadataFolder(folder, "image"))
+        self._image.peek(image, at)
+        # The director that will be trusted then may have taken from the kit's signers the right to sign it.
+        self._director.peek(director, at).verify_kit(content)
+        self._director.refresh(director, at)
+        self._image.refresh(image, at)
+        return kit
+
+    def _terms(self, image: ImageView) -> Terms:
+        return Terms(
+            product=self._product,
+            role_version=image.role_version,
+            era=image.era,
+            floor=image.floor,
+            listed={
+                digest: Listed(
+                    version=release.version,
+                    release_counter=release.release_counter,
+                    era=release.era,
+                    length_bytes=release.length_bytes,
+                )
+                for digest, release in image.listed.items()
+            },
+            interlocks=image.interlocks,
+            permits=tuple(permit for permit in image.permits if permit.device == self._device),
+            skippable=image.skippable,
+        )
+
+    def _keep_roster(self) -> Roster | None:
+        """What the newest trusted director says for kits; kept, under a number of its own, when it says something new.
+
+        Versions of metadata would not do: after keys were stolen and rotated they may be lower (ATTACKS.md T4).
+        """
+        try:
+            director = self._director.stored()
+        except Refused:
+            return None
+        if director is None:
+            return None
+        kept = roster.load(self._facts)
+        found = director.technicians
+        newest = Roster(version=kept.version if kept is not None else 1, sealing_key=director.sealing_key)
+        if found is not None:
+            newest = msgspec.structs.replace(
+                newest,
+                technicians=found.technicians,
+                created_ms=found.created_ms,
+                expires_ms=_ms(found.expires),
+            )
+        if newest == kept:
+            return kept
+        if kept is not None:
+            newest = msgspec.structs.replace(newest, version=kept.version + 1)
+        self._facts.put(ROSTER, encode(newest))
+        return newest
+
+    def _stored_image(self) -> ImageView | None:
+        try:
+            return self._image.stored()
+        except Refused:
+            return None
+
+    def _versions(self) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for what, store in (("image", self._image), ("director", self._director)):
+            try:
+                found |= {f"{what}/{role}": version for role, version in store.versions().items()}
+            except Refused:
+                continue
+        return found
 
 
 class _Contact:
@@ -135,7 +249,7 @@ class _Contact:
 
         # Then everything is judged again, by the time that is known now.
         reading = judge.reading()
-        now = _datetime(reading)
+        now = _datetime(reading.ms)
         director: DirectorView | None = None
         image: ImageView | None = None
         if self._link is None:
@@ -147,16 +261,17 @@ class _Contact:
         receipts = self._receipts(director or keys)
         if self._link is not None:
             raise self._link
-        newest = image if image is not None else self._stored_image()
+        newest = image if image is not None else judge._stored_image()
         return Verdict(
             time_ms=time_ms,
-            terms=_terms(judge._product, newest) if newest is not None else None,
+            terms=judge._terms(newest) if newest is not None else None,
             assignment=assignment,
             reported=reported,
             receipts=receipts,
             complaints=tuple(self._complaints),
-            versions=self._versions(),
+            versions=judge._versions(),
             may_install=reading.sure and director is not None and image is not None,
+            roster=judge._keep_roster(),
         )
 
     def _peek(self, source: Offered) -> DirectorView | None:
@@ -257,23 +372,25 @@ class _Contact:
                 self._complain("receipts", error.reason, error.message)
         return tuple(found)
 
-    def _stored_image(self) -> ImageView | None:
-        try:
-            return self._judge._image.stored()
-        except Refused:
-            return None
-
-    def _versions(self) -> dict[str, int]:
-        found: dict[str, int] = {}
-        for what, store in (("image", self._judge._image), ("director", self._judge._director)):
-            try:
-                found |= {f"{what}/{role}": version for role, version in store.versions().items()}
-            except Refused:
-                continue
-        return found
-
     def _complain(self, what: str, reason: Reason, detail: str) -> None:
         self._complaints.append(Complaint(what=what, reason=reason, detail=detail))
+
+
+_KIT_HINTS: Final[Mapping[Reason, str]] = {
+    Reason.SIGNATURE: "it was changed, or comes from other managers: ask the release manager for a new kit",
+    Reason.ROLLBACK: "this machine has seen what is newer: ask the release manager for a new kit",
+    Reason.EXPIRED: "what it brings had expired when it was made: have it built again",
+    Reason.METADATA: "it is damaged or not whole: copy it to the stick once more, or have it built again",
+    Reason.LENGTH: "it is damaged: copy it to the stick once more, or have it built again",
+    Reason.LIMIT: "it is damaged: copy it to the stick once more, or have it built again",
+}
+
+
+def _of_kit(name: str, error: Refused) -> Complaint:
+    """What to do about a kit is another matter than about a server."""
+    is_own = error.hint and error.hint != HINTS.get(error.reason)
+    hint = error.hint if is_own else _KIT_HINTS.get(error.reason, error.hint)
+    return Complaint(what="kit", reason=error.reason, detail=f"{name}: {error.message}", hint=hint)
 
 
 def _source(source: Source, offered: str, store: ImageStore | DirectorStore) -> Offered:
@@ -292,30 +409,14 @@ def _check_nonce(body: ReportedBody, nonce: str) -> None:
         raise Refused(Reason.TIME, "a last report for another request")
 
 
-def _terms(product: str, image: ImageView) -> Terms:
-    listed: Mapping[str, Listed] = {
-        digest: Listed(
-            version=release.version,
-            release_counter=release.release_counter,
-            era=release.era,
-            length_bytes=release.length_bytes,
-        )
-        for digest, release in image.listed.items()
-    }
-    return Terms(
-        product=product,
-        role_version=image.role_version,
-        era=image.era,
-        floor=image.floor,
-        listed=dict(listed),
-        interlocks=image.interlocks,
-    )
-
-
 def _bytes(text: str) -> bytes:
     # A lone surrogate becomes bytes that no parser takes, instead of an error of ours.
     return text.encode(errors="surrogatepass")
 
 
-def _datetime(reading: Reading) -> datetime:
-    return datetime.fromtimestamp(0, UTC) + timedelta(milliseconds=reading.ms)
+def _datetime(ms: int) -> datetime:
+    return datetime.fromtimestamp(0, UTC) + timedelta(milliseconds=ms)
+
+
+def _ms(moment: datetime) -> int:
+    return (moment - _datetime(0)) // timedelta(milliseconds=1)

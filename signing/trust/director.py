@@ -1,22 +1,36 @@
 """The director repository as a machine sees it, and the one place where the director's objects are verified."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from tuf.api.exceptions import UnsignedMetadataError
 from tuf.api.metadata import Root, Targets
 
 from protocol import limits
 from protocol.errors import Reason, Refused
-from protocol.objects import ROLES, AssignmentBody, ClockBody, DirectorTerms, ObjectBody, ReceiptsBody, ReportedBody
+from protocol.kits import KitBody, Technician
+from protocol.objects import (
+    KITS,
+    ROLES,
+    TECHNICIANS,
+    AssignmentBody,
+    ClockBody,
+    DirectorTerms,
+    ObjectBody,
+    ReceiptsBody,
+    ReportedBody,
+)
 from signing.durable import DISK, Disk
 from signing.metadata import parse, terms
+from signing.repository import technicians_of
 from signing.trust.floors import Floors, KeyedFloor
 from signing.trust.keys import check_keys
-from signing.trust.source import Source
-from signing.trust.store import Trusted, TrustStore
+from signing.trust.kits import SignedKit
+from signing.trust.source import Offered, Source
+from signing.trust.store import NEVER, Trusted, TrustStore
 
 B = TypeVar("B", AssignmentBody, ClockBody, ReceiptsBody, ReportedBody)
 N = TypeVar("N", AssignmentBody, ReportedBody)  # the newest one counts
@@ -29,6 +43,15 @@ _KINDS: Mapping[type, str] = {
 }
 
 
+@dataclass(frozen=True)
+class TechniciansList:
+    """Who may force, as the managers signed it. Whether it has expired is for the one who uses it to judge."""
+
+    technicians: tuple[Technician, ...]
+    created_ms: int
+    expires: datetime
+
+
 class DirectorView:
     """The trusted director's top targets: verifies objects signed by the roles that it delegates to.
 
@@ -37,12 +60,29 @@ class DirectorView:
             sign the time, and receipts are good whenever they come.
         floors: Version floors, by role, device and key.
         versions: By role, of the repository.
+        technicians: The trusted metadata of that role; None: the director has none, or none that holds.
     """
 
-    def __init__(self, targets: Targets, floors: Floors, versions: Mapping[str, int]) -> None:
+    def __init__(
+        self, targets: Targets, floors: Floors, versions: Mapping[str, int], technicians: Targets | None = None
+    ) -> None:
         self.versions = versions
         self._targets = targets
         self._floors = floors
+        self._technicians = technicians
+
+    @property
+    def sealing_key(self) -> str | None:
+        """The server's, for what a stick takes home."""
+        return terms(self._targets, DirectorTerms, "director/targets.json").sealing_key
+
+    @property
+    def technicians(self) -> TechniciansList | None:
+        """The newest list that is trusted; None: nobody may force."""
+        if self._technicians is None:
+            return None
+        said = technicians_of(self._technicians)
+        return TechniciansList(said.technicians, said.created_ms, self._technicians.expires)
 
     def verify_object(self, text: str, kind: type[N], device: str, now: datetime) -> N:
         """Verifies one signed object. Checked in this order, each with a reason of its own: length, signature by the
@@ -115,6 +155,36 @@ class DirectorView:
             raise Refused(Reason.TIME, "a time statement for another request")
         return body
 
+    def verify_kit(self, text: bytes) -> SignedKit:
+        """Verifies a field kit. Checked in this order: length, signature by the role `kits` at its threshold, kind. All
+        else is `SignedKit.check`'s.
+
+        Args:
+            text: `kit.json` as it lies there.
+
+        Raises:
+            Refused: `LENGTH`; `METADATA` (malformed, or another kind); `NOT_DELEGATED`; `SIGNATURE`.
+        """
+        if len(text) > limits.KIT_BYTES:
+            raise Refused(
+                Reason.LENGTH, f"a kit of more than {limits.KIT_BYTES} bytes, which is more than anybody signs"
+            )
+        metadata = parse(text, Targets, "the kit")
+        delegations = self._targets.delegations
+        if delegations is None or KITS not in (delegations.roles or {}):
+            raise Refused(Reason.NOT_DELEGATED, "the director that is trusted here knows of no field kits yet")
+        try:
+            self._targets.verify_delegate(KITS, metadata.signed_bytes, metadata.signatures)
+        except UnsignedMetadataError as error:
+            raise Refused(
+                Reason.SIGNATURE,
+                f"the kit is not signed by enough of those who may sign kits: {error}",
+                hint="it was changed, or its signers' keys count no more: ask the release manager for a new kit",
+            ) from error
+        except ValueError as error:
+            raise Refused(Reason.METADATA, f"the kit: {error}") from error
+        return SignedKit(terms(metadata.signed, KitBody, "the kit"), metadata.signed.expires)
+
     def keep_time_version(self, text: str, device: str) -> None:
         """Makes the version of a time statement that was verified a floor."""
         _, _, version = self._open(text, ClockBody, device)
@@ -155,6 +225,9 @@ class DirectorView:
         return KeyedFloor(self._floors, f"director/{ROLES[name]}/{device}", *self.keys(name))
 
 
+_WANTED: Final = (TECHNICIANS,)
+
+
 class DirectorStore:
     """Trusts the director repository. Arguments as `TrustStore`."""
 
@@ -163,12 +236,18 @@ class DirectorStore:
         self._store = TrustStore("director", folder, first_root, floors, inspect=_inspect, disk=disk)
 
     def refresh(self, source: Source, now: datetime) -> DirectorView:
-        """As `TrustStore.refresh`."""
-        return self._view(self._store.refresh(source, now))
+        """As `TrustStore.refresh`, with the list of technicians where there is one. It stops nothing: without one that
+        holds nobody may force, and all else goes on."""
+        return self._view(self._store.refresh(source, now, wanted=_WANTED))
 
-    def peek(self, source: Source) -> DirectorView:
-        """As `TrustStore.peek`: to learn whose keys sign the time while the time is not known."""
-        return self._view(self._store.peek(source))
+    def peek(self, source: Source, now: datetime = NEVER) -> DirectorView:
+        """As `TrustStore.peek`: to learn whose keys sign the time while the time is not known, and whose kits are taken
+        before anything is."""
+        return self._view(self._store.peek(source, wanted=_WANTED, now=now))
+
+    def beside(self, source: Source) -> Offered:
+        """As `TrustStore.beside`."""
+        return self._store.beside(source, wanted=_WANTED)
 
     def stored(self) -> DirectorView | None:
         """The newest stored view, expired or not; None before the first refresh.
@@ -176,7 +255,7 @@ class DirectorStore:
         Raises:
             Refused: There is not even a valid root.
         """
-        trusted = self._store.stored()
+        trusted = self._store.stored(wanted=_WANTED)
         return self._view(trusted) if trusted.targets is not None else None
 
     def timestamp(self) -> bytes:
@@ -185,21 +264,23 @@ class DirectorStore:
 
     def recover_floors(self) -> None:
         """As `TrustStore.recover_floors`."""
-        self._store.recover_floors()
+        self._store.recover_floors(wanted=_WANTED)
 
     def versions(self) -> Mapping[str, int]:
         """Versions of all that is stored, by role."""
-        return self._store.stored().versions
+        return self._store.stored(wanted=_WANTED).versions
 
     def _view(self, trusted: Trusted) -> DirectorView:
         assert trusted.targets is not None, "a refresh ends with the top targets"
-        return DirectorView(trusted.targets, self._floors, trusted.versions)
+        return DirectorView(trusted.targets, self._floors, trusted.versions, trusted.delegated.get(TECHNICIANS))
 
 
 def _inspect(role: str, signed: Root | Targets) -> None:
     check_keys("director", signed)
     if isinstance(signed, Targets) and role == "targets":
         terms(signed, DirectorTerms, "director/targets.json")
+    elif isinstance(signed, Targets):
+        technicians_of(signed)
 
 
 def _check_version(kind: type, version: int, floor: KeyedFloor) -> None:

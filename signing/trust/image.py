@@ -9,13 +9,14 @@ from tuf.api.metadata import Root, Targets
 
 from protocol.errors import Reason, Refused
 from protocol.ids import Digest
+from protocol.kits import PermitTerms
 from protocol.objects import ImageTerms, ProductTerms
 from signing.durable import DISK, Disk
 from signing.metadata import terms
-from signing.repository import ListedRelease, releases_of
+from signing.repository import ListedRelease, permits_of, releases_of
 from signing.trust.floors import Floors, KeyedFloor
 from signing.trust.keys import check_keys
-from signing.trust.source import Source
+from signing.trust.source import Offered, Source
 from signing.trust.store import Trusted, TrustStore
 
 
@@ -30,6 +31,8 @@ class ImageView:
         listed: By the manifest's digest.
         versions: By role.
         interlocks: Machine signals that must be off before anything of the product is activated.
+        skippable: Those of all signals that a technician who forces may leave on.
+        permits: For all machines, expired ones too.
     """
 
     role_version: int
@@ -38,6 +41,8 @@ class ImageView:
     listed: Mapping[Digest, ListedRelease]
     versions: Mapping[str, int]
     interlocks: tuple[str, ...] = ()
+    skippable: tuple[str, ...] = ()
+    permits: tuple[PermitTerms, ...] = ()
 
 
 class ImageStore:
@@ -57,6 +62,15 @@ class ImageStore:
         """
         trusted = self._store.refresh(source, now, (self._product,))
         return self._view(trusted, trusted.delegated[self._product], rise=True)
+
+    def peek(self, source: Source, now: datetime) -> ImageView:
+        """As `TrustStore.peek`, and otherwise as `refresh`."""
+        trusted = self._store.peek(source, (self._product,), now=now)
+        return self._view(trusted, trusted.delegated[self._product], rise=False)
+
+    def beside(self, source: Source) -> Offered:
+        """As `TrustStore.beside`."""
+        return self._store.beside(source, (self._product,))
 
     def stored(self) -> ImageView | None:
         """The newest stored view, expired or not; None before the first refresh.
@@ -102,6 +116,8 @@ class ImageStore:
             era=era,
             floor=max(said.floor, floor.value()),
             interlocks=said.interlocks,
+            skippable=said.skippable,
+            permits=permits_of(self._product, role),
             listed={release.manifest_sha256: release for release in releases_of(self._product, role)},
             versions=trusted.versions,
         )
@@ -117,6 +133,7 @@ class ImageStore:
             if said.product != role:
                 raise Refused(Reason.WRONG_PRODUCT, f"image: {role}.json is the role of {said.product}")
             releases_of(role, signed)
+            permits_of(role, signed)
 
 
 def _eras(targets: Targets) -> Mapping[str, int]:

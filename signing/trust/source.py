@@ -1,8 +1,13 @@
-"""Where metadata comes from: the port, and what stands in front of it during one contact."""
+"""Where metadata comes from: the port, a folder behind it, and what stands in front of it during one judgement."""
 
-from typing import Protocol
+import errno
+from pathlib import Path
+from typing import Final, Protocol
 
-from protocol.errors import LinkError
+from protocol.errors import LinkError, Reason, Refused
+from signing.stick import stick_folder
+
+_OTHER_KIND: Final = frozenset({errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO, errno.ENAMETOOLONG})
 
 
 class Source(Protocol):
@@ -28,6 +33,34 @@ class Nowhere:
     def read(self, name: str, limit_bytes: int) -> bytes:
         """As `Source.read`; always 404."""
         raise LinkError(f"{name} is not fetched", retryable=False, status=404)
+
+
+class MetadataFolder:
+    """Reads files of one folder: regular ones, through no link, and nothing below or beside it.
+
+    Args:
+        above: Holds the folder; ours.
+        name: The folder's.
+    """
+
+    def __init__(self, above: Path, name: str) -> None:
+        self._above = above
+        self._name = name
+
+    def read(self, name: str, limit_bytes: int) -> bytes:
+        """As `Source.read`; a disk that cannot be read is a failed link."""
+        what = f"{self._name}/{name}"
+        if "/" in name:
+            raise LinkError(f"{what} is no file's name", retryable=False, status=404)
+        try:
+            with stick_folder(self._above) as above, above.below(self._name) as folder:
+                return folder.read(name, limit_bytes)
+        except FileNotFoundError as error:
+            raise LinkError(f"{what} is not there", retryable=False, status=404) from error
+        except OSError as error:
+            if error.errno in _OTHER_KIND:
+                raise Refused(Reason.METADATA, f"{what} is no file") from error
+            raise LinkError(f"{what} cannot be read: {error}") from error
 
 
 class Offered:
@@ -59,3 +92,24 @@ class Offered:
         if isinstance(kept, LinkError):
             raise kept
         return kept
+
+
+class Stored(Offered):
+    """What is stored, whole: a copy of the repository is no newer. Nothing is fetched.
+
+    Args:
+        timestamp: The stored one.
+    """
+
+    def __init__(self, timestamp: bytes) -> None:
+        super().__init__(Nowhere(), timestamp)
+
+
+class OverHalf(Offered):
+    """A source that is judged over what an unfinished refresh left, as if timestamp and snapshot had never been seen.
+
+    They say which files go together; which is the newest of each, the file's own floor says. A machine that learnt of a
+    newer timestamp and then lost the link holds neither the one set nor the other, and a stick that was made in
+    between would be too old for it, until the link is back. So both are taken from the stick where they hold, and kept
+    only where they are newer.
+    """

@@ -14,6 +14,7 @@ from typing import Final, TypeVar, cast
 
 from tuf.api.exceptions import (
     BadVersionNumberError,
+    DownloadError,
     DownloadHTTPError,
     ExpiredMetadataError,
     LengthOrHashMismatchError,
@@ -27,10 +28,10 @@ from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 from protocol import limits
 from protocol.errors import LinkError, Reason, Refused
 from signing.durable import DISK, Disk
-from signing.metadata import VERSION_MAX
+from signing.metadata import VERSION_MAX, parse
 from signing.trust.files import file_name
 from signing.trust.floors import Floors, KeyedFloor
-from signing.trust.source import Nowhere, Offered, Source
+from signing.trust.source import Nowhere, Offered, OverHalf, Source, Stored
 
 NEVER: Final = datetime.min.replace(tzinfo=UTC)
 """As the time: nothing has expired. For what must be known before the time is."""
@@ -40,7 +41,17 @@ Inspect = Callable[[str, Root | Targets], None]
 
 S = TypeVar("S", Timestamp, Snapshot, Targets)
 
+_BAD_OR_ABSENT: Final = (
+    RepositoryError,
+    DownloadError,
+    DeserializationError,
+    ValueError,
+    RecursionError,
+    LinkError,
+    Refused,
+)
 _BASE: Final = "trusted:/"
+_BYGONE: Final = frozenset({"timestamp", "snapshot"})  # see `OverHalf`
 
 
 @dataclass(frozen=True)
@@ -86,7 +97,9 @@ class TrustStore:
         self._inspect = inspect
         self._disk = disk
 
-    def refresh(self, source: Source, now: datetime, roles: Sequence[str] = ()) -> Trusted:
+    def refresh(
+        self, source: Source, now: datetime, roles: Sequence[str] = (), *, wanted: Sequence[str] = ()
+    ) -> Trusted:
         """Brings everything up to date and judges it at `now`. All that was accepted is durable, also on an error.
 
         When the offered timestamp is the stored one and nothing expired, nothing is fetched and nothing written.
@@ -95,6 +108,8 @@ class TrustStore:
             source: Where newer metadata comes from.
             now: Expiry is judged by it (TUF client workflow 5.3.10: fixed for the whole refresh).
             roles: Delegated roles of the top targets that are needed too.
+            wanted: Likewise, of which none is needed: one that is not delegated, cannot be fetched or does not hold
+                is left out and stops nothing. Their expiry is not judged here.
 
         Raises:
             LinkError: Something could not be fetched.
@@ -102,36 +117,74 @@ class TrustStore:
         """
         if isinstance(source, Offered) and source.timestamp == self._stored("timestamp"):
             with contextlib.suppress(Refused, LinkError):
-                return self._run(Offered(Nowhere(), source.timestamp), now, roles, keep=True, rise=True)
-        return self._run(source, now, roles, keep=True, rise=True)
+                return self._settled(source.timestamp, now, roles, wanted, keep=True)
+        return self._run(source, now, roles, wanted, keep=True)
 
-    def peek(self, source: Source, roles: Sequence[str] = ()) -> Trusted:
-        """What `refresh` would come to if nothing ever expired, on a scratch copy: nothing is written, no floor rises.
+    def peek(
+        self, source: Source, roles: Sequence[str] = (), *, wanted: Sequence[str] = (), now: datetime = NEVER
+    ) -> Trusted:
+        """What `refresh` would come to at `now`, on a scratch copy: nothing is written, no floor rises.
 
         Raises:
             LinkError: As `refresh`.
-            Refused: As `refresh`, but never `EXPIRED`.
+            Refused: As `refresh`.
         """
         if isinstance(source, Offered) and source.timestamp == self._stored("timestamp"):
             with contextlib.suppress(Refused, LinkError):
-                return self._run(Offered(Nowhere(), source.timestamp), NEVER, roles, keep=False, rise=False)
-        return self._run(source, NEVER, roles, keep=False, rise=False)
+                return self._settled(source.timestamp, now, roles, wanted, keep=False)
+        try:
+            return self._run(source, now, roles, wanted, keep=False)
+        except LinkError as error:
+            if isinstance(source, Stored):  # it is whole: what holds no more by that time would be fetched anew
+                raise Refused(Reason.EXPIRED, f"{self.name}: what is trusted had expired at {now:%Y-%m-%d}") from error
+            raise
 
-    def stored(self, roles: Sequence[str] = ()) -> Trusted:
+    def beside(self, source: Source, roles: Sequence[str] = (), *, wanted: Sequence[str] = ()) -> Offered:
+        """What to judge a whole copy of the repository by that may be older than what is stored: itself where its
+        timestamp is newer, else what is stored, of which nothing is fetched then.
+
+        Where what is stored is not whole (a refresh was cut, the disk damaged it, there was none yet), the copy does,
+        newer or not: see `OverHalf`.
+
+        Args:
+            source: Of the copy.
+            roles: As `refresh`.
+            wanted: As `refresh`.
+
+        Raises:
+            LinkError: It has no timestamp, or it cannot be read.
+            Refused: Its roots do not follow on the trusted one, or its timestamp is none.
+        """
+        stamp = source.read("timestamp.json", UpdaterConfig().timestamp_max_length)
+        try:
+            self._settled(self.timestamp(), NEVER, roles, wanted, keep=False)
+        except (Refused, LinkError):
+            return OverHalf(source, stamp)
+        with self._verdicts():
+            updater = self._open(Offered(source, stamp), NEVER, keep=False)
+            is_newer = updater.is_newer(stamp)
+        return Offered(source, stamp) if is_newer else Stored(self.timestamp())
+
+    def stored(self, roles: Sequence[str] = (), *, wanted: Sequence[str] = ()) -> Trusted:
         """The newest stored metadata, whether or not it has expired, and also where a refresh stopped half way.
+
+        Args:
+            roles: As `refresh`.
+            wanted: As `refresh`. Only as the newest snapshot names them: what it names and could not be had leaves
+                nothing in its place.
 
         Raises:
             Refused: There is not even a valid root.
         """
         with self._verdicts():
-            updater = self._open(Nowhere(), NEVER, keep=False, rise=False)
-            return updater.whatever_holds(roles)
+            updater = self._open(Nowhere(), NEVER, keep=False)
+            return updater.whatever_holds(roles, wanted)
 
     def timestamp(self) -> bytes:
         """The stored timestamp, exact bytes, valid or not; empty when there is none."""
         return self._stored("timestamp") or b""
 
-    def recover_floors(self, roles: Sequence[str] = ()) -> Trusted:
+    def recover_floors(self, roles: Sequence[str] = (), *, wanted: Sequence[str] = ()) -> Trusted:
         """As `stored`, and raises the floors to what is stored and verified: for floors that were lost.
 
         Raises:
@@ -139,7 +192,7 @@ class TrustStore:
         """
         with self._verdicts():
             updater = self._open(Nowhere(), NEVER, keep=False, rise=True)
-            return updater.whatever_holds(roles)
+            return updater.whatever_holds(roles, wanted)
 
     def search(self, source: Source, now: datetime) -> "Search":
         """Refreshes, for one who then looks for target files by path.
@@ -149,25 +202,41 @@ class TrustStore:
             Refused: As `refresh`.
         """
         with self._verdicts():
-            updater = self._open(source, now, keep=True, rise=True)
+            updater = self._open(source, now, keep=True)
             updater.refresh()
             return Search(self, updater)
 
-    def _run(self, source: Source, now: datetime, roles: Sequence[str], *, keep: bool, rise: bool) -> Trusted:
+    def _settled(
+        self, timestamp: bytes, now: datetime, roles: Sequence[str], wanted: Sequence[str], *, keep: bool
+    ) -> Trusted:
+        """From what is stored alone, with all that is wanted, or not at all."""
+        return self._run(Offered(Nowhere(), timestamp), now, roles, wanted, keep=keep, needs_wanted=True)
+
+    def _run(
+        self,
+        source: Source,
+        now: datetime,
+        roles: Sequence[str],
+        wanted: Sequence[str],
+        *,
+        keep: bool,
+        needs_wanted: bool = False,
+    ) -> Trusted:
         with self._verdicts():
-            updater = self._open(source, now, keep=keep, rise=rise)
+            updater = self._open(source, now, keep=keep)
             updater.refresh()
             for role in roles:
                 updater.load_delegated(role)
-            return updater.outcome(roles)
+            return updater.outcome([*roles, *updater.load_wanted(wanted, must=needs_wanted)])
 
-    def _open(self, source: Source, now: datetime, *, keep: bool, rise: bool) -> "_DurableUpdater":
+    def _open(self, source: Source, now: datetime, *, keep: bool, rise: bool | None = None) -> "_DurableUpdater":
+        """`rise`: whether floors rise; None: when something is kept."""
         last: Exception | None = None
         for root in (self._stored("root"), self._first_root):
             if root is None:
                 continue
             try:
-                return _DurableUpdater(self, root, source, now, keep=keep, rise=rise)
+                return _DurableUpdater(self, root, source, now, keep=keep, rise=keep if rise is None else rise)
             except (RepositoryError, DeserializationError) as error:
                 last = error
         if last is None:
@@ -239,6 +308,7 @@ class _DurableUpdater(Updater):
         self._store = store
         self._keep = keep
         self._rise = rise
+        self._bygone = _BYGONE if isinstance(source, OverHalf) else frozenset()
         self._parents = {"timestamp": "root", "snapshot": "root", "targets": "root"}
         if keep:
             store._disk.make_dir(store._folder / "root_history")
@@ -259,6 +329,45 @@ class _DurableUpdater(Updater):
         """Brings a role that the top targets delegate to up to date."""
         self._load_targets(role, Targets.type)
 
+    def load_wanted(self, roles: Sequence[str], *, must: bool) -> list[str]:
+        """Likewise, where the top targets delegate to it; `must`: raises where one does not hold.
+
+        Returns:
+            Those that were loaded.
+        """
+        loaded = []
+        trusted = self._trusted_set
+        delegations = trusted.targets.delegations
+        now, trusted.reference_time = trusted.reference_time, NEVER
+        for role in roles:
+            if delegations is None or role not in (delegations.roles or {}):
+                continue
+            try:
+                self._load_targets(role, Targets.type)
+            except (
+                RepositoryError,
+                DownloadError,
+                DeserializationError,
+                ValueError,
+                RecursionError,
+                LinkError,
+                Refused,
+            ):
+                if must:
+                    raise
+            else:
+                loaded.append(role)
+        trusted.reference_time = now
+        return loaded
+
+    def is_newer(self, timestamp: bytes) -> bool:
+        """Whether this timestamp of the source is newer than the stored one, by what it says itself, under the newest
+        root that the source has."""
+        self._load_root()
+        held = self._local("timestamp", Timestamp, self._trusted_set.root)
+        version: int = parse(timestamp, Timestamp, "timestamp.json").signed.version
+        return held is None or version > held.version
+
     def outcome(self, roles: Sequence[str]) -> Trusted:
         trusted = self._trusted_set
         loaded = ["root", "timestamp", "snapshot", "targets", *roles]
@@ -269,7 +378,7 @@ class _DurableUpdater(Updater):
             versions={role: trusted[role].version for role in loaded},
         )
 
-    def whatever_holds(self, roles: Sequence[str]) -> Trusted:
+    def whatever_holds(self, roles: Sequence[str], wanted: Sequence[str] = ()) -> Trusted:
         """Root chain as stored, then each role that its delegator's signatures and the floors still hold."""
         self._load_root()
         root = self._trusted_set.root
@@ -284,10 +393,11 @@ class _DurableUpdater(Updater):
         delegated: dict[str, Targets] = {}
         if targets is not None:
             versions["targets"] = targets.version
-            for role in roles:
+            named = {} if shot is None else {name: meta.version for name, meta in shot.meta.items()}
+            for role in (*roles, *wanted):
                 self._parents[role] = Targets.type
                 found = self._local(role, Targets, targets)
-                if found is not None:
+                if found is not None and (role in roles or named.get(f"{role}.json", 0) == found.version):
                     delegated[role] = found
                     versions[role] = found.version
         return Trusted(root=root, targets=targets, delegated=delegated, versions=versions)
@@ -317,6 +427,11 @@ class _DurableUpdater(Updater):
         if self._rise and version > floor:
             self._store._floors.rise(f"{self._store.name}/root", version)
 
+    def _load_local_metadata(self, rolename: str) -> bytes:
+        if rolename in self._bygone:
+            raise FileNotFoundError(rolename)
+        return super()._load_local_metadata(rolename)
+
     def _load_timestamp(self) -> None:
         super()._load_timestamp()
         self._accept("timestamp")
@@ -337,9 +452,9 @@ class _DurableUpdater(Updater):
 
     def _persist_metadata(self, rolename: str, data: bytes) -> None:
         signed = self._trusted_set[rolename]
-        self._hold(rolename, signed.version, self._delegator(rolename))
+        floor = self._hold(rolename, signed.version, self._delegator(rolename))
         self._look(rolename, signed)
-        if self._keep:
+        if self._keep and signed.version >= floor.value():
             self._write(self._store._folder / file_name(rolename), data)
 
     def _persist_root(self, version: int, data: bytes) -> None:
@@ -369,7 +484,7 @@ class _DurableUpdater(Updater):
             raise Refused(Reason.LIMIT, f"{self._store.name}: version {version} of {role} is above {VERSION_MAX}")
         named = delegator.get_delegated_role(role)
         floor = KeyedFloor(self._store._floors, f"{self._store.name}/{role}", named.keyids, named.threshold)
-        if version < floor.value():
+        if version < floor.value() and role not in self._bygone:
             raise Refused(
                 Reason.ROLLBACK, f"{self._store.name}: {role} {version}, and {role} {floor.value()} was seen before"
             )

@@ -5,7 +5,8 @@ verdict = field.contact()                      # an honest server's answer, judg
 field.house.release("1.0.0", 1, b"...")        # the managers act; the server serves it from the next contact on
 """
 
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -15,12 +16,14 @@ from tuf.api.metadata import Metadata, MetaFile, Snapshot, Timestamp
 
 from device.clock import Moment
 from device.trust.judge import Judge, Sources
-from device.trust.port import Verdict
+from device.trust.port import KitVerdict, Verdict
+from protocol.kits import KIT_FILE, KitBody, KitRelease
 from protocol.messages import SyncAnswer
 from protocol.objects import AssignmentBody, ClockBody, Payload, ReceiptsBody, ReportedBody, TransferPlan
 from signing.durable import Disk
 from signing.trust_store import DirectorStore, ImageStore, MemoryFloors
-from tests.fakes.managers import Managers
+from tests.fakes.kits import sign_kit
+from tests.fakes.managers import NAMES, Managers
 from tests.fakes.repository_server import Shelf
 
 DEVICE = "tractor-1"
@@ -137,6 +140,65 @@ class Field:
         self.image_shelf.asked.clear()
         self.director_shelf.asked.clear()
         return self.judge().judge(self.answer(**changes), NONCE, self.boot_ms / 1000 - asked_ago_s)
+
+    def kit(
+        self,
+        name: str = "kit-spring",
+        *,
+        days: float = 180.0,
+        by: Iterable[str] = NAMES[:2],
+        created: datetime | None = None,
+        files: Mapping[str, Mapping[str, bytes]] | None = None,
+        above: str = "kits",
+        **changes: Any,
+    ) -> Path:
+        """The metadata of a kit, as it lies on the machine's disk once it was copied from a stick: what the managers
+        have published, rendered now.
+
+        Args:
+            name: The folder's, and the kit's unless `changes` says another.
+            days: From its creation to its expiry.
+            by: Managers who sign it.
+            created: What it says of that.
+            files: By repository, in place of what is published.
+            above: Folder of the machine's that it is put in.
+            changes: Replace fields of the body.
+        """
+        at = created or self.now
+        folder = self.folder / above / name
+        shutil.rmtree(folder, ignore_errors=True)
+        for repository, data in {
+            "image": self.house.render("image", self.now),
+            "director": self.house.render("director", self.now),
+            **(files or {}),
+        }.items():
+            (folder / repository).mkdir(parents=True)
+            for file, content in data.items():
+                (folder / repository / file).write_bytes(content)
+        fields = {
+            "kit": name,
+            "product": PRODUCT,
+            "created_ms": ms(at),
+            "releases": (KitRelease(release="1.0.0", manifest=Payload(sha256="a" * 64, length_bytes=1), steps=()),),
+        } | changes
+        keys = [self.house.keys[manager] for manager in by]
+        expires = (at + timedelta(days=days)).replace(microsecond=0)
+        (folder / KIT_FILE).write_bytes(sign_kit(KitBody(**fields), keys, expires))
+        return folder
+
+    def bring(self, folder: Path) -> KitVerdict:
+        """The machine judges a kit, with what it trusts so far, or with nothing but its first roots."""
+        return self.judge().judge_kit(folder)
+
+    def trusted(self) -> dict[str, Any]:
+        """All that the machine's trust keeps, to compare."""
+        kept = {
+            str(path.relative_to(self.folder)): path.read_bytes()
+            for name in ("image", "director")
+            for path in sorted((self.folder / name).rglob("*"))
+            if path.is_file()
+        }
+        return kept | dict(self.floors._values) | self.notes.values
 
     def time(self, at: datetime | None = None, **changes: Any) -> str:
         body = {"device": DEVICE, "nonce": NONCE, "time_ms": ms(at or self.now)} | changes

@@ -15,6 +15,7 @@ from tuf.api.metadata import DelegatedRole, Delegations, Metadata, Root, TargetF
 
 from protocol.kits import PermitTerms, Technician, TechniciansTerms, permit_path
 from protocol.objects import (
+    KITS,
     MANAGERS_ROLES,
     ROLES,
     TECHNICIANS,
@@ -48,7 +49,9 @@ class Managers:
         self.sealing_key: str | None = None  # of all top targets of the director that are made from now on
         self.product = product
         self.threshold = threshold
+        self.kit_makers: tuple[str, ...] = NAMES  # who may sign kits, by the next top targets of the director
         self.interlocks: tuple[str, ...] = ()  # of every product role that is made from now on
+        self.skippable: tuple[str, ...] = ()  # likewise
         self.keys: dict[str, Signer] = {name: CryptoSigner.generate_ed25519() for name in NAMES}
         self.online: dict[str, dict[str, Signer]] = {
             kind: {role: CryptoSigner.generate_ed25519() for role in roles} for kind, roles in ONLINE_ROLES.items()
@@ -107,7 +110,9 @@ class Managers:
         roles = {role: DelegatedRole(role, [key.keyid], 1, terminating=True, paths=[]) for role, key in keys.items()}
         managers = [self.keys[name].public_key for name in NAMES] if self.kits else []
         for role in MANAGERS_ROLES if self.kits else ():
-            roles[role] = DelegatedRole(role, [key.keyid for key in managers], self.threshold, True, [])
+            names = self.kit_makers if role == KITS else NAMES
+            keyids = [self.keys[name].public_key.keyid for name in names]
+            roles[role] = DelegatedRole(role, keyids, min(self.threshold, len(keyids)), True, [])
         return Targets(
             version=version,
             expires=expiry(self.now, "targets"),
@@ -128,7 +133,13 @@ class Managers:
             expires=expiry(self.now, "product"),
             targets=releases or {},
             unrecognized_fields=terms_field(
-                ProductTerms(kind="product", product=product or self.product, floor=floor, interlocks=self.interlocks)
+                ProductTerms(
+                    kind="product",
+                    product=product or self.product,
+                    floor=floor,
+                    interlocks=self.interlocks,
+                    skippable=self.skippable,
+                )
             ),
         )
 
@@ -207,6 +218,14 @@ class Managers:
             number = parse(current.targets, Targets, "targets").signed.version + 1
             files["targets.json"] = self.sign(self.make_director_targets(number))
         self._accept(kind, files)
+
+    def resign(self) -> None:
+        """The same content with new expiries: roots, top targets and the product's role."""
+        self.delegate_online("director", "timestamp", "clock")
+        self.delegate_online("image", "timestamp")
+        self.era(0)
+        product = self.current_product()
+        self._product_bytes(dict(product.targets), terms(product, ProductTerms, "").floor, NAMES[:2], True)
 
     def era(self, era: int) -> None:
         """Starts a new era of the product."""

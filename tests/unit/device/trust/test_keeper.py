@@ -18,6 +18,7 @@ from device.damage import StateDamagedError
 from device.recovery import FLOORS_DUE
 from device.seal import Seals
 from device.state_db import StateDb
+from device.trust import roster
 from device.trust.client import KeeperTrust
 from device.trust.keeper import StateFloors
 from device.trust.wire import LINE_BYTES, JudgeAsked
@@ -219,3 +220,22 @@ async def test_two_keepers_do_not_write_one_folder_at_a_time(machine: Machine) -
     assert await asyncio.wait_for(second._process.wait(), 10) == 0
     await first.close()
     await second.close()
+
+
+async def test_a_kit_is_judged_by_the_keeper_too(machine: Machine, trust: KeeperTrust) -> None:
+    machine.field.house.release("1.0.0", 1, b"manifest")
+    folder = machine.field.kit()
+    verdict = await trust.judge_kit(str(folder))
+    assert verdict.kit is not None
+    assert verdict.terms is not None
+    assert len(verdict.terms.listed) == 1
+    database = StateDb(machine.state / "state.db")
+    try:
+        assert roster.load(database) == verdict.roster
+        assert StateFloors(database).read("image/root") == 1
+    finally:
+        database.close()
+    (folder / "kit.json").unlink()
+    verdict = await trust.judge_kit(str(folder))
+    assert verdict.complaint is not None
+    assert verdict.complaint.reason == "metadata"
