@@ -27,15 +27,15 @@ from device.store import Store
 from device.transfer.child_applier import ChildApplier
 from device.transfer.fetch import Transfer
 from device.transfer.patch_book import PatchBook
-from device.trust.port import ROSTER, Roster, Trust
+from device.trust.port import Trust
+from device.trust.roster import load as load_roster
+from device.trust.roster import may_force
 from device.update.memory import Memory
 from device.update.updater import Updater
-from protocol import limits
-from protocol.errors import Reason, Refused
 from protocol.ids import DeviceId, Name, ProductName, Token
 from protocol.kits import ForceRequest
 from protocol.messages import SignedForce
-from protocol.wire import decode, encode
+from protocol.wire import encode
 
 
 class Sticks:
@@ -122,13 +122,27 @@ def open_counter(
         state=state,
         apply=settings.apply,
     )
+
+    def judge_force(signed: SignedForce, challenge: Challenge) -> ForceRequest:
+        return may_force(
+            signed,
+            load_roster(state),
+            device=challenge.device,
+            product=challenge.product,
+            offer=challenge.offer,
+            release=challenge.release,
+            manifest=challenge.manifest,
+            challenge=challenge.id,
+            at_least_ms=clock.at_least_ms(),
+        )
+
     forcing = Forcing(
         device=device,
         product=product,
         kits=kits,
         updates=updater,
         state=state,
-        judge=_judge_force,
+        judge=judge_force,
         draw_token=draw_token,
         now_ms=lambda: clock.now().ms,
         monotonic=time.monotonic,
@@ -148,10 +162,5 @@ def open_counter(
 
 def _names(state: StateDb) -> dict[str, Name]:
     """The technicians' names by their public keys."""
-    kept = state.get(ROSTER)
-    roster = Roster(version=0) if kept is None else decode(kept, Roster, limit=limits.KIT_METADATA_BYTES)
-    return {one.public_key: one.name for one in roster.technicians}
-
-
-def _judge_force(signed: SignedForce, challenge: Challenge) -> ForceRequest:
-    raise Refused(Reason.SIGNATURE, "this machine knows of no technician who may force")
+    roster = load_roster(state)
+    return {one.public_key: one.name for one in (roster.technicians if roster is not None else ())}

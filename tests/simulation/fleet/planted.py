@@ -131,8 +131,8 @@ def wall_clock_believed() -> contextlib.AbstractContextManager[Any]:
 def expiry_not_judged() -> contextlib.AbstractContextManager[Any]:
     real = TrustStore.refresh
 
-    def refresh(self: TrustStore, source: Any, now: Any, roles: Any = ()) -> Any:
-        return real(self, source, NEVER_EXPIRED, roles)
+    def refresh(self: TrustStore, source: Any, now: Any, roles: Any = (), **more: Any) -> Any:
+        return real(self, source, NEVER_EXPIRED, roles, **more)
 
     return mock.patch.object(TrustStore, "refresh", refresh)
 
