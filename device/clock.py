@@ -209,6 +209,10 @@ class Clock:
         """The time. Never blocks."""
         return read(self._record, self._here(), self._built_ms)
 
+    def floor_ms(self) -> int:
+        """What time is at least, whatever the wall clock says. Never blocks."""
+        return max(self._record.floor_ms, self._built_ms)
+
     def instant(self) -> Instant:
         """What is known of the time, for what must not believe the wall clock. Never blocks."""
         moment = self._here()

@@ -260,6 +260,7 @@ async def assembled(
                 now=now,
                 new_id=draw_token,
                 random=random.random,
+                time_floor_ms=clock.floor_ms,
                 signals_off=folder_signals(Path(settings.machine.signals) if settings.machine.signals else None),
                 notify=sticks.also(news.to_tell),
                 probe=lambda known: hardware.probe(settings.machine.hardware, layout.state, known),

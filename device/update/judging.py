@@ -13,6 +13,7 @@ from device.update.states import Offer, UpdateRecord
 from device.update.world import World
 from protocol.errors import Refused, StateError
 from protocol.ids import Digest, Token
+from protocol.kits import PermitTerms
 from protocol.objects import AssignmentBody
 
 
@@ -54,6 +55,7 @@ class Judge:
                 refused=refused,
                 delisted=delisted,
                 forced=forced,
+                permit=self._permit(assignment.manifest.sha256, terms),
             )
         except Refused as refusal:
             return refusal
@@ -80,7 +82,13 @@ class Judge:
             now_ms=now_ms,
             sure_of_time=sure,
             signals_off=self._world.signals_off(),
+            permit=self._permit(offer.release.digest, terms),
         )
+
+    def _permit(self, release: Digest, terms: Terms) -> PermitTerms | None:
+        now_ms, sure = self._world.now()
+        time = rules.Time(now_ms, sure, self._world.time_floor_ms())
+        return rules.permit_for(release, terms, self._hardware.machine.device, self._memory.floor(), time)
 
 
 async def without_engine(name: Digest, library: Library, stock: Stock) -> rules.Later | None:

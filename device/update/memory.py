@@ -9,7 +9,7 @@ from device.update.rules import Floor
 from device.update.states import Held
 from protocol import limits
 from protocol.errors import Refused
-from protocol.ids import Digest
+from protocol.ids import Digest, Millis
 from protocol.objects import AssignmentBody, TransferPlan
 from protocol.wire import decode, encode
 
@@ -17,6 +17,7 @@ ASSIGNMENT: Final = "update/assignment"  # of the record's offer, with its plan
 TERMS: Final = "update/terms"
 DELISTED: Final = "update/delisted"
 ERA: Final = "update/era"
+PERMIT: Final = "update/permit"  # when the newest one was made that was used up; older ones are used up with it
 DELISTED_KEPT: Final = 1000  # a product of a release a day for three years
 
 T = TypeVar("T")
@@ -87,7 +88,7 @@ class Memory:
     def floor(self) -> Floor:
         """The committed floor."""
         era = self._db.floor(ERA)
-        return Floor(era=era, counter=self._db.floor(_counter(era)))
+        return Floor(era=era, counter=self._db.floor(_counter(era)), permit_ms=self._db.floor(PERMIT))
 
     def _read(self, key: str, kind: type[T]) -> T | None:
         """A fact, or None: another version of the agent may have written it otherwise. Contacts bring it anew."""
@@ -99,9 +100,15 @@ class Memory:
             return None
 
 
-def floors_of(release: Held) -> dict[str, int]:
-    """The floors that rise when `release` is committed. Each era has its own counter, so that none ever falls."""
-    return {ERA: release.era, _counter(release.era): release.release_counter}
+def floors_of(release: Held, permit_ms: Millis = 0) -> dict[str, int]:
+    """The floors that rise when `release` is committed. Each era has its own counter, so that none ever falls.
+
+    Args:
+        release: Committed.
+        permit_ms: When the permit was made by which it was installed, which is used up with that; 0: it needed none.
+    """
+    permit = {PERMIT: permit_ms} if permit_ms else {}
+    return {ERA: release.era, _counter(release.era): release.release_counter} | permit
 
 
 def _goes_on(before: TransferPlan, after: TransferPlan) -> bool:

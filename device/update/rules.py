@@ -14,12 +14,14 @@ from device.update.states import Held, Offer, UpdateRecord, is_worn_out
 from protocol.artifact import Artifact
 from protocol.errors import Reason, Refused
 from protocol.ids import DeviceId, Digest, ProductName, Token, Version, digest
+from protocol.kits import PERMIT_DAYS, PermitTerms
 from protocol.messages import Inventory
 from protocol.objects import AssignmentBody, Conditions
 from protocol.release import ReleaseManifest, Variant, parse_manifest
 from protocol.selection import needed_artifacts, select_images, select_variants
 
 DAY_MINUTES = 1440
+DAY_MS = 86_400_000
 
 
 @dataclass(frozen=True)
@@ -42,10 +44,26 @@ class Floor:
 
     era: int = 0
     counter: int = 0  # of that era
+    permit_ms: int = 0  # when the newest permit was made that was used up here
 
     def admits(self, era: int, counter: int) -> bool:
         """Whether a release is newer than all that was committed."""
         return (era, counter) > (self.era, self.counter)
+
+
+@dataclass(frozen=True)
+class Time:
+    """What is known of it.
+
+    Args:
+        ms: Now.
+        sure: Whether that is verified in this boot.
+        floor_ms: It is not earlier, whatever the wall clock says.
+    """
+
+    ms: int
+    sure: bool
+    floor_ms: int
 
 
 @dataclass(frozen=True)
@@ -76,6 +94,7 @@ def judge_offer(
     refused: Mapping[Digest, str],
     delisted: Collection[Digest],
     forced: Token | None = None,
+    permit: PermitTerms | None = None,
 ) -> Accepted | Later:
     """DESIGN section 3's install rule.
 
@@ -89,6 +108,7 @@ def judge_offer(
         refused: Why, by the digest of each manifest that was refused on evidence.
         delisted: Digests that an older role listed and a newer one did not.
         forced: The technician's request that forces it: retries that are used up do not count then.
+        permit: Of `permit_for` this release.
 
     Raises:
         Refused: The reason that a person and the server are told.
@@ -108,8 +128,7 @@ def judge_offer(
     if name in refused:
         raise Refused(Reason.REFUSED_BEFORE, f"release {manifest.version} was refused here: {refused[name]}")
     release = Held(digest=name, version=manifest.version, release_counter=manifest.release_counter, era=manifest.era)
-    if not is_repair(release, record):
-        _check_floors(release, terms, floor, record)
+    needs_permit = not is_repair(release, record) and _is_below(release, terms, floor, record, permit)
     variants = select_variants(manifest, machine.inventory)
     images = select_images(manifest, machine.inventory)
     if _version_key(manifest.min_agent) > _version_key(machine.agent):
@@ -117,7 +136,8 @@ def judge_offer(
     offer = Offer(release=release, rollout=assignment.rollout, conditions=assignment.conditions, trial=manifest.trial)
     if forced is None and is_worn_out(record, offer):
         return Later(f"release {manifest.version} used up its retries in this rollout: it waits for another one")
-    offer = msgspec.structs.replace(offer, forced=forced)
+    permit_ms = permit.created_ms if needs_permit and permit is not None else 0
+    offer = msgspec.structs.replace(offer, forced=forced, permit_ms=permit_ms)
     return Accepted(offer, manifest, variants, needed_artifacts(manifest, variants, images))
 
 
@@ -131,6 +151,7 @@ def look_again(
     now_ms: int,
     sure_of_time: bool,
     signals_off: Collection[str],
+    permit: PermitTerms | None = None,
 ) -> Later | None:
     """ACTIVATE's second look, with what is known here now; the network is not needed.
 
@@ -143,6 +164,7 @@ def look_again(
         now_ms: Trusted time as far as it is known.
         sure_of_time: Whether that is verified in this boot.
         signals_off: Machine signals that are known to be off.
+        permit: Of `permit_for` this release; only that which the offer was accepted by counts.
 
     Returns:
         None when it may be activated now; else why not yet.
@@ -155,8 +177,10 @@ def look_again(
         raise Refused(Reason.DELISTED, f"release {release.version} was delisted since it was fetched")
     if release.digest in refused:
         raise Refused(Reason.REFUSED_BEFORE, f"release {release.version} was refused here: {refused[release.digest]}")
+    if permit is not None and permit.created_ms != offer.permit_ms:
+        permit = None
     if not is_repair(release, record):
-        _check_floors(release, terms, floor, record)
+        _is_below(release, terms, floor, record, permit)
     conditions = offer.conditions
     # The managers' interlocks and the assignment's own: an assignment adds, it never takes away.
     signals_clear = list(dict.fromkeys((*terms.interlocks, *conditions.signals_clear)))
@@ -164,6 +188,33 @@ def look_again(
         conditions = msgspec.structs.replace(conditions, not_before_ms=None, window_utc=None)
         signals_clear = [name for name in signals_clear if name not in terms.skippable]
     return _conditions_hold(conditions, signals_clear, now_ms, sure_of_time, signals_off)
+
+
+def permit_for(release: Digest, terms: Terms, device: DeviceId, floor: Floor, time: Time) -> PermitTerms | None:
+    """The permit by which this machine may go back to a release, once: the oldest that counts.
+
+    One that was made no later than the newest which was used up here counts no more. It ends by sure time; by what is
+    known at least where time is not sure. How long it may last is held here too.
+
+    Args:
+        release: Its manifest.
+        terms: The newest trusted.
+        device: This one.
+        floor: Of what was committed, and of permits.
+        time: What is known of it.
+    """
+
+    def counts(permit: PermitTerms) -> bool:
+        at_ms = time.ms if time.sure else max(time.floor_ms, permit.created_ms)
+        return (
+            permit.device == device
+            and permit.manifest == release
+            and permit.created_ms > floor.permit_ms
+            and permit.expires_ms - permit.created_ms <= PERMIT_DAYS * DAY_MS
+            and at_ms < permit.expires_ms
+        )
+
+    return min((permit for permit in terms.permits if counts(permit)), key=lambda one: one.created_ms, default=None)
 
 
 def is_repair(release: Held, record: UpdateRecord) -> bool:
@@ -208,7 +259,8 @@ def _check_manifest(manifest: ReleaseManifest, assignment: AssignmentBody, terms
         )
 
 
-def _check_floors(release: Held, terms: Terms, floor: Floor, record: UpdateRecord) -> None:
+def _is_below(release: Held, terms: Terms, floor: Floor, record: UpdateRecord, permit: PermitTerms | None) -> bool:
+    """Holds the floors; whether it is below the committed one, where only a permit lets it go."""
     where = f"release {release.version} has counter {release.release_counter} in era {release.era}"
     if release.era != terms.era:
         raise Refused(Reason.COUNTER_FLOOR, f"{where}; the managers' era is {terms.era}")
@@ -216,8 +268,11 @@ def _check_floors(release: Held, terms: Terms, floor: Floor, record: UpdateRecor
         raise Refused(Reason.PRODUCT_FLOOR, f"{where}; the product's floor is {terms.floor}")
     # A machine that lost all but its floor gets back what it ran: where nothing is committed, that is no step back.
     is_return = record.committed is None and (release.era, release.release_counter) == (floor.era, floor.counter)
-    if not is_return and not floor.admits(release.era, release.release_counter):
+    if is_return or floor.admits(release.era, release.release_counter):
+        return False
+    if permit is None or release.era != floor.era:
         raise Refused(Reason.COUNTER_FLOOR, f"{where}; committed here was {floor.counter} in era {floor.era}")
+    return True
 
 
 def _conditions_hold(

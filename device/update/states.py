@@ -17,7 +17,7 @@ from typing import Final, assert_never
 import msgspec
 
 from protocol.errors import Reason
-from protocol.ids import Count, Digest, Name, Token, Version
+from protocol.ids import Count, Digest, Millis, Name, Token, Version
 from protocol.messages import Outcome
 from protocol.objects import Conditions
 from protocol.release import TrialRules
@@ -82,6 +82,7 @@ class Offer(Message):
     Args:
         rollout: Of the server, or the kit that brought it (`protocol.kits.is_kit`).
         forced: The technician's request that forced it.
+        permit_ms: When the permit was made by which it goes below what was committed here; 0: it needs none.
     """
 
     release: Held
@@ -89,6 +90,7 @@ class Offer(Message):
     conditions: Conditions = Conditions()
     trial: TrialRules = TrialRules()
     forced: Token | None = None
+    permit_ms: Millis = 0
 
 
 class Ended(Message):

@@ -391,10 +391,8 @@ class Updater:
         before = self._record
         after = states.advance(before, step.event, offer=step.offer, reason=step.reason, detail=step.detail)
         at_ms, _ = await asyncio.to_thread(self._world.now)
-        floors: dict[str, int] = {}
-        if step.event is Event.HEALTHY:
-            assert after.committed is not None
-            floors = floors_of(after.committed)
+        kept = self._offer() if step.event is Event.HEALTHY else None
+        floors = floors_of(kept.release, kept.permit_ms) if kept is not None else {}
         refusal = refusal_of(before, step, at_ms)
         statuses = self._teller.of_step(
             before, after, step.event, at_ms, reason=step.reason, detail=step.detail, needs_bytes=step.needs_bytes

@@ -83,6 +83,7 @@ class World:
         now: Milliseconds of trusted time, and whether they are sure. Blocking.
         new_id: 128 fresh random bits in hexadecimal.
         random: Draws from 0 to 1.
+        time_floor_ms: What time is at least, whatever the wall clock says.
         signals_off: Machine signals that are known to be off. Blocking.
         sleep: Waits so many seconds.
         monotonic: Seconds that never go back.
@@ -96,6 +97,7 @@ class World:
     now: Callable[[], tuple[int, bool]]
     new_id: Callable[[], str]
     random: Callable[[], float]
+    time_floor_ms: Callable[[], int]
     signals_off: Signals = tuple
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     monotonic: Callable[[], float] = time.monotonic

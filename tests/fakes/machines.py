@@ -55,6 +55,7 @@ class Bench:
         self.canary = FakeCanary()
         self.now_ms = 1_790_000_000_000
         self.sure = True
+        self.floor_ms = 0
         self.signals_off: set[str] = set()
         self.elapsed_s = 0.0
         self.slept: list[float] = []
@@ -139,6 +140,7 @@ class Bench:
                 now=lambda: (self.now_ms, self.sure),
                 new_id=lambda: secrets.token_hex(16),
                 random=lambda: 1.0,
+                time_floor_ms=lambda: self.floor_ms,
                 signals_off=lambda: self.signals_off,
                 sleep=self.sleep,
                 monotonic=lambda: self.elapsed_s,

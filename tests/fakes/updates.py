@@ -10,6 +10,7 @@ from protocol import limits
 from protocol.artifact import Artifact
 from protocol.errors import LinkError
 from protocol.ids import digest
+from protocol.kits import PermitTerms
 from protocol.messages import Inventory
 from protocol.objects import AssignmentBody, Conditions, Payload, Step, TransferPlan
 from protocol.release import (
@@ -164,6 +165,19 @@ class Release:
 
 def _artifact(content: bytes, media_type: str) -> Artifact:
     return Artifact(sha256=digest(content), length_bytes=len(content), media_type=media_type)
+
+
+def permit(release: Release, *, created_ms: int, days: float = 30, device: str = DEVICE) -> PermitTerms:
+    return PermitTerms(
+        kind="permit",
+        permit=f"{created_ms:032x}",
+        device=device,
+        release=release.version,
+        manifest=release.digest,
+        created_ms=created_ms,
+        expires_ms=created_ms + int(days * 86_400_000),
+        reason="1.1.0 takes leaves for pests",
+    )
 
 
 def terms(*releases: Release, role_version: int = 1, era: int = 0, floor: int = 0) -> Terms:

@@ -105,7 +105,13 @@ class Updates:
                     await self.field.whole.converge(release, trial=True)
                 except (Refused, HinderedError) as error:
                     return failed(error, record)
-                world = World(now=lambda: (0, True), new_id=lambda: "0", random=random.random, monotonic=_time)
+                world = World(
+                    now=lambda: (0, True),
+                    new_id=lambda: "0",
+                    random=random.random,
+                    time_floor_ms=lambda: 0,
+                    monotonic=_time,
+                )
                 watcher = Watcher(self.field.whole, world, self.settings)
                 return await watcher.watch(
                     release, record, keep=self._keep, show=_nothing, another_waits=lambda: False, forbidden=_none
