@@ -227,6 +227,8 @@ async def _work(
         if not parts.isolated:
             group.create_task(up("contact", contact))
         group.create_task(up("kits", parts.kits.run))
+        if parts.exports is not None:
+            group.create_task(up("results by stick", parts.exports.run))
         group.create_task(up("desk", parts.desk.run))
         group.create_task(up("page", parts.page.run))
         if parts.waits_for_disk:

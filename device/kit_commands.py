@@ -12,6 +12,7 @@ import click
 from rich.progress import BarColumn, Progress, TextColumn
 
 from device.desk.client import ask
+from device.kits.exporting import ExportsShown
 from device.kits.forcing import Challenge, Forced
 from device.kits.shown import KitShown, KitsShown, KitState
 from device.layout import Layout
@@ -19,7 +20,7 @@ from device.shown import kits_table
 from device.state_option import state_option
 from device.status import UpdateNow, read_agent_status
 from protocol.errors import HeadlandError, LinkError, Reason, Refused, StateError
-from protocol.kits import FORCE_CONTEXT, KIT_FILE, KITS_FOLDER, ForceRequest, is_kit
+from protocol.kits import FORCE_CONTEXT, KIT_FILE, KITS_FOLDER, RESULTS_FOLDER, ForceRequest, is_kit
 from protocol.messages import SignedForce
 from protocol.wire import encode
 from signing.console import emit, headland_errors, json_option, progress_console
@@ -43,7 +44,8 @@ def kit() -> None:
 def list_kits(state: Path, as_json: bool) -> None:
     """Every kit that the agent found, and what became of it."""
     found = ask(_socket(state), "POST", "/api/kits/look", KitsShown)
-    emit(as_json, found, kits_table(found) if found.kits or found.troubles else "No stick with a kit is plugged in.")
+    is_some = found.kits or found.troubles or found.results
+    emit(as_json, found, kits_table(found) if is_some else "No stick with a kit is plugged in.")
 
 
 @kit.command()
@@ -95,6 +97,30 @@ def apply(
         chosen = _watch(socket, Layout(state.absolute()), chosen)
     _check(chosen)
     emit(as_json, chosen, f"{chosen.kit}: {chosen.sentence}.")
+
+
+@kit.command()
+@state_option
+@click.argument("path", type=click.Path(exists=True, file_okay=False, path_type=Path), required=False)
+@json_option
+@headland_errors
+def export(state: Path, path: Path | None, as_json: bool) -> None:
+    """Write results, and what was installed, to the sticks that are plugged in, or to the folder PATH.
+
+    All stays here until the server has it: again after a failure, or to another stick, loses and doubles nothing. Exit
+    code 0: all that waits is there; 5: the stick is gone, or fails; 6: it is full or read-only, there is none, or the
+    managers named no key to seal to.
+    """
+    if path is not None:
+        path = path.resolve()
+        path = path.parent if path.name in (KITS_FOLDER, RESULTS_FOLDER) else path
+    found = ask(_socket(state), "POST", "/api/export", ExportsShown, {"path": str(path or "")})
+    ends = {one.exported.end for one in found.sticks}
+    if "gone" in ends:
+        raise LinkError(found.sentence, hint="plug the stick in again")
+    if ends != {"complete"}:
+        raise StateError(found.sentence)
+    emit(as_json, found, found.sentence)
 
 
 def _socket(state: Path) -> Path:

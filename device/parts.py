@@ -43,7 +43,9 @@ from device.inference.folder_source import FolderSource
 from device.inference.frames import Mark
 from device.inference.pump import ALARMS, Pump, Rows
 from device.inference.workers import ProcessWorkers
-from device.kits.assembling import Sticks, open_counter
+from device.kits.assembling import Sticks, named_key, open_counter
+from device.kits.export import Export
+from device.kits.exporting import Exports
 from device.kits.life import Kits
 from device.layout import Layout
 from device.link import Link
@@ -95,6 +97,7 @@ class Parts:
     kits: Kits
     desk: DeskSocket
     page: PageSocket
+    exports: Exports | None
     contact_loop: ContactLoop
     fallbacks: Fallbacks
     troubles: Troubles
@@ -270,20 +273,6 @@ async def assembled(
             settings=settings.update,
         )
 
-        counter = open_counter(
-            layout,
-            settings.kits,
-            settings.page,
-            sticks,
-            device=device,
-            product=product,
-            trust=trust,
-            updater=updater,
-            state=state,
-            clock=clock,
-            draw_token=draw_token,
-        )
-
         def facts() -> Facts:
             return Facts(
                 msgspec.structs.replace(
@@ -317,6 +306,29 @@ async def assembled(
             trusts=partial(_trusts, who),
             held=images.stock.told,
         )
+        export = Export(
+            device,
+            outbox=outbox,
+            key=who.key,
+            state=state,
+            trust=trust,
+            report=contact.report_for_stick,
+            sealing_key=partial(named_key, state),
+        )
+        counter = open_counter(
+            layout,
+            settings.kits,
+            settings.page,
+            sticks,
+            device=device,
+            product=product,
+            trust=trust,
+            updater=updater,
+            state=state,
+            clock=clock,
+            draw_token=draw_token,
+            export=None if unkept or cut_off or opened.isolated else export,
+        )
         yield Parts(
             layout=layout,
             state=state,
@@ -340,6 +352,7 @@ async def assembled(
             kits=counter.kits,
             desk=counter.socket,
             page=counter.page,
+            exports=counter.exports,
             contact_loop=ContactLoop(
                 contact,
                 Drain(outbox, link, trust, who.key),

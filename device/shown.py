@@ -175,6 +175,8 @@ def kits_table(found: KitsShown) -> Table:
         table.add_row(one.kit, one.release, one.state.value, words, "\n".join(one.sticks) or "its stick is gone")
     for trouble in found.troubles:
         table.add_row("", "", "unreadable", trouble, "")
+    if found.results:
+        table.add_row("results", "", "", found.results, "")
     return table
 
 

@@ -95,10 +95,16 @@ class StickFolder:
         """Removes what a pulled stick left half written by us."""
         self._disk.sweep(self._path)
 
-    def free_bytes(self) -> int:
-        """What may still be written there."""
+    def free_bytes(self) -> int | None:
+        """What may still be written there; None where the file system does not say (a driver of FAT that counts
+        nothing)."""
         found = os.statvfs(self._fd)
-        return found.f_bavail * found.f_frsize
+        return found.f_bavail * found.f_frsize if found.f_blocks else None
+
+    @property
+    def device(self) -> int:
+        """Number of the file system that it is on."""
+        return os.fstat(self._fd).st_dev
 
     @contextmanager
     def below(self, name: str, *, make: bool = False) -> Iterator["StickFolder"]:

@@ -3,8 +3,8 @@
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from device.kits.exporting import ExportsShown
 from device.kits.forcing import Challenge, Forced
 from device.kits.shown import KitShown, KitsShown
 from protocol.ids import Name, Token
@@ -23,7 +23,7 @@ class Desk:
         apply: Has a kit installed.
         challenge: Asks for a technician's signature.
         force: Carries a technician's request out.
-        export: Writes results to the sticks that are there; None: nothing writes any here.
+        export: Writes results to a folder, or to the sticks that are there; None: nothing writes any here.
     """
 
     status: Callable[[], Awaitable[bytes]]
@@ -32,4 +32,4 @@ class Desk:
     apply: Callable[[KitId, Token | None], Awaitable[KitShown]]
     challenge: Callable[[Name], Awaitable[Challenge]]
     force: Callable[[SignedForce], Awaitable[Forced]]
-    export: Callable[[], Awaitable[Any]] | None = None
+    export: Callable[[Path | None], Awaitable[ExportsShown]] | None = None

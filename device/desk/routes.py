@@ -39,6 +39,12 @@ class LookRequest(Message):
     path: str = ""
 
 
+class ExportRequest(Message):
+    """`POST /api/export`. `path` names a folder that counts as a stick from now on; empty: every one that is there."""
+
+    path: str = ""
+
+
 class ChallengeRequest(Message):
     """`POST /api/force/challenge`."""
 
@@ -55,10 +61,7 @@ def routes_of(desk: Desk) -> list[web.RouteDef]:
         return _said(desk.shown())
 
     async def look(request: web.Request) -> web.Response:
-        path = (await _read(request, LookRequest)).path
-        if path and not Path(path).is_absolute():
-            raise StateError(f"{path} is no whole path", hint="begin it with a slash")
-        return _said(await desk.look(Path(path) if path else None))
+        return _said(await desk.look(_whole((await _read(request, LookRequest)).path)))
 
     async def apply(request: web.Request) -> web.Response:
         await _read(request, Nothing)
@@ -74,10 +77,10 @@ def routes_of(desk: Desk) -> list[web.RouteDef]:
         return _said(await desk.force(await _read(request, SignedForce)))
 
     async def export(request: web.Request) -> web.Response:
-        await _read(request, Nothing)
+        path = _whole((await _read(request, ExportRequest)).path)
         if desk.export is None:
             raise StateError("this machine writes no results to sticks", hint="[kits] results in device.toml")
-        return _said(await desk.export())
+        return _said(await desk.export(path))
 
     return [
         web.get("/api/status", status),
@@ -141,6 +144,12 @@ def error_of(status: int, body: bytes) -> HeadlandError:
                 return Refused(Reason(said.reason) if known else Reason.METADATA, said.error, hint=said.hint)
             return kind(said.error, hint=said.hint)
     return StateError(said.error, hint=said.hint)
+
+
+def _whole(path: str) -> Path | None:
+    if path and not Path(path).is_absolute():
+        raise StateError(f"{path} is no whole path", hint="begin it with a slash")
+    return Path(path) if path else None
 
 
 async def _read(request: web.Request, kind: type[T]) -> T:

@@ -15,6 +15,8 @@ from device.desk.port import Desk
 from device.desk.socket import DeskSocket
 from device.kits.bringing import STICK, KitFetcher, NotingSource
 from device.kits.choosing import Chooser
+from device.kits.export import Export
+from device.kits.exporting import Exports
 from device.kits.finding import Finder
 from device.kits.forcing import Challenge, Forcing
 from device.kits.life import Kits
@@ -33,7 +35,7 @@ from device.trust.roster import may_force
 from device.update.memory import Memory
 from device.update.updater import Updater
 from protocol.ids import DeviceId, Name, ProductName, Token
-from protocol.kits import ForceRequest
+from protocol.kits import ForceRequest, PublicKey
 from protocol.messages import SignedForce
 from protocol.wire import encode
 
@@ -79,11 +81,13 @@ class Counter:
         kits: The life of kits.
         socket: Serves the desk to commands.
         page: Serves it to browsers.
+        exports: Writes results to sticks; None: nothing does.
     """
 
     kits: Kits
     socket: DeskSocket
     page: PageSocket
+    exports: Exports | None
 
 
 def open_counter(
@@ -99,8 +103,10 @@ def open_counter(
     state: StateDb,
     clock: Clock,
     draw_token: Callable[[], Token],
+    export: Export | None,
 ) -> Counter:
     """Makes the rest, once there is an update machine."""
+    exports = Exports(export, sticks.finder, updater) if export is not None and settings.results else None
     kits = Kits(
         device=device,
         folder=layout.kits,
@@ -121,6 +127,7 @@ def open_counter(
         updates=updater,
         state=state,
         apply=settings.apply,
+        exports=exports,
     )
 
     def judge_force(signed: SignedForce, challenge: Challenge) -> ForceRequest:
@@ -154,10 +161,17 @@ def open_counter(
         apply=kits.apply,
         challenge=forcing.challenge,
         force=forcing.force,
+        export=exports.ask if exports is not None else None,
     )
     names = partial(asyncio.to_thread, _names, state)
     pairing = Pairing(layout.page, time.monotonic)
-    return Counter(kits, DeskSocket(layout.desk, desk), PageSocket(page, pairing, desk, names))
+    return Counter(kits, DeskSocket(layout.desk, desk), PageSocket(page, pairing, desk, names), exports)
+
+
+def named_key(state: StateDb) -> PublicKey | None:
+    """What the managers have machines seal to now. Blocking."""
+    roster = load_roster(state)
+    return None if roster is None else roster.sealing_key
 
 
 def _names(state: StateDb) -> dict[str, Name]:

@@ -16,6 +16,7 @@ from typing import Final, Literal
 from cryptography.hazmat.primitives.asymmetric import ec
 from msgspec.structs import replace
 
+from device.kits.hand import ANSWER_S, Hand
 from device.kits.report import next_number, sign_report
 from device.outbox.batch import sign_batch
 from device.outbox.box import BATCH_ROWS_BYTES, Outbox
@@ -23,7 +24,7 @@ from device.outbox.copying import Elsewhere
 from device.state_db import StateDb
 from device.trust.port import Trust
 from protocol import limits
-from protocol.errors import HeadlandError, Refused
+from protocol.errors import HeadlandError, LinkError, Refused
 from protocol.ids import Count, DeviceId, digest
 from protocol.kits import (
     PIECE_SUFFIX,
@@ -90,6 +91,7 @@ class Export:
         report: Makes what is told beside the results, under a number.
         sealing_key: The server's, as the managers name it now; None: they name none. May block.
         disk: Does what changes on the stick.
+        answer_s: How long a stick may take for one piece.
     """
 
     def __init__(
@@ -103,6 +105,7 @@ class Export:
         report: Callable[[int], Awaitable[StickReport]],
         sealing_key: Callable[[], PublicKey | None],
         disk: Disk = DISK,
+        answer_s: float = ANSWER_S,
     ) -> None:
         self._device = device
         self._outbox = outbox
@@ -112,42 +115,59 @@ class Export:
         self._report = report
         self._sealing_key = sealing_key
         self._disk = disk
+        self._answer_s = answer_s
+        self._hands: dict[Path, Hand] = {}  # that did not come back
         self._alone = asyncio.Lock()
 
-    async def to(self, stick: Path) -> Exported:
+    async def to(self, stick: Path, device: int | None = None) -> Exported:
         """Takes in the receipts on a stick, and copies onto it what waits. A repetition after any failure is safe.
 
         Args:
             stick: Where it is mounted.
+            device: Number of the file system that must lie there; None: whichever does.
         """
         async with self._alone:
             tally = _Tally()
+            old = self._hands.pop(stick, None)
+            if old is not None and old.hangs:
+                self._hands[stick] = old
+                return tally.ended("gone", "the stick does not answer: pull it out and plug it in again")
+            hand = Hand(str(stick), self._answer_s)
             try:
-                tally.settled = await self._take_receipts(stick)
-                sealing_key = await asyncio.to_thread(self._sealing_key)
-                if sealing_key is None:
-                    return tally.ended("no-key", "the managers have named no key to seal results to: none are written")
-                async with _opened(stick, (RESULTS_FOLDER, self._device), self._disk, make=True) as folder:
-                    return await self._fill(folder, sealing_key, tally)
+                return await self._to(_Place(stick, device, hand, self._disk), tally)
+            except LinkError as error:
+                return tally.ended("gone", error.message)
             except OSError as error:
                 return tally.ended(*_said(error))
             except HeadlandError as error:
                 return tally.ended("failed", error.message)
+            finally:
+                hand.end()
+                if hand.hangs:
+                    self._hands[stick] = hand
+
+    async def _to(self, place: "_Place", tally: "_Tally") -> Exported:
+        tally.settled = await self._take_receipts(place)
+        sealing_key = await asyncio.to_thread(self._sealing_key)
+        if sealing_key is None:
+            return tally.ended("no-key", "the managers have named no key to seal results to: none are written")
+        async with place.opened(RESULTS_FOLDER, self._device, make=True) as folder:
+            return await self._fill(folder, place.hand, sealing_key, tally)
 
     # Receipts in
 
-    async def _take_receipts(self, stick: Path) -> int:
+    async def _take_receipts(self, place: "_Place") -> int:
         try:
-            async with _opened(stick, (RESULTS_FOLDER, self._device, RECEIPTS_FOLDER), self._disk) as folder:
-                return await self._settle(folder)
+            async with place.opened(RESULTS_FOLDER, self._device, RECEIPTS_FOLDER) as folder:
+                return await self._settle(folder, place.hand)
         except FileNotFoundError:
             return 0
 
-    async def _settle(self, folder: StickFolder) -> int:
+    async def _settle(self, folder: StickFolder, hand: Hand) -> int:
         settled, used = 0, []
-        for name in await asyncio.to_thread(folder.names, RECEIPT_SUFFIX):
+        for name in await hand.do(folder.names, RECEIPT_SUFFIX):
             try:
-                text = (await asyncio.to_thread(folder.read, name, limits.OBJECT_BYTES)).decode()
+                text = (await hand.do(folder.read, name, limits.OBJECT_BYTES)).decode()
             except (Refused, OSError, UnicodeDecodeError):
                 continue
             for receipt in await self._trust.receipts((text,)):
@@ -159,20 +179,20 @@ class Export:
                     used.append(name)
         for name in used:
             with contextlib.suppress(OSError):  # of a read-only stick; again it changes nothing
-                await asyncio.to_thread(folder.remove, name)
+                await hand.do(folder.remove, name)
         return settled
 
     # Results out
 
-    async def _fill(self, folder: StickFolder, sealing_key: PublicKey, tally: "_Tally") -> Exported:
-        await asyncio.to_thread(folder.sweep)
-        found, tally.damaged = await asyncio.to_thread(_look, folder, self._device)
+    async def _fill(self, folder: StickFolder, hand: Hand, sealing_key: PublicKey, tally: "_Tally") -> Exported:
+        await hand.do(folder.sweep)
+        found, tally.damaged = await self._look(folder, hand)
         kept, reports = {}, []
         for name, header in found.items():
             if header.kind == "report":
                 reports.append(name)
             elif await self._is_settled(header):
-                await asyncio.to_thread(folder.remove, name)
+                await hand.do(folder.remove, name)
                 tally.removed += 1
             else:
                 kept[name] = header
@@ -180,22 +200,23 @@ class Export:
         tally.there = len(there)
         copies = self._outbox.copies(_spans_of(there))
         while True:
-            room_bytes = await asyncio.to_thread(folder.free_bytes) - LEFT_FREE_BYTES
+            free_bytes = await hand.do(folder.free_bytes)
+            room_bytes = BATCH_ROWS_BYTES if free_bytes is None else free_bytes - LEFT_FREE_BYTES
             limit_bytes = max(LEAST_BYTES, min(BATCH_ROWS_BYTES, room_bytes)) - AROUND_BYTES
             batch = await self._outbox.next_copy(copies, limit_bytes)
             if not tally.report and (batch is None or not _is_urgent(batch)):
                 report = await self._report(await asyncio.to_thread(next_number, self._state))
                 signed = await asyncio.to_thread(sign_report, report, self._key)
                 header = self._header("report", sealing_key, number=report.number)
-                if not await self._put(folder, header, signed):
+                if not await hand.do(_put, folder, header, signed):
                     return tally.full()
                 tally.report = True
                 for name in reports:
-                    await asyncio.to_thread(folder.remove, name)
+                    await hand.do(folder.remove, name)
             if batch is None:
                 return tally.ended("complete", "all that waits is on the stick")
             signed = await asyncio.to_thread(sign_batch, batch, self._key)
-            if not await self._put(folder, self._header_of(batch, sealing_key), signed):
+            if not await hand.do(_put, folder, self._header_of(batch, sealing_key), signed):
                 return tally.full()
             tally.wrote(batch)
 
@@ -203,6 +224,21 @@ class Export:
         rows = {lane: Spans.of(spans) for lane, spans in header.rows.items()}
         losses = {lane: Spans.of(spans) for lane, spans in header.losses.items()}
         return header.epoch is not None and await self._outbox.is_settled(header.epoch, rows, losses)
+
+    async def _look(self, folder: StickFolder, hand: Hand) -> tuple[dict[str, PieceHeader], int]:
+        """The whole pieces of this machine by name, and how many files are none. Reads all of them."""
+        found, damaged = {}, 0
+        for name in await hand.do(folder.names, PIECE_SUFFIX):
+            try:
+                header, _ = read_piece(await hand.do(folder.read, name, limits.PIECE_BYTES))
+            except (Refused, OSError):
+                damaged += 1
+                continue
+            if header.device == self._device:
+                found[name] = header
+            else:
+                damaged += 1
+        return found, damaged
 
     def _header(self, kind: PieceKind, sealing_key: PublicKey, *, number: int = 0) -> PieceHeader:
         return PieceHeader(
@@ -227,10 +263,6 @@ class Export:
             rows={lane: tuple(spans) for lane, spans in rows.items()},
             losses={lane: tuple(spans) for lane, spans in losses.items()},
         )
-
-    async def _put(self, folder: StickFolder, header: PieceHeader, signed: bytes) -> bool:
-        """Seals and writes a piece. False: there is no room for it."""
-        return await asyncio.to_thread(_put, folder, header, signed)
 
 
 @dataclass
@@ -257,36 +289,32 @@ class _Tally:
         return Exported(end=end, words=f"{done}; {why}", **vars(self))
 
 
-@contextlib.asynccontextmanager
-async def _opened(stick: Path, names: tuple[str, ...], disk: Disk, *, make: bool = False) -> AsyncIterator[StickFolder]:
-    stack = contextlib.ExitStack()
+@dataclass(frozen=True)
+class _Place:
+    """A stick, and the hand that works on it."""
 
-    def open_all() -> StickFolder:
-        folder = stack.enter_context(stick_folder(stick, disk=disk))
-        for name in names:
-            folder = stack.enter_context(folder.below(name, make=make))
-        return folder
+    root: Path
+    device: int | None
+    hand: Hand
+    disk: Disk
 
-    try:
-        yield await asyncio.to_thread(open_all)
-    finally:
-        stack.close()
+    @contextlib.asynccontextmanager
+    async def opened(self, *names: str, make: bool = False) -> AsyncIterator[StickFolder]:
+        """A folder on it, for as long as the block lasts; whatever hangs then closes it once it has come back."""
+        stack = contextlib.ExitStack()
 
+        def open_all() -> StickFolder:
+            folder = stack.enter_context(stick_folder(self.root, disk=self.disk))
+            if self.device not in (None, folder.device):
+                raise FileNotFoundError(errno.ENOENT, "another file system is there now")
+            for name in names:
+                folder = stack.enter_context(folder.below(name, make=make))
+            return folder
 
-def _look(folder: StickFolder, device: str) -> tuple[dict[str, PieceHeader], int]:
-    """The whole pieces of this machine by name, and how many files are none. Blocking: reads all of them."""
-    found, damaged = {}, 0
-    for name in folder.names(PIECE_SUFFIX):
         try:
-            header, _ = read_piece(folder.read(name, limits.PIECE_BYTES))
-        except (Refused, OSError):
-            damaged += 1
-            continue
-        if header.device == device:
-            found[name] = header
-        else:
-            damaged += 1
-    return found, damaged
+            yield await self.hand.do(open_all)
+        finally:
+            self.hand.later(stack.close)
 
 
 def _spans_of(headers: list[PieceHeader]) -> Elsewhere:
@@ -305,10 +333,12 @@ def _spans_of(headers: list[PieceHeader]) -> Elsewhere:
 
 
 def _put(folder: StickFolder, header: PieceHeader, signed: bytes) -> bool:
+    """Seals and writes a piece. False: there is no room for it. Blocking."""
     sealed = seal(header.sealed_to, signed, header.device, header.kind)
     sha256 = digest(sealed)
     data = write_piece(replace(header, sha256=sha256), sealed)
-    if folder.free_bytes() - LEFT_FREE_BYTES < len(data):
+    free_bytes = folder.free_bytes()
+    if free_bytes is not None and free_bytes - LEFT_FREE_BYTES < len(data):
         return False
     folder.write(f"{sha256[:32]}{PIECE_SUFFIX}", data)
     return True

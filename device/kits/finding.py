@@ -10,8 +10,9 @@ import logging
 import os
 import re
 import select
+import stat
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -21,7 +22,7 @@ from watchdog.observers.api import BaseObserver
 
 from device.kits.folder import ANSWER_S, GoneError, Mark, Stick, folders_in
 from protocol.errors import LinkError, Refused
-from protocol.kits import KITS_FOLDER, KitId
+from protocol.kits import KITS_FOLDER, RESULTS_FOLDER, KitId
 
 _log = logging.getLogger(__name__)
 
@@ -42,6 +43,15 @@ class Found:
     stick: Stick
     kit: KitId
     mark: Mark
+
+
+@dataclass
+class _Look:
+    """One look at everything."""
+
+    sticks: dict[Path, Stick] = field(default_factory=dict)
+    troubles: dict[Path, str] = field(default_factory=dict)
+    carriers: dict[Path, int] = field(default_factory=dict)
 
 
 class Finder:
@@ -65,6 +75,9 @@ class Finder:
         self._watched: set[Path] = set()
         self._kernel: _Mounts | None = None
         self.troubles: dict[Path, str] = {}
+        self.carriers: dict[Path, int] = {}
+        """Where results may be written, and the number of the file system there: folders with a folder of ours in them
+        that are mounted, or that a person named. What lies in an empty mount point lies on our own disk."""
 
     async def start(self) -> None:
         """Watches from now on. What the system does not let be watched is found by looking."""
@@ -102,37 +115,36 @@ class Finder:
 
     async def look(self) -> tuple[Found, ...]:
         """The kits that are there now. A stick that cannot be read is among `troubles`."""
-        troubles: dict[Path, str] = {}
-        seen: dict[Path, Stick] = {}
-        looks = [self._look_into(root, 0, seen, troubles) for root in self._by_hand]
-        looks += [self._look_into(folder, DEPTH, seen, troubles) for folder in self._folders]
+        this = _Look()
+        looks = [self._look_into(root, 0, this) for root in self._by_hand]
+        looks += [self._look_into(folder, DEPTH, this) for folder in self._folders]
         found = {(one.stick.root, one.kit): one for each in await asyncio.gather(*looks) for one in each}
-        self._sticks = seen
-        for root, trouble in troubles.items():
+        self._sticks = this.sticks
+        for root, trouble in this.troubles.items():
             if self.troubles.get(root) != trouble:
                 _log.warning("kits: %s", trouble)
-        self.troubles = troubles
+        self.troubles, self.carriers = this.troubles, this.carriers
         await asyncio.to_thread(self._tell_mounts, {root for root, _ in found})
         return tuple(found.values())
 
-    async def _look_into(
-        self, root: Path, depth: int, seen: dict[Path, Stick], troubles: dict[Path, str]
-    ) -> list[Found]:
-        """The kits in a folder; where it has no folder of kits, those in the folders below it."""
-        stick = seen.setdefault(root, self._sticks.get(root) or Stick(root, answer_s=self._answer_s))
+    async def _look_into(self, root: Path, depth: int, this: _Look) -> list[Found]:
+        """The kits in a folder; where it has no folder of ours, those in the folders below it."""
+        stick = this.sticks.setdefault(root, self._sticks.get(root) or Stick(root, answer_s=self._answer_s))
         try:
             if root in self._folders and root not in self._watched:
                 loop = asyncio.get_running_loop()
                 await stick.do(lambda _: self._watch(root, loop))
-            below = await stick.do(lambda folder: folders_in(folder, FOLDERS))
-            if KITS_FOLDER in below or not depth:
+            below, is_ours, device, is_mounted = await stick.do(_look_at)
+            if is_ours and (is_mounted or root in self._by_hand):
+                this.carriers[root] = device
+            if is_ours or not depth:
                 return [Found(stick, kit, mark) for kit, mark in (await stick.kits()).items()]
         except GoneError:
             return []
         except (LinkError, Refused) as error:
-            troubles[root] = error.message
+            this.troubles[root] = error.message
             return []
-        deeper = [self._look_into(root / name, depth - 1, seen, troubles) for name in below]
+        deeper = [self._look_into(root / name, depth - 1, this) for name in below]
         return [one for each in await asyncio.gather(*deeper) for one in each]
 
     def _watch(self, folder: Path, loop: asyncio.AbstractEventLoop) -> None:
@@ -156,6 +168,16 @@ class Finder:
             self._told[root] = lacking
         for root in self._told.keys() - mounted.keys():
             del self._told[root]
+
+
+def _look_at(folder: int) -> tuple[list[str], bool, int, bool]:
+    """The folders in an open one, whether one is ours, the file system's number, and whether it begins here."""
+    device = os.fstat(folder).st_dev
+    is_ours = False
+    for name in (KITS_FOLDER, RESULTS_FOLDER):
+        with contextlib.suppress(FileNotFoundError):
+            is_ours |= stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode)
+    return folders_in(folder, FOLDERS), is_ours, device, os.stat("..", dir_fd=folder).st_dev != device
 
 
 class _Mounts:

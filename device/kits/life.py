@@ -18,6 +18,7 @@ from typing import Final, Literal, Protocol
 import msgspec
 
 from device.kits.choosing import STATES, Choice, Chooser, UnfitError, by_hand
+from device.kits.exporting import Exports
 from device.kits.finding import Finder, Found
 from device.kits.folder import Mark, Stick
 from device.kits.shelf import Shelf
@@ -124,6 +125,7 @@ class Kits:
         updates: Installs.
         state: Terms, and the list of technicians.
         apply: Whether a kit that fits is installed by itself, or waits for a person.
+        exports: Is told which sticks are there; None: nothing is written to them.
     """
 
     def __init__(
@@ -138,6 +140,7 @@ class Kits:
         updates: Updates,
         state: StateDb,
         apply: Applying = "auto",
+        exports: Exports | None = None,
     ) -> None:
         self._device = device
         self._folder = folder
@@ -149,6 +152,7 @@ class Kits:
         self._state = state
         self._memory = Memory(state)
         self._apply: Applying = apply
+        self._exports = exports
         self._entries: dict[tuple[KitId, Digest], _Entry] = {}
         self._contents: dict[tuple[Path, KitId, Mark], Digest] = {}
         self._wanted: dict[KitId, Token | None] = {}  # by a person, and the request of a technician who forces it
@@ -179,6 +183,7 @@ class Kits:
         return KitsShown(
             kits=tuple(sorted(kits, key=lambda one: (one.kit, one.sticks))),
             troubles=tuple(sorted(self._finder.troubles.values())),
+            results=self._exports.sentence() if self._exports is not None else "",
         )
 
     async def look(self, path: Path | None = None) -> KitsShown:
@@ -253,6 +258,8 @@ class Kits:
             _log.warning("kits: %s", error.message)
         finally:
             self._in_turn = False
+        if self._exports is not None:
+            self._exports.see(self._finder.carriers)
         async with self._turned:
             self._turns += 1
             self._turned.notify_all()

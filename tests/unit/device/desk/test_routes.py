@@ -12,6 +12,7 @@ from device.cancelling import cancel
 from device.desk.client import ask
 from device.desk.port import Desk
 from device.desk.socket import DeskSocket, short
+from device.kits.exporting import ExportsShown
 from device.kits.forcing import Challenge, Forced
 from device.kits.shown import KitShown, KitsShown, KitState
 from protocol.errors import LinkError, Reason, Refused, StateError
@@ -25,6 +26,7 @@ class Behind:
     def __init__(self) -> None:
         self.asked: list[object] = []
         self.error: Exception | None = None
+        self.exports = False
 
     def desk(self) -> Desk:
         return Desk(
@@ -44,6 +46,7 @@ class Behind:
                 )
             ),
             force=self._do(Forced(offer="kit-a", release="1.0.0", technician="theo")),
+            export=self._do(ExportsShown(sentence="all is written")) if self.exports else None,
         )
 
     async def _status(self) -> bytes:
@@ -93,9 +96,14 @@ async def test_each_route_leads_where_it_should(path):
         assert (await answered(path, "POST", "/api/force/challenge", Challenge, {"offer": "kit-a"})).id == "0" * 32
         force = {"request": "{}", "signature": "0" * 128}
         assert (await answered(path, "POST", "/api/force", Forced, force)).technician == "theo"
-        with pytest.raises(StateError):
-            await answered(path, "POST", "/api/export", dict)
+        with pytest.raises(StateError, match="writes no results"):
+            await answered(path, "POST", "/api/export", ExportsShown)
+    behind.exports = True
+    async with open_desk(path, behind):
+        found = await answered(path, "POST", "/api/export", ExportsShown, {"path": "/srv/share"})
+        assert found.sentence == "all is written"
     assert [str(asked[0]) for asked in behind.asked[:3]] == ["/srv", "kit-a", "kit-a"]
+    assert str(behind.asked[-1][0]) == "/srv/share"
     assert not path.exists()
 
 

@@ -40,7 +40,7 @@ class Place:
         self.folder = folder
         self.sealing = SEALING
 
-    def export(self, disk=None) -> Export:
+    def export(self, disk=None, **options) -> Export:
         return Export(
             DEVICE,
             outbox=self.machine.outbox,
@@ -50,6 +50,7 @@ class Place:
             report=self.machine.contact.report_for_stick,
             sealing_key=lambda: None if self.sealing is None else public_half(self.sealing),
             disk=disk or Disk(),
+            **options,
         )
 
     async def put_in(self, disk=None):
