@@ -25,7 +25,7 @@ from device.trust.port import WALL_CLOCK, Complaint, Terms, Trust, Verdict
 from protocol import limits
 from protocol.errors import HeadlandError, LinkError, Reason, Refused
 from protocol.ids import DeviceId, Digest, Millis, Name, ProductName, Token
-from protocol.kits import StickReport
+from protocol.kits import StickReport, is_kit
 from protocol.messages import (
     UNMETERED,
     Alert,
@@ -382,7 +382,7 @@ class Contact:
             self._updates.withdraw()
         elif verdict.assignment is not None and verdict.terms is not None:
             try:
-                manifest = await self._manifest(verdict.assignment.manifest)
+                manifest = await self._manifest(verdict.assignment)
             except Refused as refused:
                 complaint = Complaint(what=MANIFEST, reason=refused.reason, detail=refused.message)
                 await asyncio.to_thread(self._complain, complaint)
@@ -405,7 +405,10 @@ class Contact:
         else:
             LOG.info("gave the server %d signed files that it lacked", len(files))
 
-    async def _manifest(self, payload: Payload) -> bytes:
+    async def _manifest(self, assignment: AssignmentBody) -> bytes:
+        if is_kit(assignment.rollout):  # it would be taken for what a stick brought
+            raise Refused(Reason.METADATA, f"the server offers a rollout under the name of a kit: {assignment.rollout}")
+        payload = assignment.manifest
         if await asyncio.to_thread(self._store.has, payload.sha256, payload.length_bytes):
             try:
                 return await asyncio.to_thread(self._store.read, payload.sha256, limits.MANIFEST_BYTES)

@@ -3,6 +3,7 @@
 import contextlib
 
 import pytest
+from msgspec.structs import replace
 
 from device.contact import read_record
 from device.trust.port import WALL_CLOCK, Complaint, Terms
@@ -146,6 +147,16 @@ async def test_a_refused_assignment_is_not_taken_for_a_withdrawn_one(machine, mo
     machine.trust.refuses_assignments = True
     await machine.meets()
     assert (machine.updates.offers, machine.updates.withdrawn) == ([], 0)
+
+
+async def test_a_rollout_under_the_name_of_a_kit_is_reported_and_neither_offered_nor_taken_for_withdrawn(machine):
+    machine.server.assignment = replace(assignment(), rollout="kit-a")
+    machine.trust.terms = Terms(product="pest-detector", role_version=3)
+    await machine.meets()
+    await machine.meets()
+    assert (machine.updates.offers, machine.updates.withdrawn) == ([], 0)
+    [alert] = machine.server.alerts.values()
+    assert "kit-a" in alert.detail
 
 
 async def test_a_swapped_manifest_is_reported_and_not_offered(machine):
