@@ -30,6 +30,7 @@ SAMPLES = {
     "rollback": Extent(states=100, recoveries=3, states_of_recovery=20),
     "dying": Extent(states=80, recoveries=3, states_of_recovery=10),
     "images": Extent(states=60, recoveries=2, states_of_recovery=10),
+    "kit": Extent(states=60, recoveries=2, states_of_recovery=10),
     "outbox": Extent(states=150, recoveries=4, states_of_recovery=20),
     "outbox-full": Extent(states=80, recoveries=2, states_of_recovery=20),
     "outbox-damaged": Extent(states=80, recoveries=2, states_of_recovery=20),

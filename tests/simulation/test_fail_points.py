@@ -22,6 +22,7 @@ SHARES = {
     "rollback": 5,
     "dying": 5,
     "images": 10,
+    "kit": 10,
     "outbox-damaged": 5,
     "trust": 10,
     "enrolment": 5,

@@ -43,7 +43,7 @@ class Later:
 
 
 MODULES = {
-    "updates": ("update", "rollback", "dying", "images"),
+    "updates": ("update", "rollback", "dying", "images", "kit"),
     "outbox": ("outbox", "outbox-full", "outbox-damaged"),
     "frames": ("frames",),
     "sealing": ("sealed", "rebuilt", "rebuilt-from-link"),

@@ -12,20 +12,22 @@ from device.state_db import StateDb
 from device.store import Store
 from device.update.memory import floors_of
 from device.update.ports import Health
-from device.update.states import State, UpdateRecord
+from device.update.states import Held, State, UpdateRecord
+from device.update.updater import Updater
 from protocol.container import Image, RunSpec
 from protocol.ids import digest
 from protocol.limits import KIB
-from protocol.objects import TransferPlan
+from protocol.objects import Conditions, TransferPlan
 from protocol.release import TrialRules
 from tests.fakes.container_sets import pack_container
 from tests.fakes.machines import Bench
 from tests.fakes.patches import PlainPatch
-from tests.fakes.updates import BlobSource, Release, noise, terms
+from tests.fakes.updates import BlobSource, Release, noise, permit, terms
 from tests.simulation.workload import Promises, leftovers
 from tests.simulation.workloads.start import started
 
 CHUNK = 64 * KIB
+PERMIT_MS = 1_790_000_000_000
 LIVES = 12  # more than any release may take down
 
 
@@ -136,7 +138,7 @@ class Updating:
         assert record.last.outcome == self.expected, record
         assert record.committed is not None, record
         assert (record.committed.digest, record.active) == (kept.digest, kept.digest), record
-        assert floors == floors_of(record.committed), "the floor is that of what was committed"
+        assert floors == self.floors(), "the floor is that of what was committed"
         assert (state / "sets/active").readlink() == Path(kept.digest), "the link follows the record"
         assert (state / "active").readlink() == Path("sets/active"), "readers on the machine find it"
         named = {held.digest: held for held in (record.committed, record.previous) if held is not None}
@@ -160,6 +162,10 @@ class Updating:
         assert sum(counters.values()) >= counted, "what was counted stays counted"
         if f"committed {self.new.version}" in promised:
             assert kept is self.new, "what was committed is never taken back"
+
+    def floors(self) -> dict[str, int]:
+        """Of the update, in the end."""
+        return floors_of(held(self.new if self.expected == "committed" else self.old))
 
     def kept(self, releases: Sequence[Release]) -> set[str]:
         """What the store holds of these releases."""
@@ -189,11 +195,15 @@ class Updating:
             if updater.record.state is not State.TRIAL:
                 assert bench.workers.serving == updater.record.active, "what is active serves before any contact"
             if is_offered:
-                assignment = msgspec.structs.replace(self.new.assignment(), plan=self.plan)
-                await updater.offer(assignment, self.new.manifest_bytes, terms(self.old, self.new), may_install=True)
+                await self.offer(updater)
                 await bench.until(lambda: self.is_known(updater.record))
             assert self.is_known(updater.record), "what was accepted is forgotten"
             await bench.until(lambda: bench.is_dead or is_at_rest(updater.record))
+
+    async def offer(self, updater: Updater) -> None:
+        """As the next contact does."""
+        assignment = msgspec.structs.replace(self.new.assignment(), plan=self.plan)
+        await updater.offer(assignment, self.new.manifest_bytes, terms(self.old, self.new), may_install=True)
 
     def is_known(self, record: UpdateRecord) -> bool:
         """Whether the new release is underway, or was."""
@@ -229,6 +239,36 @@ class Dying(Updating):
 
         bench.workers.converge = die
         return bench
+
+
+class GoingBack(Updating):
+    """A kit brings an older release, by a permit, and a technician forces it: its window never opens. There is no link,
+    and the stick is pulled out once. Nothing that came that way is counted as having come over the air.
+    """
+
+    def bench(self, state: Path) -> Bench:
+        bench = super().bench(state)
+        bench.source.up = False
+        bench.stick = self.source()
+        bench.stick.drops_at = {self.new.travels_bytes // 2}
+        return bench
+
+    async def offer(self, updater: Updater) -> None:
+        permits = (permit(self.new, created_ms=PERMIT_MS),)
+        known = msgspec.structs.replace(terms(self.old, self.new), permits=permits)
+        assignment = self.new.assignment("kit-a", Conditions(not_before_ms=2 * PERMIT_MS))
+        await updater.offer(assignment, self.new.manifest_bytes, known, may_install=True, forced="f" * 32)
+
+    def check(self, home: Path, promised: Sequence[str]) -> None:
+        super().check(home, promised)
+        db = StateDb(home / "state" / "state.db")
+        try:
+            assert db.counters()["bytes_received"] == self.old.travels_bytes, "what a stick brings is not counted"
+        finally:
+            db.close()
+
+    def floors(self) -> dict[str, int]:
+        return floors_of(held(self.old)) | {"update/permit": PERMIT_MS}  # the floor stays, and the permit is used up
 
 
 class WithImages(Updating):
@@ -271,8 +311,7 @@ class WithImages(Updating):
             if is_new or record.state not in (State.IDLE, State.FETCH):
                 bench.daemon.put(self.image(self.new), self.new.artifacts)  # in a life that is not told of
             if is_offered:
-                assignment = msgspec.structs.replace(self.new.assignment(), plan=self.plan)
-                await updater.offer(assignment, self.new.manifest_bytes, terms(self.old, self.new), may_install=True)
+                await self.offer(updater)
                 await bench.until(lambda: self.is_known(updater.record))
             assert self.is_known(updater.record), "what was accepted is forgotten"
             # What an engine let go of late goes beside what serves.
@@ -289,6 +328,10 @@ class WithImages(Updating):
 
     def image(self, release: Release) -> Image:
         return release.containers[0].image
+
+
+def held(release: Release) -> Held:
+    return Held(digest=release.digest, version=release.version, release_counter=release.counter, era=release.era)
 
 
 def is_at_rest(record: UpdateRecord) -> bool:
@@ -330,4 +373,5 @@ def workloads() -> list[Updating]:
         RollingBack("rollback", old, Release("1.1.0", 2, noise(4000, 2))),
         Dying("dying", old, Release("1.1.0", 2, noise(4000, 2), trial=impatient)),
         _with_images(),
+        GoingBack("kit", Release("1.1.0", 5, noise(4000, 3)), Release("1.0.0", 2, noise(90_000, 4))),
     ]
