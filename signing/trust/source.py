@@ -105,6 +105,11 @@ class Stored(Offered):
         super().__init__(Nowhere(), timestamp)
 
 
+class Gathered(Stored):
+    """The newest of each file that is stored, which a cut refresh left without having been one whole: a copy is no
+    newer than some of them. Of timestamp and snapshot nothing is asked."""
+
+
 class OverHalf(Offered):
     """A source that is judged over what an unfinished refresh left, as if timestamp and snapshot had never been seen.
 

@@ -31,7 +31,7 @@ from signing.durable import DISK, Disk
 from signing.metadata import VERSION_MAX, parse
 from signing.trust.files import file_name
 from signing.trust.floors import Floors, KeyedFloor
-from signing.trust.source import Nowhere, Offered, OverHalf, Source, Stored
+from signing.trust.source import Gathered, Nowhere, Offered, OverHalf, Source, Stored
 
 NEVER: Final = datetime.min.replace(tzinfo=UTC)
 """As the time: nothing has expired. For what must be known before the time is."""
@@ -115,6 +115,8 @@ class TrustStore:
             LinkError: Something could not be fetched.
             Refused: `SIGNATURE`, `EXPIRED`, `ROLLBACK`, `METADATA`, `LENGTH`, or what `inspect` says.
         """
+        if isinstance(source, Gathered):
+            return self._gathered(now, roles, wanted)
         if isinstance(source, Offered) and source.timestamp == self._stored("timestamp"):
             with contextlib.suppress(Refused, LinkError):
                 return self._settled(source.timestamp, now, roles, wanted, keep=True)
@@ -129,6 +131,8 @@ class TrustStore:
             LinkError: As `refresh`.
             Refused: As `refresh`.
         """
+        if isinstance(source, Gathered):
+            return self._gathered(now, roles, wanted)
         if isinstance(source, Offered) and source.timestamp == self._stored("timestamp"):
             with contextlib.suppress(Refused, LinkError):
                 return self._settled(source.timestamp, now, roles, wanted, keep=False)
@@ -144,7 +148,7 @@ class TrustStore:
         timestamp is newer, else what is stored, of which nothing is fetched then.
 
         Where what is stored is not whole (a refresh was cut, the disk damaged it, there was none yet), the copy does,
-        newer or not: see `OverHalf`.
+        newer or not: see `OverHalf`. Where it is older than some of it: see `Gathered`.
 
         Args:
             source: Of the copy.
@@ -159,7 +163,7 @@ class TrustStore:
         try:
             self._settled(self.timestamp(), NEVER, roles, wanted, keep=False)
         except (Refused, LinkError):
-            return OverHalf(source, stamp)
+            return self._beside_half(OverHalf(source, stamp), roles, wanted)
         with self._verdicts():
             updater = self._open(Offered(source, stamp), NEVER, keep=False)
             is_newer = updater.is_newer(stamp)
@@ -205,6 +209,28 @@ class TrustStore:
             updater = self._open(source, now, keep=True)
             updater.refresh()
             return Search(self, updater)
+
+    def _beside_half(self, copy: OverHalf, roles: Sequence[str], wanted: Sequence[str]) -> Offered:
+        try:
+            self._run(copy, NEVER, roles, wanted, keep=False)
+        except Refused as error:
+            # Older than some file here, or signed with keys that have been rotated here since.
+            if error.reason in {Reason.ROLLBACK, Reason.SIGNATURE}:
+                with contextlib.suppress(Refused):
+                    self._gathered(NEVER, roles, wanted)
+                    return Gathered(self.timestamp())
+        except LinkError:
+            pass  # whoever judges it meets the same
+        return copy
+
+    def _gathered(self, now: datetime, roles: Sequence[str], wanted: Sequence[str]) -> Trusted:
+        found = self.stored(roles, wanted=wanted)
+        for name, signed in (("targets", found.targets), *((role, found.delegated.get(role)) for role in roles)):
+            if signed is None:
+                raise Refused(Reason.METADATA, f"{self.name}: no {name} is trusted yet")
+            if signed.is_expired(now) or found.root.is_expired(now):
+                raise Refused(Reason.EXPIRED, f"{self.name}: what is trusted had expired at {now:%Y-%m-%d}")
+        return found
 
     def _settled(
         self, timestamp: bytes, now: datetime, roles: Sequence[str], wanted: Sequence[str], *, keep: bool

@@ -9,10 +9,13 @@ import pytest
 from tuf.api.metadata import Targets
 
 from device.trust.port import ROSTER, KitVerdict
+from protocol.errors import Refused
 from protocol.kits import KIT_FILE, PermitTerms, Technician
 from protocol.objects import AssignmentBody, Payload, TransferPlan
 from signing.metadata import terms_field
 from signing.repository import read_release_list
+from signing.trust.source import Gathered
+from signing.trust_store import MetadataFolder
 from tests.fakes.field import DEVICE, NONCE, PRODUCT, Field, ms
 from tests.fakes.managers import Managers
 
@@ -320,7 +323,8 @@ def test_a_machine_that_slept_for_a_year_takes_a_kit(field: Field, wall_off_days
     assert verdict_online.may_install
 
 
-def test_a_contact_that_was_cut_half_way_keeps_no_kit_of_before_out(field: Field) -> None:
+@pytest.mark.parametrize("keys_rotate", [False, True])
+def test_a_contact_that_was_cut_half_way_keeps_no_kit_of_before_out(field: Field, keys_rotate: bool) -> None:
     """The machine knows of a newer timestamp, and had a cut before it had what goes with it."""
     field.contact()
     field.passes(days=2)
@@ -330,6 +334,10 @@ def test_a_contact_that_was_cut_half_way_keeps_no_kit_of_before_out(field: Field
     field.passes(hours=1)
     field.house.release("1.2.0", 3, b"manifest three")
     field.house.technicians()
+    if keys_rotate:
+        field.house.rotate_online("director", "snapshot", "timestamp", "clock")
+        field.house.rotate_online("image", "snapshot", "timestamp")
+        field.house.era(0)
     for until in range(1000):
         twin = twin_of(field, f"twin-{until}")
         twin.disk.before = cut_at(until)
@@ -347,13 +355,35 @@ def test_a_contact_that_was_cut_half_way_keeps_no_kit_of_before_out(field: Field
         for _ in range(2):
             verdict = twin.bring(folder)
             assert verdict.complaint is None
-            if len(before.listed) < 3:
+            if len(before.listed) < 3 and not keys_rotate:
                 assert versions(verdict) == ["1.0.0", "1.1.0"], f"cut at effect {until}"
         assert all(twin.floors.read(name) >= value for name, value in floors.items())
         online = twin.contact()
         assert (online.complaints, online.may_install) == ((), True)
         assert online.roster is not None
         assert online.roster.technicians == ()
+
+
+def test_what_a_cut_contact_left_is_gathered_only_as_long_as_it_is_good(field: Field) -> None:
+    field.contact()
+    field.passes(days=2)
+    stick = MetadataFolder(field.kit(), "director")
+    field.passes(hours=1)
+    field.house.rotate_online("director", "snapshot", "timestamp", "clock")
+    gathered = 0
+    for until in range(20):
+        twin = twin_of(field, f"twin-{until}")
+        twin.disk.before = cut_at(until)
+        with pytest.raises(CutError):
+            twin.contact()
+        director = twin.judge()._director
+        source = director.beside(stick)
+        if isinstance(source, Gathered):
+            gathered += 1
+            assert director.peek(source, field.now)
+            with pytest.raises(Refused, match="had expired"):
+                director.peek(source, field.now + timedelta(days=500))
+    assert gathered > 3
 
 
 class CutError(Exception):
