@@ -95,8 +95,9 @@ class Keyring:
         )
 
     def sealing_keys(self) -> Mapping[str, X25519PrivateKey]:
-        """What opens what a stick brought home, by public key; the newest first, which is the one in `wanted`."""
-        return self._sealing
+        """What opens what a stick brought home, by public key, the newest first: as they are now, for a command
+        may have made one since."""
+        return sealing_keys.read_all(self._folder)
 
     def keyids(self) -> dict[str, tuple[str, ...]]:
         """Of all keys that are here, by `REPOSITORY.ROLE`."""

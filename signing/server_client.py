@@ -43,6 +43,10 @@ class Operator(Protocol):
         """Sends JSON."""
         ...
 
+    def send(self, path: str, data: bytes, kind: type[T]) -> T:
+        """Sends bytes that may be sent again."""
+        ...
+
     def has_blob(self, sha256: str) -> bool:
         """Whether it holds a blob."""
         ...
@@ -114,6 +118,12 @@ class ServerClient:
     def post(self, path: str, body: Any, kind: type[T]) -> T:
         """Sends JSON and reads the answer; not repeated, as not every request may be. Raises as `get`."""
         return self._json("POST", path, msgspec.json.encode(body), kind)
+
+    def send(self, path: str, data: bytes, kind: type[T]) -> T:
+        """Sends bytes and reads the answer; repeated where the link breaks, so only what changes nothing the second
+        time. Raises as `get`, and `Refused` for what the server refuses."""
+        headers = {"Content-Type": "application/octet-stream"}
+        return patiently(lambda: self._answered("POST", path, data, headers, kind))
 
     def has_blob(self, sha256: str) -> bool:
         """Whether the server holds a blob."""
@@ -197,6 +207,9 @@ class ServerClient:
 
     def _json(self, method: str, path: str, body: bytes | None, kind: type[T]) -> T:
         headers = {"Content-Type": "application/json"} if body is not None else {}
+        return self._answered(method, path, body, headers, kind)
+
+    def _answered(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str], kind: type[T]) -> T:
         status, data = self._call(method, path, body, headers)
         if not 200 <= status < 300:
             raise _error(status, data, f"{method} {path}")

@@ -1,5 +1,6 @@
 """`headland kit`: field kits, built onto a stick, signed by managers, and looked at."""
 
+import os
 import shutil
 import sys
 import time
@@ -23,10 +24,13 @@ from signing.console import emit, headland_errors, json_option, progress_console
 from signing.differences import printable
 from signing.following import follow_ca
 from signing.keys import open_signer, resolve
+from signing.kits.bringing import TakenPiece, bring_home
+from signing.kits.brought_shown import PieceBar, brought_json, brought_table
 from signing.kits.building import KitRequest, Prepared, prepare, write_kit
 from signing.kits.checking import KitReport, check_kit, find_kits, parse_targets
 from signing.kits.kit_file import KitObject, Signatures, add_signature, put_kit, signatures, signing_key
 from signing.kits.offer import KitQuestion
+from signing.kits.receipts import put_receipts
 from signing.managers import Register
 from signing.stick import stick_folder
 from signing.workspace import Workspace
@@ -115,14 +119,16 @@ def build(
             click.confirm(f"Write it to {out}?", abort=True, err=True)
         with UploadBars() as meter:
             kit_name, made = write_kit(prepared, out, workspace, server, meter)
+        receipts = put_receipts(server, out, prepared.offer.product, prepared.offer.machines)
     folder = out / KITS_FOLDER / kit_name
     if name is not None:
         _sign(app, workspace, made, name)
     held = signatures(made, prepared.director, Register(workspace))
     with stick_folder(folder) as stick:
         put_kit(stick, made, met=held.met)
-    content = {"kit": kit_name, "path": str(folder), "ready": held.met, **_signed_view(held)}
-    emit(as_json, content | {"plan": plan_view(prepared, free)}, f"{folder}\n{_next_step(held, folder)}")
+    content = {"kit": kit_name, "path": str(folder), "ready": held.met, "receipts": receipts, **_signed_view(held)}
+    said = f"\n{receipts} receipts for what came home by stick are on it too" if receipts else ""
+    emit(as_json, content | {"plan": plan_view(prepared, free)}, f"{folder}\n{_next_step(held, folder)}{said}")
 
 
 @kit.command()
@@ -163,6 +169,28 @@ def sign(app: App, *, path: Path, name: str, yes: bool, as_json: bool) -> None:
         done.append({"kit": folder.name, "path": str(folder), "ready": held.met, **_signed_view(held)})
         lines.append(f"{folder.name}: {_next_step(held, folder)}")
     emit(as_json, {"signed_by": name, "kits": done}, "\n".join(lines) or "nothing was signed")
+
+
+@kit.command("import")
+@click.argument("path", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--keep", is_flag=True, help="Remove no piece from the stick.")
+@json_option
+@pass_app
+@headland_errors
+def import_(app: App, *, path: Path, keep: bool, as_json: bool) -> None:
+    """Bring home what machines put on the stick at PATH: upload it to the server.
+
+    Each result counts once, however often and in whatever order sticks come. Receipts for the machines are written to
+    the stick, and what is wholly taken in is removed from it. Broken off, the same again goes on.
+    """
+    workspace = app.workspace()
+    with app.server() as server:
+        follow_ca(workspace, server)
+        with PieceBar(shown=os.isatty(2)) as bar:
+            found = bring_home(
+                path, lambda data: server.send("/kits/results", data, TakenPiece), keep=keep, progress=bar.at
+            )
+    emit(as_json, brought_json(found), brought_table(found))
 
 
 @kit.command()

@@ -38,7 +38,7 @@ class OperatorServer:
         self.trust = {"trust_pem": self.authority.pem()}
         self.sets: dict[str, RepositorySet] = {}
         self.blobs: dict[str, bytes] = {}
-        self.answers: dict[str, Any] = {}
+        self.answers: dict[str, Any] = {"/devices": {"devices": []}}
         self.posted: list[tuple[str, Any]] = []
         self.published = 0
         self.again: list[bool] = []
@@ -55,6 +55,8 @@ class OperatorServer:
     def get(self, path: str, kind: type[T], query: Mapping[str, str] | None = None) -> T:
         own = {"/online-keys": lambda: msgspec.json.decode(self.online_keys), "/ca": lambda: self.trust}
         answer = own[path]() if path in own else self.answers.get(path)
+        if answer is None and path.endswith("/receipts"):
+            answer = {"receipts": []}
         if answer is None:
             raise StateError(f"no {path}")
         return msgspec.json.decode(msgspec.json.encode(answer), type=kind)
@@ -62,6 +64,10 @@ class OperatorServer:
     def post(self, path: str, body: Any, kind: type[T]) -> T:
         self.posted.append((path, body))
         return msgspec.json.decode(msgspec.json.encode(self.answers.get(path, {})), type=kind)
+
+    def send(self, path: str, data: bytes, kind: type[T]) -> T:
+        self.posted.append((path, data))
+        return msgspec.json.decode(msgspec.json.encode(self.answers[path](data)), type=kind)
 
     def has_blob(self, sha256: str) -> bool:
         return sha256 in self.blobs

@@ -74,7 +74,7 @@ async def test_a_state_folder_from_before_gets_one_at_the_next_start(tmp_path: P
         assert await asyncio.to_thread(exported, house.state) is None
         await house.start()
         answer = await house.must("GET", "/api/v1/online-keys")
-        (public,) = (await asyncio.to_thread(ring, house.state)).sealing_keys()
+        (public,) = await asyncio.to_thread((await asyncio.to_thread(ring, house.state)).sealing_keys)
         assert answer["sealing"] == public
 
 
@@ -97,7 +97,7 @@ async def test_another_one_is_made_when_the_managers_have_named_the_last_and_the
         assert await name_it(house) == second
         await asyncio.to_thread(told, house.state, "rotate", "--all")
         third = await asyncio.to_thread(exported, house.state)
-        keys = (await asyncio.to_thread(ring, house.state)).sealing_keys()
+        keys = await asyncio.to_thread((await asyncio.to_thread(ring, house.state)).sealing_keys)
         assert list(keys) == [third, second, first]
         assert first is not None
         assert open_sealed(keys.values(), seal(first, b"rows", DEVICE, "batch"), DEVICE, "batch") == b"rows"
