@@ -10,6 +10,8 @@
     scripts/soak --kill-containers 50     so many updates of a model with a container, agent and engine killed in each
     scripts/soak --kill-server 1000       of the server alone
     scripts/soak --kill-server-everywhere of the server, once at each effect of a story
+    scripts/soak --kit-reads              a stick with a field kit fails at each of its calls, in every way
+    scripts/soak --kit-tamper             each byte of a kit's metadata is changed, and blobs where it matters
 
 Exit codes: 0 all is well; 1 an invariant was broken, and what did it is named; 2 usage; 77 no engine can run here.
 """
@@ -29,6 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import soak_cuts
+import soak_kits
 
 if TYPE_CHECKING:
     from tests.simulation.fleet.play import Played
@@ -50,8 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     what.add_argument("--kill-containers", type=_positive, metavar="N", help="kill agent and engine in so many updates")
     what.add_argument("--kill-server", type=_positive, metavar="N", help="kill a real server so often")
     what.add_argument("--kill-server-everywhere", action="store_true", help="kill a real server at each effect")
+    what.add_argument("--kit-reads", action="store_true", help="fail at each call on a stick with a kit")
+    what.add_argument("--kit-tamper", action="store_true", help="change each byte of a kit's metadata")
     parser.add_argument("--states", type=_positive, metavar="N", help="of each crash workload so many cuts (all)")
-    parser.add_argument("--chance", type=int, metavar="S", help="the seed of the kills (drawn, and printed)")
+    parser.add_argument("--chance", type=int, metavar="S", help="the seed of kills and changes (drawn, and printed)")
     parser.add_argument("--from", type=int, default=1, dest="first", metavar="S", help="the first seed (1)")
     parser.add_argument("--processes", type=_positive, default=os.cpu_count() or 1, help="how many at once (all cores)")
     parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")
@@ -68,6 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return soak_cuts.kill_containers(options.kill_containers, options.chance, as_json=options.json)
     if options.kill_server is not None or options.kill_server_everywhere:
         return soak_cuts.kill_server(options.kill_server, options.chance, as_json=options.json)
+    if options.kit_reads or options.kit_tamper:
+        return soak_kits.play(options)
     if options.seed is not None:
         return _replay(options.seed, as_json=options.json)
     return _soak(options.first, options.seeds, options.processes, as_json=options.json)

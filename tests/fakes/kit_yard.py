@@ -3,8 +3,9 @@ by the real rules what it would do."""
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 from device.cancelling import cancel
 from device.clock import Reading
@@ -19,7 +20,7 @@ from device.state_db import StateDb
 from device.store import Store
 from device.transfer.fetch import Transfer
 from device.transfer.patch_book import PatchBook
-from device.trust.port import Complaint, KitVerdict, Roster, Terms
+from device.trust.port import Complaint, KitVerdict, Roster, Terms, Trust
 from device.update import rules
 from device.update.memory import Memory
 from device.update.progress import Progress
@@ -158,21 +159,28 @@ class PlainUpdates:
 
 
 class KitYard:
-    """A machine, and a folder in which sticks appear."""
+    """A machine, and a folder in which sticks appear. Pauses between tries of a transfer go through `sleep`."""
 
-    def __init__(self, folder: Path, *, apply: Applying = "auto") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        apply: Applying = "auto",
+        trust: Trust | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
         self.media = folder / "media"
         self.media.mkdir(parents=True)
         self.state = StateDb(folder / "state.db")
         self.store = Store(folder / "store", free=lambda _: 1 << 40)
         self.updates = PlainUpdates(self.state)
-        self.trust = BelievingTrust()
+        self.trust: Any = trust or BelievingTrust()
         self.reading = Reading(ms=EXPIRES_MS - 1, sure=True)
         self.finder = Finder([self.media], answer_s=5)
         self.shelf = Shelf()
         self.patches = PatchBook(self.state, "0.1.0")
         source = NotingSource(self.shelf)
-        transfer = Transfer(source, self.store, STICK, count=lambda _: None, notes=self.patches)
+        transfer = Transfer(source, self.store, STICK, count=lambda _: None, notes=self.patches, sleep=sleep)
         self.fetcher = KitFetcher(transfer, source, self.finder.wake)
         self.copies = folder / "run" / "kits"
         self.kits = Kits(
