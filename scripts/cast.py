@@ -302,6 +302,11 @@ class Machine:
             frames=self.frames,
             alarm=self.state / "stop-line",
         )
+        # Several machines stand on one computer here: they share neither its sticks nor the port of their page.
+        quiet = {"[kits]": "folders = []", "[page]": 'listen = ""'}
+        for table, setting in quiet.items():
+            if table not in more:
+                settings += f"\n{table}\n{setting}\n"
         (self.state / "device.toml").write_text(settings + more)
 
     def enroll(self, token: str, *, url: str = "", code: int | None = 0) -> dict[str, Any]:

@@ -51,6 +51,7 @@ class Stage:
             name: Machine(name, root / name, root / f"{name}-frames", self.logs, seed=number + 1)
             for number, name in enumerate(MACHINES)
         }
+        self.ends: list[Machine] = []  # of chapters of their own, to be stopped with the rest
         self.links: dict[str, Link] = {}
         self.proxy: Proxy | None = None
         self.evil = Evil(root / "evil", self.server.state)
@@ -374,7 +375,7 @@ class Stage:
     def end(self) -> None:
         self.office.shutdown(cancel_futures=True)
         self.maker.stop()
-        for machine in self.machines.values():
+        for machine in (*self.machines.values(), *self.ends):
             machine.stop_filming()
             machine.process.stop()
         self.server.stop()

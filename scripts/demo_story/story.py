@@ -31,6 +31,7 @@ from scripts.demo_story.stage import (
     SERVER_SETTINGS,
     Stage,
 )
+from scripts.demo_story.stick import StickChapter
 
 DROPS = 4
 CONTAINER_CUTS = (4_000, 20_000)  # bytes to the machine, one after the other
@@ -51,6 +52,7 @@ class Story(Stage):
         self.enemy()
         if self.engine is not None:
             self.containers()
+        self.by_stick()
         self.table()
 
     # The steps.
@@ -350,6 +352,11 @@ class Story(Stage):
             lambda: (m := self.member(rollout, name)) and m["transfer"]["delta_bytes"] and m,
         )
         return found
+
+    def by_stick(self) -> None:
+        chapter = StickChapter(self)
+        self.ends.append(chapter.machine)
+        chapter.play()
 
     def table(self) -> None:
         with self.report.step("The table: produced = ingested + lost, for every machine") as step:
