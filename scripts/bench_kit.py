@@ -1,0 +1,198 @@
+#!/usr/bin/env python3
+"""Times field kits beside a plain copy of the same bytes with hashing, in one run on one disk.
+
+Build: `headland kit build`, from a real server, against a copy of the kit's blobs. Apply: a machine's transfer from a
+stick into its store, every byte verified and synced, against a copy of the blobs that it read. Copies read, hash
+(SHA-256), write and sync each file. Goal: at least 0.8 of the copy's speed.
+
+Started by any Python, it goes on in `.venv`, made where it is not there yet.
+"""
+
+import argparse
+import asyncio
+import hashlib
+import json
+import os
+import random
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+MANAGER = "alice"
+VERSION = "1.1.0"
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Timed:
+    """What was done, beside a copy of the same bytes. `share`: of the copy's speed, from the medians."""
+
+    what: str
+    size_bytes: int
+    seconds: float
+    copy_seconds: float
+    share: float
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mib", type=int, default=512, help="of the release's largest file (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="(default: %(default)s)")
+    parser.add_argument("--folder", type=Path, help="on the disk that is to be used; a temporary one unless given")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    arguments = parser.parse_args()
+    root = Path(tempfile.mkdtemp(prefix="headland-bench-kit-", dir=arguments.folder))
+    try:
+        found = bench(root, arguments.mib, arguments.rounds)
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+    if arguments.json:
+        print(json.dumps({"kit": [asdict(one) for one in found]}))
+        return 0
+    for one in found:
+        print(
+            f"{one.what:6} {one.size_bytes / 1e6:8.1f} MB in {one.seconds:6.2f} s; a copy with hashing takes "
+            f"{one.copy_seconds:6.2f} s: {one.share:.2f} of its speed"
+        )
+    return 0
+
+
+def bench(root: Path, mib: int, rounds: int) -> list[Timed]:
+    """Both, in turns with their copies."""
+    from scripts.cast import Manager, Server
+
+    server, managers = Server(root / "server", root), Manager(root / "workspace", root / "passphrases")
+    say(f"a release with a file of {mib} MiB: built, signed, pushed")
+    server.init(poll_s=1.0, busy_poll_s=1.0)
+    server.start()
+    try:
+        publish(root, server, managers, mib)
+        kits = [root / f"stick-{number}" for number in range(rounds)]
+        build(managers, root / "warm")  # the server compresses first
+        shutil.rmtree(root / "warm")
+        builds = in_turns(
+            "build", kits, lambda stick: build(managers, stick), lambda stick: copy_blobs(stick, root / "copied")
+        )
+    finally:
+        server.stop()
+    say("applying")
+    applies = in_turns(
+        "apply", kits, lambda stick: apply(stick, root / "store"), lambda stick: copy_blobs(stick, root / "copied")
+    )
+    return [builds, applies]
+
+
+def in_turns(what: str, sticks: list[Path], ours: Callable[[Path], float], plain: Callable[[Path], float]) -> Timed:
+    """Each after the other on each stick, so that both meet the same moments of this computer."""
+    times = [(ours(stick), plain(stick)) for stick in sticks]
+    seconds, copied = (statistics.median(column) for column in zip(*times, strict=True))
+    size = sum(path.stat().st_size for path in blobs(sticks[0]))
+    return Timed(what, size, round(seconds, 3), round(copied, 3), round(copied / seconds, 3))
+
+
+def publish(root: Path, server: Any, managers: Any, mib: int) -> None:
+    from scripts.cast import MODELS, PRODUCT
+
+    managers("keys", "add", MANAGER, person=MANAGER)
+    state = server.state
+    where = ("--server", state / "operator.json", "--online-keys", state / "online-keys.json")
+    managers("keys", "init", "--product", PRODUCT, "--threshold", "1", *where)
+    sign_and_push(managers)
+    folder = root / "release"
+    shutil.copytree(MODELS, folder)
+    with (folder / "map.txt").open("wb") as file:  # nothing compresses it: payload and file are the same bytes
+        generator = random.Random(7)
+        for _ in range(mib):
+            file.write(generator.randbytes(MIB))
+    description = folder / f"{PRODUCT}-{VERSION}.toml"
+    with description.open("a") as text:
+        text.write('\n[[configs]]\nname = "map.txt"\nfile = "map.txt"\n')
+    managers("release", "build", description)
+    sign_and_push(managers)
+
+
+def sign_and_push(managers: Any) -> None:
+    managers("release", "sign", "--as", MANAGER, "--yes", person=MANAGER)
+    managers("release", "push")
+
+
+def build(managers: Any, stick: Path) -> float:
+    """The whole command, its start included."""
+    from scripts.cast import PRODUCT
+
+    stick.mkdir()
+    began = time.perf_counter()
+    managers("kit", "build", stick, "--product", PRODUCT, "--as", MANAGER, "--yes", person=MANAGER)
+    return time.perf_counter() - began
+
+
+def apply(stick: Path, folder: Path) -> float:
+    """What a machine's FETCH does: all blobs of the kit's release into an empty store."""
+    return asyncio.run(_apply(stick, folder, next(stick.glob("headland-kits/*/kit.json")).read_bytes()))
+
+
+async def _apply(stick: Path, folder: Path, kit: bytes) -> float:
+    from device.kits.bringing import STICK
+    from device.kits.finding import Finder
+    from device.kits.shelf import Shelf
+    from device.store import Store
+    from device.transfer.child_applier import ChildApplier
+    from device.transfer.fetch import Transfer
+    from protocol.artifact import Artifact
+    from protocol.kits import KitBody
+    from protocol.objects import TransferPlan
+    from protocol.wire import decode, encode
+
+    finder, shelf = Finder(()), Shelf()
+    finder.add(stick)
+    shelf.show(await finder.look())
+    body = decode(encode(json.loads(kit)["signed"]["headland"]), KitBody, limit=MIB)
+    steps = tuple(step for step in body.releases[0].steps if step.method == "full")
+    artifacts = [Artifact(sha256=step.artifact, length_bytes=step.length_bytes, media_type="any") for step in steps]
+    plan = TransferPlan(steps=steps, full_bytes=sum(step.travels_bytes() for step in steps))
+    began = time.perf_counter()
+    transfer = Transfer(shelf, Store(folder), STICK, count=lambda _: None, appliers=ChildApplier)
+    await transfer.fetch(plan, artifacts)
+    took = time.perf_counter() - began
+    shutil.rmtree(folder)
+    return took
+
+
+def copy_blobs(stick: Path, folder: Path) -> float:
+    """Reads, hashes, writes and syncs each blob, and holds its hash against its name."""
+    folder.mkdir()
+    began = time.perf_counter()
+    for path in blobs(stick):
+        copied = hashlib.sha256()
+        with path.open("rb", buffering=0) as old, (folder / path.name).open("wb", buffering=0) as new:
+            while piece := old.read(MIB):
+                copied.update(piece)
+                new.write(piece)
+            os.fsync(new.fileno())
+        assert copied.hexdigest() == path.name, path
+    took = time.perf_counter() - began
+    shutil.rmtree(folder)
+    return took
+
+
+def blobs(stick: Path) -> Iterable[Path]:
+    return sorted(stick.glob("headland-kits/*/blobs/*"))
+
+
+def say(words: str) -> None:
+    print(words, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    from scripts.bench_delta import in_our_environment
+
+    in_our_environment(__file__)
+    sys.exit(main())
