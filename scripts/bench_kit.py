@@ -139,7 +139,7 @@ def apply(stick: Path, folder: Path) -> float:
 
 
 async def _apply(stick: Path, folder: Path, kit: bytes) -> float:
-    from device.kits.bringing import STICK
+    from device.kits.bringing import STICK, SYNC_BYTES
     from device.kits.finding import Finder
     from device.kits.shelf import Shelf
     from device.store import Store
@@ -158,7 +158,7 @@ async def _apply(stick: Path, folder: Path, kit: bytes) -> float:
     artifacts = [Artifact(sha256=step.artifact, length_bytes=step.length_bytes, media_type="any") for step in steps]
     plan = TransferPlan(steps=steps, full_bytes=sum(step.travels_bytes() for step in steps))
     began = time.perf_counter()
-    transfer = Transfer(shelf, Store(folder), STICK, count=lambda _: None, appliers=ChildApplier)
+    transfer = Transfer(shelf, Store(folder), STICK, count=lambda _: None, appliers=ChildApplier, sync_bytes=SYNC_BYTES)
     await transfer.fetch(plan, artifacts)
     took = time.perf_counter() - began
     shutil.rmtree(folder)

@@ -13,7 +13,7 @@ from device.desk.page_socket import PageSocket
 from device.desk.pairing import PageSettings, Pairing
 from device.desk.port import Desk
 from device.desk.socket import DeskSocket
-from device.kits.bringing import STICK, KitFetcher, NotingSource
+from device.kits.bringing import STICK, SYNC_BYTES, KitFetcher, NotingSource
 from device.kits.choosing import Chooser
 from device.kits.export import Export
 from device.kits.exporting import Exports
@@ -59,7 +59,14 @@ class Sticks:
         source = NotingSource(self.shelf)
         # Bytes from a stick are no bytes over the air: nobody counts them.
         transfer = Transfer(
-            source, store, STICK, count=lambda _: None, notes=patches, appliers=ChildApplier, elsewhere=stock
+            source,
+            store,
+            STICK,
+            count=lambda _: None,
+            notes=patches,
+            appliers=ChildApplier,
+            elsewhere=stock,
+            sync_bytes=SYNC_BYTES,
         )
         self.fetcher = KitFetcher(transfer, source, self.finder.wake)
 

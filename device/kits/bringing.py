@@ -9,6 +9,7 @@ from device.transfer.fetch import TransferSettings
 from device.transfer.patching import PatchFailedError
 from device.transfer.purse import Purse
 from device.update.world import Fetcher
+from protocol import limits
 from protocol.artifact import Artifact
 from protocol.errors import LinkError, Refused
 from protocol.ids import Digest
@@ -18,6 +19,8 @@ T = TypeVar("T")
 
 STICK: Final = TransferSettings(attempts=4, first_retry_s=0.25, longest_retry_s=2.0)
 """A stick that is back goes on at once by itself; one that is gone is said to be after a few seconds."""
+SYNC_BYTES: Final = 32 * limits.MIB
+"""After a cut so much is read from the stick again, in a second or two. To sync each segment takes longer than that."""
 
 
 class NotingSource:

@@ -31,6 +31,7 @@ MOUNTS_BYTES: Final = 1 << 20
 FOLDERS: Final = 64  # that are looked into below one
 DEPTH: Final = 2  # of a stick below a configured folder: /run/media/PERSON/STICK
 SETTLED_S: Final = 0.3  # a mount comes with a handful of events
+WATCHING_S: Final = 2.0  # after which a new watch surely watches
 LOOK_S: Final = 30.0  # what no event told of is found by then
 _OCTAL: Final = re.compile(rb"\\([0-3][0-7]{2})")
 CAREFUL: Final = ("nosuid", "nodev", "noexec")
@@ -155,6 +156,8 @@ class Finder:
                 self._observer = Observer()
                 self._observer.start()
             self._observer.schedule(_Watch(loop, self._news.set), str(folder), recursive=False)
+            # It begins to watch in a thread of its own, some time after this: what came before that is looked for.
+            loop.call_soon_threadsafe(loop.call_later, WATCHING_S, self._news.set)
         except OSError as error:
             _log.info("%s is not watched, it is looked at every %g s: %s", folder, LOOK_S, error)
 

@@ -19,7 +19,6 @@ from protocol.kits import BLOBS_FOLDER, KITS_FOLDER, PART_BYTES, KitId
 
 READ_BYTES: Final = 2 * limits.MIB
 """At once: each read opens the file anew, and a yanked stick costs so much at most."""
-CHUNK_BYTES: Final = 256 * limits.KIB
 HINT: Final = "plug in another copy of the kit; `headland kit verify` tells a good one"
 PREFIX: Final = "/v1/blobs/"
 
@@ -91,8 +90,7 @@ class Shelf:
                 first += len(data)
                 # The next piece is read while this one is hashed and written.
                 ahead = asyncio.ensure_future(_read(place, blob, first, min(end - first, READ_BYTES)))
-                for at in range(0, len(data), CHUNK_BYTES):
-                    yield data[at : at + CHUNK_BYTES]
+                yield data
                 if first >= end:
                     return
         finally:

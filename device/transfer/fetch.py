@@ -102,6 +102,8 @@ class Transfer:
         notes: What is known of patches.
         appliers: Make what applies patches.
         elsewhere: What else on this machine holds bases of patches.
+        sync_bytes: What of a payload with an index a power cut may cost; at least a segment. More is for a source
+            whose bytes are free: to sync takes longer than to read from a stick again.
         monotonic: Seconds that never go back.
         sleep: Waits so many seconds.
         random: Draws from 0 to 1.
@@ -117,6 +119,7 @@ class Transfer:
         notes: Notes | None = None,
         appliers: Appliers | None = None,
         elsewhere: Elsewhere | None = None,
+        sync_bytes: int = 0,
         monotonic: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         random: Callable[[], float] = chance.random,
@@ -128,6 +131,7 @@ class Transfer:
         self._notes = notes or NoNotes()
         self._appliers = appliers or in_process()
         self._elsewhere = elsewhere or Nowhere()
+        self._sync_bytes = sync_bytes
         self._monotonic = monotonic
         self._sleep = sleep
         self._random = random
@@ -249,7 +253,7 @@ class Transfer:
         else:
             data = await self._index(step, progress, toll)
             index = await asyncio.to_thread(parse_index, data, artifact.length_bytes, payload.length_bytes)
-            spool = await to_its_end(SegmentSpool, index, payload, self._store, artifact.sha256)
+            spool = await to_its_end(SegmentSpool, index, payload, self._store, artifact.sha256, self._sync_bytes)
             try:
                 await self._receive(payload, spool, progress, toll)
             finally:

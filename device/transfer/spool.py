@@ -6,6 +6,9 @@ A spool decides nothing about the link. It says where in the payload it goes on 
 
 import hashlib
 import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -20,6 +23,7 @@ from protocol.transfer import SegmentIndex, open_segment
 from signing.durable import Part
 
 READ_BYTES: Final = limits.SEGMENT_OUTPUT_BYTES
+AT_ONCE: Final = 2
 
 
 class Spool(Protocol):
@@ -89,9 +93,10 @@ class SegmentSpool:
         payload: Its hash and length, signed.
         store: Holds the part.
         name: Of the part.
+        sync_bytes: What a power cut may cost, where that is more than a segment.
     """
 
-    def __init__(self, index: SegmentIndex, payload: Payload, store: Store, name: str) -> None:
+    def __init__(self, index: SegmentIndex, payload: Payload, store: Store, name: str, sync_bytes: int = 0) -> None:
         self._index = index
         self._payload = payload
         self._store = store
@@ -103,6 +108,8 @@ class SegmentSpool:
         self._open = bytearray()
         self._number = 0
         self._offset = 0
+        self._sync_bytes = sync_bytes
+        self._unsynced = 0
         try:
             self._find_verified()
             if self._number < len(index.segments):
@@ -128,16 +135,34 @@ class SegmentSpool:
             if self._closed:
                 return
             self._open += data
-            segments = self._index.segments
-            while self._number < len(segments) and len(self._open) >= segments[self._number].payload_bytes:
-                length = segments[self._number].payload_bytes
-                output = open_segment(self._index, self._number, bytes(self._open[:length]))
+            for length, output in self._outputs():
                 self._part.append(output)
-                # One segment is what a power cut may cost, so each is synced.
-                self._part.sync()
+                self._unsynced += len(output)
+                # One segment is what a power cut may cost, so each is synced, but for a source whose bytes are free.
+                if self._unsynced >= self._sync_bytes:
+                    self._part.sync()
+                    self._unsynced = 0
                 del self._open[:length]
                 self._offset += length
                 self._number += 1
+
+    def _outputs(self) -> Iterator[tuple[int, bytes]]:
+        """What the whole segments in the open bytes give, each with its length: decoded side by side where there are
+        several, for hashing is what takes the time."""
+        segments, number, first = self._index.segments, self._number, 0
+        payloads: list[bytes] = []
+        while number < len(segments) and first + segments[number].payload_bytes <= len(self._open):
+            payloads.append(bytes(self._open[first : first + segments[number].payload_bytes]))
+            first += segments[number].payload_bytes
+            number += 1
+        numbers = range(self._number, number)
+        if len(payloads) < AT_ONCE:
+            for n, payload in zip(numbers, payloads, strict=True):
+                yield len(payload), open_segment(self._index, n, payload)
+            return
+        with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="segments") as pool:
+            outputs = pool.map(partial(open_segment, self._index), numbers, payloads)
+            yield from zip(map(len, payloads), outputs, strict=True)
 
     def restart(self) -> None:
         """As `Spool`."""

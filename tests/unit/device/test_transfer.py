@@ -13,6 +13,7 @@ from protocol.errors import LinkError, Reason, Refused
 from protocol.limits import MIB, SEGMENT_PAYLOAD_BYTES
 from protocol.objects import TransferPlan
 from protocol.transfer import parse_index
+from signing.durable import Part
 from tests.fakes.cutting_proxy import BlobServer, CuttingProxy, serving
 from tests.fakes.updates import BlobSource, Release, noise, signed
 
@@ -111,6 +112,34 @@ async def test_after_the_process_was_killed_at_most_one_segment_is_fetched_again
     again = source.sent - len(INDEX) - len(PAYLOAD)
     assert 0 <= again <= SEGMENT_PAYLOAD_BYTES
     assert [name for name, _, _ in source.asked].count(STEP.index.sha256) == 1, "the index travels once"
+
+
+async def test_of_several_segments_at_once_those_before_a_wrong_one_are_kept(tmp_path):
+    source = BlobSource(BIG, chunk_bytes=8 * MIB)
+    parse = parse_index(INDEX, STEP.length_bytes, len(PAYLOAD))
+    at = parse.segments[0].payload_bytes + 5  # in the second segment
+    good = source.blobs[STEP.payload.sha256]
+    source.blobs[STEP.payload.sha256] = good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :]
+    rig = Rig(tmp_path, source)
+    with pytest.raises(Refused):
+        await rig.fetch()
+    source.blobs[STEP.payload.sha256] = good
+    before = source.sent
+    again = Rig(tmp_path, source)
+    await again.fetch()
+    assert again.is_complete()
+    assert len(good) - (source.sent - before) >= parse.segments[0].payload_bytes - 4 * len(INDEX)
+
+
+@pytest.mark.parametrize(("sync_bytes", "syncs"), [(0, 4), (2 * MIB, 1), (64 * MIB, 0)])
+async def test_where_bytes_are_free_the_disk_is_synced_more_rarely(tmp_path, source, monkeypatch, sync_bytes, syncs):
+    found = []
+    monkeypatch.setattr(Part, "sync", lambda part: found.append(part))  # noqa: PLW0108  (a method)
+    rig = Rig(tmp_path, source)
+    rig.transfer = Transfer(source, rig.store, TransferSettings(), count=rig.count, sync_bytes=sync_bytes)
+    await rig.fetch()
+    assert rig.is_complete()
+    assert len(found) == syncs
 
 
 async def test_a_pause_costs_nothing(tmp_path, source):

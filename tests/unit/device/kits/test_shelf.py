@@ -9,7 +9,7 @@ import pytest
 from device.kits import shelf as module
 from device.kits.finding import Found
 from device.kits.folder import GoneError, Stick
-from device.kits.shelf import CHUNK_BYTES, READ_BYTES, Shelf
+from device.kits.shelf import READ_BYTES, Shelf
 from protocol.errors import LinkError, Reason, Refused
 from protocol.ids import digest
 from protocol.kits import KITS_FOLDER
@@ -31,7 +31,7 @@ async def read(shelf, blob=BLOB, first=0, length=None):
         shelf.stream(path, first=first, length=len(blob) - first if length is None else length)
     ) as all_:
         async for piece in all_:
-            assert len(piece) <= CHUNK_BYTES
+            assert len(piece) <= READ_BYTES
             pieces.append(piece)
     return b"".join(pieces)
 
@@ -86,7 +86,8 @@ async def test_a_stick_that_is_gone_is_waited_for(tmp_path):
 
 
 @pytest.mark.parametrize("after", range(4))
-async def test_it_may_vanish_after_any_piece(tmp_path, after):
+async def test_it_may_vanish_after_any_piece(tmp_path, after, monkeypatch):
+    monkeypatch.setattr(module, "READ_BYTES", 256 << 10)
     write_kit(tmp_path / "a", blobs=[BLOB])
     shelf = shelf_of(tmp_path / "a")
     pieces = []
