@@ -120,7 +120,8 @@ class StickChapter:
         machine.stop_filming()
         wait_for("the last frame", lambda: not machine.waiting_frames() and not machine.status()["frames_waiting"])
         produced = self._produced()
-        self._command("kit", "export")
+        # By name: a folder that is no mount may be the machine's own disk, to which results do not go by themselves.
+        self._command("kit", "export", self.media / self.stick.name)
         self._unplug()
         copy = stage.root / "copy-of-the-stick"
         shutil.copytree(self.stick, copy)
