@@ -138,7 +138,7 @@ class Export:
             except LinkError as error:
                 return tally.ended("gone", error.message)
             except OSError as error:
-                return tally.ended(*_said(error))
+                return tally.ended(*_said(error, began=tally.pieces > 0))
             except HeadlandError as error:
                 return tally.ended("failed", error.message)
             finally:
@@ -348,8 +348,9 @@ def _is_urgent(batch: BatchBody) -> bool:
     return bool(batch.lanes) and batch.lanes[0].lane == LANES[0]
 
 
-def _said(error: OSError) -> tuple[End, str]:
-    if error.errno in FULL:
+def _said(error: OSError, *, began: bool) -> tuple[End, str]:
+    # Some drivers of FAT forbid to write where there is no room: what took pieces a moment ago is not read-only.
+    if error.errno in FULL or (began and error.errno in READ_ONLY):
         return "full", "the stick is full: what is not on it waits for the next stick or contact"
     if error.errno in READ_ONLY:
         return "read-only", "the stick cannot be written to: what waits stays here"

@@ -91,10 +91,9 @@ class Exports:
         """
         record = self._updates.record
         due = {root for root, device in carriers.items() if self._here.get(root, -1) not in (None, device)}
-        if record.last != self._last and record.state not in _ENDING:
+        if record.state not in _ENDING:
+            due |= carriers.keys() if self._owes() else set()
             self._last = record.last
-            if record.last is not None and is_kit(record.last.rollout):
-                due |= carriers.keys()
         last_said = next(reversed(self._said), None)
         self._said = {root: said for root, said in self._said.items() if root in carriers or root == last_said}
         self._here = dict(carriers)
@@ -158,6 +157,11 @@ class Exports:
             return f"Results are being written to {self._writes}: leave it in."
         return self._sentence(self._said)
 
+    def _owes(self) -> bool:
+        """Whether an update that a kit brought has ended, and no stick was told yet."""
+        last = self._updates.record.last
+        return last is not None and is_kit(last.rollout) and last != self._last
+
     def _order(self, root: Path, device: int | None) -> _Order:
         order = self._orders.setdefault(root, _Order(device))
         self._due.set()
@@ -170,7 +174,8 @@ class Exports:
         if exported.end == "gone":
             return ""
         record = self._updates.record
-        if record.offer is not None and is_kit(record.offer.rollout) and record.state not in _NO_UPDATE:
+        is_on = record.offer is not None and is_kit(record.offer.rollout) and record.state not in _NO_UPDATE
+        if is_on or self._owes() or self._orders:
             return ". An update from a kit is under way: leave the stick in, and what comes of it is written there too"
         return ". It is safe to pull the stick out"
 
