@@ -1,4 +1,4 @@
-"""U3 on the network: who sniffs sees TLS 1.3 and nothing in it. What a stick carries is sealed with the field kits."""
+"""U3 on the network: who sniffs sees TLS 1.3 and nothing in it."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""Results onto real FAT32 and exFAT: pulled while it is written, full, read-only; nothing is lost and nothing doubled."""
+"""Results onto real FAT32 and exFAT: pulled while it is written, full, read-only; nothing is lost or doubled."""
 
 import asyncio
 from collections.abc import AsyncIterator
