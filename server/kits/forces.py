@@ -64,6 +64,8 @@ def _judge(force: SignedForce, device: str, listed: dict[str, Technician]) -> tu
         key.verify(bytes.fromhex(force.signature), FORCE_CONTEXT + force.request.encode())
     except (InvalidSignature, ValueError):
         return what, said, f"{who.name}'s key did not sign it"
+    if who.expires_ms <= request.at_ms:
+        return what, said, f"the entry of {who.name} had expired"
     if not who.may_force or (who.machines is not None and device not in who.machines):
         return what, said, f"{who.name} may not force {device}"
     return what, said, ""

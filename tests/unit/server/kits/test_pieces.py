@@ -206,7 +206,7 @@ async def test_a_batch_is_not_taken_for_a_report_nor_the_other_way_round(desk: D
 # Forces
 
 
-def force(key: Ed25519PrivateKey, **more: str) -> SignedForce:
+def force(key: Ed25519PrivateKey, **more: object) -> SignedForce:
     fields = {
         "id": secrets.token_hex(16),
         "device": "tractor-1",
