@@ -10,6 +10,7 @@ import ipaddress
 import logging
 import socket
 from collections.abc import Iterable
+from functools import partial
 from importlib import resources
 from typing import Annotated, Final
 
@@ -25,6 +26,8 @@ from protocol.wire import Message, decode, encode
 
 LOG: Final = logging.getLogger("headland.desk")
 BODY_BYTES: Final = 64 * limits.KIB
+BODY_S: Final = 10.0  # for the whole of a body
+CONNECTIONS: Final = 32  # a browser takes six
 
 HARDENING: Final = {
     "Content-Security-Policy": (
@@ -77,9 +80,11 @@ class PageDoor:
         app = await asyncio.to_thread(self.application)
         runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
         await runner.setup()
+        assert runner.server is not None  # it was set up
         try:
-            await web.SockSite(runner, listener).start()
-            await asyncio.Future()
+            server = await asyncio.get_running_loop().create_server(partial(_connection, runner.server), sock=listener)
+            async with server:
+                await server.serve_forever()
         finally:
             await runner.cleanup()
 
@@ -87,7 +92,7 @@ class PageDoor:
         """The aiohttp application. Blocking."""
         here = resources.files("device.desk")
         self._files = {path: (here.joinpath("page", name).read_bytes(), kind) for path, (name, kind) in FILES.items()}
-        app = web.Application(middlewares=[self._keep_strangers_out, *self._middlewares], client_max_size=BODY_BYTES)
+        app = web.Application(middlewares=[*self._middlewares, self._keep_strangers_out], client_max_size=BODY_BYTES)
         app.on_response_prepare.append(_harden)
         app.add_routes([*(web.get(path, self._file) for path in FILES), web.post("/pair", self._pair), *self._routes])
         return app
@@ -101,8 +106,17 @@ class PageDoor:
             return _said(415, "Content-Type must be application/json")
         if request.path.startswith("/api/"):
             scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-            if scheme.lower() != "bearer" or not await asyncio.to_thread(self._pairing.is_paired, token):
+            try:
+                is_paired = scheme.lower() == "bearer" and await asyncio.to_thread(self._pairing.is_paired, token)
+            except OSError as error:
+                return _said(503, f"this machine cannot read its pairing code: {error.strerror}")
+            if not is_paired:
                 return _said(401, "this browser is not paired", hint="the code is what `headland-device page` shows")
+        try:
+            async with asyncio.timeout(BODY_S):
+                await request.read()  # kept by the request: who reads it later finds it there
+        except TimeoutError:
+            return _said(408, "the request did not come to its end")
         return await handler(request)
 
     def _is_ours(self, host: str) -> bool:
@@ -134,6 +148,14 @@ class PageDoor:
             return _said(403, "that is not the code", hint="`headland-device page` shows it")
         LOG.info("paired with a browser at %s", request.remote)
         return web.Response(body=encode({"token": token}), content_type="application/json")
+
+
+def _connection(server: web.Server) -> asyncio.Protocol:
+    """For who connects. When there are too many, the oldest goes: who holds them open shuts nobody out."""
+    connections = server.connections
+    for one in connections[: max(0, len(connections) + 1 - CONNECTIONS)]:
+        one.force_close()
+    return server()
 
 
 async def _harden(request: web.Request, answer: web.StreamResponse) -> None:

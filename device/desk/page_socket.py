@@ -7,12 +7,15 @@ import asyncio
 import logging
 import socket
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from device.desk.pairing import PageSettings, Pairing
 from device.desk.port import Desk
 from device.desk.socket import somebody
 from protocol.ids import Name
+
+if TYPE_CHECKING:
+    from device.desk.door import PageDoor
 
 _log = logging.getLogger(__name__)
 
@@ -55,11 +58,16 @@ class PageSocket:
         with await self._listen() as listener:
             _log.info("the machine's page: %s", self._settings.url())
             await somebody(listener)
-            from device.desk.door import PageDoor
-            from device.desk.routes import answer_errors, lending_route, routes_of
+            door = await asyncio.to_thread(self._door)
+            await door.serve(listener)
 
-            routes = (*routes_of(self._desk), lending_route(self._desk, self._names))
-            await PageDoor(self._settings, self._pairing, routes, [answer_errors]).serve(listener)
+    def _door(self) -> "PageDoor":
+        """Blocking: what it loads takes a moment, in which alarms must not wait."""
+        from device.desk.door import PageDoor
+        from device.desk.routes import answer_errors, lending_route, routes_of
+
+        routes = (*routes_of(self._desk), lending_route(self._desk, self._names))
+        return PageDoor(self._settings, self._pairing, routes, [answer_errors])
 
     async def _listen(self) -> socket.socket:
         while True:

@@ -7,6 +7,7 @@ cookie: nothing that a foreign page makes a browser send carries a right.
 
 import hmac
 import secrets
+import threading
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -79,16 +80,26 @@ def read_or_draw(path: Path, *, anew: bool = False) -> Pair:
         anew: Draw another: every browser has to pair again.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: It cannot be read, or not be written.
     """
-    if not anew:
-        try:
-            return decode(path.read_bytes(), Pair, limit=limits.KIB)
-        except (OSError, Refused):
-            pass
+    known = None if anew else _read(path)
+    if known is not None:
+        return known
     pair = Pair(code=f"{secrets.randbelow(10**CODE_DIGITS):08d}", token=secrets.token_hex(32))
     durable.write(path, encode(pair) + b"\n")
     return pair
+
+
+def _read(path: Path) -> Pair | None:
+    """What is kept; None when there is nothing, or nothing that makes sense.
+
+    A file that cannot be read now is neither: another code in its place would send every browser away.
+    """
+    try:
+        with path.open("rb") as file:
+            return decode(file.read(limits.KIB + 1), Pair, limit=limits.KIB)
+    except (FileNotFoundError, Refused):
+        return None
 
 
 class Pairing:
@@ -103,23 +114,31 @@ class Pairing:
         self._path = path
         self._monotonic = monotonic
         self._wrong: deque[float] = deque(maxlen=GUESSES)
+        self._one_at_a_time = threading.Lock()  # guesses at once would all be looked at before one was counted
 
     def token(self, code: str) -> str | None:
         """What a browser is given for the code; None when that is wrong. Blocking.
 
         Raises:
             TooManyGuessesError: Wrong ones came too fast: this one was not even looked at.
+            OSError: No code can be read or kept here.
         """
-        now_s = self._monotonic()
-        if len(self._wrong) == GUESSES and now_s - self._wrong[0] < GUESSES_OVER_S:
-            raise TooManyGuessesError
-        pair = read_or_draw(self._path)
-        digits = "".join(character for character in code if character.isascii() and character.isdigit())
-        if hmac.compare_digest(digits, pair.code):
-            return pair.token
-        self._wrong.append(now_s)
-        return None
+        with self._one_at_a_time:
+            now_s = self._monotonic()
+            if len(self._wrong) == GUESSES and now_s - self._wrong[0] < GUESSES_OVER_S:
+                raise TooManyGuessesError
+            pair = read_or_draw(self._path)
+            digits = "".join(character for character in code if character.isascii() and character.isdigit())
+            if hmac.compare_digest(digits, pair.code):
+                return pair.token
+            self._wrong.append(now_s)
+            return None
 
     def is_paired(self, token: str) -> bool:
-        """Whether a browser was given this for the present code. Blocking."""
-        return token.isascii() and hmac.compare_digest(token, read_or_draw(self._path).token)
+        """Whether a browser was given this for the present code. Blocking; writes nothing.
+
+        Raises:
+            OSError: The code cannot be read now.
+        """
+        pair = _read(self._path)
+        return pair is not None and token.isascii() and hmac.compare_digest(token, pair.token)

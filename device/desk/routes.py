@@ -3,6 +3,7 @@
 Each body is one JSON object. What cannot be done is an `ErrorAnswer`; its status says of which kind it is.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from pathlib import Path
@@ -101,8 +102,13 @@ def lending_route(desk: Desk, names: Callable[[], Awaitable[dict[str, Name]]]) -
         names: The technicians' by their public keys.
     """
 
+    one_at_a_time = asyncio.Lock()  # each takes 128 MiB
+
     async def with_key(request: web.Request) -> web.Response:
-        lent = await _read(request, KeyLent)
+        async with one_at_a_time:
+            return await lend(await _read(request, KeyLent))
+
+    async def lend(lent: KeyLent) -> web.Response:
         challenge = await desk.challenge(lent.offer)
         signed = await sign(
             Lent(

@@ -2,16 +2,20 @@
 
 import asyncio
 import contextlib
+import errno
 import socket
 import stat
+from concurrent.futures import ThreadPoolExecutor
 
 import aiohttp
 import pytest
 from aiohttp import web
 
+from device.cancelling import cancel
 from device.desk.door import PageDoor
 from device.desk.page_socket import PageSocket
-from device.desk.pairing import GUESSES, GUESSES_OVER_S, PageSettings, Pairing, read_or_draw
+from device.desk.pairing import GUESSES, GUESSES_OVER_S, PageSettings, Pairing, TooManyGuessesError, read_or_draw
+from device.desk.port import Desk
 from protocol.errors import SettingsError
 from protocol.settings import parse_settings
 
@@ -176,3 +180,137 @@ async def test_a_port_that_is_taken_is_trouble_and_no_end(code_file, clock):
 def test_a_wrong_address_is_said_with_its_line(listen):
     with pytest.raises(SettingsError, match=r"line 1.*an address and a port"):
         parse_settings(f'listen = "{listen}"\n', PageSettings, source="device.toml")
+
+
+# ---- who means ill, and disks that fail ----
+
+
+@pytest.fixture
+async def served(code_file, clock, monkeypatch):
+    """The door as the agent serves it, with its limits small."""
+    monkeypatch.setattr("device.desk.door.CONNECTIONS", 4)
+    monkeypatch.setattr("device.desk.door.BODY_S", 0.5)
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.setblocking(False)
+    routes = [web.get("/api/status", _asked), web.post("/api/kits/look", _asked)]
+    door = PageDoor(PageSettings(), Pairing(code_file, clock), routes)
+    task = asyncio.create_task(door.serve(listener))
+    yield listener.getsockname()[1]
+    await cancel(task)
+
+
+async def test_connections_that_are_held_open_shut_nobody_out(served, code_file):
+    token = read_or_draw(code_file).token
+    held = []
+    for _ in range(12):
+        held.append(await asyncio.open_connection("127.0.0.1", served))
+        held[-1][1].write(b"GET / HTTP/1.1\r\nHost: 127")
+        await asyncio.sleep(0.01)
+    paired = {"Authorization": f"Bearer {token}"}
+    async with (
+        aiohttp.ClientSession(f"http://127.0.0.1:{served}") as session,
+        session.get("/api/status", headers=paired) as answer,
+    ):
+        assert answer.status == 200
+    for reader, _ in held[:8]:
+        async with asyncio.timeout(5):
+            assert await reader.read() == b""  # the oldest went
+    for _, writer in held:
+        writer.close()
+
+
+async def test_a_body_that_does_not_end_is_answered_before_long(served, code_file):
+    read_or_draw(code_file)
+    reader, writer = await asyncio.open_connection("127.0.0.1", served)
+    writer.write(
+        b"POST /pair HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{"
+    )
+    async with asyncio.timeout(5):
+        assert b" 408 " in await reader.readline()
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    "garbage", [b"\x16\x03\x01\x02\x00" * 40, b"\0" * 70_000, b"GET " + b"a" * 70_000, b"\r\n\r\n"]
+)
+async def test_garbage_ends_its_own_connection_only(served, garbage):
+    reader, writer = await asyncio.open_connection("127.0.0.1", served)
+    writer.write(garbage)
+    writer.write_eof()
+    async with asyncio.timeout(5):
+        with contextlib.suppress(ConnectionError):
+            assert b" 200 " not in await reader.read()
+    writer.close()
+    async with aiohttp.ClientSession(f"http://127.0.0.1:{served}") as session, session.get("/") as answer:
+        assert answer.status == 200
+
+
+@pytest.mark.parametrize("size", [64 * 1024 + 1, 1024 * 1024])
+async def test_a_body_that_is_too_long_is_turned_away(browser, code_file, size):
+    headers = {"Authorization": f"Bearer {read_or_draw(code_file).token}", "Content-Type": "application/json"}
+    async with browser.post("/api/kits/look", data=b"x" * size, headers=headers) as answer:
+        assert answer.status == 413
+
+
+def test_guesses_at_once_are_counted_one_by_one(code_file, clock):
+    pair = read_or_draw(code_file)
+    wrong = "0" * 8 if pair.code != "0" * 8 else "1" * 8
+    pairing = Pairing(code_file, clock)
+
+    def guess(_):
+        try:
+            return pairing.token(wrong)
+        except TooManyGuessesError:
+            return "waits"
+
+    with ThreadPoolExecutor(16) as pool:
+        assert list(pool.map(guess, range(64))).count(None) == GUESSES
+
+
+def test_a_code_that_cannot_be_read_now_is_no_reason_to_draw_another(code_file, clock, monkeypatch):
+    pair = read_or_draw(code_file)
+
+    def fail(*_, **__):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("pathlib.Path.open", fail)
+        with pytest.raises(OSError, match="Too many open files"):
+            read_or_draw(code_file)
+    assert read_or_draw(code_file) == pair
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+async def test_a_disk_that_takes_no_code_is_said_and_nothing_ends(browser, code_file, monkeypatch, number):
+    code_file.write_bytes(b'{"code": "1')
+
+    def fail(*_):
+        raise OSError(number, "the disk says no")
+
+    monkeypatch.setattr("signing.durable.write", fail)
+    async with browser.post("/pair", json={"code": "12345678"}) as answer:
+        assert answer.status == 409
+        assert "no code can be kept here" in (await answer.json())["error"]
+    async with browser.get("/api/status", headers={"Authorization": "Bearer x"}) as answer:
+        assert answer.status == 401  # and nothing was written
+
+
+async def test_a_code_that_cannot_be_read_is_said(browser, code_file):
+    code_file.mkdir()
+    async with browser.get("/api/status", headers={"Authorization": "Bearer x"}) as answer:
+        assert answer.status == 503
+        assert "pairing code" in (await answer.json())["error"]
+
+
+async def test_it_answers_over_ipv6(code_file, clock):
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6) as free:
+            port = free.getsockname()[1]
+    except OSError:
+        pytest.skip("no IPv6 here")
+    page = PageSocket(PageSettings(listen=f"[::1]:{port}"), Pairing(code_file, clock), Desk(*[None] * 6), None)
+    task = asyncio.create_task(page.run())
+    await asyncio.sleep(0.1)
+    async with aiohttp.ClientSession() as session, session.get(f"http://[::1]:{port}/") as answer:
+        assert answer.status == 200
+    await cancel(task)
