@@ -60,7 +60,13 @@ def list_kits(state: Path, as_json: bool) -> None:
 )
 @click.option("--as", "name", default="", help="Your name in the list of technicians; else the key file's.")
 @click.option("--reason", default="", help="Why it is forced; the managers read it.")
-@click.option("--passphrase-file", type=click.Path(exists=True, dir_okay=False, path_type=Path), hidden=True)
+@click.option(
+    "--passphrase-file",
+    envvar="HEADLAND_PASSPHRASE_FILE",
+    show_envvar=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="For programs: its first line is the passphrase. People are asked.",
+)
 @click.option("--wait/--no-wait", default=True, help="Stay until it is installed or refused.")
 @json_option
 @headland_errors
@@ -193,14 +199,11 @@ def sign_force(request: ForceRequest, keyfile: Path, passphrase: str) -> SignedF
 
 
 def _passphrase(keyfile: Path, file: Path | None) -> str:
-    """From a file for programs, the environment, or the person."""
+    """From a file for programs, or the person."""
     from signing.sealed_file import passphrase_in
 
     if file is not None:
         return passphrase_in(file)
-    known = os.environ.get("HEADLAND_PASSPHRASE")
-    if known:
-        return known
     answer: str = click.prompt(f"passphrase of {keyfile.name}", hide_input=True, err=True)
     return answer
 

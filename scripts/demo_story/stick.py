@@ -105,7 +105,7 @@ class StickChapter:
         self._plug()
         wait_for(f"{ISLAND} to wait for the window", lambda: self.machine.status()["update"]["state"] == "wait", 60)
         self.machine.film(FRAMES_A_SECOND)
-        env = {"HEADLAND_PASSPHRASE": self.stage.managers.passphrase_file(TECHNICIAN).read_text().splitlines()[0]}
+        env = {"HEADLAND_PASSPHRASE_FILE": str(self.stage.managers.passphrase_file(TECHNICIAN))}
         force = ("--force", "--technician", self.key, "--reason", "pests in the field, and nobody comes before May")
         done = self._command("kit", "apply", kit, *force, env=env)
         expect(done["state"] == "installed", "the kit was not installed", done)

@@ -22,7 +22,7 @@ def test_the_demo_verifies_every_step_and_its_facts_add_up():
     assert told["ok"]
     containers = told.get("containers")
     assert containers or os.environ.get("CI") != "true", done.stderr
-    assert len(told["steps"]) == (9 if containers else 8)
+    assert len(told["steps"]) == (10 if containers else 9)
     assert all(step["ok"] and step["detail"] for step in told["steps"])
 
     assert {machine["id"] for machine in told["machines"]} == {"tractor-1", "tractor-2", "sprayer-1"}
