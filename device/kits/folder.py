@@ -30,6 +30,8 @@ T = TypeVar("T")
 
 ANSWER_S: Final = 30.0
 """A stick that needs longer for a few MiB is of no use."""
+NAMES_LOOKED_AT: Final = 4096
+"""In the folder of kits: what else somebody put there hides no kit."""
 METADATA_FOLDERS: Final = ("image", "director")
 _METADATA_NAME: Final = re.compile(r"^[0-9a-z][0-9a-z._-]{0,127}\.json\Z")
 _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -234,7 +236,7 @@ def mark_of(root: int, path: tuple[str, ...]) -> Mark | None:
 
 def _find_kits(root: int) -> dict[KitId, Mark]:
     try:
-        names = names_in(root, (KITS_FOLDER,), limits.KITS_LOOKED_AT)
+        names = names_in(root, (KITS_FOLDER,), NAMES_LOOKED_AT)
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:
@@ -242,8 +244,8 @@ def _find_kits(root: int) -> dict[KitId, Mark]:
             return {}
         raise
     found = {}
-    for name in sorted(names):
-        mark = mark_of(root, (KITS_FOLDER, name, KIT_FILE)) if is_kit(name) else None
+    for name in sorted(name for name in names if is_kit(name))[: limits.KITS_LOOKED_AT]:
+        mark = mark_of(root, (KITS_FOLDER, name, KIT_FILE))
         if mark is not None:
             found[name] = mark
     return found

@@ -11,7 +11,7 @@ import pytest
 from watchdog.observers.api import BaseObserver
 
 from device.cancelling import cancel
-from device.kits.finding import Finder, mounts_in
+from device.kits.finding import FOLDERS, Finder, mounts_in
 from tests.fakes.sticks import KIT, write_kit
 
 
@@ -44,6 +44,17 @@ async def test_what_is_there_at_the_start_is_found(tmp_path, below):
     async with finding(tmp_path / "media", tmp_path / "absent") as finder:
         assert [(one.stick.root, one.kit) for one in await finder.look()] == [(stick, KIT)]
         assert finder.troubles == {}
+
+
+async def test_what_else_lies_on_a_stick_hides_no_kit(tmp_path):
+    stick = tmp_path / "media" / "stick"
+    for number in range(FOLDERS + 20):
+        (stick / f"photos {number}").mkdir(parents=True)
+    for number in range(1000):
+        (stick / "headland-kits" / f"notes {number}").mkdir(parents=True)
+    write_kit(stick)
+    async with finding(tmp_path / "media") as finder:
+        assert [(one.stick.root, one.kit) for one in await finder.look()] == [(stick, KIT)]
 
 
 async def test_what_lies_deeper_or_behind_a_link_is_not(tmp_path):
