@@ -12,6 +12,7 @@
     scripts/soak --kill-server-everywhere of the server, once at each effect of a story
     scripts/soak --kit-reads              a stick with a field kit fails at each of its calls, in every way
     scripts/soak --kit-tamper             each byte of a kit's metadata is changed, and blobs where it matters
+    scripts/soak --kit-images 200         so many damaged FAT32 and exFAT sticks with a kit
 
 Exit codes: 0 all is well; 1 an invariant was broken, and what did it is named; 2 usage; 77 no engine can run here.
 """
@@ -55,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     what.add_argument("--kill-server-everywhere", action="store_true", help="kill a real server at each effect")
     what.add_argument("--kit-reads", action="store_true", help="fail at each call on a stick with a kit")
     what.add_argument("--kit-tamper", action="store_true", help="change each byte of a kit's metadata")
+    what.add_argument("--kit-images", type=_positive, metavar="N", help="damage so many sticks with a kit")
     parser.add_argument("--states", type=_positive, metavar="N", help="of each crash workload so many cuts (all)")
     parser.add_argument("--chance", type=int, metavar="S", help="the seed of kills and changes (drawn, and printed)")
     parser.add_argument("--from", type=int, default=1, dest="first", metavar="S", help="the first seed (1)")
@@ -73,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return soak_cuts.kill_containers(options.kill_containers, options.chance, as_json=options.json)
     if options.kill_server is not None or options.kill_server_everywhere:
         return soak_cuts.kill_server(options.kill_server, options.chance, as_json=options.json)
-    if options.kit_reads or options.kit_tamper:
+    if options.kit_reads or options.kit_tamper or options.kit_images is not None:
         return soak_kits.play(options)
     if options.seed is not None:
         return _replay(options.seed, as_json=options.json)

@@ -22,6 +22,8 @@ def play(options: argparse.Namespace) -> int:
     """What was asked for."""
     if options.kit_reads:
         return reads(as_json=options.json)
+    if options.kit_images is not None:
+        return images(options.kit_images, options.chance, as_json=options.json)
     return tamper(options.processes, options.chance, as_json=options.json)
 
 
@@ -66,6 +68,19 @@ def _tamper(folder: Path, seed: int, number: int) -> Any:
 
     logging.disable()
     return sweep(folder, seed=seed, part=(number, PARTS))
+
+
+def images(count: int, seed: int | None, *, as_json: bool) -> int:
+    """Real file systems, damaged, each with a kit."""
+    from tests.simulation.kit_images import sweep
+
+    seed = seed if seed is not None else random.SystemRandom().randrange(1 << 32)
+    print(f"seed {seed}", file=sys.stderr, flush=True)
+    logging.disable()
+    with _scratch() as folder:
+        report = asyncio.run(sweep(folder, seed=seed, count=count, show=_now_and_then(lambda report: report.line())))
+    print(report.text() if as_json else "\n".join([report.line(), *report.broken]))
+    return 1 if report.broken else 0
 
 
 def _now_and_then(line: Callable[[Any], str]) -> Callable[[Any], None]:

@@ -40,10 +40,9 @@ class Stage:
     Args:
         folder: For everything.
         model_bytes: Of the release on the stick.
-        stick: Where it is mounted, when it is a real one; the kit is written there.
     """
 
-    def __init__(self, folder: Path, *, model_bytes: int = MODEL_BYTES, stick: Path | None = None) -> None:
+    def __init__(self, folder: Path, *, model_bytes: int = MODEL_BYTES) -> None:
         self.folder = folder
         self.field = Field(folder / "before", NOW)
         house = self.field.house
@@ -57,7 +56,7 @@ class Stage:
         house.era(0)  # likewise
         expires_ms = ms(self.field.now) + 30 * 86_400_000
         house.technicians(Technician(name="eva", public_key="1" * 64, expires_ms=expires_ms, may_force=True))
-        self.stick = stick or folder / "stick"
+        self.stick = folder / "stick"
         self.kit = make_kit(self.stick, house, [self.brings], created=self.field.now)
 
     @contextlib.contextmanager
