@@ -62,13 +62,18 @@ class DeskSocket:
 
     async def _listen(self) -> socket.socket:
         was_told = False
+        opened: list[socket.socket] = []
         while True:
             try:
-                return await to_its_end(_open, self._path)
+                await to_its_end(lambda: opened.append(_open(self._path)))
+                return opened.pop()
             except OSError as error:
                 if not was_told:
                     _log.warning("there is no socket for the command line: %s", error)
                 was_told = True
+            finally:
+                for listener in opened:  # cancelled while it was opened
+                    listener.close()
             await asyncio.sleep(RETRY_S)
 
     def _remove(self) -> None:
