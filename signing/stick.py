@@ -23,6 +23,17 @@ _NAME: Final = re.compile(r"^[A-Za-z0-9](?:[A-Za-z0-9._-]{0,253}[A-Za-z0-9])?\Z"
 _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
+def one_part(name: str) -> str:
+    """Returns the name if it is that of an entry of one folder, and no way out of it: it may come from a server.
+
+    Raises:
+        Refused: `METADATA`.
+    """
+    if name in ("", ".", "..") or "/" in name or "\0" in name:
+        raise Refused(Reason.METADATA, f"{name!r:.80} is no name of a file on a stick")
+    return name
+
+
 class StickFolder:
     """See the module. Made by `stick_folder`. Blocking; raises OSError as the stick does: full, read-only, gone."""
 
@@ -43,7 +54,7 @@ class StickFolder:
         Raises:
             Refused: `LENGTH`: it is longer; `METADATA`: it is no regular file.
         """
-        fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=self._fd)
+        fd = os.open(one_part(name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=self._fd)
         with os.fdopen(fd, "rb") as reader:
             if not stat.S_ISREG(os.fstat(reader.fileno()).st_mode):
                 raise Refused(Reason.METADATA, f"{name} is no file")
@@ -55,7 +66,7 @@ class StickFolder:
     def length(self, name: str) -> int | None:
         """How long a file is; None where there is none, or no regular one."""
         try:
-            found = os.stat(name, dir_fd=self._fd, follow_symlinks=False)
+            found = os.stat(one_part(name), dir_fd=self._fd, follow_symlinks=False)
         except FileNotFoundError:
             return None
         return found.st_size if stat.S_ISREG(found.st_mode) else None
@@ -66,30 +77,33 @@ class StickFolder:
         Raises:
             Refused: `METADATA`: it is no regular file.
         """
-        fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=self._fd)
+        fd = os.open(one_part(name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=self._fd)
         with os.fdopen(fd, "rb", buffering=0) as reader:
             if not stat.S_ISREG(os.fstat(reader.fileno()).st_mode):
                 raise Refused(Reason.METADATA, f"{name} is no file")
             while piece := reader.read(CHUNK_BYTES):
                 yield piece
 
+    def _at(self, name: str) -> Path:
+        return self._path / one_part(name)
+
     def part(self, name: str) -> Part:
         """A file to append to, made when absent. What stands there and is no file goes."""
         if self.length(name) is None:
-            self._disk.unlink(self._path / name)
-        return self._disk.open_part(self._path / name)
+            self._disk.unlink(self._at(name))
+        return self._disk.open_part(self._at(name))
 
     def settle(self, old: str, new: str) -> None:
         """Gives a file that was synced its name, in place of what had it."""
-        self._disk.rename(self._path / old, self._path / new)
+        self._disk.rename(self._at(old), self._at(new))
 
     def write(self, name: str, data: bytes) -> None:
         """A file with this content: wholly there, or not at all."""
-        self._disk.write(self._path / name, data, mode=None)
+        self._disk.write(self._at(name), data, mode=None)
 
     def remove(self, name: str) -> None:
         """Removes a file; its absence is fine."""
-        self._disk.unlink(self._path / name)
+        self._disk.unlink(self._at(name))
 
     def sweep(self) -> None:
         """Removes what a pulled stick left half written by us."""
@@ -120,10 +134,10 @@ class StickFolder:
         """
         if make:
             try:
-                os.stat(name, dir_fd=self._fd, follow_symlinks=False)
+                os.stat(one_part(name), dir_fd=self._fd, follow_symlinks=False)
             except FileNotFoundError:
-                self._disk.make_dir(self._path / name, mode=None)
-        fd = os.open(name, _FOLDER, dir_fd=self._fd)
+                self._disk.make_dir(self._at(name), mode=None)
+        fd = os.open(one_part(name), _FOLDER, dir_fd=self._fd)
         try:
             yield StickFolder(fd, self._disk)
         finally:

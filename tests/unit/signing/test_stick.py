@@ -75,3 +75,17 @@ def test_a_file_system_without_permissions_takes_files_and_folders(tmp_path, mon
     with stick_folder(tmp_path, disk=Disk()) as stick, stick.below("results", make=True) as folder:
         folder.write("one.piece", b"content")
     assert (tmp_path / "results" / "one.piece").read_bytes() == b"content"
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "/etc/passwd", "../up", "a/b", "a\0b"])
+def test_a_name_from_a_server_leads_nowhere_else(tmp_path, name):
+    with stick_folder(tmp_path) as folder:
+        for act in (
+            lambda: folder.write(name, b"x"),
+            lambda: folder.remove(name),
+            lambda: folder.read(name, 10),
+            lambda: folder.below(name, make=True).__enter__(),
+        ):
+            with pytest.raises(Refused, match="no name of a file on a stick"):
+                act()
+    assert list(tmp_path.iterdir()) == []
