@@ -131,11 +131,11 @@ class Failing:
     @contextlib.contextmanager
     def stretched(self) -> Iterator["Failing"]:
         """For as long as the context lasts, the module that reads kits meets it."""
-        reading.os = self  # type: ignore[assignment]
+        reading.os = self  # type: ignore[assignment]  # the calls that fail
         try:
             yield self
         finally:
-            reading.os = os  # type: ignore[assignment]
+            reading.os = os  # type: ignore[assignment]  # the calls that fail
             self.mend()
 
 

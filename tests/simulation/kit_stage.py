@@ -126,7 +126,7 @@ class Machine:
         self.folder = folder
         self.field = stage.twin(folder / "trust")
         self.verdicts: list[KitVerdict] = []
-        self.yard = KitYard(folder, trust=self, sleep=lambda _: asyncio.sleep(0))  # type: ignore[arg-type]
+        self.yard = KitYard(folder, trust=self, sleep=lambda _: asyncio.sleep(0))  # type: ignore[arg-type]  # as Trust
         self.yard.updates.commit(stage.runs)
         self.yard.finder.add(stick)
         self._stick = stick
