@@ -38,6 +38,9 @@ LIST_LIFETIME_DAYS: Final = 90
 LIST_PROPOSED_DAYS: Final = 60
 PERMIT_DAYS: Final = 30
 """The same of a permit."""
+AHEAD_DAYS: Final = 1
+"""So far ahead of the time of whoever judges it a kit, a list or a permit may say that it was made: clocks differ. One
+that says more would be good for longer than its lifetime."""
 CHALLENGE_S: Final = 600.0
 """How long a machine's challenge to a technician is good, by its monotonic clock."""
 

@@ -26,10 +26,20 @@ from signing.following import follow_ca
 from signing.keys import open_signer, resolve
 from signing.kits.bringing import TakenPiece, bring_home
 from signing.kits.brought_shown import PieceBar, brought_json, brought_table
-from signing.kits.building import KitRequest, Prepared, prepare, write_kit
+from signing.kits.building import write_kit
 from signing.kits.checking import KitReport, check_kit, find_kits, parse_targets
-from signing.kits.kit_file import KitObject, Signatures, add_signature, put_kit, signatures, signing_key
+from signing.kits.choosing import Chosen, choose
+from signing.kits.kit_file import (
+    KitObject,
+    Signatures,
+    add_signature,
+    drop_what_does_not_hold,
+    put_kit,
+    signatures,
+    signing_key,
+)
 from signing.kits.offer import KitQuestion
+from signing.kits.preparing import KitRequest, Prepared, prepare
 from signing.kits.receipts import put_receipts
 from signing.managers import Register
 from signing.stick import stick_folder
@@ -108,27 +118,29 @@ def build(
         prepared = prepare(workspace, server, request, app.now(), _no_waiting if dry_run else _Waiting())
         if name is not None:
             signing_key(prepared.director, Register(workspace), name)  # said before anything is written
-        for line in plan_lines(prepared, out):
+        chosen = choose(out, prepared)
+        made = chosen.kit
+        for line in plan_lines(prepared, chosen):
             console.print(printable(line), markup=False, soft_wrap=True)
         free = _free_bytes(out)
         if dry_run:
-            emit(as_json, {"dry_run": True, "plan": plan_view(prepared, free)}, "nothing was written")
+            emit(as_json, {"dry_run": True, "plan": plan_view(prepared, chosen, free)}, "nothing was written")
             return
         _check_room(prepared, out, free)
         if not yes:
             click.confirm(f"Write it to {out}?", abort=True, err=True)
         with UploadBars() as meter:
-            kit_name, made = write_kit(prepared, out, workspace, server, meter)
+            write_kit(prepared, chosen, workspace, server, meter)
         receipts = put_receipts(server, out, prepared.offer.product, prepared.offer.machines)
-    folder = out / KITS_FOLDER / kit_name
+    folder = chosen.path
     if name is not None:
         _sign(app, workspace, made, name)
     held = signatures(made, prepared.director, Register(workspace))
     with stick_folder(folder) as stick:
         put_kit(stick, made, met=held.met)
-    content = {"kit": kit_name, "path": str(folder), "ready": held.met, "receipts": receipts, **_signed_view(held)}
+    content = {"kit": chosen.name, "path": str(folder), "ready": held.met, "receipts": receipts, **_signed_view(held)}
     said = f"\n{receipts} receipts for what came home by stick are on it too" if receipts else ""
-    emit(as_json, content | {"plan": plan_view(prepared, free)}, f"{folder}\n{_next_step(held, folder)}{said}")
+    emit(as_json, content | {"plan": plan_view(prepared, chosen, free)}, f"{folder}\n{_next_step(held, folder)}{said}")
 
 
 @kit.command()
@@ -162,6 +174,7 @@ def sign(app: App, *, path: Path, name: str, yes: bool, as_json: bool) -> None:
             )
         if not yes and not click.confirm(f"Sign {folder.name} as {name}?", err=True):
             continue
+        drop_what_does_not_hold(report.kit, director)
         _sign(app, workspace, report.kit, name)
         held = signatures(report.kit, director, register)
         with stick_folder(folder) as stick:
@@ -230,10 +243,10 @@ def show(app: App, *, path: Path, as_json: bool) -> None:
     emit(as_json, {"kits": [kit_view(each) for each in reports]}, _text(lines))
 
 
-def plan_lines(prepared: Prepared, out: Path) -> list[str]:
+def plan_lines(prepared: Prepared, chosen: Chosen) -> list[str]:
     """The plan for people."""
-    plan, offer = prepared.plan, prepared.offer
-    lines = [f"A kit of {offer.product} for {_for_whom(offer.machines)}, good until {prepared.expires:%Y-%m-%d}:"]
+    plan, offer, out = prepared.plan, prepared.offer, chosen.stick
+    lines = [f"A kit of {offer.product} for {_for_whom(offer.machines)}, good until {chosen.kit.expires:%Y-%m-%d}:"]
     for release in plan.releases:
         full = sum(step.method == "full" for step in release.steps)
         lines.append(f"  {release.release}: {full} artifacts in full, {len(release.steps) - full} patches")
@@ -254,11 +267,13 @@ def plan_lines(prepared: Prepared, out: Path) -> list[str]:
         else f"{out} does not say how many are free"
     )
     lines.append(f"  about {prepared.needs_bytes:,} bytes; {room}")
+    if chosen.word:
+        lines.append(f"  {chosen.word}")
     lines.append("  no file is larger than 2 GiB: it fits on FAT32")
     return lines
 
 
-def plan_view(prepared: Prepared, free_bytes: int | None) -> dict[str, Any]:
+def plan_view(prepared: Prepared, chosen: Chosen, free_bytes: int | None) -> dict[str, Any]:
     """The plan for programs."""
     plan = prepared.plan
     return {
@@ -283,7 +298,9 @@ def plan_view(prepared: Prepared, free_bytes: int | None) -> dict[str, Any]:
         "needs_bytes": prepared.needs_bytes,
         "free_bytes": free_bytes,
         "left_out": len(plan.left_out),
-        "expires": prepared.expires.isoformat(),
+        "kit": chosen.name,
+        "goes_on": chosen.goes_on,
+        "expires": chosen.kit.expires.isoformat(),
     }
 
 

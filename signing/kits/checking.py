@@ -14,7 +14,7 @@ from tuf.api.metadata import Targets
 
 from protocol import limits
 from protocol.errors import HeadlandError, Reason, Refused, StateError
-from protocol.kits import BLOBS_FOLDER, DRAFT_FILE, KIT_FILE, KITS_FOLDER, LIFETIME_DAYS, is_kit
+from protocol.kits import AHEAD_DAYS, BLOBS_FOLDER, DRAFT_FILE, KIT_FILE, KITS_FOLDER, LIFETIME_DAYS, is_kit
 from protocol.objects import Payload
 from protocol.release import parse_manifest
 from signing.durable import TEMPORARY_PREFIX
@@ -119,7 +119,7 @@ def _look_at_terms(report: KitReport, kit: KitObject, now: datetime) -> None:
         report.faults.append(f"it would be good for more than {LIFETIME_DAYS} days, or for none")
     if kit.expires <= now:
         report.faults.append(f"it expired at {kit.expires:%Y-%m-%d %H:%M} UTC")
-    if created > now + timedelta(days=1):
+    if created > now + timedelta(days=AHEAD_DAYS):
         report.faults.append(f"it says it was made at {created:%Y-%m-%d %H:%M} UTC, which is still to come")
 
 

@@ -134,8 +134,16 @@ def add_signature(kit: KitObject, signer: Signer) -> None:
     kit.metadata.signatures[signature.keyid] = signature
 
 
+def drop_what_does_not_hold(kit: KitObject, director: Targets) -> None:
+    """Removes signatures that are nobody's, or over something else: a stick may bring any number of them."""
+    _, keys = kit_keys(director)
+    held = {keyid for keyid, key in keys.items() if _verifies(kit, key)}
+    for keyid in set(kit.metadata.signatures) - held:
+        del kit.metadata.signatures[keyid]
+
+
 def put_kit(folder: StickFolder, kit: KitObject, *, met: bool) -> str:
-    """Writes the kit, durable on return: as `kit.json` when it is signed by enough, else as its draft.
+    """Writes the kit, durable on return: as `kit.json` when it is signed by enough, else as its draft. The other goes.
 
     Returns:
         The file's name.
@@ -145,10 +153,10 @@ def put_kit(folder: StickFolder, kit: KitObject, *, met: bool) -> str:
         raise StateError(
             f"kit.json would have {len(data):,} bytes; {limits.KIT_BYTES:,} are read", hint="fewer releases"
         )
-    folder.write(KIT_FILE if met else DRAFT_FILE, data)
-    if met:
-        folder.remove(DRAFT_FILE)
-    return KIT_FILE if met else DRAFT_FILE
+    name, other = (KIT_FILE, DRAFT_FILE) if met else (DRAFT_FILE, KIT_FILE)
+    folder.write(name, data)
+    folder.remove(other)
+    return name
 
 
 def _verifies(kit: KitObject, key: Key) -> bool:

@@ -10,10 +10,12 @@ from protocol.ids import digest
 from protocol.kits import BLOBS_FOLDER, KITS_FOLDER
 from protocol.objects import Conditions
 from signing.durable import TEMPORARY_PREFIX
-from signing.kits.building import KitRequest, prepare, write_kit
+from signing.kits.building import write_kit
 from signing.kits.checking import check_kit
+from signing.kits.choosing import choose
 from signing.kits.kit_file import add_signature, put_kit
 from signing.kits.offer import KitQuestion
+from signing.kits.preparing import KitRequest, prepare
 from signing.metadata import parse
 from signing.server_client import Progress, ServerClient
 from signing.stick import stick_folder
@@ -62,14 +64,17 @@ async def test_a_kit_for_real_machines_is_whole_and_goes_on_where_it_broke_off(h
         prepared = prepare(workspace, server, KitRequest(question, 180, Conditions()), house.now(), lambda count: False)
         assert prepared.offer.machines == ("tractor-1",)
         largest = max(prepared.plan.blobs, key=lambda blob: blob.length_bytes)
-        name, _ = write_kit(prepared, stick, workspace, server, Quiet())
+        chosen = choose(stick, prepared)
+        name, kit = chosen.name, chosen.kit
+        write_kit(prepared, chosen, workspace, server, Quiet())
         blobs = stick / KITS_FOLDER / name / BLOBS_FOLDER
         # As a pulled stick leaves it: a part under a temporary name.
         whole = (blobs / largest.sha256).read_bytes()
         (blobs / largest.sha256).unlink()
         (blobs / f"{TEMPORARY_PREFIX}{largest.sha256}").write_bytes(whole[:1_234_567])
-        again, kit = write_kit(prepared, stick, workspace, server, Quiet())
-        assert again == name and (blobs / largest.sha256).read_bytes() == whole
+        assert choose(stick, prepared).name == name
+        write_kit(prepared, chosen, workspace, server, Quiet())
+        assert (blobs / largest.sha256).read_bytes() == whole
         for key in ("alice", "bob"):
             add_signature(kit, house.managers.keys[key])
         folder = stick / KITS_FOLDER / name
