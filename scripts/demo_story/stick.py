@@ -73,7 +73,8 @@ class StickChapter:
     def _build(self) -> str:
         """A kit whose window is far from now, signed by two."""
         begins = (int(time.time()) // 60 + HOURS_OFF_MIN) % 1440
-        window = f"{begins}-{(begins + 60) % 1440}"
+        ends = (begins + 60) % 1440
+        window = f"{begins // 60:02}:{begins % 60:02}-{ends // 60:02}:{ends % 60:02}"
         what = ("--product", PRODUCT, "--release", VERSION, "--machine", ISLAND, "--window", window)
         managers = self.stage.managers
         self.stick.mkdir()

@@ -16,10 +16,10 @@ from protocol.errors import Refused, StateError
 from protocol.ids import parse_name
 from protocol.kits import KITS_FOLDER, LIFETIME_DAYS
 from protocol.objects import Conditions
+from signing.commands.activation import activation_options, parse_moment, parse_window
 from signing.commands.app import App, UploadBars, pass_app
 from signing.commands.budget import parse_size
 from signing.commands.release import pick_product
-from signing.commands.rollout import parse_window
 from signing.console import emit, headland_errors, json_option, progress_console
 from signing.differences import printable
 from signing.following import follow_ca
@@ -70,9 +70,7 @@ def kit() -> None:
     show_default=True,
     help="How long it is good.",
 )
-@click.option("--not-before-ms", type=int, help="Machines activate no earlier (milliseconds since 1970, UTC).")
-@click.option("--activate-before-ms", type=int, help="Machines activate no later.")
-@click.option("--window", help="Minutes of the day, UTC: from-to, such as 120-300.")
+@activation_options
 @click.option("--as", "name", help="Sign it too, as this manager.")
 @click.option("--dry-run", is_flag=True, help="Show the plan and write nothing.")
 @click.option("--yes", is_flag=True, help="Write, and sign, without being asked.")
@@ -89,8 +87,8 @@ def build(
     machines: tuple[str, ...],
     fit: str | None,
     days: int,
-    not_before_ms: int | None,
-    activate_before_ms: int | None,
+    not_before: str | None,
+    activate_before: str | None,
     window: str | None,
     name: str | None,
     dry_run: bool,
@@ -108,7 +106,9 @@ def build(
         ),
         days=days,
         conditions=Conditions(
-            not_before_ms=not_before_ms, activate_before_ms=activate_before_ms, window_utc=parse_window(window)
+            not_before_ms=parse_moment(not_before),
+            activate_before_ms=parse_moment(activate_before),
+            window_utc=parse_window(window),
         ),
         fit_bytes=parse_size(fit) if fit is not None else None,
     )

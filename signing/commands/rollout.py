@@ -9,6 +9,7 @@ from rich.table import Table
 from protocol.errors import StateError
 from protocol.ids import parse_name
 from protocol.objects import Conditions
+from signing.commands.activation import activation_options, parse_moment, parse_window
 from signing.commands.app import App, pass_app
 from signing.commands.budget import parse_budget, show_budget
 from signing.commands.release import pick_product
@@ -36,9 +37,7 @@ def rollout() -> None:
     help="In order: count=1, percent=25 or devices=a+b; then success=100,error=0 (percent). One phase for all unless "
     "you say.",
 )
-@click.option("--not-before-ms", type=int, help="Machines activate no earlier (milliseconds since 1970, UTC).")
-@click.option("--activate-before-ms", type=int, help="Machines activate no later.")
-@click.option("--window", help="Minutes of the day, UTC: from-to, such as 120-300.")
+@activation_options
 @click.option(
     "--budget",
     "budgets",
@@ -59,8 +58,8 @@ def create(
     group: str,
     product: str | None,
     phases: tuple[str, ...],
-    not_before_ms: int | None,
-    activate_before_ms: int | None,
+    not_before: str | None,
+    activate_before: str | None,
     window: str | None,
     budgets: tuple[str, ...],
     signals: tuple[str, ...],
@@ -68,8 +67,8 @@ def create(
 ) -> None:
     """Put a release on a group of machines, phase by phase."""
     conditions = Conditions(
-        not_before_ms=not_before_ms,
-        activate_before_ms=activate_before_ms,
+        not_before_ms=parse_moment(not_before),
+        activate_before_ms=parse_moment(activate_before),
         window_utc=parse_window(window),
         signals_clear=signals,
     )
@@ -164,24 +163,6 @@ def parse_phase(spec: str) -> dict[str, Any]:
             hint="such as --phase count=1,success=100,error=0 --phase percent=100",
         )
     return fields
-
-
-def parse_window(text: str | None) -> tuple[int, int] | None:
-    """Reads `120-300`.
-
-    Raises:
-        StateError: With what is understood.
-    """
-    if text is None:
-        return None
-    begin, _, end = text.partition("-")
-    try:
-        minutes = (int(begin), int(end))
-    except ValueError as error:
-        raise StateError(f"{text!r} is no window; write minutes of the day, UTC: 120-300") from error
-    if not all(0 <= minute <= 1439 for minute in minutes):
-        raise StateError(f"{text!r}: a day has the minutes 0 to 1439")
-    return minutes
 
 
 def _act(app: App, name: str, action: str, as_json: bool) -> None:

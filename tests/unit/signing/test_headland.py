@@ -422,7 +422,8 @@ def test_a_rollout_is_asked_of_the_server_in_its_words(begun: ManagersTool) -> N
     begun.run(
         *("rollout", "create", "spring", "--release", "1.0.0", "--group", "north"),
         *("--phase", "count=1,success=100,error=0", "--phase", "devices=m1+m2", "--phase", "percent=100"),
-        *("--window", "120-300", "--signal-clear", "driving"),
+        *("--window", "22:00-04:30", "--signal-clear", "driving"),
+        *("--not-before", "2027-03-01", "--activate-before", "2027-03-31T18:00+02:00"),
     )
     assert begun.server.posted[-1] == (
         "/rollouts",
@@ -436,9 +437,34 @@ def test_a_rollout_is_asked_of_the_server_in_its_words(begun: ManagersTool) -> N
                 {"devices": ["m1", "m2"]},
                 {"percent": 100},
             ],
-            "conditions": {"window_utc": [120, 300], "signals_clear": ["driving"]},
+            "conditions": {
+                "not_before_ms": 1803859200000,
+                "activate_before_ms": 1806508800000,
+                "window_utc": [1320, 270],
+                "signals_clear": ["driving"],
+            },
         },
     )
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("--window", "120-300"),
+        ("--window", "24:00-01:00"),
+        ("--window", "22:00"),
+        ("--window", "02:00-02:00"),
+        ("--window", "02:00-03:00 "),
+        ("--not-before", "tomorrow"),
+        ("--not-before", "1803859200000"),
+        ("--activate-before", "1969-12-31"),
+    ],
+)
+def test_a_time_that_nobody_understands_is_refused_with_what_is_understood(
+    begun: ManagersTool, option: str, said: str
+) -> None:
+    words = begun.fail("rollout", "create", "a", "--release", "1.0.0", "--group", "g", option, said, code=6)
+    assert said in words
 
 
 @pytest.mark.parametrize("phase", ["success=100", "count=1,percent=5", "count=x", "half=1"])
