@@ -202,7 +202,7 @@ def _product(workspace: Workspace, product: str, old: Any, new: Targets) -> Iter
 
 def _permits(product: str, old: Any, new: Targets, now: datetime) -> Iterator[Line]:
     before = permits_of(product, old) if isinstance(old, Targets) else ()
-    after = permits_of(product, new)
+    after = permits_of(product, new, now)
     for permit in after:
         if permit not in before:
             yield (

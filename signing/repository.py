@@ -18,7 +18,15 @@ from tuf.api.metadata import DelegatedRole, Metadata, MetaFile, Root, Snapshot, 
 from protocol import limits
 from protocol.errors import Reason, Refused, StateError
 from protocol.ids import Count, Digest, Length, ProductName, Version, digest, is_digest, parse_product
-from protocol.kits import LIST_LIFETIME_DAYS, PERMIT_DAYS, PermitTerms, TechniciansTerms, is_permit, permit_path
+from protocol.kits import (
+    AHEAD_DAYS,
+    LIST_LIFETIME_DAYS,
+    PERMIT_DAYS,
+    PermitTerms,
+    TechniciansTerms,
+    is_permit,
+    permit_path,
+)
 from protocol.objects import MANAGERS_ROLES, ROLES, TECHNICIANS, DirectorTerms, ImageTerms, ProductTerms, ReleaseTerms
 from protocol.release import manifest_path
 from protocol.wire import Message, decode, encode
@@ -98,13 +106,15 @@ def accept(
     Raises:
         Refused: `SIGNATURE`, `ROLLBACK`, `EXPIRED`, or `METADATA` and `LIMIT` for what is malformed or too large.
     """
+    made_by = None if returning else now
     if returning:
         now = datetime.min.replace(tzinfo=UTC)
     roots, targets, delegated = _sort(kind, files)
     chain = _accept_roots(dict(current.roots) if current else {}, roots, now)
     newest = parse(chain[max(chain)], Root, f"{max(chain)}.root.json").signed
     top_bytes, top = _accept_targets(kind, current, targets, newest, now)
-    judges = _check_director(top.signed, current) if kind == "director" else _check_image(top.signed, current)
+    check = _check_director if kind == "director" else _check_image
+    judges = check(top.signed, current, made_by)
     unknown = set(delegated) - set(judges)
     if unknown:
         raise Refused(Reason.METADATA, f"targets delegates to no role {sorted(unknown)[0]!r}")
@@ -190,13 +200,19 @@ def releases_of(product: str, signed: Targets) -> tuple[ListedRelease, ...]:
     return tuple(sorted(found, key=lambda release: (release.era, release.release_counter)))
 
 
-def permits_of(product: str, signed: Targets) -> tuple[PermitTerms, ...]:
+def permits_of(product: str, signed: Targets, made_by: datetime | None = None) -> tuple[PermitTerms, ...]:
     """The permits in the signed part of a product's role, by id, those that expired since included.
 
     Whether the role lists the release still is not looked at here: a permit stands in for a counter, never for that.
 
+    Args:
+        product: Whose role it is.
+        signed: The role.
+        made_by: A sure time: what was made after it, by more than clocks differ, is refused. None: there is none.
+
     Raises:
-        Refused: `METADATA`: one of another path, with another hash, or good for longer than `PERMIT_DAYS`.
+        Refused: `METADATA`: one of another path, with another hash, good for longer than `PERMIT_DAYS`, or not made
+            yet.
     """
     found = []
     for path, target in sorted(signed.targets.items()):
@@ -211,22 +227,27 @@ def permits_of(product: str, signed: Targets) -> tuple[PermitTerms, ...]:
         ):
             raise Refused(Reason.METADATA, f"{product}.json: {path!r:.120} is not the permit that it says it is")
         what = f"{product}.json: the permit {permit.permit}"
-        _check_lifetime(permit.created_ms, permit.expires_ms, PERMIT_DAYS, what)
+        _check_lifetime(permit.created_ms, permit.expires_ms, PERMIT_DAYS, what, made_by)
         found.append(permit)
     return tuple(found)
 
 
-def technicians_of(signed: Targets) -> TechniciansTerms:
+def technicians_of(signed: Targets, made_by: datetime | None = None) -> TechniciansTerms:
     """The list in the signed part of the director's role `technicians`. Whether it has expired is not looked at.
 
+    Args:
+        signed: The role.
+        made_by: As in `permits_of`.
+
     Raises:
-        Refused: `METADATA`: malformed, good for longer than `LIST_LIFETIME_DAYS`, or one name or key stands twice.
+        Refused: `METADATA`: malformed, good for longer than `LIST_LIFETIME_DAYS`, not made yet, or one name or key
+            stands twice.
     """
     what = f"{TECHNICIANS}.json"
     said = terms(signed, TechniciansTerms, what)
     if signed.targets or signed.delegations is not None:
         raise Refused(Reason.METADATA, f"{what} names files or delegates; it is a list and nothing else")
-    _check_lifetime(said.created_ms, int(signed.expires.timestamp() * 1000), LIST_LIFETIME_DAYS, what)
+    _check_lifetime(said.created_ms, int(signed.expires.timestamp() * 1000), LIST_LIFETIME_DAYS, what, made_by)
     for field in ("name", "public_key"):
         if len({getattr(each, field) for each in said.technicians}) != len(said.technicians):
             raise Refused(Reason.METADATA, f"{what}: one {field.replace('_', ' ')} stands for two technicians")
@@ -238,7 +259,13 @@ def roles_with_metadata(kind: RepositoryKind, top: Targets) -> tuple[str, ...]:
     return tuple(role for role in _roles(top) if kind == "image" or role == TECHNICIANS)
 
 
-def _check_lifetime(created_ms: int, expires_ms: int, days: int, what: str) -> None:
+def _check_lifetime(created_ms: int, expires_ms: int, days: int, what: str, made_by: datetime | None) -> None:
+    if made_by is not None and created_ms > (made_by + timedelta(days=AHEAD_DAYS)).timestamp() * 1000:
+        raise Refused(
+            Reason.METADATA,
+            f"{what} says it was made at a time that is still to come, and would be good for as much longer",
+            hint="have it proposed again, on a computer whose clock is right",
+        )
     if expires_ms - created_ms > timedelta(days=days) // timedelta(milliseconds=1):
         raise Refused(Reason.METADATA, f"{what} would be good for more than {days} days")
 
@@ -355,7 +382,7 @@ _Judge = Callable[[Targets, Targets | None], None]
 """Looks at what a delegated role says, and at what it said before."""
 
 
-def _judge_product(product: str, era: int) -> _Judge:
+def _judge_product(product: str, era: int, made_by: datetime | None) -> _Judge:
     what = f"{product}.json"
 
     def judge(signed: Targets, before: Targets | None) -> None:
@@ -373,7 +400,7 @@ def _judge_product(product: str, era: int) -> _Judge:
                     Reason.METADATA, f"{what} lists a release of era {release.era}, which targets does not name"
                 )
             listed.add((release.version, release.manifest_sha256))
-        for permit in permits_of(product, signed):
+        for permit in permits_of(product, signed, made_by):
             if (permit.release, permit.manifest) not in listed:
                 raise Refused(
                     Reason.METADATA, f"{what} permits {permit.device} to go back to {permit.release}, and lists no such"
@@ -382,11 +409,14 @@ def _judge_product(product: str, era: int) -> _Judge:
     return judge
 
 
-def _judge_list(signed: Targets, before: Targets | None) -> None:
-    technicians_of(signed)
+def _judge_list(made_by: datetime | None) -> _Judge:
+    def judge(signed: Targets, before: Targets | None) -> None:
+        technicians_of(signed, made_by)
+
+    return judge
 
 
-def _check_image(top: Targets, current: RepositorySet | None) -> dict[str, _Judge]:
+def _check_image(top: Targets, current: RepositorySet | None, made_by: datetime | None) -> dict[str, _Judge]:
     """Judges the image's top targets; its roles with metadata of their own, and who judges each."""
     eras = terms(top, ImageTerms, "targets.json").eras
     for role in _roles(top).values():
@@ -405,10 +435,10 @@ def _check_image(top: Targets, current: RepositorySet | None) -> dict[str, _Judg
         for product, era in terms(old, ImageTerms, "targets.json").eras.items():
             if eras.get(product, 0) < era:
                 raise Refused(Reason.ROLLBACK, f"targets takes the era of {product} back from {era}")
-    return {product: _judge_product(product, eras.get(product, 0)) for product in _roles(top)}
+    return {product: _judge_product(product, eras.get(product, 0), made_by) for product in _roles(top)}
 
 
-def _check_director(top: Targets, current: RepositorySet | None) -> dict[str, _Judge]:
+def _check_director(top: Targets, current: RepositorySet | None, made_by: datetime | None) -> dict[str, _Judge]:
     """As `_check_image`. Roles of managers: both, or neither as it was before there were field kits."""
     terms(top, DirectorTerms, "targets.json")
     managers = set(_roles(top)) & set(MANAGERS_ROLES)
@@ -419,7 +449,7 @@ def _check_director(top: Targets, current: RepositorySet | None) -> dict[str, _J
     _check_delegated_keys(top)
     if not managers and current is not None and current.delegated:
         raise Refused(Reason.METADATA, f"targets no longer delegates to {', '.join(MANAGERS_ROLES)}; they stay")
-    return {TECHNICIANS: _judge_list} if managers else {}
+    return {TECHNICIANS: _judge_list(made_by)} if managers else {}
 
 
 def _check_delegated_keys(top: Targets) -> None:

@@ -18,9 +18,12 @@ def technician_lines(old: object, new: Targets, now: datetime) -> Iterator[tuple
         old: The signed part that is published, or None.
         new: What is proposed.
         now: Aware.
+
+    Raises:
+        Refused: `METADATA`: the list is none, or says that it is not made yet.
     """
     before = {each.name: each for each in technicians_of(old).technicians} if isinstance(old, Targets) else {}
-    after = {each.name: each for each in technicians_of(new).technicians}
+    after = {each.name: each for each in technicians_of(new, now).technicians}
     for name, each in after.items():
         if before.get(name) == each:
             continue

@@ -1,5 +1,6 @@
 """Permits to go back, and signals that technicians may skip: proposed, read by who signs, published, ended."""
 
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -116,3 +117,11 @@ def test_signals_that_a_technician_may_skip_are_shown_and_replaced_with_the_inte
     begun.run("release", "interlocks", "driving", "spraying")
     assert "a technician may no longer activate anything while spraying is on" in agree(begun)
     assert terms(role(begun), ProductTerms, "").skippable == ()
+
+
+def test_nobody_signs_a_permit_that_says_it_was_made_in_years(begun: ManagersTool) -> None:
+    now = begun.now
+    begun.now = now + timedelta(days=300)
+    grant(begun)
+    begun.now = now
+    assert "still to come" in begun.fail("keys", "sign", "--as", "alice", "--yes", code=4)

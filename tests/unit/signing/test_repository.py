@@ -380,6 +380,28 @@ def test_a_permit_for_too_long_or_for_a_release_that_is_not_listed_is_refused(
     assert what in said
 
 
+def test_what_says_it_was_made_in_time_to_come_is_refused_unless_it_comes_back(house: Managers) -> None:
+    """It would be good for longer than its lifetime, by as much."""
+
+    def made(ahead: timedelta) -> tuple[dict[str, bytes], dict[str, bytes]]:
+        house.now = NOW + ahead
+        mine = permit(house, created_ms=ms(house.now), expires_ms=ms(house.now + timedelta(days=30)))
+        files = (
+            {f"{PRODUCT}.json": house.permit(mine, publish=False)},
+            {"technicians.json": house.technicians(publish=False)},
+        )
+        house.now = NOW
+        return files
+
+    product, listing = made(timedelta(days=1))
+    assert accept("image", house.image, product, NOW) != house.image
+    assert accept("director", house.director, listing, NOW) != house.director
+    product, listing = made(timedelta(days=1, seconds=1))
+    assert "still to come" in refused(Reason.METADATA, lambda: accept("image", house.image, product, NOW))
+    assert "still to come" in refused(Reason.METADATA, lambda: accept("director", house.director, listing, NOW))
+    assert accept("director", house.director, listing, NOW, returning=True) != house.director
+
+
 def test_a_release_that_a_permit_names_is_delisted_only_with_the_permit(house: Managers) -> None:
     house.permit(permit(house))
     refused(Reason.METADATA, lambda: house.delist("1.0.0"))

@@ -1,6 +1,7 @@
 """Technicians as managers list, change, renew and revoke them, and a director from before there were any."""
 
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -247,3 +248,11 @@ def test_push_again_sends_the_list_too(begun: ManagersTool) -> None:
     sets, begun.server.sets = begun.server.sets, {}
     begun.run("release", "push", "--again")
     assert begun.server.sets == sets and "tom" in listed(begun)
+
+
+def test_nobody_signs_a_list_that_says_it_was_made_in_years(begun: ManagersTool) -> None:
+    now = begun.now
+    begun.now = now + timedelta(days=300)
+    begun.run("technicians", "add", "tom", "--key", KEY)
+    begun.now = now
+    assert "still to come" in begun.fail("keys", "sign", "--as", "alice", "--yes", code=4)
