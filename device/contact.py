@@ -15,6 +15,7 @@ import msgspec
 
 from device.hardware import inventory_digest
 from device.kits.forces import drop_forces, untold_forces
+from device.kits.report import last_number
 from device.link import Answer
 from device.outbox.box import Outbox
 from device.recovery import Recovery
@@ -311,6 +312,7 @@ class Contact:
             recovering=self._state.is_recovering,
             trusts=self._trusts()[: limits.TRUSTED_CAS],
             forces=untold_forces(self._state, TOLD_FORCES),
+            stick_number=last_number(self._state),
         )
         return record, request
 

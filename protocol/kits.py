@@ -158,13 +158,15 @@ class ForceRequest(Message):
 class StickReport(Message):
     """What a machine tells by stick of what it would tell in a contact.
 
-    `sync_token` and `number` say how new it is: it replaces what the server knows of the machine when the token is the
-    last that the server gave it, and no report of a higher number came. Statuses, alerts and forces are kept by their
-    ids, whenever they come.
+    `number` says how new it is: it replaces what the server knows of the machine when no report of this number or a
+    higher one came, and none was made when the machine called last (`SyncRequest.stick_number`). Statuses, alerts and
+    forces are kept by their ids, whenever they come.
 
     Args:
         number: Rises with every report.
-        sync_token: Of the last contact; None: there was none yet.
+        sync_token: Of the last contact that was answered; None: there was none yet. Only the last that the server gave
+            and the one before it, whose answer may have got lost, let a report replace anything: a copy of the machine
+            shows older ones.
     """
 
     format: Literal[1]

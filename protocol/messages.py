@@ -163,6 +163,7 @@ class SyncRequest(Message):
     trusts: Annotated[tuple[TrustMark, ...], msgspec.Meta(max_length=limits.TRUSTED_CAS)] = ()  # newest first
     # What technicians forced here. Sent until a contact was answered; the server notes each once, by its challenge.
     forces: Annotated[tuple[SignedForce, ...], msgspec.Meta(max_length=limits.FORCES)] = ()
+    stick_number: Count = 0  # of the last report by stick that was made here: what this contact tells is newer
 
 
 class SyncAnswer(Message):

@@ -175,8 +175,8 @@ class Contacts:
     def take_report(self, report: StickReport) -> bool:
         """Takes what a machine told by stick; its signature was checked before. Blocks; durable when it returns.
 
-        It replaces what is known of the machine when its sync token is the last that was given and no report of a
-        higher number came under it. Statuses, alerts and forces are kept once each, whenever they come.
+        It replaces what is known of the machine when nothing newer was told, by stick or by network, and its sync token
+        vouches for it. Statuses, alerts and forces are kept once each, whenever they come.
 
         Returns:
             Whether it replaced what was known.
@@ -190,11 +190,11 @@ class Contacts:
             device = self._addressed(session, report.device, report.product)
             secret = bytes.fromhex(session.facts.get("sync_secret") or "")
             shown = 0 if report.sync_token is None else sync_token.number_of(secret, device.id, report.sync_token)
-            is_newest = shown == device.token_counter and report.number > device.stick_number
+            is_newest = sync_token.vouches(device, shown) and report.number > device.stick_number
             request = as_contact(report) if is_newest else news_only(report, device)
             self._record(session, device, request, now_ms)
             if is_newest:
-                known, told = device, _told_by_stick(device, request, report.number)
+                known, told = device, _told_by_stick(device, request)
                 forgive_upgraded(session, known, told, now_ms)
                 if not device.set_apart:
                     session.fleet.hold(device.id, request.have if _patches_reach(told) else ())
@@ -551,11 +551,9 @@ def _by_what_is_known(request: SyncRequest, device: Device) -> SyncRequest:
     return msgspec.structs.replace(request, report=device.report) if request.recovering else request
 
 
-def _told_by_stick(device: Device, request: SyncRequest, number: int) -> Device:
+def _told_by_stick(device: Device, request: SyncRequest) -> Device:
     told = _reported(device, request, "", 0)
-    return replace(
-        told, last_contact_ms=device.last_contact_ms, link=device.link, trusts=device.trusts, stick_number=number
-    )
+    return replace(told, last_contact_ms=device.last_contact_ms, link=device.link, trusts=device.trusts)
 
 
 def _reported(device: Device, request: SyncRequest, certificate_pem: str, now_ms: int) -> Device:
@@ -569,7 +567,7 @@ def _reported(device: Device, request: SyncRequest, certificate_pem: str, now_ms
         counters=request.counters,
         unsure_of_time=request.unsure_of_time,
         link=request.link,
-        stick_number=0,
+        stick_number=request.stick_number,
         trusts=request.trusts,
         certificate_pem=certificate_pem or device.certificate_pem,
     )

@@ -78,6 +78,18 @@ def number_to_give(device: Device, standing: Standing, shown: int | None, contac
     return max(abs(device.token_counter), shown or 0) + 1
 
 
+def vouches(device: Device, shown: int | None) -> bool:
+    """Whether a report by stick with the token of this number may replace what is known: an older one is a copy's.
+
+    The last answer may have got lost, and what is above the last came after the backup that this catalog is from.
+
+    Args:
+        device: As kept.
+        shown: `number_of` the token; 0: the machine had no answer yet.
+    """
+    return shown is not None and shown >= abs(device.token_counter) - 1
+
+
 def answered(device: Device, standing: Standing, number: int, contact_id: Token) -> Device:
     """The machine as it is kept once the answer with this number was made."""
     if standing in (Standing.RETRY, Standing.LATE):

@@ -20,6 +20,11 @@ NUMBER: Final = "kits/report"
 def next_number(state: StateDb) -> int:
     """One above the last, durable before anything bears it: two reports of a machine never have the same. Blocking."""
     state.change(NUMBER, lambda found: b"%d" % (_number(found) + 1))
+    return last_number(state)
+
+
+def last_number(state: StateDb) -> int:
+    """Of the last report that was made here; 0: none was. Blocking."""
     return _number(state.get(NUMBER))
 
 

@@ -34,6 +34,7 @@ def as_contact(report: StickReport) -> SyncRequest:
         counters=report.counters,
         unsure_of_time=report.unsure_of_time,
         forces=report.forces,
+        stick_number=report.number,
     )
 
 

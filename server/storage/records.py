@@ -49,7 +49,7 @@ class Device:
         last_contact_ms: By this server's clock.
         inventory: The newest, with its hash.
         trusts: Marks of the CAs that it trusts, as it last said.
-        stick_number: Of the last report by stick that replaced what is known of it; 0 after each contact.
+        stick_number: Of the newest report by stick that is known of: taken, or made before the last contact.
     """
 
     id: DeviceId

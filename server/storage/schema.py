@@ -65,7 +65,7 @@ devices = Table(
     Column("unsure_of_time", Boolean, nullable=False, default=False),
     Column("link", String(64), nullable=False, default=""),
     Column("trusts", Text, nullable=False, default="[]"),
-    Column("stick_number", BigInteger, nullable=False, default=0),  # of the last report by stick under this token
+    Column("stick_number", BigInteger, nullable=False, default=0),  # of the newest report by stick that is known of
 )
 
 # The groups of `devices.groups` once more, for counting. Revoked machines count in none.

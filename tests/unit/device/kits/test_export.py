@@ -190,6 +190,7 @@ async def test_one_report_lies_there_with_all_that_a_contact_would_tell_and_its_
     assert second.sync_token == place.machine.server._token
     assert (second.forces, second.alerts, second.statuses) == ((), (), ()), "the contact told them"
     assert place.machine.server.requests[0].forces == (force,)
+    assert place.machine.server.requests[0].stick_number == first.number
 
 
 async def test_forces_are_told_until_a_contact_was_answered(place):

@@ -2,6 +2,7 @@
 
 import asyncio
 import secrets
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -148,7 +149,7 @@ async def test_the_operator_token_is_asked_for(desk: Desk):
 # Reports
 
 
-async def test_a_report_replaces_what_is_known_only_under_the_last_token_and_above_the_last_number(desk: Desk):
+async def test_a_report_replaces_what_is_known_only_above_the_number_of_the_last(desk: Desk):
     await desk.tractor.sync()
     runs = VersionReport(manifest=OTHER_MANIFEST)
     assert (await desk.tell(2, report=runs))["newest"]
@@ -156,14 +157,52 @@ async def test_a_report_replaces_what_is_known_only_under_the_last_token_and_abo
     assert not (await desk.tell(2)).get("newest", False)
     assert not (await desk.tell(1)).get("newest", False)
     assert (await desk.shown())["report"]["manifest"] == OTHER_MANIFEST
+
+
+async def test_a_report_from_before_the_last_contact_replaces_nothing_whether_or_not_its_answer_came(desk: Desk):
+    await desk.tractor.sync()
     old = desk.tractor.sync_token
     desk.tractor.manifest = "2" * 64
-    await desk.tractor.sync()
-    new, desk.tractor.sync_token = desk.tractor.sync_token, old
-    assert not (await desk.tell(9, report=runs)).get("newest", False)
+    await desk.tractor.sync(stick_number=3)
+    for token in (old, desk.tractor.sync_token):
+        told = await desk.tell(3, sync_token=token, report=VersionReport(manifest=OTHER_MANIFEST))
+        assert not told.get("newest", False)
     assert (await desk.shown())["report"]["manifest"] == "2" * 64
-    desk.tractor.sync_token = new
-    assert (await desk.tell(1, report=runs))["newest"], "numbers begin anew under each token"
+
+
+async def test_reports_of_a_machine_whose_last_answer_got_lost_are_the_newest(desk: Desk):
+    await desk.tractor.sync()
+    lost = desk.tractor.request(stick_number=1)
+    for number in (2, 3):
+        await desk.tractor.contact(lost)  # and its retry; no answer came
+        assert (await desk.tell(number, report=VersionReport(manifest=str(number) * 64)))["newest"]
+        assert (await desk.shown())["report"]["manifest"] == str(number) * 64
+    assert not (await desk.tell(3)).get("newest", False)
+
+
+async def test_a_report_of_a_copy_of_the_machine_replaces_nothing(desk: Desk):
+    await desk.tractor.sync()
+    of_the_copy = desk.tractor.sync_token
+    await desk.tractor.sync()
+    await desk.tractor.sync()
+    told = await desk.tell(99, sync_token=of_the_copy, report=VersionReport(manifest=OTHER_MANIFEST))
+    assert not told.get("newest", False)
+    assert (await desk.shown())["report"]["manifest"] is None
+
+
+async def test_a_report_tells_a_server_out_of_a_backup_what_came_after_it(desk: Desk, tmp_path: Path):
+    await desk.tractor.sync()
+    await desk.house.stop()
+    backup = tmp_path / "catalog.db.then"
+    await asyncio.to_thread(shutil.copy, desk.house.state / "catalog.db", backup)
+    await desk.house.start()
+    await desk.tractor.sync(stick_number=4)
+    await desk.tractor.sync(stick_number=5)
+    await desk.house.stop()
+    await asyncio.to_thread(shutil.copy, backup, desk.house.state / "catalog.db")
+    await desk.house.start()
+    assert (await desk.tell(6, report=VersionReport(manifest=OTHER_MANIFEST)))["newest"]
+    assert (await desk.shown())["report"]["manifest"] == OTHER_MANIFEST
 
 
 async def test_a_machine_that_never_had_a_contact_is_known_by_its_report(desk: Desk):
