@@ -7,7 +7,7 @@ from pathlib import Path
 from device.kits.exporting import ExportsShown
 from device.kits.forcing import Challenge, Forced
 from device.kits.shown import KitShown, KitsShown
-from protocol.ids import Name, Token
+from protocol.ids import Name
 from protocol.kits import KitId
 from protocol.messages import SignedForce
 
@@ -29,7 +29,7 @@ class Desk:
     status: Callable[[], Awaitable[bytes]]
     shown: Callable[[], KitsShown]
     look: Callable[[Path | None], Awaitable[KitsShown]]
-    apply: Callable[[KitId, Token | None], Awaitable[KitShown]]
+    apply: Callable[[KitId], Awaitable[KitShown]]
     challenge: Callable[[Name], Awaitable[Challenge]]
     force: Callable[[SignedForce], Awaitable[Forced]]
     export: Callable[[Path | None], Awaitable[ExportsShown]] | None = None

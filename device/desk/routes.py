@@ -69,7 +69,7 @@ def routes_of(desk: Desk) -> list[web.RouteDef]:
         kit = request.match_info["kit"]
         if not is_kit(kit):
             raise StateError(f"{kit!r:.80} is no name of a kit")
-        return _said(await desk.apply(kit, None))
+        return _said(await desk.apply(kit))
 
     async def challenge(request: web.Request) -> web.Response:
         return _said(await desk.challenge((await _read(request, ChallengeRequest)).offer))

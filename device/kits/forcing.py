@@ -52,8 +52,8 @@ class Kits(Protocol):
         """What this machine would take of a kit."""
         ...
 
-    async def apply(self, kit: KitId, forced: Token | None = None) -> KitShown:
-        """Has a kit installed."""
+    async def force(self, kit: KitId, release: Digest, request: Token) -> KitShown:
+        """Has a release of a kit installed, forced."""
         ...
 
 
@@ -169,7 +169,7 @@ class Forcing:
         if self._is_under_way(challenge):
             await self._updates.force(challenge.manifest, challenge.id)
         if is_kit(challenge.offer):
-            await self._kits.apply(challenge.offer, challenge.id)
+            await self._kits.force(challenge.offer, challenge.manifest, challenge.id)
         return Forced(offer=request.offer, release=request.release, technician=request.technician)
 
     def _keep(self, signed: SignedForce, request: ForceRequest) -> None:

@@ -155,7 +155,8 @@ class Kits:
         self._exports = exports
         self._entries: dict[tuple[KitId, Digest], _Entry] = {}
         self._contents: dict[tuple[Path, KitId, Mark], Digest] = {}
-        self._wanted: dict[KitId, Token | None] = {}  # by a person, and the request of a technician who forces it
+        self._wanted: set[KitId] = set()  # by a person
+        self._forces: dict[KitId, tuple[Digest, Token]] = {}  # the release, and the request of a technician
         self._turns = 0
         self._in_turn = False
         self._turned = asyncio.Condition()
@@ -204,24 +205,34 @@ class Kits:
         await self._next_turn()
         return self.shown()
 
-    async def apply(self, kit: KitId, forced: Token | None = None) -> KitShown:
+    async def apply(self, kit: KitId) -> KitShown:
         """A person wants a kit installed.
-
-        Args:
-            kit: Its name.
-            forced: The request of a technician who forces it, verified and kept.
 
         Raises:
             StateError: There is no such kit.
         """
         if kit not in {entry.kit for entry in self._entries.values()}:
             raise StateError(f"there is no kit {kit}", hint="headland-device kit list shows what was found")
-        self._wanted[kit] = forced or self._wanted.get(kit)
+        self._wanted.add(kit)
         await self._next_turn()
         return min(
             (self._show(entry, self._updates.progress()) for entry in self._entries.values() if entry.kit == kit),
             key=lambda one: (one.state is not KitState.APPLYING, not one.release),
         )
+
+    async def force(self, kit: KitId, release: Digest, request: Token) -> KitShown:
+        """A technician forces a release of a kit: that one, and once.
+
+        Args:
+            kit: Its name.
+            release: Its manifest.
+            request: Verified and kept.
+
+        Raises:
+            StateError: There is no such kit.
+        """
+        self._forces[kit] = (release, request)
+        return await self.apply(kit)
 
     def choice_of(self, offer: str) -> tuple[str, Digest] | None:
         """Version and manifest of what this machine would take of a kit; None: nothing."""
@@ -289,12 +300,17 @@ class Kits:
         for key, entry in list(self._entries.items()):
             if key not in here and not (entry.kit == underway and entry.verdict is not None and entry.verdict.kit):
                 del self._entries[key]
-                self._wanted.pop(entry.kit, None)
             else:
                 entry.sticks = here.get(key, [])
         for (kit, content), sticks in here.items():
             if (kit, content) not in self._entries:
                 self._entries[kit, content] = _Entry(kit, content, sticks=sticks)
+        for kit in (self._wanted | self._forces.keys()) - {entry.kit for entry in self._entries.values()}:
+            self._forget_wish(kit)
+
+    def _forget_wish(self, kit: KitId) -> None:
+        self._wanted.discard(kit)
+        self._forces.pop(kit, None)
 
     # Judged
 
@@ -363,7 +379,7 @@ class Kits:
             except UnfitError as unfit:
                 entry.say(unfit.state, unfit.line, unfit.hint)
                 if unfit.state is KitState.INSTALLED:
-                    self._wanted.pop(entry.kit, None)
+                    self._forget_wish(entry.kit)
 
     # Offered
 
@@ -401,10 +417,13 @@ class Kits:
             plan=choice.plan,
             conditions=entry.verdict.kit.conditions,
         )
-        forced = self._wanted.get(entry.kit)
+        release_forced, request = self._forces.get(entry.kit, (None, None))
+        forced = request if release_forced == choice.name else None
         verdict = await self._updates.offer(assignment, choice.manifest, terms, True, forced=forced)
         match verdict:
             case rules.Accepted():
+                if forced is not None:
+                    del self._forces[entry.kit]  # the update machine keeps it from here on
                 entry.say(KitState.APPLYING, f"release {release.release} is being installed")
                 if entry.sticks:
                     self._updates.kit_is_there(entry.kit)

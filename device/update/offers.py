@@ -34,8 +34,12 @@ class Offers:
         self._waiting: dict[Name, Waiting] = {}
 
     def put(self, waiting: Waiting) -> None:
-        """In the place of what the same one offered before."""
-        self._waiting[source_of(waiting.assignment.rollout)] = waiting
+        """In the place of what the same one offered before; the same release stays forced."""
+        source = source_of(waiting.assignment.rollout)
+        before = self._waiting.get(source)
+        if before is not None and before.assignment.manifest == waiting.assignment.manifest:
+            waiting = replace(waiting, forced=waiting.forced or before.forced)
+        self._waiting[source] = waiting
 
     def drop(self, source: Name) -> bool:
         """The server, or a kit, offers nothing now. Tells whether something waited."""

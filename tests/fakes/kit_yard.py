@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from device.cancelling import cancel
 from device.clock import Reading
 from device.kits.bringing import STICK, KitFetcher, NotingSource
@@ -22,9 +24,9 @@ from device.transfer.fetch import Transfer
 from device.transfer.patch_book import PatchBook
 from device.trust.port import Complaint, KitVerdict, Roster, Terms, Trust
 from device.update import rules
-from device.update.memory import Memory
+from device.update.memory import Memory, floors_of
 from device.update.progress import Progress
-from device.update.states import Held, Offer, State, UpdateRecord
+from device.update.states import Ended, Held, Offer, State, Tried, UpdateRecord
 from protocol import limits
 from protocol.errors import Refused
 from protocol.ids import digest
@@ -97,6 +99,8 @@ class PlainUpdates:
         self.withdrawn: list[str] = []
         self.there: list[str] = []
         self.why = ""
+        self.puts_off = ""
+        self.reading = Reading(ms=EXPIRES_MS - 1, sure=True)
 
     def progress(self) -> Progress:
         return Progress(self.record.state, why=self.why)
@@ -114,28 +118,37 @@ class PlainUpdates:
         forced: str | None = None,
     ) -> rules.Accepted | rules.Later | Refused:
         assert may_install
+        if self.puts_off:
+            return rules.Later(self.puts_off)
         try:
-            verdict = await asyncio.to_thread(self._judge, assignment, manifest_bytes, terms)
+            verdict = await asyncio.to_thread(self._judge, assignment, manifest_bytes, terms, forced)
         except Refused as refused:
             return refused
         if isinstance(verdict, rules.Accepted):
             if not self.offered or self.offered[-1] != (assignment, forced):
                 self.offered.append((assignment, forced))
-            self.record = UpdateRecord(
-                state=State.FETCH, committed=self.record.committed, offer=verdict.offer, last=self.record.last
-            )
+            offer, current = verdict.offer, self.record.offer
+            if current is not None and current.release == offer.release and offer.forced is None:
+                offer = msgspec.structs.replace(offer, forced=current.forced)
+            self.record = msgspec.structs.replace(self.record, state=State.FETCH, offer=offer)
         return verdict
 
-    def _judge(self, assignment: AssignmentBody, data: bytes, terms: Terms) -> rules.Accepted | rules.Later:
+    def _judge(
+        self, assignment: AssignmentBody, data: bytes, terms: Terms, forced: str | None
+    ) -> rules.Accepted | rules.Later:
+        floor = self.memory.floor()
+        time = rules.Time(self.reading.ms, self.reading.sure, self.reading.ms)
         return rules.judge_offer(
             assignment,
             data,
             terms,
             MACHINE,
-            floor=self.memory.floor(),
+            floor=floor,
             record=self.record,
             refused=self.memory.refused(),
             delisted=self.memory.delisted(),
+            forced=forced,
+            permit=rules.permit_for(assignment.manifest.sha256, terms, DEVICE, floor, time),
         )
 
     def withdraw_kit(self, kit: str) -> None:
@@ -153,9 +166,18 @@ class PlainUpdates:
             release_counter=release.counter,
             era=release.era,
         )
+        permit_ms = self.record.offer.permit_ms if self.record.offer is not None else 0
         self.record = UpdateRecord(committed=held, active=release.digest)
-        for name, value in {"update/era": release.era, f"update/counter/{release.era}": release.counter}.items():
+        for name, value in floors_of(held, permit_ms).items():
             self.state.raise_floor(name, value)
+
+    def give_up(self) -> None:
+        """As if what is under way had ended unfinished, with no retries left."""
+        offer = self.record.offer
+        assert offer is not None
+        ended = Ended(release=offer.release, rollout=offer.rollout, outcome="unfinished")
+        tried = Tried(release=offer.release.digest, rollout=offer.rollout, count=offer.trial.max_retries + 1)
+        self.record = UpdateRecord(committed=self.record.committed, last=ended, tried=(tried,))
 
 
 class KitYard:
@@ -175,7 +197,6 @@ class KitYard:
         self.store = Store(folder / "store", free=lambda _: 1 << 40)
         self.updates = PlainUpdates(self.state)
         self.trust: Any = trust or BelievingTrust()
-        self.reading = Reading(ms=EXPIRES_MS - 1, sure=True)
         self.finder = Finder([self.media], answer_s=5)
         self.shelf = Shelf()
         self.patches = PatchBook(self.state, "0.1.0")
@@ -197,7 +218,7 @@ class KitYard:
                 held=self._held,
                 shelf=self.shelf,
                 manifests=self.fetcher,
-                now=lambda: self.reading,
+                now=lambda: self.updates.reading,
             ),
             trust=self.trust,
             updates=self.updates,

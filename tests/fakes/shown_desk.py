@@ -25,7 +25,7 @@ from device.status import (
     UpdateNow,
 )
 from protocol.errors import HeadlandError
-from protocol.ids import Name, Token
+from protocol.ids import Name
 from protocol.kits import ForceRequest, KitId
 from protocol.messages import SignedForce
 from protocol.wire import decode, encode
@@ -138,7 +138,7 @@ class ShownDesk:
         await self._note("look")
         return self._shown()
 
-    async def _apply(self, kit: KitId, forced: Token | None) -> KitShown:
+    async def _apply(self, kit: KitId) -> KitShown:
         await self._note(f"apply {kit}")
         return self.kits[kit]
 

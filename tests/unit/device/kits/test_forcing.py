@@ -1,6 +1,7 @@
 """A technician's request is carried out once, for what this machine asked about, and told before it is done."""
 
 import asyncio
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -34,7 +35,7 @@ class World:
         self.forcing = Forcing(
             device="tractor-1",
             product="pest-detector",
-            kits=self,
+            kits=SimpleNamespace(choice_of=self.choice_of, force=self.force_kit),
             updates=self,
             state=state,
             judge=self.judge,
@@ -51,9 +52,9 @@ class World:
     def choice_of(self, offer):
         return self.choice if offer == KIT else None
 
-    async def apply(self, kit, forced=None):
+    async def force_kit(self, kit, release, request):
         assert await asyncio.to_thread(untold_forces, self.state)
-        self.done.append((kit, forced))
+        self.done.append((kit, release, request))
         return KitShown(kit=kit, sticks=(), state=KitState.APPLYING, sentence="")
 
     async def force(self, release, request):
@@ -79,7 +80,7 @@ async def test_a_kit_is_forced_once_and_the_server_will_hear_of_it(world):
     assert (challenge.release, challenge.manifest, challenge.device) == ("1.0.0", MANIFEST, "tractor-1")
     said = await world.forcing.force(signed(challenge))
     assert (said.technician, said.offer) == ("theo", KIT)
-    assert world.done == [(KIT, challenge.id)]
+    assert world.done == [(KIT, MANIFEST, challenge.id)]
     assert untold_forces(world.state) == (signed(challenge),)
     (alert,) = world.state.pending_alerts(9)
     assert (alert.kind, alert.id) == ("forced", challenge.id)

@@ -13,14 +13,17 @@ from device.refusals import Refusal
 from device.trust.port import Complaint, Roster
 from device.update.states import State
 from protocol.errors import LinkError, Reason, StateError
-from protocol.kits import KIT_FILE, PermitTerms
+from protocol.kits import KIT_FILE
 from tests.fakes.kit_yard import EXPIRES_MS, KitYard, kit_of, lay
-from tests.fakes.updates import DEVICE, Release, noise, terms
+from tests.fakes.updates import DEVICE, Release, noise, permit, terms
 
 ONE = Release("1.0.0", 1, noise(2000, 1))
 TWO = Release("1.1.0", 2, noise(2000, 2))
 THREE = Release("1.2.0", 3, noise(2000, 3))
 GPU = Release("1.3.0", 4, noise(2000, 4), accelerator="cuda")
+DAY_MS = 86_400_000
+PERMIT = permit(ONE, created_ms=EXPIRES_MS - 5 * DAY_MS)
+TOKEN = "f" * 32
 
 
 @pytest.fixture
@@ -112,10 +115,10 @@ async def test_a_refused_kit_has_its_word_and_is_judged_again_when_a_person_asks
 
 
 async def test_a_kit_expires_while_it_is_plugged_in_only_by_sure_time(yard):
-    yard.reading = Reading(EXPIRES_MS + 1, sure=False)
+    yard.updates.reading = Reading(EXPIRES_MS + 1, sure=False)
     lay(yard.media / "stick", kit_of("kit-a", ONE), ONE)
     assert (await yard.turn())["kit-a"].state is KitState.APPLYING
-    yard.reading = Reading(EXPIRES_MS + 1, sure=True)
+    yard.updates.reading = Reading(EXPIRES_MS + 1, sure=True)
     assert (await yard.turn())["kit-a"].state is KitState.EXPIRED
 
 
@@ -156,18 +159,8 @@ async def test_where_a_person_decides_nothing_is_installed_before(tmp_path):
 
 
 async def test_the_word_of_a_person_takes_a_permit_back_and_nothing_else_does(yard):
-    permit = PermitTerms(
-        kind="permit",
-        permit="0" * 32,
-        device=DEVICE,
-        release="1.0.0",
-        manifest=ONE.digest,
-        created_ms=1,
-        expires_ms=EXPIRES_MS,
-        reason="the new one does not see beetles",
-    )
     yard.updates.commit(TWO)
-    yard.trust.terms = msgspec.structs.replace(yard.trust.terms, permits=(permit,))
+    yard.trust.terms = msgspec.structs.replace(yard.trust.terms, permits=(PERMIT,))
     lay(yard.media / "stick", kit_of("kit-a", ONE, TWO), ONE, TWO)
     lay(yard.media / "other", kit_of("kit-b", ONE), ONE)
     shown = await yard.turn()
@@ -176,23 +169,47 @@ async def test_the_word_of_a_person_takes_a_permit_back_and_nothing_else_does(ya
     assert shown["kit-b"].can_apply
     assert "permit" in shown["kit-b"].hint
     assert (await yard.kits.apply("kit-b")).release == "1.0.0"
+    assert yard.under_way().permit_ms == PERMIT.created_ms
 
 
 async def test_a_kit_for_this_machine_alone_takes_its_permit_by_itself(yard):
-    permit = PermitTerms(
-        kind="permit",
-        permit="0" * 32,
-        device=DEVICE,
-        release="1.0.0",
-        manifest=ONE.digest,
-        created_ms=1,
-        expires_ms=EXPIRES_MS,
-        reason="the new one does not see beetles",
-    )
     yard.updates.commit(TWO)
-    yard.trust.terms = msgspec.structs.replace(yard.trust.terms, permits=(permit,))
+    yard.trust.terms = msgspec.structs.replace(yard.trust.terms, permits=(PERMIT,))
     lay(yard.media / "stick", kit_of("kit-a", ONE, machines=(DEVICE,)), ONE)
     assert (await yard.turn())["kit-a"].release == "1.0.0"
+
+
+async def test_a_force_is_for_the_release_that_it_names_and_not_for_the_next_one_of_the_kit(yard):
+    lay(yard.media / "a", kit_of("kit-a", ONE), ONE)
+    await yard.turn()
+    await yard.kits.force("kit-a", ONE.digest, TOKEN)
+    assert yard.under_way().forced == TOKEN
+    lay(yard.media / "b", kit_of("kit-a", ONE, TWO, created_ms=2), ONE, TWO)
+    await yard.turn()
+    assert yard.under_way().release.digest == TWO.digest
+    assert yard.under_way().forced is None
+
+
+async def test_a_force_is_good_for_one_try_and_its_retries_and_not_for_ever(yard):
+    lay(yard.media / "a", kit_of("kit-a", ONE), ONE)
+    await yard.turn()
+    await yard.kits.force("kit-a", ONE.digest, TOKEN)
+    yard.updates.give_up()
+    shown = await yard.turn()
+    assert shown["kit-a"].state is KitState.WAITING
+    assert "used up its retries" in shown["kit-a"].sentence
+    assert yard.under_way() is None
+
+
+async def test_a_force_waits_as_long_as_its_release_does(yard):
+    lay(yard.media / "a", kit_of("kit-a", ONE), ONE)
+    await yard.turn()
+    yard.updates.puts_off = "another"
+    await yard.kits.force("kit-a", ONE.digest, TOKEN)
+    assert yard.under_way().forced is None
+    yard.updates.puts_off = ""
+    await yard.turn()
+    assert yard.under_way().forced == TOKEN
 
 
 async def test_a_release_that_was_refused_here_is_not_offered_again(yard):

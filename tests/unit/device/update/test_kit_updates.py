@@ -6,6 +6,7 @@ import dataclasses
 import msgspec
 import pytest
 
+from device.update.offers import Offers, Waiting
 from device.update.rules import Accepted, Later
 from device.update.states import State
 from protocol.errors import StateError
@@ -272,3 +273,12 @@ async def test_nothing_is_forced_that_is_not_under_way(bench):
         await bench.install(NEW, OLD)
         with pytest.raises(StateError):
             await updater.force(NEW.digest, REQUEST)
+
+
+def test_an_offer_that_waits_stays_forced_when_it_is_repeated_and_the_next_one_is_not():
+    offers = Offers()
+    offers.put(Waiting(NEW.assignment("kit-a"), NEW.manifest_bytes, REQUEST))
+    offers.put(Waiting(NEW.assignment("kit-a"), NEW.manifest_bytes))
+    assert offers.next().forced == REQUEST
+    offers.put(Waiting(NEXT.assignment("kit-a"), NEXT.manifest_bytes))
+    assert offers.next().forced is None
