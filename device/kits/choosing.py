@@ -171,6 +171,7 @@ class Chooser:
         if reading.sure and reading.ms > verdict.expires_ms:
             raise UnfitError(KitState.EXPIRED, "the kit has expired", "make a new one: headland kit build")
         may_go_back = is_wanted or verdict.kit.machines == (self._device,)
+        # Only to the newest that this machine can take: neither past one that runs, nor past one that a stick damaged.
         why: UnfitError | None = None
         for one in planning.rank(verdict.kit, facts.terms, facts.floor) if facts.terms is not None else ():
             try:
@@ -178,11 +179,13 @@ class Chooser:
                 return await self._way(one, facts.have)
             except UnfitError as unfit:
                 why = why or unfit
+                may_go_back = may_go_back and unfit.state is not KitState.INSTALLED
             except Refused as error:
                 why = why or UnfitError(STATES.get(error.reason, KitState.REFUSED), error.message, error.hint)
             except LinkError as error:
                 state = KitState.UNREADABLE if error.retryable else KitState.DAMAGED
                 why = why or UnfitError(state, error.message, error.hint)
+                may_go_back = False
         raise why or UnfitError(KitState.DELISTED, "the managers list none of its releases any more")
 
     def _check(self, kit: KitId, one: Standing, refused: dict[Digest, str], *, may_go_back: bool) -> None:

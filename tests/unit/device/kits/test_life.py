@@ -179,6 +179,26 @@ async def test_a_kit_for_this_machine_alone_takes_its_permit_by_itself(yard):
     assert (await yard.turn())["kit-a"].release == "1.0.0"
 
 
+async def test_no_permit_takes_a_machine_back_from_the_newest_release_of_a_kit_once_that_runs(yard):
+    yard.trust.terms = msgspec.structs.replace(yard.trust.terms, permits=(PERMIT,))
+    lay(yard.media / "a", kit_of("kit-a", ONE, TWO, machines=(DEVICE,)), ONE, TWO)
+    await yard.turn()
+    assert (await yard.kits.apply("kit-a")).release == "1.1.0"
+    yard.updates.commit(TWO)
+    shown = await yard.turn()
+    assert shown["kit-a"].state is KitState.INSTALLED
+    assert yard.under_way() is None
+
+
+async def test_no_permit_takes_a_machine_back_because_a_newer_release_of_the_kit_is_damaged(yard):
+    yard.updates.commit(TWO)
+    yard.trust.terms = msgspec.structs.replace(yard.trust.terms, permits=(PERMIT,))
+    folder = lay(yard.media / "a", kit_of("kit-a", ONE, THREE, machines=(DEVICE,)), ONE, THREE)
+    (folder / "blobs" / THREE.digest).unlink()
+    assert (await yard.turn())["kit-a"].state is KitState.DAMAGED
+    assert yard.under_way() is None
+
+
 async def test_a_force_is_for_the_release_that_it_names_and_not_for_the_next_one_of_the_kit(yard):
     lay(yard.media / "a", kit_of("kit-a", ONE), ONE)
     await yard.turn()
