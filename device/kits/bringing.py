@@ -53,7 +53,7 @@ class KitFetcher:
     Args:
         transfer: From `source`.
         source: Where it streams from.
-        tell: Called when something did not come: another plan may bring it.
+        tell: Called when a fetch did not come to its end: another plan may bring it.
     """
 
     def __init__(self, transfer: Fetcher, source: NotingSource, tell: Callable[[], None]) -> None:
@@ -62,14 +62,18 @@ class KitFetcher:
         self._tell = tell
 
     async def small(self, payload: Payload, limit: int) -> bytes:
-        """As `Fetcher`."""
+        """As `Fetcher`. Nobody is told of a failure but the one who asked: a manifest is asked for with each plan."""
         return await self._from_another(lambda: self._transfer.small(payload, limit))
 
     async def fetch(
         self, plan: TransferPlan, artifacts: Sequence[Artifact], progress: Callable[[int], None], purse: Purse
     ) -> None:
         """As `Fetcher`."""
-        await self._from_another(lambda: self._transfer.fetch(plan, artifacts, progress, purse))
+        try:
+            await self._from_another(lambda: self._transfer.fetch(plan, artifacts, progress, purse))
+        except (Refused, PatchFailedError, LinkError):
+            self._tell()
+            raise
 
     async def _from_another(self, action: Callable[[], Awaitable[T]]) -> T:
         """Does it again as long as a stick turned out bad and another is left."""
@@ -78,8 +82,4 @@ class KitFetcher:
                 return await action()
             except Refused:
                 if not self._source.doubt_last():
-                    self._tell()
                     raise
-            except (PatchFailedError, LinkError):
-                self._tell()
-                raise

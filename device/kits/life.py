@@ -8,6 +8,7 @@ one task, and its reading is in threads of their own.
 import asyncio
 import contextlib
 import logging
+import math
 import secrets
 import shutil
 from collections.abc import Iterable
@@ -24,7 +25,7 @@ from device.kits.folder import Mark, Stick
 from device.kits.shelf import Shelf
 from device.kits.shown import KitShown, KitsShown, KitState
 from device.state_db import StateDb
-from device.trust.port import ROSTER, KitVerdict, Roster, Terms, Trust
+from device.trust.port import ROSTER, Complaint, KitVerdict, Roster, Terms, Trust
 from device.update import rules
 from device.update.memory import TERMS, Memory
 from device.update.progress import Progress
@@ -34,15 +35,19 @@ from protocol.errors import LinkError, Reason, Refused, StateError
 from protocol.ids import DeviceId, Digest, Token, digest
 from protocol.kits import KitId
 from protocol.messages import Inventory
-from protocol.objects import AssignmentBody
+from protocol.objects import AssignmentBody, TransferPlan
 from protocol.wire import decode, encode
 
 _log = logging.getLogger(__name__)
 
 TURN_S: Final = 120.0  # a person waits no longer for the word on a kit
+AGAIN_S: Final = 30.0
+"""So long a copy that could not be read is left alone: whatever else happens, it costs no more than that."""
 _DONE: Final = frozenset({State.IDLE, State.COMMIT, State.ROLLBACK, State.CLEANUP})
 
 Applying = Literal["auto", "ask"]
+_Place = tuple[Path, Mark]
+"""One copy of a kit: another after it went and came back, or was written anew."""
 
 
 class Updates(Protocol):
@@ -98,13 +103,24 @@ class _Entry:
 
     kit: KitId
     content: Digest
-    sticks: list[Stick] = field(default_factory=list)
+    copies: dict[_Place, Stick] = field(default_factory=dict)
     verdict: KitVerdict | None = None
     trusted: bytes | None = None  # what was when it was judged
+    heard: dict[_Place, float] = field(default_factory=dict)  # copies that are no good, and until when
     choice: Choice | None = None
+    told: tuple[frozenset[_Place], TransferPlan] | None = None  # to the update machine: what it can go on with
     state: KitState = KitState.READING
     line: str = "it is being read"
     hint: str = ""
+
+    @property
+    def is_good(self) -> bool:
+        """Whether a copy of it was judged to be."""
+        return self.verdict is not None and self.verdict.kit is not None
+
+    def unheard(self, now_s: float) -> list[tuple[_Place, Stick]]:
+        """Copies that are still, or again, to be judged."""
+        return [(place, stick) for place, stick in self.copies.items() if self.heard.get(place, 0.0) <= now_s]
 
     def say(self, state: KitState, line: str, hint: str = "") -> None:
         if (state, line) != (self.state, self.line):
@@ -201,7 +217,7 @@ class Kits:
         self._shelf.forget()
         self._contents.clear()
         for entry in self._entries.values():
-            entry.trusted = None
+            entry.trusted = entry.told = None
         await self._next_turn()
         return self.shown()
 
@@ -257,12 +273,7 @@ class Kits:
             found = await self._finder.look()
             self._shelf.show(found)
             await self._sort(found)
-            trusted = await asyncio.to_thread(self._trusted)
-            for entry in list(self._entries.values()):
-                if entry.trusted != trusted and entry.sticks:
-                    await self._judge(entry)
-                    if entry.trusted != trusted:
-                        self._finder.wake()  # it brought something newer: the others are held against that
+            await self._judge_all()
             await self._plan_all()
             await self._offer_best()
         except StateError as error:  # a full disk: it is tried again
@@ -280,7 +291,7 @@ class Kits:
     async def _sort(self, found: Iterable[Found]) -> None:
         """Which kits there are now, by their content."""
         contents: dict[tuple[Path, KitId, Mark], Digest] = {}
-        here: dict[tuple[KitId, Digest], list[Stick]] = {}
+        here: dict[tuple[KitId, Digest], dict[_Place, Stick]] = {}
         for one in found:
             place = (one.stick.root, one.kit, one.mark)
             content = self._contents.get(place)
@@ -290,21 +301,22 @@ class Kits:
                 except (LinkError, Refused) as error:
                     entry = self._entries.setdefault((one.kit, ""), _Entry(one.kit, ""))
                     entry.say(KitState.UNREADABLE, f"it cannot be read: {error.message}")
-                    here.setdefault((one.kit, ""), [])
+                    here.setdefault((one.kit, ""), {})
                     continue
             contents[place] = content
-            here.setdefault((one.kit, content), []).append(one.stick)
+            here.setdefault((one.kit, content), {})[one.stick.root, one.mark] = one.stick
         self._contents = contents
         offer = self._updates.record.offer
         underway = offer.rollout if offer is not None else ""
         for key, entry in list(self._entries.items()):
-            if key not in here and not (entry.kit == underway and entry.verdict is not None and entry.verdict.kit):
+            if key not in here and not (entry.kit == underway and entry.is_good):
                 del self._entries[key]
             else:
-                entry.sticks = here.get(key, [])
-        for (kit, content), sticks in here.items():
+                entry.copies = here.get(key, {})
+                entry.heard = {place: until_s for place, until_s in entry.heard.items() if place in entry.copies}
+        for (kit, content), copies in here.items():
             if (kit, content) not in self._entries:
-                self._entries[kit, content] = _Entry(kit, content, sticks=sticks)
+                self._entries[kit, content] = _Entry(kit, content, copies=copies)
         for kit in (self._wanted | self._forces.keys()) - {entry.kit for entry in self._entries.values()}:
             self._forget_wish(kit)
 
@@ -318,36 +330,58 @@ class Kits:
         """The same as long as no newer metadata is trusted here."""
         return (self._state.get(TERMS) or b"") + (self._state.get(ROSTER) or b"")
 
-    async def _judge(self, entry: _Entry) -> None:
-        """Copies what a kit says of itself, and has the keeper judge the copy."""
-        verdict, line = None, ""
-        for stick in entry.sticks:
+    async def _judge_all(self) -> None:
+        """Until all were held against the newest that one of them brought: nothing else is offered."""
+        trusted = None
+        while trusted != (newest := await asyncio.to_thread(self._trusted)):
+            trusted = newest
+            for entry in self._entries.values():
+                if entry.copies:
+                    await self._judge(entry, trusted)
+
+    async def _judge(self, entry: _Entry, trusted: bytes) -> None:
+        """Copies what a kit says of itself, and has the keeper judge the copy: one after the other, until one is good.
+
+        A copy that is damaged, or that somebody changed, must not hide another one.
+        """
+        was_good = entry.is_good
+        if entry.trusted != trusted:
+            entry.verdict, entry.choice = None, None
+            entry.heard.clear()
+        if entry.is_good:
+            return
+        now_s = asyncio.get_running_loop().time()
+        for place, stick in entry.unheard(now_s):
+            entry.heard[place] = now_s + AGAIN_S
             try:
                 verdict = await self._judge_copy(entry, stick)
-                break
-            except LinkError as error:
-                line = error.message
             except Refused as error:
-                entry.trusted = await asyncio.to_thread(self._trusted)
-                entry.say(KitState.REFUSED, f"it is no kit: {error.message}", error.hint)
-                return
+                detail = f"it is no kit: {error.message}"
+                verdict = KitVerdict(
+                    complaint=Complaint(what="kit", reason=error.reason, detail=detail, hint=error.hint)
+                )
+            except LinkError as error:
+                if entry.verdict is None:
+                    entry.say(KitState.UNREADABLE, error.message)
+                continue
             except OSError as error:
-                line = f"this machine's disk takes no copy of it: {error.strerror}"
-        if verdict is None:
-            entry.say(KitState.UNREADABLE, line)
-            return
-        was_good = entry.verdict is not None and entry.verdict.kit is not None
-        entry.verdict = verdict
-        await self._learn(verdict)
+                if entry.verdict is None:
+                    entry.say(KitState.UNREADABLE, f"this machine's disk takes no copy of it: {error.strerror}")
+                continue
+            entry.heard[place] = math.inf
+            entry.verdict = verdict
+            await self._learn(verdict)
+            if verdict.kit is not None:
+                break
+            self._say_refused(entry, verdict.complaint)
+        if was_good and entry.verdict is not None and not entry.is_good:
+            self._updates.withdraw_kit(entry.kit)
         entry.trusted = await asyncio.to_thread(self._trusted)
-        if verdict.kit is None:
-            complaint = verdict.complaint
-            reason = complaint.reason if complaint is not None else Reason.METADATA
-            detail = complaint.detail if complaint is not None else "it was refused"
-            entry.choice = None
-            entry.say(STATES.get(reason, KitState.REFUSED), detail, complaint.hint if complaint is not None else "")
-            if was_good:
-                self._updates.withdraw_kit(entry.kit)
+
+    def _say_refused(self, entry: _Entry, complaint: Complaint | None) -> None:
+        reason = complaint.reason if complaint is not None else Reason.METADATA
+        detail = complaint.detail if complaint is not None else "it was refused"
+        entry.say(STATES.get(reason, KitState.REFUSED), detail, complaint.hint if complaint is not None else "")
 
     async def _judge_copy(self, entry: _Entry, stick: Stick) -> KitVerdict:
         aside = self._folder / secrets.token_hex(8)
@@ -425,7 +459,9 @@ class Kits:
                 if forced is not None:
                     del self._forces[entry.kit]  # the update machine keeps it from here on
                 entry.say(KitState.APPLYING, f"release {release.release} is being installed")
-                if entry.sticks:
+                this = (frozenset(entry.copies), choice.plan)
+                if entry.copies and entry.told != this:
+                    entry.told = this
                     self._updates.kit_is_there(entry.kit)
                 return True
             case rules.Later():
@@ -457,7 +493,7 @@ class Kits:
         verdict = entry.verdict
         shown = KitShown(
             kit=entry.kit,
-            sticks=tuple(str(stick.root) for stick in entry.sticks),
+            sticks=tuple(str(stick.root) for stick in entry.copies.values()),
             state=entry.state,
             sentence=entry.line,
             hint=entry.hint,

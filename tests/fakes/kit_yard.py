@@ -28,7 +28,7 @@ from device.update.memory import Memory, floors_of
 from device.update.progress import Progress
 from device.update.states import Ended, Held, Offer, State, Tried, UpdateRecord
 from protocol import limits
-from protocol.errors import Refused
+from protocol.errors import Reason, Refused
 from protocol.ids import digest
 from protocol.kits import KIT_FILE, KitBody, KitRelease
 from protocol.messages import Inventory
@@ -72,14 +72,20 @@ class BelievingTrust:
         self.roster: Roster | None = None
         self.complaints: dict[str, Complaint] = {}  # by kit
         self.judged: list[str] = []
+        self.refuses_next = 0
+        self.on_judged: Callable[[str], None] = lambda kit: None
 
     async def judge_kit(self, folder: str) -> KitVerdict:
         return await asyncio.to_thread(self._judge, Path(folder))
 
     def _judge(self, folder: Path) -> KitVerdict:
         self.judged.append(folder.name)
+        self.on_judged(folder.name)
         assert all((folder / name).is_dir() for name in METADATA_FOLDERS)
         complaint = self.complaints.get(folder.name)
+        if self.refuses_next or (folder / "image" / "damaged.json").exists():
+            self.refuses_next = max(0, self.refuses_next - 1)
+            complaint = Complaint(what="kit", reason=Reason.METADATA, detail="this copy is damaged")
         if complaint is not None:
             return KitVerdict(complaint=complaint, terms=self.terms, roster=self.roster)
         body = decode((folder / KIT_FILE).read_bytes(), KitBody, limit=limits.KIT_BYTES)

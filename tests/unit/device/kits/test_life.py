@@ -114,6 +114,84 @@ async def test_a_refused_kit_has_its_word_and_is_judged_again_when_a_person_asks
     assert (await yard.look())["kit-a"].state is KitState.APPLYING
 
 
+async def test_a_damaged_copy_of_a_kit_does_not_hide_a_good_one(yard):
+    yard.trust.refuses_next = 2
+    for name in ("x", "y", "z"):
+        lay(yard.media / name, kit_of("kit-a", ONE), ONE)
+    assert (await yard.turn())["kit-a"].state is KitState.APPLYING
+    assert len(yard.trust.judged) == 3
+
+
+@pytest.mark.parametrize("is_none", [False, True])
+async def test_a_good_copy_that_comes_after_a_damaged_one_is_taken_at_once(yard, is_none):
+    folder = lay(yard.media / "bad", kit_of("kit-a", ONE), ONE)
+    damaged = folder / "image" / "damaged.json"
+    damaged.mkdir() if is_none else damaged.touch()
+    shown = (await yard.turn())["kit-a"]
+    assert shown.state is KitState.REFUSED
+    assert ("no plain file" if is_none else "this copy is damaged") in shown.sentence
+    judged = len(yard.trust.judged)
+    await yard.turn()
+    assert len(yard.trust.judged) == judged
+    lay(yard.media / "good", kit_of("kit-a", ONE), ONE)
+    assert (await yard.turn())["kit-a"].state is KitState.APPLYING
+
+
+@pytest.mark.parametrize("again_s", [0.0, 60.0])
+async def test_a_kit_that_cannot_be_copied_is_left_alone_for_a_while_and_then_tried_again(yard, monkeypatch, again_s):
+    monkeypatch.setattr("device.kits.life.AGAIN_S", again_s)
+    monkeypatch.setattr("device.kits.finding.SETTLED_S", 0.01)
+    folder = lay(yard.media / "a", kit_of("kit-a", ONE), ONE)
+    shutil.move(folder / "image", folder / "gone")
+    assert (await yard.turn())["kit-a"].state is KitState.UNREADABLE
+    before = yard.kits._turns
+    await asyncio.sleep(0.5)
+    assert yard.kits._turns - before < 3, "nothing new: nobody looks"
+    shutil.move(folder / "gone", folder / "image")
+    then = KitState.UNREADABLE if again_s else KitState.APPLYING
+    assert (await yard.turn())["kit-a"].state is then
+    assert (await yard.look())["kit-a"].state is KitState.APPLYING
+
+
+async def test_a_kit_without_its_manifest_is_looked_at_no_more_often_than_others(yard, monkeypatch):
+    monkeypatch.setattr("device.kits.finding.SETTLED_S", 0.01)
+    folder = lay(yard.media / "a", kit_of("kit-a", ONE), ONE)
+    (folder / "blobs" / ONE.digest).unlink()
+    assert (await yard.turn())["kit-a"].state is KitState.DAMAGED
+    before = yard.kits._turns
+    await asyncio.sleep(0.5)
+    assert yard.kits._turns - before < 3
+
+
+async def test_the_update_machine_is_told_of_a_stick_once_and_of_each_new_one(yard):
+    lay(yard.media / "a", kit_of("kit-a", ONE), ONE)
+    for _ in range(3):
+        await yard.turn()
+    assert yard.updates.there == ["kit-a"], "or it would read a bad stick without ever waiting"
+    lay(yard.media / "b", kit_of("kit-a", ONE), ONE)
+    await yard.turn()
+    assert yard.updates.there == ["kit-a"] * 2
+    await yard.look()
+    assert yard.updates.there == ["kit-a"] * 3
+
+
+async def test_nothing_is_offered_that_was_judged_before_what_another_kit_brought(yard):
+    lay(yard.media / "a", kit_of("kit-a", THREE), THREE)
+    yard.updates.puts_off = "not yet"
+    await yard.turn()
+    yard.updates.puts_off = ""
+
+    def bring(kit):
+        if kit == "kit-b":
+            yard.trust.terms = terms(ONE, TWO, THREE, role_version=2)
+            yard.trust.complaints["kit-a"] = Complaint(what="kit", reason=Reason.SIGNATURE, detail="revoked")
+
+    yard.trust.on_judged = bring
+    lay(yard.media / "b", kit_of("kit-b", TWO), TWO)
+    await yard.turn()
+    assert [assignment.rollout for assignment, _ in yard.updates.offered] == ["kit-b"]
+
+
 async def test_a_kit_expires_while_it_is_plugged_in_only_by_sure_time(yard):
     yard.updates.reading = Reading(EXPIRES_MS + 1, sure=False)
     lay(yard.media / "stick", kit_of("kit-a", ONE), ONE)
