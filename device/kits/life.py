@@ -25,7 +25,8 @@ from device.kits.folder import Mark, Stick
 from device.kits.shelf import Shelf
 from device.kits.shown import KitShown, KitsShown, KitState
 from device.state_db import StateDb
-from device.trust.port import ROSTER, Complaint, KitVerdict, Roster, Terms, Trust
+from device.trust.port import ROSTER, Complaint, KitVerdict, Terms, Trust
+from device.trust.roster import load as load_roster
 from device.update import rules
 from device.update.memory import TERMS, Memory
 from device.update.progress import Progress
@@ -41,6 +42,9 @@ from protocol.wire import decode, encode
 _log = logging.getLogger(__name__)
 
 TURN_S: Final = 120.0  # a person waits no longer for the word on a kit
+SIGNERS: Final = "kits/signers"
+"""Which keys signed the kits that were offered here: what is under way is given up when they count no more, also after
+a restart and without a stick."""
 AGAIN_S: Final = 30.0
 """So long a copy that could not be read is left alone: whatever else happens, it costs no more than that."""
 _DONE: Final = frozenset({State.IDLE, State.COMMIT, State.ROLLBACK, State.CLEANUP})
@@ -274,6 +278,7 @@ class Kits:
             self._shelf.show(found)
             await self._sort(found)
             await self._judge_all()
+            await self._end_revoked()
             await self._plan_all()
             await self._offer_best()
         except StateError as error:  # a full disk: it is tried again
@@ -344,7 +349,6 @@ class Kits:
 
         A copy that is damaged, or that somebody changed, must not hide another one.
         """
-        was_good = entry.is_good
         if entry.trusted != trusted:
             entry.verdict, entry.choice = None, None
             entry.heard.clear()
@@ -374,8 +378,6 @@ class Kits:
             if verdict.kit is not None:
                 break
             self._say_refused(entry, verdict.complaint)
-        if was_good and entry.verdict is not None and not entry.is_good:
-            self._updates.withdraw_kit(entry.kit)
         entry.trusted = await asyncio.to_thread(self._trusted)
 
     def _say_refused(self, entry: _Entry, complaint: Complaint | None) -> None:
@@ -396,8 +398,34 @@ class Kits:
     async def _learn(self, verdict: KitVerdict) -> None:
         if verdict.terms is not None:
             await self._updates.learn(verdict.terms)
-        if verdict.roster is not None:
-            await asyncio.to_thread(keep_roster, self._state, verdict.roster)
+
+    async def _end_revoked(self) -> None:
+        """What was begun, and what no copy is left of to be judged again."""
+        roster = await asyncio.to_thread(load_roster, self._state)
+        if roster is None:
+            return
+        for kit, signers in (await asyncio.to_thread(self._signers)).items():
+            if not roster.takes_kit_of(signers):
+                self._updates.withdraw_kit(kit)
+        for entry in self._entries.values():
+            if entry.verdict is not None and entry.is_good and not roster.takes_kit_of(entry.verdict.signers):
+                entry.verdict, entry.choice = None, None
+                entry.say(KitState.REFUSED, "the keys of those who signed it count no more")
+
+    def _signers(self) -> dict[KitId, tuple[str, ...]]:
+        """By the kits that are here or under way. Blocking."""
+        with contextlib.suppress(Refused):
+            return decode(self._state.get(SIGNERS) or b"{}", dict[str, tuple[str, ...]], limit=limits.METADATA_BYTES)
+        return {}
+
+    def _note_signers(self, kit: KitId, signers: tuple[str, ...]) -> None:
+        """Before the kit is offered. Blocking."""
+        known = self._signers()
+        offer = self._updates.record.offer
+        here = {entry.kit for entry in self._entries.values()} | ({offer.rollout} if offer is not None else set())
+        if known.get(kit) != signers:
+            kept = {name: each for name, each in known.items() if name in here}
+            self._state.put(SIGNERS, encode(kept | {kit: signers}))
 
     # Planned
 
@@ -453,6 +481,7 @@ class Kits:
         )
         release_forced, request = self._forces.get(entry.kit, (None, None))
         forced = request if release_forced == choice.name else None
+        await asyncio.to_thread(self._note_signers, entry.kit, entry.verdict.signers)
         verdict = await self._updates.offer(assignment, choice.manifest, terms, True, forced=forced)
         match verdict:
             case rules.Accepted():
@@ -506,15 +535,3 @@ class Kits:
             return msgspec.structs.replace(shown, can_apply=can_apply)
         line = entry.line + (f"; it waits: {progress.why}" if progress.why else "")
         return msgspec.structs.replace(shown, sentence=line, forced=bool(progress.forced))
-
-
-def keep_roster(state: StateDb, roster: Roster) -> None:
-    """Keeps the newest list of technicians. Blocking."""
-
-    def newer(known: bytes | None) -> bytes | None:
-        with contextlib.suppress(Refused):
-            if known is not None and decode(known, Roster, limit=limits.KIT_METADATA_BYTES).version >= roster.version:
-                return None
-        return encode(roster)
-
-    state.change(ROSTER, newer)

@@ -124,6 +124,7 @@ class Judge:
         return KitVerdict(
             kit=kit.body if kit is not None else None,
             expires_ms=_ms(kit.expires) if kit is not None else 0,
+            signers=kit.signers if kit is not None else (),
             complaint=complaint,
             terms=self._terms(image) if image is not None else None,
             roster=self._keep_roster(),
@@ -189,7 +190,13 @@ class Judge:
             return None
         kept = roster.load(self._facts)
         found = director.technicians
-        newest = Roster(version=kept.version if kept is not None else 1, sealing_key=director.sealing_key)
+        kit_keys, kit_threshold = director.kit_signers
+        newest = Roster(
+            version=kept.version if kept is not None else 1,
+            sealing_key=director.sealing_key,
+            kit_keys=kit_keys,
+            kit_threshold=kit_threshold,
+        )
         if found is not None:
             newest = msgspec.structs.replace(
                 newest,

@@ -1,5 +1,6 @@
 """What the agent asks of trust, and the answer: typed, verified, nothing left to judge but the install rule."""
 
+from collections.abc import Iterable
 from typing import Final, Protocol
 
 from protocol.errors import Reason
@@ -53,6 +54,8 @@ class Roster(Message):
         created_ms: Of the list.
         expires_ms: Of the list: after it nobody may force, and all else goes on.
         sealing_key: The server's, for what a stick takes home; None: nothing goes on a stick.
+        kit_keys: Ids of the keys that may sign kits.
+        kit_threshold: How many of them have to; 0: there are no kits.
     """
 
     version: Count
@@ -60,6 +63,12 @@ class Roster(Message):
     created_ms: Millis = 0
     expires_ms: Millis = 0
     sealing_key: PublicKey | None = None
+    kit_keys: tuple[str, ...] = ()
+    kit_threshold: Count = 0
+
+    def takes_kit_of(self, signers: Iterable[str]) -> bool:
+        """Whether a kit that these keys signed is still signed by enough of those who may: else it is revoked."""
+        return 0 < self.kit_threshold <= len(set(signers) & set(self.kit_keys))
 
 
 class Complaint(Message):
@@ -91,6 +100,7 @@ class KitVerdict(Message):
     Args:
         kit: All of it held, and what it brought is trusted from now on; None: refused.
         expires_ms: Of the kit.
+        signers: Ids of the keys whose signatures on it held.
         complaint: Why it was refused.
         terms: The newest trusted after it, also of a refused one.
         roster: Likewise.
@@ -99,6 +109,7 @@ class KitVerdict(Message):
 
     kit: KitBody | None = None
     expires_ms: Millis = 0
+    signers: tuple[str, ...] = ()
     complaint: Complaint | None = None
     terms: Terms | None = None
     roster: Roster | None = None

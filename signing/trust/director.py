@@ -84,6 +84,13 @@ class DirectorView:
         said = technicians_of(self._technicians)
         return TechniciansList(said.technicians, said.created_ms, self._technicians.expires)
 
+    @property
+    def kit_signers(self) -> tuple[tuple[str, ...], int]:
+        """Ids of the keys that may sign kits, and how many of them have to; 0: it knows of no kits."""
+        delegations = self._targets.delegations
+        role = (delegations.roles or {}).get(KITS) if delegations is not None else None
+        return (tuple(sorted(role.keyids)), role.threshold) if role is not None else ((), 0)
+
     def verify_object(self, text: str, kind: type[N], device: str, now: datetime) -> N:
         """Verifies one signed object. Checked in this order, each with a reason of its own: length, signature by the
         role of the kind, kind, device, version (never lower than one verified before), expiry.
@@ -170,20 +177,17 @@ class DirectorView:
                 Reason.LENGTH, f"a kit of more than {limits.KIT_BYTES} bytes, which is more than anybody signs"
             )
         metadata = parse(text, Targets, "the kit")
-        delegations = self._targets.delegations
-        if delegations is None or KITS not in (delegations.roles or {}):
+        if not self.kit_signers[1]:
             raise Refused(Reason.NOT_DELEGATED, "the director that is trusted here knows of no field kits yet")
-        try:
-            self._targets.verify_delegate(KITS, metadata.signed_bytes, metadata.signatures)
-        except UnsignedMetadataError as error:
+        found = self._targets.get_verification_result(KITS, metadata.signed_bytes, metadata.signatures)
+        if not found:
             raise Refused(
                 Reason.SIGNATURE,
-                f"the kit is not signed by enough of those who may sign kits: {error}",
+                f"the kit is signed by {len(found.signed)} of those who may sign kits, not by {found.threshold}",
                 hint="it was changed, or its signers' keys count no more: ask the release manager for a new kit",
-            ) from error
-        except ValueError as error:
-            raise Refused(Reason.METADATA, f"the kit: {error}") from error
-        return SignedKit(terms(metadata.signed, KitBody, "the kit"), metadata.signed.expires)
+            )
+        body = terms(metadata.signed, KitBody, "the kit")
+        return SignedKit(body, metadata.signed.expires, tuple(sorted(found.signed)))
 
     def keep_time_version(self, text: str, device: str) -> None:
         """Makes the version of a time statement that was verified a floor."""

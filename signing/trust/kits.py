@@ -9,10 +9,17 @@ from protocol.kits import LIFETIME_DAYS, KitBody
 
 @dataclass(frozen=True)
 class SignedKit:
-    """A kit whose signature held. Made by `DirectorView.verify_kit`."""
+    """A kit whose signature held. Made by `DirectorView.verify_kit`.
+
+    Args:
+        body: What was signed.
+        expires: Of the object.
+        signers: Ids of the keys of the role `kits` whose signatures held.
+    """
 
     body: KitBody
     expires: datetime
+    signers: tuple[str, ...]
 
     @property
     def created(self) -> datetime:

@@ -22,7 +22,7 @@ from device.state_db import StateDb
 from device.store import Store
 from device.transfer.fetch import Transfer
 from device.transfer.patch_book import PatchBook
-from device.trust.port import Complaint, KitVerdict, Roster, Terms, Trust
+from device.trust.port import ROSTER, Complaint, KitVerdict, Roster, Terms, Trust
 from device.update import rules
 from device.update.memory import Memory, floors_of
 from device.update.progress import Progress
@@ -69,7 +69,7 @@ class BelievingTrust:
 
     def __init__(self) -> None:
         self.terms: Terms | None = None
-        self.roster: Roster | None = None
+        self.signers = ("alice", "bob")
         self.complaints: dict[str, Complaint] = {}  # by kit
         self.judged: list[str] = []
         self.refuses_next = 0
@@ -87,9 +87,9 @@ class BelievingTrust:
             self.refuses_next = max(0, self.refuses_next - 1)
             complaint = Complaint(what="kit", reason=Reason.METADATA, detail="this copy is damaged")
         if complaint is not None:
-            return KitVerdict(complaint=complaint, terms=self.terms, roster=self.roster)
+            return KitVerdict(complaint=complaint, terms=self.terms)
         body = decode((folder / KIT_FILE).read_bytes(), KitBody, limit=limits.KIT_BYTES)
-        return KitVerdict(kit=body, expires_ms=EXPIRES_MS, terms=self.terms, roster=self.roster)
+        return KitVerdict(kit=body, expires_ms=EXPIRES_MS, signers=self.signers, terms=self.terms)
 
 
 class PlainUpdates:
@@ -198,7 +198,7 @@ class KitYard:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.media = folder / "media"
-        self.media.mkdir(parents=True)
+        self.media.mkdir(parents=True, exist_ok=True)
         self.state = StateDb(folder / "state.db")
         self.store = Store(folder / "store", free=lambda _: 1 << 40)
         self.updates = PlainUpdates(self.state)
@@ -243,6 +243,11 @@ class KitYard:
         finally:
             await cancel(task)
             self.state.close()
+
+    async def trusts(self, *kit_keys: str, version: int) -> None:
+        """A contact brought the newest word on who signs kits: two of these have to."""
+        roster = Roster(version=version, kit_keys=kit_keys, kit_threshold=2)
+        await asyncio.to_thread(self.state.put, ROSTER, encode(roster))
 
     async def look(self) -> dict[str, KitShown]:
         """After a person wanted it looked again."""

@@ -1,6 +1,7 @@
 """Sticks come and go; each kit gets its word, and the best one is offered."""
 
 import asyncio
+import contextlib
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from device.clock import Reading
 from device.kits.shown import KitState
 from device.refusals import Refusal
-from device.trust.port import Complaint, Roster
+from device.trust.port import Complaint
 from device.update.states import State
 from protocol.errors import LinkError, Reason, StateError
 from protocol.kits import KIT_FILE
@@ -200,25 +201,56 @@ async def test_a_kit_expires_while_it_is_plugged_in_only_by_sure_time(yard):
     assert (await yard.turn())["kit-a"].state is KitState.EXPIRED
 
 
-async def test_a_revoked_kit_stops(yard):
+async def test_a_kit_is_held_against_each_new_word_on_who_signs_kits(yard):
     lay(yard.media / "stick", kit_of("kit-a", ONE), ONE)
+    yard.updates.puts_off = "not yet"
     await yard.turn()
     yard.trust.complaints["kit-a"] = Complaint(what="kit", reason=Reason.SIGNATURE, detail="its keys were taken away")
-    yard.trust.roster = Roster(version=7)
-    lay(yard.media / "other", kit_of("kit-b", GPU), GPU)
-    await yard.turn()
-    shown = await yard.turn()
-    assert yard.updates.withdrawn == ["kit-a"]
-    assert shown["kit-a"].state is KitState.REFUSED
+    await yard.trusts("carol", "dora", version=2)
+    yard.updates.puts_off = ""
+    assert (await yard.turn())["kit-a"].state is KitState.REFUSED
+    assert not yard.updates.offered
 
 
-async def test_a_list_of_technicians_never_goes_back(yard):
-    yard.trust.roster = Roster(version=7)
+@pytest.mark.parametrize("is_restarted", [False, True])
+@pytest.mark.parametrize("is_pulled", [False, True])
+async def test_a_revoked_kit_is_not_gone_on_with(tmp_path, is_restarted, is_pulled):
+    yard = KitYard(tmp_path)
+    yard.trust.terms = terms(ONE)
+    async with contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(yard.running())
+        await yard.trusts("alice", "bob", "carol", version=1)
+        stick = yard.media / "stick"
+        lay(stick, kit_of("kit-a", ONE), ONE)
+        await yard.turn()
+        await asyncio.to_thread(yard.store.put, ONE.manifest_bytes)
+        if is_pulled:
+            shutil.rmtree(stick)
+            await yard.turn()
+        if is_restarted:
+            record = yard.updates.record
+            await stack.aclose()
+            yard = KitYard(tmp_path)
+            yard.updates.record = record
+            await stack.enter_async_context(yard.running())
+        await yard.trusts("alice", "bob", "dora", version=2)
+        await yard.turn()
+        assert yard.updates.withdrawn == [], "who signed it still may"
+        yard.trust.complaints["kit-a"] = Complaint(what="kit", reason=Reason.SIGNATURE, detail="taken away")
+        await yard.trusts("alice", "carol", "dora", version=3)
+        await yard.turn()
+        assert yard.updates.withdrawn == ["kit-a"]
+        assert yard.under_way() is None
+
+
+async def test_nobody_stops_a_kit_with_a_stick_that_bears_its_name(yard):
+    await yard.trusts("alice", "bob", version=1)
     lay(yard.media / "stick", kit_of("kit-a", ONE), ONE)
     await yard.turn()
-    yard.trust.roster = Roster(version=6)
+    yard.trust.complaints["kit-a"] = Complaint(what="kit", reason=Reason.SIGNATURE, detail="not signed")
+    lay(yard.media / "other", kit_of("kit-a", TWO, created_ms=9), TWO)
     await yard.look()
-    assert b'"version":7' in yard.state.get("director/roster")
+    assert yard.updates.withdrawn == []
 
 
 async def test_where_a_person_decides_nothing_is_installed_before(tmp_path):

@@ -294,12 +294,20 @@ def test_a_kit_whose_own_metadata_takes_its_signers_away_is_refused_at_last(fiel
 
 
 def test_a_contact_takes_a_kits_signers_away(field: Field) -> None:
+    """Also where nothing else changed: what is under way is held against the roster."""
     folder = field.kit()
+    was = field.bring(folder)
+    assert was.roster is not None
+    assert was.roster.takes_kit_of(was.signers)
+    assert not was.roster.takes_kit_of(was.signers[:1])
     field.passes(days=1)
     field.house.kit_makers = ("carol",)
     field.house.delegate_online("director", "clock")
-    field.contact()
+    roster = field.contact().roster
+    assert roster is not None
     assert refusal(field.bring(folder)) == "signature"
+    assert not roster.takes_kit_of(was.signers)
+    assert roster.takes_kit_of(field.bring(field.kit("kit-new", by=("carol",))).signers)
 
 
 @pytest.mark.parametrize("wall_off_days", [-3000, 3000])
