@@ -161,6 +161,7 @@ class Judge:
         return Terms(
             product=self._product,
             role_version=image.role_version,
+            delegated_by=(image.versions["root"], image.versions["targets"]),
             era=image.era,
             floor=image.floor,
             listed={

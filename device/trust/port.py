@@ -30,6 +30,7 @@ class Terms(Message):
     """What the newest trusted image repository says of the product. Kept in `state.db`: ACTIVATE looks again.
 
     Args:
+        delegated_by: Versions of the root and of the top targets, whose keys give the role's own version its meaning.
         interlocks: Signals that must be off before anything is activated.
         permits: Those for this machine, expired ones too: when one counts is the install rule's to say.
         skippable: Signals that a technician who forces may leave on.
@@ -37,12 +38,18 @@ class Terms(Message):
 
     product: ProductName
     role_version: Count
+    delegated_by: tuple[Count, Count] = (0, 0)
     era: Count = 0
     floor: Count = 0
     listed: dict[Digest, Listed] = {}  # by the manifest's digest
     interlocks: tuple[Name, ...] = ()
     permits: tuple[PermitTerms, ...] = ()
     skippable: tuple[Name, ...] = ()
+
+    def are_older_than(self, others: "Terms") -> bool:
+        """Whether these were said before the others. After keys were stolen and rotated, the role's version may be
+        lower (ATTACKS.md T4)."""
+        return (*self.delegated_by, self.role_version) < (*others.delegated_by, others.role_version)
 
 
 class Roster(Message):

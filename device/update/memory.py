@@ -42,7 +42,7 @@ class Memory:
     def learn(self, terms: Terms) -> None:
         """Keeps newer terms, and what they list no longer."""
         known = self.terms()
-        if known == terms or (known is not None and terms.role_version < known.role_version):
+        if known == terms or (known is not None and terms.are_older_than(known)):
             return
         facts = {TERMS: encode(terms)}
         gone = [name for name in (known.listed if known is not None else {}) if name not in terms.listed]

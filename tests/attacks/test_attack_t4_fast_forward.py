@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from securesystemslib.signer import CryptoSigner
 
+from device.state_db import StateDb
+from device.update.memory import Memory
 from signing.repository import RepositorySet
 from tests.fakes.field import PRODUCT, Field, reasons
 
@@ -51,7 +53,8 @@ def test_attack_t4_a_fast_forwarded_product_role_recovers_when_its_keys_are_rota
     stolen = field.house.sign(field.house.make_product(END), ["alice", "bob"])
     field.serve()
     field.hostile("image", {"targets": (1, field.house.image.targets), PRODUCT: (END, stolen)})
-    assert field.contact(serve=False).versions["image/pest-detector"] == END
+    driven = field.contact(serve=False)
+    assert driven.versions["image/pest-detector"] == END
     field.passes(hours=1)
     assert [what for what, _ in reasons(field.contact())] == ["image"]
 
@@ -74,6 +77,14 @@ def test_attack_t4_a_fast_forwarded_product_role_recovers_when_its_keys_are_rota
     verdict = field.contact()
     assert (reasons(verdict), verdict.may_install) == ([], True)
     assert verdict.versions["image/pest-detector"] == 3
+    # The update machine takes the lower number as well, and the higher one never again.
+    db = StateDb(field.folder / "state.db")
+    memory = Memory(db)
+    for terms in (driven.terms, verdict.terms, driven.terms):
+        assert terms is not None
+        memory.learn(terms)
+    assert memory.terms() == verdict.terms
+    db.close()
 
 
 def test_attack_t4_a_fast_forwarded_assignment_and_clock_recover_with_their_own_keys(field: Field) -> None:
