@@ -17,6 +17,7 @@ from tests.simulation.fleet import faults
 from tests.simulation.fleet.faults import CALM, Ills
 from tests.simulation.fleet.machine import Machine
 from tests.simulation.fleet.planted import PLANTED
+from tests.simulation.fleet.planted_kits import PLANTED_KITS, kit, permit, visit
 from tests.simulation.fleet.play import Played, play, tail
 from tests.simulation.fleet.releases import GOOD, KINDS
 from tests.simulation.fleet.story import WINTER_S, Act, Story
@@ -90,10 +91,37 @@ CONTAINED = (
 """Containers from the first day on, and what happens to them and their engine."""
 
 
+CARRIED = (
+    12,
+    directed(
+        Act(0.0, "list", ("all",)),
+        Act(0.1 * DAY_S, "release", (2, "large", None, None)),
+        kit(1, 1, 2, at_days=0.2),
+        visit(1, at_days=0.3, left=27, home_s=60.0),
+        visit(1, at_days=0.7, damage="blobs", is_copied=True, home_s=60.0),
+        visit(1, at_days=1.1, stick="red", stays_s=0.3 * DAY_S),
+        permit(1, 1.2),
+        kit(2, 1, at_days=1.5, only=True),
+        visit(2, at_days=1.6, stays_s=0.3 * DAY_S, home_s=60.0),
+        Act(2.0 * DAY_S, "release", (3, "good", None, None)),
+        kit(1, 3, at_days=2.1, window=(100, 110)),
+        visit(1, at_days=2.2, forces="otto"),
+        visit(1, at_days=2.6, forces="eva"),
+        Act(3.0 * DAY_S, "makers", (("carol", "bob"),)),
+        Act(3.1 * DAY_S, "list", ("without rita",)),
+        visit(1, at_days=3.2, stick="red", forces="rita"),
+        days=4,
+        away=1.0,
+        power=True,
+    ),
+)
+"""A machine that is never in range, and technicians: whatever they do happens, and its results come by stick alone."""
+
+
 def test_a_handful_of_seeds_brings_every_machine_home() -> None:
     seen: Counter[str] = Counter()
     steps = 0
-    for seed, story in (WORST, CONTAINED, *((seed, None) for seed in SEEDS)):
+    for seed, story in (WORST, CONTAINED, CARRIED, *((seed, None) for seed in SEEDS)):
         played = check(play(seed, story))
         seen.update(played.seen)
         steps += played.steps
@@ -191,9 +219,9 @@ def sound(story: Story) -> None:
     check(play(5, story))
 
 
-@pytest.mark.parametrize("name", PLANTED)
+@pytest.mark.parametrize("name", PLANTED | PLANTED_KITS)
 def test_a_planted_fault_turns_a_play_red(name: str) -> None:
-    planted = PLANTED[name]
+    planted = (PLANTED | PLANTED_KITS)[name]
     sound(planted.story)
     said = []
     for seed in (7, 5, 6, 8):

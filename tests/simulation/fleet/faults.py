@@ -27,10 +27,23 @@ HAPPENS = (
     "labelled-with-containers",
 )
 """What faults lead to, and is counted beside them."""
+CARRIED = (
+    "stick-pulled",
+    "kit-damaged",
+    "kit-makers",
+    "kit-begun",
+    "kit-committed",
+    "stepped-back",
+    "force-begun",
+    "force-refused",
+    "brought-home",
+    "brought-again",
+)
+"""What comes of technicians with sticks."""
 ATTACKS = ("frozen", "replayed")
 ENGINE = ("engine-killed", "engine-full", "image-lost", "container-removed")
 ROOTS = (0, 1, 3, 257, 300)
-COUNTED = (*LINK, *HAPPENS, *ATTACKS, *ENGINE, "power", "server-crash", "clock-jumps", "clock-1970")
+COUNTED = (*LINK, *HAPPENS, *CARRIED, *ATTACKS, *ENGINE, "power", "server-crash", "clock-jumps", "clock-1970")
 """What plays count under these names, and must all happen for a run of them to prove something."""
 
 

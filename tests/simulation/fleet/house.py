@@ -23,7 +23,7 @@ from yarl import URL
 from protocol.errors import HeadlandError, LinkError
 from protocol.ids import digest
 from protocol.objects import ProductTerms
-from server import app
+from server import app, sealing_keys
 from server.founding import FirstAnswers, found
 from server.http.devices import METADATA_FILE, DeviceDoor, DeviceServices
 from server.storage.blobs import BlobStore
@@ -53,6 +53,8 @@ def prepare(state: Path, managers: Managers, now_ms: int) -> None:
         for role, signer in roles.items():
             (state / "keys" / f"{repository}.{role}.pem").write_bytes(signer.private_bytes)
     found(state, FirstAnswers("127.0.0.1", 0, ("farm.example",), "127.0.0.1", 0), lambda: now_ms, no_secret)
+    managers.sealing_key = next(iter(sealing_keys.read_all(state / "keys")))
+    managers.delegate_online("director", "clock")  # names it
     path = state / "server.toml"
     path.write_text(path.read_text() + SETTINGS)
 

@@ -14,12 +14,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from device import agent
 from device.clock import Moment
 from device.inference.frames import Frame
+from device.kits.settings import KitSettings
 from device.layout import Layout
 from device.parts import Parts
 from device.settings import load as load_settings
@@ -37,6 +39,7 @@ from tests.simulation.fleet.faults import CALM, Ills, draw_jump, draw_life, draw
 from tests.simulation.fleet.house import House
 from tests.simulation.fleet.link import Air, Line, MetadataLine
 from tests.simulation.fleet.power import CURRENT, NEVER, Plug, context_of
+from tests.simulation.fleet.slot import Slot
 from tests.simulation.fleet.world import START_MS, World, ended
 
 if TYPE_CHECKING:
@@ -139,6 +142,7 @@ class Machine:
         self._certified: tuple[int, bytes] | None = None
 
         self.engine = Daemon(self, world.chance.of(f"{name}/engine"))
+        self.slot = Slot(self, state.parent / f"{name}-media", world.chance.of(f"{name}/sticks"))
 
         with self.layout.settings.open("a") as file:
             if ills.bulky or ills.ttl_s:
@@ -234,6 +238,7 @@ class Machine:
     async def _run(self) -> None:
         await asyncio.sleep(BOOT_S)
         settings = load_settings(self.layout.settings)
+        settings = msgspec.structs.replace(settings, kits=KitSettings(folders=(str(self.slot.folder),)))
 
         def ready(parts: Parts) -> None:
             self.parts = parts
@@ -461,8 +466,8 @@ class LocalLink:
 
 async def keep_up(name: str, task: Callable[[], Awaitable[None]], **_: Any) -> None:
     """In the place of the supervision of tasks: what fails here is a bug, and ends the play."""
-    if name in ("kits", "desk"):
-        await asyncio.Event().wait()  # nobody comes: these look at this computer's own mounts, and bind sockets
+    if name in ("desk", "page"):
+        await asyncio.Event().wait()  # they bind sockets; what people ask at them is asked behind them here
     await task()
     raise AssertionError(f"{name} ended")
 

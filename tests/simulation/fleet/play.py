@@ -12,18 +12,24 @@ from pathlib import Path
 
 from aiohttp import web_app
 
+from device.update.states import State
+from protocol.kits import is_kit
 from tests.simulation.fleet.checker import BrokenError, Checker
+from tests.simulation.fleet.field import Field
 from tests.simulation.fleet.house import House, running
 from tests.simulation.fleet.machine import Machine, switched_on
 from tests.simulation.fleet.power import NEVER
 from tests.simulation.fleet.releases import GOOD, make
 from tests.simulation.fleet.stage import staged
-from tests.simulation.fleet.story import WINTER_S, Act, Story, draw_story
+from tests.simulation.fleet.story import WINTER_S, Act, Story, draw_kits, draw_story
 from tests.simulation.fleet.template import roots, scratch, template
 from tests.simulation.fleet.world import DAY_S, World, ended
 
 CALM_S = 12 * DAY_S
 """As long as calm weather may take to bring everybody home: what an attack or a back-off may cost, and no more."""
+
+ALONE_S = 3 * DAY_S
+"""Of calm weather, in which nobody brings a stick: what waits for one must not hold up what the server has."""
 
 CHAIN = 310
 """Roots signed ahead: as many as one rotation brings at most, and what the winter signs besides."""
@@ -68,7 +74,7 @@ def play(seed: int, story: Story | None = None) -> Played:
     made = template()
     began_s = time.process_time()
     world = World(seed, made.begins_s)
-    story = story or draw_story(world.chance.of("story"))
+    story = story or draw_kits(world.chance.of("kits"), draw_story(world.chance.of("story")))
     played = Played(seed, story.told())
     with _folder() as folder, _collected_afterwards():
         made.copy_to(folder, story.machines)
@@ -78,9 +84,13 @@ def play(seed: int, story: Story | None = None) -> Played:
         machines = [Machine(name, folder / name, world, house, story.ills, checker) for name in story.machines]
         for machine in machines:
             machine.engine.may_lose_images = all(act.kind != "delist" for act in story.acts)
+        field = Field(folder / "field", house, world, world.chance.of("field"))
+        if story.has_kits:
+            field.note_makers()
+            checker.kits.field = field
         with staged(world):
             try:
-                world.loop.run_until_complete(_Stage(world, house, machines, story, checker).all())
+                world.loop.run_until_complete(_Stage(world, house, machines, story, checker, field).all())
             except Exception as error:
                 played.wrong = f"{type(error).__name__}: {error}"
                 if not isinstance(error, BrokenError):
@@ -96,12 +106,16 @@ def play(seed: int, story: Story | None = None) -> Played:
 
 
 class _Stage:
-    def __init__(self, world: World, house: House, machines: list[Machine], story: Story, checker: Checker) -> None:
+    def __init__(
+        self, world: World, house: House, machines: list[Machine], story: Story, checker: Checker, people: Field
+    ) -> None:
         self.world = world
         self.house = house
         self.machines = machines
         self.story = story
         self.checker = checker
+        self.field = people
+        self._helped: set[str] = set()
 
     async def all(self) -> None:
         async with contextlib.AsyncExitStack() as stack:
@@ -116,6 +130,7 @@ class _Stage:
                 await whole
             finally:
                 await ended(whole)
+                await self.field.end()
 
     async def _whole(self) -> None:
         began_s = self.world.loop.time()
@@ -140,9 +155,12 @@ class _Stage:
                 number, kind, error_percent, floor = act.what
                 made = make(number, kind)  # type: ignore[arg-type]  # as the story says
                 await self.house.release(made, floor)  # type: ignore[arg-type]
+                if error_percent is None:
+                    return  # by kit only
                 await self.house.rollout(f"r{number}", made.release.version, error_percent)  # type: ignore[arg-type]
             case "delist":
-                if f"{act.what[0]}.0.0" in self.house.released:
+                permitted = {one.release for one in self.field.permits}  # those are listed as long as the permit is
+                if f"{act.what[0]}.0.0" in self.house.released.keys() - permitted:
                     await self.house.delist(f"{act.what[0]}.0.0")
             case "roots":
                 repository, count = act.what
@@ -162,6 +180,18 @@ class _Stage:
             case "crash":
                 if self.house.plug is not None:
                     self.house.plug.at = self.house.plug.effects + int(act.what[0])  # type: ignore[call-overload]
+            case "rollout":
+                await self.house.rollout(f"r{act.what[0]}", f"{act.what[0]}.0.0", 100.0)
+            case "kit":
+                await self.field.build(*act.what)  # type: ignore[arg-type]  # as the story says
+            case "makers":
+                await self.field.set_makers(*act.what)  # type: ignore[arg-type]
+            case "list":
+                await self.field.publish_list(*act.what)  # type: ignore[arg-type]
+            case "permit":
+                await self.field.permit(*act.what)  # type: ignore[arg-type]
+            case "visit":
+                self.field.begin_visit(self._machine(act), act.what[1])  # type: ignore[arg-type]
             case _:
                 raise AssertionError(act.kind)
 
@@ -190,6 +220,8 @@ class _Stage:
         for number, made in sorted(self.house.released.items()):
             if made.kind not in GOOD:
                 await self.house.halt(f"r{number.partition('.')[0]}")
+        if self.story.has_kits:
+            await self.field.all_home(self.machines)
         for machine in self.machines:
             machine.calm_down()
         until_s = self.world.loop.time() + CALM_S
@@ -201,6 +233,8 @@ class _Stage:
             for machine in self.machines:
                 if machine.air.copies and await self.house.readmit(machine.name):
                     machine.has_news()
+            if self.world.loop.time() > until_s - CALM_S + ALONE_S:
+                await self._bring_sticks()
             quiet = 0 if any(machine.is_due() for machine in self.machines) else quiet + 1
             if self.world.loop.time() > until_s:
                 due = [f"{machine.name}: {machine.why_due()}" for machine in self.machines if machine.is_due()]
@@ -208,6 +242,30 @@ class _Stage:
         self.world.log("story", "everything has settled")
         shown = {what: (await self.house.must("GET", f"/api/v1/{what}"))[what] for what in SHOWN}
         self.checker.final(self.machines, shown)
+
+    async def _bring_sticks(self) -> None:
+        """What waits for a stick with a kit gives way to anything else by itself; to nothing else it waits on."""
+        for machine in self.machines:
+            record = machine.parts.updater.record if machine.parts is not None else None
+            if record is None or record.offer is None or not is_kit(record.offer.rollout):
+                continue
+            if machine.name not in self._helped:
+                self._helped.add(machine.name)
+                self.checker.kits.waits(machine, record, await self._offered(machine))
+            self.world.seen["kit-brought-again"] += record.state is State.FETCH
+            self.field.help(machine, record.offer.rollout)
+
+    async def _offered(self, machine: Machine) -> list[int]:
+        """Counters of the good releases that are rolled out, and that a machine has not given up."""
+        rollouts = (await self.house.must("GET", "/api/v1/rollouts"))["rollouts"]
+        versions = {one["release"] for one in rollouts if one["state"] == "active"}
+        found = [made for version, made in self.house.released.items() if version in versions and made.kind in GOOD]
+        return [
+            made.release.counter
+            for made in found
+            if made.release.counter >= self.house.floor and self.field.is_listed(made.release.counter)
+            if not self.checker.has_given_up(machine, made.release.digest)
+        ]
 
     async def _roll_out_again(self, done: set[str]) -> None:
         """A machine that was cut off in too many trials gives an offer up; people see that, and make it another."""

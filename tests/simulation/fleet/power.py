@@ -19,6 +19,8 @@ from tests.simulation.unsynced import Unsynced
 NEVER = 1 << 60
 SCRATCH = "headland-fleet-"
 """How the folders of plays are named, with letters by chance behind."""
+OPEN_FILES = "/proc/self/fd/"
+"""By way of which sticks are written to; no effect of a machine on its own disk goes that way."""
 
 
 class PowerCut(BaseException):
@@ -122,14 +124,16 @@ def before(effect: str, path: Path | None = None) -> None:
     plug = CURRENT.get()
     if plug is not None:
         plug.before(effect, path)
+        if _is_on_a_stick(path):
+            plug.owner.slot.wrote()
 
 
 def forgetting(forget: Callable[[Path], None]) -> Callable[[Path], None]:
-    """A temporary file is not removed by one who has no power."""
+    """A temporary file is not removed by one who has no power, nor from a stick that is gone."""
 
     def wrapped(temporary: Path) -> None:
         plug = CURRENT.get()
-        if plug is None or not plug.dead:
+        if plug is None or not (plug.dead or (_is_on_a_stick(temporary) and plug.owner.slot.is_gone)):
             forget(temporary)
 
     return wrapped
@@ -199,5 +203,11 @@ def _kind(path: Path | None) -> str:
     """What a path is, without digests and without the play's own folder: the log shall not depend on them."""
     if path is None:
         return ""
+    if _is_on_a_stick(path):
+        return "on a stick"
     names = [name for name in (path.parent.name, path.name) if not name.startswith(SCRATCH)]
     return "/".join(name if len(name) < 30 else "DIGEST" for name in names)
+
+
+def _is_on_a_stick(path: Path | None) -> bool:
+    return path is not None and str(path).startswith(OPEN_FILES)

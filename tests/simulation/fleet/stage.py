@@ -16,6 +16,7 @@ from unittest import mock
 from device import agent, identity, parts
 from device.clock import Clock
 from device.containers import keeper as containers
+from device.kits import assembling, export, finding, folder, shelf
 from device.outbox import box
 from device.transfer.fetch import Transfer
 from device.trust import keeper
@@ -25,13 +26,16 @@ from server import app
 from server.storage.blobs import BlobStore
 from server.storage.catalog import Catalog
 from signing import durable
-from tests.simulation.fleet import house, machine, power, workers
+from signing.stick import StickFolder
+from tests.simulation.fleet import house, machine, power, slot, workers
 from tests.simulation.fleet.machine import BUILT_MS, current
 from tests.simulation.fleet.memo import remembering
 from tests.simulation.fleet.world import World
 
 BOOKKEEPING_S = 7200.0
 """What the agent does each few seconds and minutes beside its work is done each two hours: weeks shall pass quickly."""
+READ_BYTES = 200_000
+"""Of a stick at once: a large blob shall be pulled out in its midst."""
 
 
 @contextlib.contextmanager
@@ -81,6 +85,17 @@ def staged(world: World) -> Iterator[None]:
             (agent, "TEND_S", BOOKKEEPING_S),
             (agent, "CLOCK_S", BOOKKEEPING_S),
             (containers, "CALM_S", BOOKKEEPING_S),
+            (assembling, "Transfer", replaced["Transfer"]),
+            (assembling, "time", clock),
+            (finding, "_Mounts", slot.no_watch),
+            (finding, "Observer", slot.no_watch),
+            (finding, "LOOK_S", BOOKKEEPING_S),
+            (finding, "_look_at", slot.mounted(finding._look_at)),
+            (folder, "threading", SimpleNamespace(Thread=slot.Thread)),
+            (shelf, "READ_BYTES", READ_BYTES),
+            (export, "Hand", slot.Hand),
+            (StickFolder, "names", slot.names),
+            (StickFolder, "free_bytes", slot.free_bytes),
             (identity.Identity, "bare_tls", machine.bare(identity.Identity.bare_tls)),
             (app, "DeviceDoor", house.device_door),
             (app, "_listen", house.listen),
