@@ -229,16 +229,16 @@ class Kits:
         """A person wants a kit installed.
 
         Raises:
-            StateError: There is no such kit.
+            StateError: There is no such kit, or its stick went meanwhile.
         """
         if kit not in {entry.kit for entry in self._entries.values()}:
             raise StateError(f"there is no kit {kit}", hint="headland-device kit list shows what was found")
         self._wanted.add(kit)
         await self._next_turn()
-        return min(
-            (self._show(entry, self._updates.progress()) for entry in self._entries.values() if entry.kit == kit),
-            key=lambda one: (one.state is not KitState.APPLYING, not one.release),
-        )
+        shown = [self._show(entry, self._updates.progress()) for entry in self._entries.values() if entry.kit == kit]
+        if not shown:
+            raise StateError(f"the stick with {kit} is gone", hint="plug it in again")
+        return min(shown, key=lambda one: (one.state is not KitState.APPLYING, not one.release))
 
     async def force(self, kit: KitId, release: Digest, request: Token) -> KitShown:
         """A technician forces a release of a kit: that one, and once.

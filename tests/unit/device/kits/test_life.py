@@ -268,6 +268,17 @@ async def test_where_a_person_decides_nothing_is_installed_before(tmp_path):
             await yard.kits.apply("kit-unknown")
 
 
+async def test_a_person_is_told_that_the_stick_went_before_its_kit_was_looked_at(tmp_path):
+    yard = KitYard(tmp_path, apply="ask")
+    yard.trust.terms = terms(ONE)
+    async with yard.running():
+        lay(yard.media / "stick", kit_of("kit-a", ONE), ONE)
+        await yard.turn()
+        shutil.rmtree(yard.media / "stick")
+        with pytest.raises(StateError, match="is gone"):
+            await yard.kits.apply("kit-a")
+
+
 async def test_the_word_of_a_person_takes_a_permit_back_and_nothing_else_does(yard):
     yard.updates.commit(TWO)
     yard.trust.terms = msgspec.structs.replace(yard.trust.terms, permits=(PERMIT,))
