@@ -9,9 +9,10 @@ import logging
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from device.kits.forces import keep_force
+from device.kits.forces import drop_forces, keep_force
 from device.kits.shown import KitShown
 from device.state_db import StateDb
+from device.update.offers import FORCIBLE
 from device.update.states import UpdateRecord
 from protocol.errors import Reason, Refused, StateError
 from protocol.ids import DeviceId, Digest, Millis, Name, ProductName, Token, Version
@@ -167,7 +168,11 @@ class Forcing:
         del self._given[asked.id]
         _log.warning("forced by %s: %s of %s: %s", request.technician, request.release, request.offer, request.reason)
         if self._is_under_way(challenge):
-            await self._updates.force(challenge.manifest, challenge.id)
+            try:
+                await self._updates.force(challenge.manifest, challenge.id)
+            except StateError:  # its trial has begun since
+                await asyncio.to_thread(self._drop, signed, request)
+                raise
         if is_kit(challenge.offer):
             await self._kits.force(challenge.offer, challenge.manifest, challenge.id)
         return Forced(offer=request.offer, release=request.release, technician=request.technician)
@@ -177,13 +182,22 @@ class Forcing:
         detail = f"{request.technician} forced release {request.release} of {request.offer}: {request.reason}"
         self._state.add_alert(Alert(id=request.id, kind="forced", at_ms=self._now_ms(), detail=detail[:2000]))
 
+    def _drop(self, signed: SignedForce, request: ForceRequest) -> None:
+        drop_forces(self._state, (signed,))
+        self._state.drop_alerts((request.id,))
+
     def _find(self, offer: Name) -> tuple[Version, Digest] | None:
+        """What an offer brings that can be forced: of what is on trial, or was, nothing is left to force."""
+        record = self._updates.record
+        current = record.offer
         if is_kit(offer):
-            return self._kits.choice_of(offer)
-        current = self._updates.record.offer
-        if current is None or current.rollout != offer:
+            found = self._kits.choice_of(offer)
+        elif current is not None and current.rollout == offer:
+            found = (current.release.version, current.release.digest)
+        else:
             return None
-        return current.release.version, current.release.digest
+        is_it = found is not None and current is not None and current.release.digest == found[1]
+        return None if is_it and record.state not in FORCIBLE else found
 
     def _is_under_way(self, challenge: Challenge) -> bool:
         current = self._updates.record.offer

@@ -15,6 +15,8 @@ from protocol.objects import AssignmentBody
 
 UNDER_WAY: Final = frozenset({State.IDLE, State.FETCH, State.CHECK, State.WAIT, State.ACTIVATE, State.TRIAL})
 """States in which the record's offer is still to be installed; in IDLE it is tried again."""
+FORCIBLE: Final = UNDER_WAY - {State.TRIAL}
+"""States in which something is left to force."""
 SERVER: Final = "server"
 
 
@@ -60,13 +62,10 @@ class Offers:
         return any(waiting.assignment.manifest.sha256 != release for waiting in self._waiting.values())
 
     def force(self, release: Digest, request: Token) -> bool:
-        """Whatever brings this release is forced once it is taken up. Tells whether it waits at all."""
-        found = {
-            source: replace(waiting, forced=request)
-            for source, waiting in self._waiting.items()
-            if waiting.assignment.manifest.sha256 == release
-        }
-        self._waiting |= found
+        """Whatever brings this release is forced once it is taken up, by its first request. Tells whether it waits at
+        all."""
+        found = {key: one for key, one in self._waiting.items() if one.assignment.manifest.sha256 == release}
+        self._waiting |= {key: replace(one, forced=request) for key, one in found.items() if one.forced is None}
         return bool(found)
 
 

@@ -25,7 +25,7 @@ from device.update.gate import Gate
 from device.update.hardware import Hardware
 from device.update.judging import Judge
 from device.update.memory import ASSIGNMENT, Memory, floors_of
-from device.update.offers import SERVER, UNDER_WAY, Offers, Waiting, goes_before, is_same, source_of
+from device.update.offers import FORCIBLE, SERVER, Offers, Waiting, goes_before, is_same, source_of
 from device.update.ports import Canary, HinderedError, Workers
 from device.update.progress import Progress, shown
 from device.update.releases import Library
@@ -272,7 +272,7 @@ class Updater:
         async with self._writing:
             record = self._record
             is_it = record.offer is not None and record.offer.release.digest == release
-            if not is_it or record.state not in UNDER_WAY or record.state is State.TRIAL:
+            if not is_it or record.state not in FORCIBLE:
                 if waits:
                     return
                 raise StateError(f"release {release[:12]} does not wait for anything here: it cannot be forced")
@@ -361,6 +361,9 @@ class Updater:
             return None
         new, current = verdict.offer, self._record.offer
         if current is not None and (is_same(current, new) or not self._gives_way(new)):
+            if current.release == new.release and new.forced is not None:  # while it was being taken up
+                with contextlib.suppress(StateError):
+                    await self.force(new.release.digest, new.forced)
             return None
         if current is not None and current.release == new.release and new.forced is None:
             new = msgspec.structs.replace(new, forced=current.forced)  # who forced a release did not care for the way

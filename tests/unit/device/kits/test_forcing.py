@@ -31,6 +31,7 @@ class World:
         self.choice: tuple[str, str] | None = ("1.0.0", MANIFEST)
         self.record = UpdateRecord()
         self.refusal: Refused | None = None
+        self.is_late = False
         tokens = (f"{number:032x}" for number in range(1, 1000))
         self.forcing = Forcing(
             device="tractor-1",
@@ -59,6 +60,8 @@ class World:
 
     async def force(self, release, request):
         assert await asyncio.to_thread(untold_forces, self.state)
+        if self.is_late:
+            raise StateError("its trial has begun")
         self.done.append((release, request))
 
 
@@ -97,6 +100,26 @@ async def test_what_the_server_has_under_way_is_forced(world):
     challenge = await world.forcing.challenge("spring")
     await world.forcing.force(signed(challenge))
     assert world.done == [(MANIFEST, challenge.id)]
+
+
+@pytest.mark.parametrize("offer", [KIT, "spring"])
+async def test_nothing_is_forced_nor_said_to_be_once_its_trial_has_begun(world, offer):
+    held = Held(digest=MANIFEST, version="1.0.0", release_counter=1)
+    world.record = UpdateRecord(state=State.WAIT, offer=Offer(release=held, rollout=offer))
+    challenge = await world.forcing.challenge(offer)
+    for state in (State.TRIAL, State.COMMIT):
+        world.record = msgspec.structs.replace(world.record, state=state)
+        with pytest.raises(StateError):
+            await world.forcing.challenge(offer)
+        with pytest.raises(StateError):
+            await world.forcing.force(signed(challenge))
+    world.record = msgspec.structs.replace(world.record, state=State.ACTIVATE)
+    world.is_late = True  # it begins in this very moment
+    with pytest.raises(StateError):
+        await world.forcing.force(signed(challenge))
+    assert not world.done
+    assert not untold_forces(world.state)
+    assert not world.state.pending_alerts(9)
 
 
 async def test_a_challenge_ends_after_ten_minutes(world):

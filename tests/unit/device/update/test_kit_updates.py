@@ -266,6 +266,22 @@ async def test_force_ends_the_wait_of_a_download(bench):
         await bench.until(lambda: updater.record.committed is not None)
 
 
+async def test_what_is_forced_in_the_moment_in_which_it_is_taken_up_is_forced(bench, monkeypatch):
+    async with bench.running() as updater:
+        put, loop = bench.store.put, asyncio.get_running_loop()
+
+        def put_while_somebody_forces(content):
+            asyncio.run_coroutine_threadsafe(updater.force(NEW.digest, REQUEST), loop).result(10)
+            return put(content)
+
+        monkeypatch.setattr(bench.store, "put", put_while_somebody_forces)
+        await offer(bench, NEW, "kit-a", WAITS)
+        await bench.until(lambda: updater.record.offer is not None)
+        monkeypatch.undo()
+        await bench.until(lambda: updater.record.state is State.WAIT)
+        assert updater.record.offer.forced == REQUEST
+
+
 async def test_nothing_is_forced_that_is_not_under_way(bench):
     async with bench.running() as updater:
         with pytest.raises(StateError):
