@@ -41,6 +41,7 @@ from protocol.wire import decode, encode
 
 _log = logging.getLogger(__name__)
 
+START_S: Final = 0.2  # how often it is looked whether the update machine has started: no event tells it
 TURN_S: Final = 120.0  # a person waits no longer for the word on a kit
 SIGNERS: Final = "kits/signers"
 """Which keys signed the kits that were offered here: what is under way is given up when they count no more, also after
@@ -187,9 +188,11 @@ class Kits:
         await self._finder.start()
         try:
             while True:
-                if self._updates.started:  # before that nothing is known of what runs
+                if self._updates.started:
                     await self._turn()
-                await self._finder.news()
+                    await self._finder.news()
+                else:  # nothing is known of what runs
+                    await asyncio.sleep(START_S)
         finally:
             await self._finder.close()
 

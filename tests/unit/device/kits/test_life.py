@@ -50,6 +50,21 @@ async def test_a_kit_is_found_judged_and_offered_with_the_plan_for_this_machine(
     assert len(yard.updates.offered) == 1
 
 
+async def test_a_stick_is_seen_soon_although_kits_were_up_before_the_update_machine(tmp_path):
+    yard = KitYard(tmp_path)
+    yard.trust.terms = terms(ONE)
+    yard.updates.started = False
+    yard.finder._mounts = tmp_path / "no mounts"  # what else is mounted here would wake it
+    async with yard.running():
+        await asyncio.sleep(0.5)
+        yard.updates.started = True
+        await asyncio.sleep(0.5)
+        lay(tmp_path / "fresh", kit_of("kit-a", ONE), ONE)
+        (tmp_path / "fresh").rename(yard.media / "stick")
+        await asyncio.sleep(4)
+        assert yard.updates.offered
+
+
 async def test_a_kit_is_judged_once_until_it_or_what_is_trusted_changes(yard):
     folder = lay(yard.media / "stick", kit_of("kit-a", ONE), ONE)
     await yard.turn()
