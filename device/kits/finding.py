@@ -29,6 +29,9 @@ _log = logging.getLogger(__name__)
 MOUNTS: Final = Path("/proc/self/mountinfo")
 MOUNTS_BYTES: Final = 1 << 20
 FOLDERS: Final = 64  # that are looked into below one
+LOOKED_INTO: Final = 256  # in one look: a data disk below /mnt has any number
+AT_ONCE: Final = 8  # each takes a thread
+NAMED: Final = 16  # by a person; the oldest goes
 DEPTH: Final = 2  # of a stick below a configured folder: /run/media/PERSON/STICK
 SETTLED_S: Final = 0.3  # a mount comes with a handful of events
 WATCHING_S: Final = 2.0  # after which a new watch surely watches
@@ -53,6 +56,7 @@ class _Look:
     sticks: dict[Path, Stick] = field(default_factory=dict)
     troubles: dict[Path, str] = field(default_factory=dict)
     carriers: dict[Path, int] = field(default_factory=dict)
+    turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
 
 
 class Finder:
@@ -98,8 +102,11 @@ class Finder:
             await asyncio.to_thread(_end, observer)
 
     def add(self, root: Path) -> None:
-        """A person named a folder: it counts as a stick until the agent ends."""
+        """A person named a folder: it counts as a stick until the agent ends, or others were named after it."""
+        self._by_hand.pop(root, None)
         self._by_hand[root] = None
+        while len(self._by_hand) > NAMED:
+            del self._by_hand[next(iter(self._by_hand))]
         self._news.set()
 
     def wake(self) -> None:
@@ -129,23 +136,37 @@ class Finder:
         return tuple(found.values())
 
     async def _look_into(self, root: Path, depth: int, this: _Look) -> list[Found]:
-        """The kits in a folder; where it has no folder of ours, those in the folders below it."""
+        """The kits in a folder; where it has no folder of ours, those in the folders below it.
+
+        Nothing is looked for in the depths of a mount: what a stick has for us lies at its top.
+        """
+        if len(this.sticks) >= LOOKED_INTO:
+            return []
         stick = this.sticks.setdefault(root, self._sticks.get(root) or Stick(root, answer_s=self._answer_s))
         try:
-            if root in self._folders and root not in self._watched:
-                loop = asyncio.get_running_loop()
-                await stick.do(lambda _: self._watch(root, loop))
-            below, is_ours, device, is_mounted = await stick.do(_look_at)
-            if is_ours and (is_mounted or root in self._by_hand):
-                this.carriers[root] = device
-            if is_ours or not depth:
-                return [Found(stick, kit, mark) for kit, mark in (await stick.kits()).items()]
+            async with this.turns:
+                if root in self._folders and root not in self._watched:
+                    loop = asyncio.get_running_loop()
+                    await stick.do(lambda _: self._watch(root, loop))
+                below, is_ours, device, is_mounted = await stick.do(_look_at)
+                if is_ours and (is_mounted or root in self._by_hand):
+                    this.carriers[root] = device
+                if is_ours or not depth:
+                    return [Found(stick, kit, mark) for kit, mark in (await stick.kits()).items()]
         except GoneError:
             return []
         except (LinkError, Refused) as error:
             this.troubles[root] = error.message
             return []
-        deeper = [self._look_into(root / name, depth - 1, this) for name in below]
+        if is_mounted and depth < DEPTH:
+            return []
+        deeper = []
+        for name in below:
+            if _can_be_shown(name):
+                deeper.append(self._look_into(root / name, depth - 1, this))
+            else:
+                shown = os.fsencode(name).decode(errors="replace")
+                this.troubles[root / name] = f"{root / shown} is not looked into: its name is no UTF-8"
         return [one for each in await asyncio.gather(*deeper) for one in each]
 
     def _watch(self, folder: Path, loop: asyncio.AbstractEventLoop) -> None:
@@ -181,6 +202,15 @@ def _look_at(folder: int) -> tuple[list[str], bool, int, bool]:
         with contextlib.suppress(FileNotFoundError):
             is_ours |= stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode)
     return folders_in(folder, FOLDERS), is_ours, device, os.stat("..", dir_fd=folder).st_dev != device
+
+
+def _can_be_shown(name: str) -> bool:
+    """Whether a name is UTF-8: everything that people and programs are told is."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class _Mounts:

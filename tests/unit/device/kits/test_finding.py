@@ -11,7 +11,8 @@ import pytest
 from watchdog.observers.api import BaseObserver
 
 from device.cancelling import cancel
-from device.kits.finding import FOLDERS, Finder, mounts_in
+from device.kits.finding import AT_ONCE, FOLDERS, LOOKED_INTO, NAMED, Finder, mounts_in
+from device.kits.folder import Stick
 from tests.fakes.sticks import KIT, write_kit
 
 
@@ -63,6 +64,52 @@ async def test_what_lies_deeper_or_behind_a_link_is_not(tmp_path):
     (tmp_path / "media" / "link").symlink_to(tmp_path / "elsewhere")
     async with finding(tmp_path / "media") as finder:
         assert await finder.look() == ()
+
+
+async def test_a_folder_with_any_number_of_folders_takes_few_threads_and_few_looks(tmp_path, monkeypatch):
+    for outer in range(20):
+        for inner in range(20):
+            (tmp_path / "mnt" / f"{outer}" / f"{inner}").mkdir(parents=True)
+    write_kit(tmp_path / "media" / "stick")
+    real, now, most, roots = Stick.do, 0, 0, set()
+
+    async def counted(stick, work):
+        nonlocal now, most
+        now, most = now + 1, max(most, now + 1)
+        roots.add(stick.root)
+        try:
+            return await real(stick, work)
+        finally:
+            now -= 1
+
+    monkeypatch.setattr(Stick, "do", counted)
+    async with finding(tmp_path / "mnt", tmp_path / "media") as finder:
+        assert [one.stick.root.name for one in await finder.look()] == ["stick"]
+    assert most <= AT_ONCE
+    assert len(roots) <= LOOKED_INTO
+
+
+async def test_only_the_last_folders_that_people_named_are_kept(tmp_path):
+    write_kit(tmp_path / "first")
+    write_kit(tmp_path / "again")
+    async with finding() as finder:
+        finder.add(tmp_path / "first")
+        finder.add(tmp_path / "again")
+        for number in range(NAMED - 1):
+            if number == 5:
+                finder.add(tmp_path / "again")
+            finder.add(tmp_path / f"{number}")
+        assert [one.stick.root.name for one in await finder.look()] == ["again"]
+
+
+async def test_a_stick_whose_name_nobody_can_be_told_is_named_as_far_as_it_goes(tmp_path):
+    write_kit(tmp_path / "media" / "good")
+    write_kit(tmp_path / "media" / os.fsdecode(b"st\xfcck"))
+    async with finding(tmp_path / "media") as finder:
+        assert [one.stick.root.name for one in await finder.look()] == ["good"]
+        (trouble,) = finder.troubles.values()
+        assert "st\ufffdck" in trouble
+        trouble.encode()
 
 
 async def test_a_folder_that_comes_wakes(tmp_path):
@@ -121,6 +168,25 @@ async def test_a_mount_and_its_end_are_seen_within_a_second_or_two(tmp_path, cap
         while await finder.look():
             await finder.news()
         assert time.monotonic() - began < 2.5
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts, which takes root")
+async def test_the_depths_of_another_disk_are_not_looked_into(tmp_path):
+    disk = tmp_path / "mnt" / "data"
+    disk.mkdir(parents=True)
+    done = await asyncio.to_thread(
+        subprocess.run, ["mount", "-t", "tmpfs", "tmpfs", disk], capture_output=True, check=False
+    )
+    if done.returncode:
+        pytest.skip("nothing can be mounted here")
+    try:
+        write_kit(disk / "of somebody")
+        async with finding(tmp_path / "mnt") as finder:
+            assert await finder.look() == ()
+            write_kit(disk)
+            assert [one.stick.root for one in await finder.look()] == [disk]
+    finally:
+        await asyncio.to_thread(subprocess.run, ["umount", disk], check=True)
 
 
 async def test_nothing_goes_round_while_nothing_happens(tmp_path):
