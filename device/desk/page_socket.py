@@ -66,7 +66,7 @@ class PageSocket:
         from device.desk.door import PageDoor
         from device.desk.routes import answer_errors, lending_route, routes_of
 
-        routes = (*routes_of(self._desk), lending_route(self._desk, self._names))
+        routes = (*routes_of(self._desk, takes_paths=False), lending_route(self._desk, self._names))
         return PageDoor(self._settings, self._pairing, routes, [answer_errors])
 
     async def _listen(self) -> socket.socket:

@@ -35,13 +35,13 @@ class Nothing(Message):
 
 
 class LookRequest(Message):
-    """`POST /api/kits/look`. `path` names a folder that counts as a stick from now on."""
+    """`POST /api/kits/look`. `path` names a folder that counts as a stick from now on; not from the page."""
 
     path: str = ""
 
 
 class ExportRequest(Message):
-    """`POST /api/export`. `path` names a folder that counts as a stick from now on; empty: every one that is there."""
+    """`POST /api/export`. `path` as in `LookRequest`; empty: every stick that is there."""
 
     path: str = ""
 
@@ -52,8 +52,20 @@ class ChallengeRequest(Message):
     offer: Name
 
 
-def routes_of(desk: Desk) -> list[web.RouteDef]:
-    """All of them, under `/api/`."""
+def routes_of(desk: Desk, *, takes_paths: bool) -> list[web.RouteDef]:
+    """All of them, under `/api/`.
+
+    Args:
+        desk: What they lead to.
+        takes_paths: Whether who asks may name folders of this machine: they are written to as the agent.
+    """
+
+    def folder(path: str) -> Path | None:
+        if path and not takes_paths:
+            raise StateError("folders are not named here", hint="headland-device kit on the machine takes one")
+        if path and not Path(path).is_absolute():
+            raise StateError(f"{path} is no whole path", hint="begin it with a slash")
+        return Path(path) if path else None
 
     async def status(request: web.Request) -> web.Response:
         return web.Response(body=await desk.status(), content_type="application/json")
@@ -62,7 +74,7 @@ def routes_of(desk: Desk) -> list[web.RouteDef]:
         return _said(desk.shown())
 
     async def look(request: web.Request) -> web.Response:
-        return _said(await desk.look(_whole((await _read(request, LookRequest)).path)))
+        return _said(await desk.look(folder((await _read(request, LookRequest)).path)))
 
     async def apply(request: web.Request) -> web.Response:
         await _read(request, Nothing)
@@ -78,7 +90,7 @@ def routes_of(desk: Desk) -> list[web.RouteDef]:
         return _said(await desk.force(await _read(request, SignedForce)))
 
     async def export(request: web.Request) -> web.Response:
-        path = _whole((await _read(request, ExportRequest)).path)
+        path = folder((await _read(request, ExportRequest)).path)
         if desk.export is None:
             raise StateError("this machine writes no results to sticks", hint="[kits] results in device.toml")
         return _said(await desk.export(path))
@@ -150,12 +162,6 @@ def error_of(status: int, body: bytes) -> HeadlandError:
                 return Refused(Reason(said.reason) if known else Reason.METADATA, said.error, hint=said.hint)
             return kind(said.error, hint=said.hint)
     return StateError(said.error, hint=said.hint)
-
-
-def _whole(path: str) -> Path | None:
-    if path and not Path(path).is_absolute():
-        raise StateError(f"{path} is no whole path", hint="begin it with a slash")
-    return Path(path) if path else None
 
 
 async def _read(request: web.Request, kind: type[T]) -> T:

@@ -10,11 +10,14 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from device.desk.port import Desk
 from device.threads import to_its_end
 from signing.durable import TEMPORARY_PREFIX
+
+if TYPE_CHECKING:
+    from aiohttp import web
 
 _log = logging.getLogger(__name__)
 
@@ -46,19 +49,24 @@ class DeskSocket:
             await to_its_end(self._remove)
 
     async def _serve(self, listener: socket.socket) -> None:
+        runner = await asyncio.to_thread(self._runner)
+        await runner.setup()
+        assert runner.server is not None  # it was set up
+        try:
+            async with await asyncio.get_running_loop().create_unix_server(runner.server, sock=listener) as server:
+                await server.serve_forever()
+        finally:
+            await runner.cleanup()
+
+    def _runner(self) -> "web.AppRunner":
+        """Blocking: what it loads takes a moment, in which alarms must not wait."""
         from aiohttp import web
 
         from device.desk.routes import BODY_BYTES, answer_errors, routes_of
 
         app = web.Application(middlewares=[answer_errors], client_max_size=BODY_BYTES)
-        app.add_routes(routes_of(self._desk))
-        runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
-        await runner.setup()
-        try:
-            await web.SockSite(runner, listener).start()
-            await asyncio.Future()
-        finally:
-            await runner.cleanup()
+        app.add_routes(routes_of(self._desk, takes_paths=True))
+        return web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
 
     async def _listen(self) -> socket.socket:
         was_told = False

@@ -18,6 +18,7 @@ from device.desk.pairing import GUESSES, GUESSES_OVER_S, PageSettings, Pairing, 
 from device.desk.port import Desk
 from protocol.errors import SettingsError
 from protocol.settings import parse_settings
+from tests.fakes.shown_desk import ServedDesk
 
 
 class Clock:
@@ -314,3 +315,19 @@ async def test_it_answers_over_ipv6(code_file, clock):
     async with aiohttp.ClientSession() as session, session.get(f"http://[::1]:{port}/") as answer:
         assert answer.status == 200
     await cancel(task)
+
+
+@pytest.mark.parametrize("route", ["/api/kits/look", "/api/export"])
+async def test_a_browser_names_no_folder_of_the_machine(tmp_path, route):
+    desk = await asyncio.to_thread(ServedDesk, tmp_path)
+    try:
+        paired = {"Authorization": f"Bearer {read_or_draw(desk.code_file).token}"}
+        async with aiohttp.ClientSession(desk.url) as session:
+            async with session.post(route, json={"path": "/etc"}, headers=paired) as answer:
+                assert answer.status == 409
+                assert "not named here" in (await answer.json())["error"]
+            assert not desk.asked
+            async with session.post(route, json={}, headers=paired) as answer:
+                assert answer.status == 200
+    finally:
+        await asyncio.to_thread(desk.close)
