@@ -8,7 +8,7 @@ from typing import Any, Final, TypeVar
 from device.desk.routes import error_of
 from device.desk.socket import short
 from protocol import limits
-from protocol.errors import StateError
+from protocol.errors import LinkError, StateError
 from protocol.wire import decode, encode
 
 ANSWER_BYTES: Final = 4 * limits.MIB
@@ -41,9 +41,12 @@ def ask(path: Path, method: str, route: str, kind: type[T], body: Any = None) ->
     Raises:
         StateError: No agent runs here, or it says so.
         Refused: The agent says so.
-        LinkError: Likewise.
+        LinkError: Likewise; also when it takes too long.
     """
-    content = None if method == "GET" else encode(body if body is not None else {})
+    try:
+        content = None if method == "GET" else encode(body if body is not None else {})
+    except UnicodeEncodeError as error:
+        raise StateError(f"{error.object!r} is no UTF-8: the agent cannot be told of it") from error
     connection = _Connection(path)
     try:
         connection.request(method, route, body=content, headers={"Content-Type": "application/json"})
@@ -52,6 +55,11 @@ def ask(path: Path, method: str, route: str, kind: type[T], body: Any = None) ->
     except PermissionError as error:
         raise StateError(
             f"{path} is not yours to ask", hint="run the command as the agent's user, or as root"
+        ) from error
+    except TimeoutError as error:
+        raise LinkError(
+            f"the agent took longer than {ANSWER_S:.0f} s: a stick keeps it busy, or the disk does",
+            hint="headland-device status shows what it does; pull out a stick that does not answer",
         ) from error
     except (OSError, http.client.HTTPException) as error:
         raise StateError(

@@ -3,8 +3,12 @@
 import asyncio
 import contextlib
 import json
+import os
 import socket
 import stat
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -27,6 +31,7 @@ class Behind:
         self.asked: list[object] = []
         self.error: Exception | None = None
         self.exports = False
+        self.takes_s = 0.0
 
     def desk(self) -> Desk:
         return Desk(
@@ -55,6 +60,7 @@ class Behind:
     def _do(self, answer):
         async def do(*asked):
             self.asked.append(asked)
+            await asyncio.sleep(self.takes_s)
             if self.error is not None:
                 raise self.error
             return answer
@@ -168,3 +174,60 @@ async def test_without_an_agent_the_hint_says_so(path):
         await answered(path, "GET", "/api/kits", KitsShown)
     assert "headland-device run" in error.value.hint
     assert json.dumps(error.value.message)
+
+
+async def test_an_agent_that_is_busy_is_not_said_to_be_none(path, monkeypatch):
+    monkeypatch.setattr("device.desk.client.ANSWER_S", 0.5)
+    behind = Behind()
+    behind.takes_s = 3.0
+    async with open_desk(path, behind):
+        with pytest.raises(LinkError) as error:
+            await answered(path, "POST", "/api/kits/look", KitsShown)
+    assert "took longer" in error.value.message
+    assert "no agent" not in error.value.message
+
+
+async def test_a_folder_whose_name_cannot_be_told_is_said(path):
+    async with open_desk(path, Behind()):
+        with pytest.raises(StateError, match="no UTF-8"):
+            await answered(path, "POST", "/api/kits/look", KitsShown, {"path": os.fsdecode(b"/media/st\xfcck")})
+
+
+LOADING = """
+import asyncio, importlib.abc, pathlib, sys, threading
+import device.desk.socket
+
+class Watch(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "aiohttp.web":
+            print(threading.current_thread() is threading.main_thread())
+
+async def main(path):
+    sys.meta_path.insert(0, Watch())
+    task = asyncio.create_task(device.desk.socket.DeskSocket(path, None).run())
+    while not path.is_socket():
+        await asyncio.sleep(0.01)
+    assert "aiohttp.web" not in sys.modules
+    _, writer = await asyncio.open_unix_connection(path)
+    while "aiohttp.web" not in sys.modules:
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.2)
+    writer.close()
+    task.cancel()
+    await asyncio.wait([task])
+
+asyncio.run(main(pathlib.Path(sys.argv[1])))
+"""
+
+
+def test_what_serves_the_first_who_asks_is_loaded_beside_the_loop(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", LOADING, "desk.sock"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[4])},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout.split() == ["False"]
