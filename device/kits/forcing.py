@@ -1,7 +1,8 @@
 """Forcing: the machine asks, a technician signs, and what is forced is kept until the server was told.
 
 A challenge lives in memory only, for `CHALLENGE_S`, and is good for one request. What it names was on offer when it
-was given: a kit that fits, or what the server has under way.
+was given: a kit that fits, or what the server has under way. Who asks for the same soon after gets the same: nobody who
+asks often takes away what another is about to sign.
 """
 
 import asyncio
@@ -126,6 +127,11 @@ class Forcing:
                 f"{offer} offers nothing that could be forced now", hint="headland-device kit list shows what there is"
             )
         at_ms = await asyncio.to_thread(self._now_ms)
+        self._forget_old()
+        soon_s = self._monotonic() + CHALLENGE_S / 2  # so much is left for whoever signs
+        for ends_s, known in self._given.values():
+            if ends_s >= soon_s and (known.offer, known.release, known.manifest) == (offer, *found):
+                return known
         given = Challenge(
             id=self._draw_token(),
             at_ms=at_ms,
@@ -135,7 +141,6 @@ class Forcing:
             manifest=found[1],
             offer=offer,
         )
-        self._forget_old()
         while len(self._given) >= CHALLENGES:
             del self._given[next(iter(self._given))]
         self._given[given.id] = (self._monotonic() + CHALLENGE_S, given)

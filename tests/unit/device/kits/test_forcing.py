@@ -155,13 +155,32 @@ async def test_what_is_not_on_offer_any_more_is_not_forced(world):
     assert not untold_forces(world.state)
 
 
+async def test_who_asks_often_takes_nobodys_challenge_away(world):
+    first = await world.forcing.challenge(KIT)
+    for _ in range(2 * CHALLENGES):
+        assert await world.forcing.challenge(KIT) == first
+    await world.forcing.force(signed(first))
+    assert await world.forcing.challenge(KIT) != first  # that was used
+
+
+async def test_a_challenge_is_given_again_only_while_there_is_time_to_sign_it(world):
+    first = await world.forcing.challenge(KIT)
+    world.now_s = CHALLENGE_S / 2 + 1
+    second = await world.forcing.challenge(KIT)
+    assert second != first
+    await world.forcing.force(signed(first))
+    world.now_s = CHALLENGE_S + 2
+    await world.forcing.force(signed(second))
+
+
 async def test_challenges_are_few(world):
     first = await world.forcing.challenge(KIT)
-    for _ in range(CHALLENGES):
-        last = await world.forcing.challenge(KIT)
+    for number in range(CHALLENGES):
+        world.choice = (f"1.1.{number}", MANIFEST)
+        await world.forcing.challenge(KIT)
+    world.choice = ("1.0.0", MANIFEST)
     with pytest.raises(Refused):
         await world.forcing.force(signed(first))
-    await world.forcing.force(signed(last))
 
 
 async def test_a_request_that_is_none_is_refused(world):
