@@ -163,6 +163,12 @@ function makeCard(name) {
   return card;
 }
 
+// The button below it does what the command does.
+function withoutCommand({ kit, hint }) {
+  const command = `headland-device kit apply ${kit}`;
+  return hint.endsWith(command) ? hint.slice(0, -command.length).replace(/: $/, "") : hint;
+}
+
 // Cards are kept and changed in place: one that is drawn anew under a finger or a cursor would not be pressed.
 function showKits({ kits, troubles, results }, nowMs) {
   const names = kits.map((kit) => kit.kit);
@@ -179,7 +185,8 @@ function showKits({ kits, troubles, results }, nowMs) {
     card.dataset.release = kit.release;
     text(part("h3"), `${kit.kit}${kit.release ? `: ${kit.release}` : ""}`);
     text(part(".sentence"), kit.sentence);
-    text(part(".hint"), kit.hint && `What to do: ${kit.hint}`);
+    const hint = kit.can_apply ? withoutCommand(kit) : kit.hint;
+    text(part(".hint"), hint && `What to do: ${hint}`);
     const expires = !kit.expires_ms ? "" : `${kit.expires_ms < nowMs ? "expired" : "good until"} ${day(kit.expires_ms)}`;
     text(part(".where"), [kit.sticks.join(", ") || "its stick is not in the machine", expires].filter(Boolean).join(" · "));
     part(".forced").hidden = !kit.forced;

@@ -203,6 +203,21 @@ def test_a_kit_tells_where_it_is_how_long_it_is_good_and_what_to_do(desk, open_p
     visit.blame()
 
 
+def test_a_command_is_not_repeated_above_its_button(desk, open_page):
+    command = f"headland-device kit apply {KIT}"
+    desk.show(kit=KIT, release="1.2.0", hint=command, can_apply=True)
+    visit = open_page()
+    see(visit, KIT)
+    hint = visit.page.locator("article .hint")
+    assert hint.inner_text() == ""
+    desk.show(kit=KIT, release="1.2.0", hint=f"a permit lets this machine go back to it: {command}", can_apply=True)
+    see(visit, "What to do: a permit lets this machine go back to it")
+    assert "headland-device" not in hint.inner_text()
+    desk.show(kit=KIT, release="1.2.0", state="reading", hint=command)
+    see(visit, f"What to do: {command}")
+    visit.blame()
+
+
 @pytest.mark.parametrize("where", ["kit", "update", "status", "error", "export"])
 def test_whatever_a_name_or_a_reason_says_is_text(desk, open_page, where):
     match where:
