@@ -20,7 +20,7 @@ from protocol.release import parse_manifest
 from signing.durable import TEMPORARY_PREFIX
 from signing.kits.blobs import check_blob, part_names
 from signing.kits.kit_file import KitObject, Signatures, read_kit, signatures
-from signing.kits.repositories import Files, judge
+from signing.kits.repositories import Files, behind, judge
 from signing.managers import Register
 from signing.metadata import parse
 from signing.repository import ROOT_FILE, RepositoryKind, read_release_list
@@ -160,6 +160,9 @@ def _judge(
             report.faults.append(f"{release.release} is not listed in the metadata that lies beside it")
     if workspace is None:
         return
+    old = behind(judged, files, {kind: workspace.need(kind) for kind in KINDS}, kit.body.product)
+    # Nobody signs what is out of date; a kit that was signed before is as good as it was, where nothing newer has come.
+    (report.faults if report.draft else report.notes).extend(f"it has {line}" for line in old)
     targets = parse_targets(workspace)
     if not report.draft and not signatures(kit, targets, register).met:
         report.faults.append("by now other keys sign kits: machines that know it refuse this one")

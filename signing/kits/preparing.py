@@ -14,7 +14,7 @@ from protocol.objects import Conditions
 from signing.kits.kit_file import KitObject, kit_keys, make_kit
 from signing.kits.offer import KitOffer, KitQuestion
 from signing.kits.planning import KitPlan, kit_json_bytes, plan_kit
-from signing.kits.repositories import Files, Judged, fetch, judge
+from signing.kits.repositories import Files, Judged, behind, fetch, judge
 from signing.repository import RepositoryKind
 from signing.server_client import Operator
 from signing.workspace import KINDS, Workspace
@@ -97,11 +97,17 @@ def prepare(
 
     Raises:
         StateError: There is no such thing, it does not fit, or payloads are not ready.
-        Refused: The server's answers do not hold.
+        Refused: The server's answers do not hold, or are older than what this workspace knows.
     """
     sets = {kind: workspace.need(kind) for kind in KINDS}
     files = fetch(server, request.question.product, {kind: sets[kind].roots for kind in KINDS})
     judged = judge(files, {kind: sets[kind].roots[1] for kind in KINDS}, request.question.product, now)
+    if old := behind(judged, files, sets, request.question.product):
+        raise Refused(
+            Reason.ROLLBACK,
+            f"the server gives {old[0]}",
+            hint="it was set back: `headland release push --again` gives it what is in force",
+        )
     kit_keys(judged.director_targets())
     while True:
         offer = server.post("/kits/plan", request.question, KitOffer)

@@ -17,7 +17,7 @@ from protocol.errors import LinkError, Reason, Refused, StateError
 from protocol.ids import Digest
 from protocol.objects import TECHNICIANS
 from signing.metadata import parse
-from signing.repository import ListedRelease, RepositoryKind, releases_of
+from signing.repository import ListedRelease, RepositoryKind, RepositorySet, releases_of
 from signing.server_client import Operator
 from signing.trust_store import MemoryFloors, Trusted, TrustStore
 from signing.workspace import KINDS
@@ -85,6 +85,40 @@ def judge(
     director = _look("director", files["director"], first["director"], lists, at)
     listed = {each.manifest_sha256: each for each in releases_of(product, image.delegated[product])}
     return Judged(image=image, director=director, listed=listed)
+
+
+def behind(
+    judged: Judged,
+    files: Mapping[RepositoryKind, Files],
+    published: Mapping[RepositoryKind, RepositorySet],
+    product: str,
+) -> list[str]:
+    """What is older than, or another one of the same version as, what was published already; a line each.
+
+    A signature stays good when it is replaced by a newer one: a server that was set back, or a copy of one, offers a
+    release that was delisted since, and technicians who were revoked.
+
+    Args:
+        judged: By `judge`.
+        files: That it was judged from.
+        published: What the managers' workspace knows of.
+        product: Whose role is looked at.
+    """
+    found = []
+    for kind, trusted in (("image", judged.image), ("director", judged.director)):
+        assert kind in KINDS
+        for role, signed in {"targets": trusted.targets, **trusted.delegated}.items():
+            if signed is None or role not in {"targets", product, TECHNICIANS}:
+                continue
+            data = published[kind].targets if role == "targets" else published[kind].delegated.get(role)
+            if data is None:
+                continue
+            known = parse(data, Targets, f"{kind}/{role}.json").signed.version
+            if signed.version < known:
+                found.append(f"{kind}/{role}.json of version {signed.version}; version {known} is published")
+            elif signed.version == known and files[kind][f"{known}.{quote(role, '')}.json"] != data:
+                found.append(f"{kind}/{role}.json of version {known} with other bytes than were published")
+    return found
 
 
 class _Held:

@@ -18,6 +18,7 @@ from signing.kits.blobs import check_blob, part_names, write_blob
 from signing.kits.checking import check_kit, find_kits
 from signing.kits.kit_file import kit_keys
 from signing.metadata import parse
+from signing.repository import RepositoryKind
 from signing.stick import stick_folder
 from tests.fakes.kit_offers import offer_kit
 from tests.fakes.managers import Managers
@@ -203,6 +204,35 @@ def test_a_kit_that_expired_or_whose_release_was_delisted_is_said_to_be(tool: Ma
     assert "delisted" in tool.invoke("kit", "verify", stick).stdout
     tool.later(days=31)
     assert "expired" in tool.invoke("kit", "verify", stick).stdout
+
+
+@pytest.mark.parametrize("kind", ["image", "director"])
+def test_a_server_that_was_set_back_fills_no_kit(tool: ManagersTool, stick: Path, kind: RepositoryKind) -> None:
+    """It offers a release that was delisted, or a technician who was revoked."""
+    tool.run("technicians", "add", "tom", "--key", "1" * 64)
+    tool.sign("alice", "bob")
+    tool.push()
+    before = dict(tool.server.sets)
+    built = build(tool, stick)
+    other = build(tool, stick, "--days", "20", "--as", "alice")
+    tool.run("kit", "sign", other, "--as", "bob", "--yes")
+    tool.run("release", "delist", "1.1.0") if kind == "image" else tool.run("technicians", "remove", "tom")
+    tool.sign("alice", "bob")
+    tool.push()
+    tool.server.sets[kind] = before[kind]
+    said = tool.fail("kit", "build", stick, "--yes", code=4)
+    assert "is published" in said and "push --again" in said
+    assert "is published" in tool.fail("kit", "sign", built, "--as", "alice", "--yes", code=6)
+    (seen,) = tool.invoke("kit", "verify", other, "--json").stdout.splitlines()
+    (report,) = msgspec.json.decode(seen)["kits"]
+    assert report["whole"] == (kind == "director")
+    assert any(f"{kind}/" in note and "is published" in note for note in report["notes"])
+
+
+def test_another_list_of_the_same_version_than_was_published_is_refused(tool: ManagersTool, stick: Path) -> None:
+    published = tool.path / "signed" / "director" / "1.technicians.json"
+    published.write_bytes(published.read_bytes() + b" ")
+    assert "with other bytes" in tool.fail("kit", "build", stick, "--yes", code=4)
 
 
 def test_several_kits_lie_beside_each_other(tool: ManagersTool, stick: Path) -> None:
