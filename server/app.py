@@ -302,6 +302,7 @@ def open_pieces(state: Path, catalog: Catalog, now_ms: NowMs, secrets: SecretsHa
         SettingsError: `server.toml` is wrong, or a key is missing.
     """
     settings, layout = read_settings(state), open_layout(state)
+    now_ms = _steady(layout, catalog, now_ms)  # receipts bear its time for ever
     keyring, blobs = open_keys(layout, settings, secrets), open_blobs(settings.storage.blobs, state)
     director = Director(keyring, timedelta(days=settings.lifetimes.assignment_days))
     publisher = Publisher(catalog, blobs, keyring, now_ms, timedelta(seconds=settings.lifetimes.resign_after_s))

@@ -218,7 +218,7 @@ class PeopleDoor:
 
     async def _take_piece(self, request: web.Request) -> web.Response:
         data = await read_body(request, limits.PIECE_BYTES)
-        return json_answer(await self._services.threads.run(self._services.pieces.take, data))
+        return json_answer(await self._services.threads.run(self._services.pieces.take, data, request[WHO]))
 
     async def _releases(self, request: web.Request) -> web.Response:
         product = request.query.get("product")

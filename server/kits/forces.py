@@ -15,7 +15,7 @@ from protocol.errors import Reason, Refused
 from protocol.ids import digest
 from protocol.kits import FORCE_CONTEXT, ForceRequest, Technician, TechniciansTerms
 from protocol.messages import SignedForce
-from protocol.wire import decode
+from protocol.wire import decode, encode
 from server.storage.catalog import Session
 from server.storage.records import Forced
 from signing.metadata import parse, terms
@@ -24,7 +24,8 @@ ROLE = "technicians"
 
 
 def take_forces(session: Session, device: str, told: Sequence[SignedForce], now_ms: int) -> None:
-    """Notes each force once, by its challenge, with a word where it does not hold.
+    """Notes each force once, by its challenge, with a word where it does not hold. A second request under a challenge
+    that was answered is noted as well.
 
     Args:
         session: A `write`.
@@ -35,9 +36,17 @@ def take_forces(session: Session, device: str, told: Sequence[SignedForce], now_
     if not told:
         return
     listed = {each.name: each for each in _list(session)}
-    asked = {_id(force): force for force in told}
-    for kept in session.devices.add_forces(device, [Forced(id=name, force=asked[name]) for name in asked], now_ms):
-        what, said, doubt = _judge(kept.force, device, listed)
+    for force in told:
+        new = Forced(id=_id(force), force=force)
+        known = session.devices.force(device, new.id)
+        is_second = known is not None and known.force != force
+        if is_second:
+            new = Forced(id=digest(encode(force))[:32], force=force)
+        if not session.devices.add_force(device, new, now_ms):
+            continue
+        what, said, doubt = _judge(force, device, listed)
+        if is_second:
+            doubt = "another request bears the same challenge" + (f"; {doubt}" if doubt else "")
         session.events.add(
             now_ms,
             "forced",

@@ -4,6 +4,7 @@ What a piece says in the clear is not believed: who made it is what the signatur
 batch however it came.
 """
 
+import threading
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -26,6 +27,8 @@ from signing.kits.bringing import TakenPiece
 from signing.sealing import open_sealed
 
 ENVELOPE_BYTES: Final = 4 * limits.KIB
+NOTED_MS: Final = 3_600_000  # a stick has thousands of pieces: that it came is one event for each machine
+NOTED: Final = 100_000
 
 SealingKeys = Callable[[], Mapping[str, X25519PrivateKey]]
 """The private keys that machines may have sealed to, by their public halves."""
@@ -50,9 +53,15 @@ class Pieces:
         self._contacts = contacts
         self._sealing_keys = sealing_keys
         self._now_ms = now_ms
+        self._lock = threading.Lock()
+        self._noted: dict[tuple[str, str], int] = {}
 
-    def take(self, data: bytes) -> TakenPiece:
+    def take(self, data: bytes, who: str) -> TakenPiece:
         """Takes a piece, however often it comes. Blocks; durable when it returns.
+
+        Args:
+            data: As it lay on the stick.
+            who: Brings it. Noted, once an hour for each machine.
 
         Raises:
             Refused: It is damaged, sealed to a key that is not here, not signed by the machine, or of one that was
@@ -61,7 +70,9 @@ class Pieces:
         header, sealed = read_piece(data)
         inner = open_sealed(self._sealing_keys().values(), sealed, header.device, header.kind)
         key = self._key(header.device)
-        return self._batch(header, inner) if header.kind == "batch" else self._report(header, inner, key)
+        taken = self._batch(header, inner) if header.kind == "batch" else self._report(header, inner, key)
+        self._note(header.device, who)
+        return taken
 
     def _batch(self, header: PieceHeader, inner: bytes) -> TakenPiece:
         taken = self._ingest.take(inner, header.device)
@@ -94,6 +105,17 @@ class Pieces:
                 )
             raise
         return TakenPiece(device=header.device, kind="report", whole=True, newest=newest)
+
+    def _note(self, device: str, who: str) -> None:
+        now_ms = self._now_ms()
+        with self._lock:
+            if abs(now_ms - self._noted.get((device, who), -NOTED_MS)) < NOTED_MS:
+                return
+            if len(self._noted) >= NOTED:
+                self._noted.clear()
+            self._noted[device, who] = now_ms
+        with self._catalog.write() as session:
+            session.events.add(now_ms, "brought-home", device=device, detail=f"by {who}, on a stick")
 
     def _key(self, device: str) -> ec.EllipticCurvePublicKey:
         with self._catalog.read() as session:

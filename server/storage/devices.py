@@ -160,9 +160,15 @@ class Devices:
         """Keeps each alert once. Returns those that are new, in their order."""
         return self._add_once(alerts, device, news, at_ms)
 
-    def add_forces(self, device: str, news: Sequence[Forced], at_ms: int) -> list[Forced]:
-        """Keeps each force once. Returns those that are new, in their order."""
-        return self._add_once(forces, device, news, at_ms)
+    def force(self, device: str, name: str) -> Forced | None:
+        """A force that was kept, by its id."""
+        here = (forces.c.device == device, forces.c.id == name)
+        body = self._connection.execute(select(forces.c.body).where(*here)).scalar()
+        return None if body is None else from_json(body, Forced)
+
+    def add_force(self, device: str, new: Forced, at_ms: int) -> bool:
+        """Keeps a force once. Returns whether it is new."""
+        return bool(self._add_once(forces, device, [new], at_ms))
 
     def statuses(self, device: str, limit: int) -> list[UpdateStatus]:
         """The newest `limit` statuses, newest first."""

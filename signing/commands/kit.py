@@ -25,7 +25,7 @@ from signing.differences import printable
 from signing.following import follow_ca
 from signing.keys import open_signer, resolve
 from signing.kits.bringing import TakenPiece, bring_home
-from signing.kits.brought_shown import PieceBar, brought_json, brought_table
+from signing.kits.brought_shown import PieceBar, brought_json, brought_table, exit_code
 from signing.kits.building import write_kit
 from signing.kits.checking import KitReport, check_kit, find_kits, parse_targets
 from signing.kits.choosing import Chosen, choose
@@ -194,7 +194,8 @@ def import_(app: App, *, path: Path, keep: bool, as_json: bool) -> None:
     """Bring home what machines put on the stick at PATH: upload it to the server.
 
     Each result counts once, however often and in whatever order sticks come. Receipts for the machines are written to
-    the stick, and what is wholly taken in is removed from it. Broken off, the same again goes on.
+    the stick, and what is wholly taken in is removed from it. Broken off, the same again goes on. The exit code is 4
+    when a piece was not taken.
     """
     workspace = app.workspace()
     with app.server() as server:
@@ -204,6 +205,7 @@ def import_(app: App, *, path: Path, keep: bool, as_json: bool) -> None:
                 path, lambda data: server.send("/kits/results", data, TakenPiece), keep=keep, progress=bar.at
             )
     emit(as_json, brought_json(found), brought_table(found))
+    sys.exit(exit_code(found))
 
 
 @kit.command()

@@ -5,19 +5,20 @@ like this. A piece that is damaged or refused stops no other one, and stays wher
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from protocol import limits
-from protocol.errors import HeadlandError, LinkError, Refused, StateError
+from protocol.errors import HeadlandError, LinkError, Reason, Refused, StateError
 from protocol.ids import Count, DeviceId, is_name
 from protocol.kits import PIECE_SUFFIX, RECEIPTS_FOLDER, RESULTS_FOLDER, PieceKind, read_piece
 from protocol.wire import Message
 from signing.stick import StickFolder, stick_folder
 
 MACHINES_LOOKED_AT: Final = 100_000
+COMPLAINTS_SAID: Final = 100  # of one machine: a stick whose sectors die has thousands
 
 
 class TakenPiece(Message):
@@ -63,7 +64,9 @@ class Brought:
         pieces: Batches and reports that were taken.
         reports: Of these, reports.
         removed: Pieces that were taken from the stick.
-        complaints: A line for each piece that was not taken, and for what could not be written to the stick.
+        refused: Pieces of which something was not taken: damaged, foreign, in conflict, or not to be read.
+        complaints: A line for each of the first of these, and for what could not be written to the stick.
+        unsaid: More complaints, without their lines.
     """
 
     rows: int = 0
@@ -73,17 +76,26 @@ class Brought:
     pieces: int = 0
     reports: int = 0
     removed: int = 0
+    refused: int = 0
     complaints: list[str] = field(default_factory=list)
+    unsaid: int = 0
+
+    def complain(self, line: str) -> None:
+        """Says it, unless so much was said that nobody would read it."""
+        if len(self.complaints) < COMPLAINTS_SAID:
+            self.complaints.append(line)
+        else:
+            self.unsaid += 1
 
 
 def bring_home(
     stick: Path, take: Take, *, keep: bool = False, progress: Progress = lambda done, of: None
 ) -> dict[str, Brought]:
-    """Takes every piece on a stick, once; again it changes nothing.
+    """Takes every piece on a stick, once; again it changes nothing. Two that do so at once share the pieces.
 
     Args:
         stick: Where it is mounted, or its folder of results.
-        take: Takes one piece; raises `Refused` for one that is bad.
+        take: Takes one piece; raises `Refused` for one that is bad. Whatever else it raises ends it.
         keep: Removes no piece.
         progress: Told after each piece.
 
@@ -91,25 +103,25 @@ def bring_home(
         What came of it, by the folder's name: the machine's.
 
     Raises:
-        StateError: There are no results.
-        LinkError: The server cannot be reached: what was taken so far was.
-        OSError: The stick is gone.
+        StateError: There are no results, or the server takes none.
+        LinkError: The server cannot be reached, or the stick is gone: what was taken so far was.
+        Refused: `TOKEN`: the server asks for another one.
     """
     found: dict[str, Brought] = {}
-    with _results(stick) as results:
-        machines = [name for name in results.names()[:MACHINES_LOOKED_AT] if is_name(name.lower())]
-        counts = {name: _count(results, name) for name in machines}
-        done, of = 0, sum(counts.values())
-        for name in machines:
-            try:
-                with results.below(name) as folder:
-                    brought = found.setdefault(name.lower(), Brought())
-                    for piece in folder.names(PIECE_SUFFIX):
-                        _take_one(folder, piece, take, brought, keep=keep)
-                        done += 1
-                        progress(done, of)
-            except NotADirectoryError:
-                continue
+    done = of = 0
+    with _results(stick) as (results, look):
+        names = [name for name in results.names()[:MACHINES_LOOKED_AT] if is_name(name.lower())]
+        counts = {name: count for name in names if (count := _count(results, name)) is not None}
+        of = sum(counts.values())
+        try:
+            for name in counts:
+                for _ in _bring(results, name, found.setdefault(name.lower(), Brought()), take, look, keep=keep):
+                    done += 1
+                    progress(done, of)
+        except HeadlandError as error:
+            error.message += f" ({done} of {of} pieces were done)"
+            error.args = (error.message,)
+            raise
     return found
 
 
@@ -119,18 +131,41 @@ def write_receipt(folder: StickFolder, name: str, receipt: str) -> None:
         receipts.write(f"{name}.json", receipt.encode())
 
 
-def _take_one(folder: StickFolder, name: str, take: Take, brought: Brought, *, keep: bool) -> None:
+def _bring(
+    results: StickFolder, name: str, brought: Brought, take: Take, look: Callable[[], None], *, keep: bool
+) -> Iterator[None]:
+    """One machine's folder; yields after each piece."""
+    try:
+        with results.below(name) as folder:
+            for piece in folder.names(PIECE_SUFFIX):
+                _take_one(folder, piece, take, look, brought, keep=keep)
+                yield
+    except OSError as error:
+        look()
+        brought.refused += 1
+        brought.complain(f"its folder cannot be read: {error.strerror or error}")
+
+
+def _take_one(
+    folder: StickFolder, name: str, take: Take, look: Callable[[], None], brought: Brought, *, keep: bool
+) -> None:
     try:
         data = folder.read(name, limits.PIECE_BYTES)
         read_piece(data)  # a damaged one is not worth a way to the server
         taken = take(data)
-    except LinkError:
-        raise
-    except HeadlandError as error:
-        brought.complaints.append(f"{name}: {error.message}")
+    except FileNotFoundError:
+        look()
+        return  # somebody else brings this stick home too, and had it first
+    except Refused as error:
+        if error.reason is Reason.TOKEN:
+            raise
+        brought.refused += 1
+        brought.complain(f"{name}: {error.message}")
         return
     except OSError as error:
-        brought.complaints.append(f"{name}: it cannot be read: {error.strerror or error}")
+        look()
+        brought.refused += 1
+        brought.complain(f"{name}: it cannot be read: {error.strerror or error}")
         return
     brought.pieces += 1
     brought.reports += taken.kind == "report"
@@ -138,8 +173,9 @@ def _take_one(folder: StickFolder, name: str, take: Take, brought: Brought, *, k
     brought.known += taken.known
     brought.conflicting += taken.conflicting
     brought.losses += taken.losses
+    brought.refused += taken.conflicting > 0
     if taken.words:
-        brought.complaints.append(f"{name}: {taken.words}")
+        brought.complain(f"{name}: {taken.words}")
     try:
         if taken.receipt:
             write_receipt(folder, name[: -len(PIECE_SUFFIX)], taken.receipt)
@@ -147,27 +183,41 @@ def _take_one(folder: StickFolder, name: str, take: Take, brought: Brought, *, k
             folder.remove(name)
             brought.removed += 1
     except OSError as error:
+        look()
         # Taken it is; the receipt goes with the machine's next contact all the same.
-        brought.complaints.append(f"{name}: taken, but the stick cannot be written to: {error.strerror or error}")
+        brought.complain(f"{name}: taken, but the stick cannot be written to: {error.strerror or error}")
 
 
 @contextmanager
-def _results(stick: Path) -> Iterator[StickFolder]:
+def _results(stick: Path) -> Iterator[tuple[StickFolder, Callable[[], None]]]:
+    """The folder of results, and what raises LinkError once the stick is not there any more."""
     with ExitStack() as opened:
         try:
             top = opened.enter_context(stick_folder(stick))
-            is_it = stick.name.lower() == RESULTS_FOLDER
+            is_it = stick.resolve().name.lower() == RESULTS_FOLDER
             results = top if is_it else opened.enter_context(top.below(RESULTS_FOLDER))
         except FileNotFoundError as error:
             raise StateError(
                 f"{stick} holds no results: it has no folder {RESULTS_FOLDER}", hint="name where the stick is mounted"
             ) from error
-        yield results
+
+        def look() -> None:
+            with suppress(OSError):
+                if stick.stat().st_dev == top.device:
+                    return
+            raise LinkError(
+                f"the stick at {stick} is gone", hint="plug it in and say the same again: nothing counts twice"
+            )
+
+        yield results, look
 
 
-def _count(results: StickFolder, name: str) -> int:
+def _count(results: StickFolder, name: str) -> int | None:
+    """How many pieces a machine's folder holds, for the bar; None: it is no folder."""
     try:
         with results.below(name) as folder:
             return len(folder.names(PIECE_SUFFIX))
-    except (OSError, Refused):
+    except NotADirectoryError:
+        return None
+    except OSError:
         return 0

@@ -9,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from protocol.errors import Refused
 from signing.console import progress_console
 from signing.kits.bringing import Brought
 
@@ -35,10 +36,11 @@ class PieceBar:
 
 def brought_json(found: Mapping[str, Brought]) -> dict[str, Any]:
     """By machine, and over all."""
-    counted = ("rows", "known", "conflicting", "losses", "pieces", "reports", "removed")
+    counted = ("rows", "known", "conflicting", "losses", "pieces", "reports", "removed", "refused")
     total = {name: sum(getattr(each, name) for each in found.values()) for name in counted}
     machines = {machine: asdict(each) for machine, each in found.items()}
-    return {"machines": machines, **total, "complaints": sum(len(each.complaints) for each in found.values())}
+    complaints = sum(len(each.complaints) + each.unsaid for each in found.values())
+    return {"machines": machines, **total, "complaints": complaints}
 
 
 def brought_table(found: Mapping[str, Brought]) -> RenderableType:
@@ -52,4 +54,10 @@ def brought_table(found: Mapping[str, Brought]) -> RenderableType:
         numbers = (each.rows, each.known, each.conflicting, each.losses, each.reports, each.pieces, each.removed)
         table.add_row(machine, *map(str, numbers))
     said = [Text(f"{machine}: {line}") for machine, each in found.items() for line in each.complaints]
+    said += [Text(f"{machine}: and {each.unsaid} more") for machine, each in found.items() if each.unsaid]
     return Group(table, *said)
+
+
+def exit_code(found: Mapping[str, Brought]) -> int:
+    """0 when everything came home."""
+    return Refused.exit_code if any(each.refused for each in found.values()) else 0

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from protocol.errors import LinkError
+from protocol.errors import LinkError, Reason, Refused
 from server import sealing_keys
+from server.kits.pieces import NOTED_MS
 from signing.kits.bringing import Brought, TakenPiece, bring_home
 from signing.kits.receipts import put_receipts
 from signing.server_client import ServerClient
@@ -89,6 +90,29 @@ async def test_a_link_that_breaks_ends_the_upload_and_the_same_again_goes_on(
         await asyncio.to_thread(bring_home, tmp_path, lambda data: server.send("/kits/results", data, TakenPiece))
     await house.start()
     assert (await brought(client(), tmp_path))["tractor-1"].rows == 1
+
+
+async def test_a_token_that_ended_ends_the_upload_with_one_word(house: House, client: Client, tmp_path: Path) -> None:
+    for name in ("tractor-1", "tractor-2"):
+        lay(tmp_path, name, piece("00" * 31 + "09", name, "batch", b"as long as it is whole"))
+    house.token = "0" * 64
+    with pytest.raises(Refused, match="0 of 2 pieces") as raised:
+        await brought(client(), tmp_path)
+    assert raised.value.reason is Reason.TOKEN
+
+
+async def test_the_audit_says_whose_token_brought_it(house: House, client: Client, tmp_path: Path) -> None:
+    sealing_key = await asyncio.to_thread(sealing_key_of, house.state)
+    machine = await house.enrol("tractor-1")
+    for row in (b"a", b"b"):
+        lay(tmp_path, "tractor-1", piece(sealing_key, "tractor-1", "batch", machine.batch("results", [row])))
+        await brought(client(), tmp_path)
+    [event] = await house.events("brought-home")
+    assert (event["device"], event["detail"]) == ("tractor-1", "by operator, on a stick")
+    house.now_ms += NOTED_MS
+    lay(tmp_path, "tractor-1", piece(sealing_key, "tractor-1", "batch", machine.batch("results", [b"c"])))
+    await brought(client(), tmp_path)
+    assert len(await house.events("brought-home")) == 2
 
 
 async def test_the_next_stick_takes_receipts_along_for_its_machines(

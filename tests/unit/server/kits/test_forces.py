@@ -77,3 +77,15 @@ async def test_a_force_from_before_the_entry_expired_holds_when_it_is_told_later
 
 async def test_a_force_that_was_signed_for_another_machine_says_so(house: House) -> None:
     assert "it was signed for tractor-2" in (await told(house, device="tractor-2"))[1]
+
+
+async def test_a_second_request_under_one_challenge_is_said_once_however_it_is_told(house: House) -> None:
+    machine = await house.enrol("tractor-1")
+    first = force(KEY, id="1" * 32, at_ms=house.now_ms)
+    second = force(KEY, id="1" * 32, at_ms=house.now_ms, release="9.0.0")
+    for told in ((first, second), (second,), (second, first)):
+        await machine.sync(forces=told)
+    events = await house.events("forced")
+    assert [event["what"] for event in events] == ["pest-detector 1.0.0", "pest-detector 9.0.0"]
+    assert [event.get("reason", "") for event in events] == ["", "signature"]
+    assert "another request bears the same challenge" in events[1]["detail"]
