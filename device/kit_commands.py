@@ -19,6 +19,7 @@ from device.layout import Layout
 from device.shown import kits_table
 from device.state_option import state_option
 from device.status import UpdateNow, read_agent_status
+from device.update.states import State
 from protocol.errors import HeadlandError, LinkError, Reason, Refused, StateError
 from protocol.kits import FORCE_CONTEXT, KIT_FILE, KITS_FOLDER, RESULTS_FOLDER, ForceRequest, is_kit
 from protocol.messages import SignedForce
@@ -26,10 +27,13 @@ from protocol.wire import encode
 from signing.console import emit, headland_errors, json_option, progress_console
 
 LOOK_S: Final = 0.5
+RESTS_AFTER: Final = 6  # looks at which it waits for its time: a force takes a moment to show
 GOES_ON: Final = frozenset({KitState.READING, KitState.APPLYING, KitState.WAITING})
 STICKS_FAULT: Final = frozenset({KitState.UNREADABLE, KitState.DAMAGED})
 NOTHING_TO_DO: Final = frozenset({KitState.OLDER, KitState.PASSED_OVER, KitState.OFFERED})
 INTERRUPTED: Final = 130
+NO_STICK: Final = "No stick with a kit is plugged in. A folder elsewhere: headland-device kit apply FOLDER"
+GOES_ON_ALONE: Final = "It goes on without this command: headland-device status shows it."
 
 
 @click.group()
@@ -45,7 +49,7 @@ def list_kits(state: Path, as_json: bool) -> None:
     """Every kit that the agent found, and what became of it."""
     found = ask(_socket(state), "POST", "/api/kits/look", KitsShown)
     is_some = found.kits or found.troubles or found.results
-    emit(as_json, found, kits_table(found) if is_some else "No stick with a kit is plugged in.")
+    emit(as_json, found, kits_table(found) if is_some else NO_STICK)
 
 
 @kit.command()
@@ -67,7 +71,7 @@ def list_kits(state: Path, as_json: bool) -> None:
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="For programs: its first line is the passphrase. People are asked.",
 )
-@click.option("--wait/--no-wait", default=True, help="Stay until it is installed or refused.")
+@click.option("--wait/--no-wait", default=True, help="Stay until it is installed, is refused, or waits for its time.")
 @json_option
 @headland_errors
 def apply(
@@ -84,8 +88,8 @@ def apply(
 ) -> None:
     """Install a kit: by its name, or from a folder; without either the only one there is.
 
-    Exit code 0: installed (with --no-wait: under way); 4: refused, and why; 5: the stick cannot be read, or files on it
-    are damaged; 6: nothing to do, or no agent runs. Ctrl-C leaves it going.
+    Exit code 0: installed, or it waits for its time (with --no-wait: under way); 4: refused, and why; 5: the stick
+    cannot be read, or files on it are damaged; 6: nothing to do, or no agent runs. Ctrl-C leaves it going.
     """
     if force and (keyfile is None or not reason):
         raise StateError("to force takes --technician KEYFILE and --reason TEXT")
@@ -103,6 +107,8 @@ def apply(
         chosen = _watch(socket, Layout(state.absolute()), chosen)
     _check(chosen)
     emit(as_json, chosen, f"{chosen.kit}: {chosen.sentence}.")
+    if wait and chosen.state in GOES_ON and not as_json:
+        click.echo(GOES_ON_ALONE)
 
 
 @kit.command()
@@ -209,17 +215,20 @@ def _passphrase(keyfile: Path, file: Path | None) -> str:
 
 
 def _watch(socket: Path, layout: Layout, chosen: KitShown) -> KitShown:
-    """Shows how far it is until it ended."""
+    """Shows how far it is until it ended, or waits for what may take days: a window, a date, a signal."""
+    rests = 0
     try:
         with _bar() as bar:
-            while chosen.state in GOES_ON:
+            while chosen.state in GOES_ON and rests < RESTS_AFTER:
                 account = read_agent_status(layout.status)
                 update = account.update if account is not None else None
                 bar.show(chosen.sentence, update)
+                is_at_rest = update is not None and update.state == State.WAIT.value and update.offer == chosen.kit
+                rests = rests + 1 if is_at_rest else 0
                 time.sleep(LOOK_S)
                 chosen = _shown(ask(socket, "GET", "/api/kits", KitsShown), chosen.kit)
     except KeyboardInterrupt:
-        click.echo("It goes on without this command: headland-device status shows it.", err=True)
+        click.echo(GOES_ON_ALONE, err=True)
         sys.exit(INTERRUPTED)
     return chosen
 
