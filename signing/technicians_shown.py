@@ -35,7 +35,7 @@ def technician_lines(old: object, new: Targets, now: datetime) -> Iterator[tuple
         if name not in after:
             why = "has ended" if known.expires_ms <= now.timestamp() * 1000 else "is REVOKED"
             yield f"{name} {why}: counts on no machine that knows this list", False
-    yield f"{len(after)} technicians in all", False
+    yield f"{len(after)} technician{'' if len(after) == 1 else 's'} in all", False
 
 
 def may(technician: Technician) -> str:

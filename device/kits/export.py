@@ -285,7 +285,8 @@ class _Tally:
         return self.ended("full", "the stick is full: what is not on it waits for the next stick or contact")
 
     def ended(self, end: End, why: str) -> Exported:
-        done = f"{self.rows} results in {self.pieces} pieces written"
+        pieces = "1 piece" if self.pieces == 1 else f"{self.pieces} pieces"
+        done = f"{self.rows} results in {pieces} written"
         return Exported(end=end, words=f"{done}; {why}", **vars(self))
 
 

@@ -8,6 +8,7 @@ from typing import Any, Final, TypeVar
 import click
 
 from protocol.errors import StateError
+from protocol.objects import Conditions
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -63,3 +64,23 @@ def parse_window(text: str | None) -> tuple[int, int] | None:
     if begin == end:
         raise StateError(f"the window {text!r} is never open", hint="leave --window away for the whole day")
     return begin, end
+
+
+def activation_lines(conditions: Conditions) -> list[str]:
+    """What machines wait for, for people."""
+    lines = []
+    if conditions.not_before_ms is not None:
+        lines.append(f"machines activate it from {show_moment(conditions.not_before_ms)}")
+    if conditions.activate_before_ms is not None:
+        lines.append(f"machines activate it before {show_moment(conditions.activate_before_ms)}")
+    if conditions.window_utc is not None:
+        begin, end = (f"{minute // 60:02}:{minute % 60:02}" for minute in conditions.window_utc)
+        lines.append(f"machines activate it between {begin} and {end} UTC")
+    if conditions.signals_clear:
+        lines.append(f"machines activate it while these are off: {', '.join(conditions.signals_clear)}")
+    return lines
+
+
+def show_moment(at_ms: int) -> str:
+    """A time for people."""
+    return f"{datetime.fromtimestamp(at_ms // 1000, UTC):%Y-%m-%d %H:%M} UTC"

@@ -5,7 +5,6 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,7 +15,7 @@ from protocol.errors import Refused, StateError
 from protocol.ids import parse_name
 from protocol.kits import KITS_FOLDER, LIFETIME_DAYS
 from protocol.objects import Conditions
-from signing.commands.activation import activation_options, parse_moment, parse_window
+from signing.commands.activation import activation_lines, activation_options, parse_moment, parse_window, show_moment
 from signing.commands.app import App, UploadBars, pass_app
 from signing.commands.budget import parse_size
 from signing.commands.release import pick_product
@@ -311,9 +310,8 @@ def kit_lines(report: KitReport) -> list[str]:
     lines = [f"{report.name}{' (a draft: no machine takes it)' if report.draft else ''}"]
     if report.kit is not None:
         body = report.kit.body
-        made = datetime.fromtimestamp(body.created_ms // 1000, UTC)
         lines.append(f"  {body.product}, for {_for_whom(body.machines)}")
-        lines.append(f"  made at {made:%Y-%m-%d %H:%M} UTC, good until {report.kit.expires:%Y-%m-%d}")
+        lines.append(f"  made at {show_moment(body.created_ms)}, good until {report.kit.expires:%Y-%m-%d}")
         for release in body.releases:
             deltas = sum(step.method == "delta" for step in release.steps)
             size = sum(step.travels_bytes() for step in release.steps)
@@ -321,8 +319,7 @@ def kit_lines(report: KitReport) -> list[str]:
                 f"  {release.release} ({release.manifest.sha256[:12]}): {len(release.steps) - deltas} artifacts in "
                 f"full, {deltas} patches, {size:,} bytes"
             )
-        said = {key: value for key, value in msgspec.to_builtins(body.conditions).items() if value}
-        lines += [f"  {key}: {value}" for key, value in said.items()]
+        lines += [f"  {line}" for line in activation_lines(body.conditions)]
     if report.signed is not None:
         who = ", ".join(report.signed.signed) or "nobody"
         lines.append(f"  signed by {who}; {report.signed.threshold} must")
@@ -410,7 +407,7 @@ def _for_whom(machines: Sequence[str] | None) -> str:
     if machines is None:
         return "every machine"
     more = f" and {len(machines) - 5} more" if len(machines) > 5 else ""
-    return f"{len(machines)} machines: {', '.join(machines[:5])}{more}"
+    return f"{len(machines)} machine{'' if len(machines) == 1 else 's'}: {', '.join(machines[:5])}{more}"
 
 
 def _workspace(app: App) -> Workspace | None:

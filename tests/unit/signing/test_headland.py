@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from tuf.api.metadata import Targets
 
-from protocol.objects import ProductTerms
+from protocol.objects import Conditions, ProductTerms
 from protocol.release import parse_manifest
+from signing.commands.activation import activation_lines, parse_moment, parse_window
 from signing.events import open_events
 from signing.metadata import parse, terms
 from tests.fakes.managers_tool import ManagersTool
@@ -465,6 +466,21 @@ def test_a_time_that_nobody_understands_is_refused_with_what_is_understood(
 ) -> None:
     words = begun.fail("rollout", "create", "a", "--release", "1.0.0", "--group", "g", option, said, code=6)
     assert said in words
+
+
+def test_what_a_release_waits_for_is_shown_as_it_was_asked_for() -> None:
+    conditions = Conditions(
+        not_before_ms=parse_moment("2027-03-01T08:00+02:00"),
+        activate_before_ms=parse_moment("2027-03-31"),
+        window_utc=parse_window("22:00-04:30"),
+        signals_clear=("driving",),
+    )
+    assert activation_lines(conditions) == [
+        "machines activate it from 2027-03-01 06:00 UTC",
+        "machines activate it before 2027-03-31 00:00 UTC",
+        "machines activate it between 22:00 and 04:30 UTC",
+        "machines activate it while these are off: driving",
+    ]
 
 
 @pytest.mark.parametrize("phase", ["success=100", "count=1,percent=5", "count=x", "half=1"])

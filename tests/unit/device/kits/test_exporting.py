@@ -35,7 +35,7 @@ class Writing:
     async def to(self, stick, device=None) -> Exported:
         await self.may.wait()
         self.wrote.append(stick.name)
-        return Exported(end=self.end, words="3 results in 1 pieces written; all that waits is on the stick", pieces=1)
+        return Exported(end=self.end, words="3 results in 1 piece written; all that waits is on the stick", pieces=1)
 
 
 @pytest.fixture
