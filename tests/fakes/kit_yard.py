@@ -203,7 +203,8 @@ class KitYard:
         self.store = Store(folder / "store", free=lambda _: 1 << 40)
         self.updates = PlainUpdates(self.state)
         self.trust: Any = trust or BelievingTrust()
-        self.finder = Finder([self.media], answer_s=5)
+        # Not the kernel's mounts: whatever else runs here mounts things, and would wake it.
+        self.finder = Finder([self.media], mounts=folder / "no mounts", answer_s=5)
         self.shelf = Shelf()
         self.patches = PatchBook(self.state, "0.1.0")
         source = NotingSource(self.shelf)
