@@ -6,6 +6,7 @@ import random
 import secrets
 import shutil
 import sqlite3
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -97,7 +98,7 @@ def brought(house: House, stick: Path, *, keep: bool) -> None:
     catalog = Catalog(f"sqlite:///{house.state / 'catalog.db'}", migrate=False)
     try:
         pieces = open_pieces(house.state, catalog, lambda: house.now_ms, no_secret)
-        for found in bring_home(stick, pieces.take, keep=keep).values():
+        for found in bring_home(stick, partial(pieces.take, who="ada"), keep=keep).values():
             assert not found.complaints, found
     finally:
         catalog.close()
