@@ -4,6 +4,7 @@
 const LOOK_MS = 1000;
 const LOOK_LIMIT_MS = 10_000;
 const ACT_LIMIT_MS = 180_000; // a slow stick is read before it is answered
+const READS = "The machine reads the sticks. Leave them in …";
 const DAY_MS = 86_400_000;
 const STATES = {
   idle: "Nothing to do",
@@ -156,7 +157,7 @@ function showLast(last) {
 function makeCard(name) {
   const card = $("kit").content.firstElementChild.cloneNode(true);
   const [apply, force] = card.querySelectorAll("button");
-  apply.onclick = () => act("kits-said", apply, () => ask("POST", `/api/kits/${name}/apply`, {}));
+  apply.onclick = () => act("kits-said", apply, () => ask("POST", `/api/kits/${name}/apply`, {}), READS);
   force.onclick = () => openForce(name, card.dataset.release);
   apply.setAttribute("aria-label", `Apply ${name}`);
   force.setAttribute("aria-label", `Force ${name}`);
@@ -304,10 +305,16 @@ $("force-form").addEventListener("submit", async (event) => {
   $("passphrase").value = "";
   if ($("force").open) $("passphrase").focus();
 });
-$("force").addEventListener("close", () => $("force-form").reset()); // however it was closed
+const hideOrShow = () => { $("passphrase").type = $("show-passphrase").checked ? "text" : "password"; };
+$("show-passphrase").addEventListener("change", hideOrShow);
+$("force").addEventListener("close", () => { // however it was closed
+  $("force-form").reset();
+  hideOrShow();
+});
 $("force-no").addEventListener("click", () => $("force").close());
-$("look").addEventListener("click", () => act("kits-said", $("look"), () => ask("POST", "/api/kits/look", {})));
+$("look").addEventListener("click", () => act("kits-said", $("look"), () => ask("POST", "/api/kits/look", {}), READS));
 // What came of it is the kits' `results`, which every look shows.
-$("export").addEventListener("click", () => act("export-said", $("export"), () => ask("POST", "/api/export", {})));
+$("export").addEventListener("click", () => act("export-said", $("export"), () => ask("POST", "/api/export", {}),
+  "The machine writes. Leave the stick in …"));
 
 look().then(keepLooking);

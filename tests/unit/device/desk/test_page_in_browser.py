@@ -258,6 +258,60 @@ def test_apply_look_and_export_reach_the_machine_and_their_errors_the_person(des
     visit.blame(expected=(BUSY,))
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        (f"Apply {KIT}", "The machine reads the sticks"),
+        ("Look for sticks again", "The machine reads the sticks"),
+        ("Write results to the stick now", "The machine writes"),
+    ],
+)
+def test_what_takes_a_while_is_said_to_be_under_way(desk, open_page, name, words):
+    desk.show(kit=KIT, release="1.2.0", can_apply=True)
+    desk.slow_s = 2.0
+    visit = open_page()
+    button = visit.page.get_by_role("button", name=name)
+    button.click()
+    see(visit, words)
+    assert button.is_disabled()
+    visit.page.get_by_text(words).wait_for(state="hidden")
+    assert button.is_enabled()
+    visit.blame()
+
+
+def test_a_passphrase_can_be_looked_at_until_the_dialog_closes(desk, open_page):
+    desk.show(kit=KIT, release="1.2.0", can_apply=True)
+    visit = open_page()
+    page = visit.page
+    page.get_by_role("button", name=f"Force {KIT}").click()
+    field = page.get_by_label("Its passphrase")
+    field.fill(PASSPHRASE)
+    assert field.get_attribute("type") == "password"
+    page.get_by_label("Show what I type").check()
+    assert field.get_attribute("type") == "text"
+    page.get_by_role("button", name="Cancel").click()
+    page.get_by_role("button", name=f"Force {KIT}").click()
+    assert field.get_attribute("type") == "password"
+    assert field.input_value() == ""
+    visit.blame()
+
+
+def test_on_a_phone_buttons_are_large_and_none_is_close_to_another(desk, open_page):
+    desk.show(kit=KIT, release="1.2.0", can_apply=True)
+    visit = open_page(PHONE)
+    page = visit.page
+    page.get_by_role("button", name=f"Force {KIT}").click()
+    for one, other in ((f"[aria-label='Apply {KIT}']", f"[aria-label='Force {KIT}']"), ("#force-no", "#force-yes")):
+        first, second = page.locator(one).bounding_box(), page.locator(other).bounding_box()
+        across = second["x"] - (first["x"] + first["width"])
+        down = second["y"] - (first["y"] + first["height"])
+        assert max(across, down) >= 12
+        assert min(first["height"], second["height"]) >= 56
+        assert min(first["width"], second["width"]) >= 120
+    assert page.locator("#force-yes").bounding_box()["y"] + 56 < PHONE[1]  # without scrolling
+    visit.blame()
+
+
 def test_a_button_under_a_finger_stays_while_its_kit_changes(desk, open_page):
     desk.show(kit=KIT, release="1.2.0", can_apply=True)
     visit = open_page()
