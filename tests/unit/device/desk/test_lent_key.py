@@ -115,8 +115,9 @@ async def test_a_process_that_takes_too_long_is_ended(lent, monkeypatch, tmp_pat
     pid = tmp_path / "pid"
     instead(monkeypatch, f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(60)")
     monkeypatch.setattr(lent_key, "ANSWER_S", 1.0)
-    with pytest.raises(LinkError, match="too long"):
-        await sign(lent)
+    async with asyncio.timeout(20):
+        with pytest.raises(LinkError, match="too long"):
+            await sign(lent)
     assert not os.path.exists(f"/proc/{pid.read_text()}")  # noqa: ASYNC240, PTH110  (of /proc: answers at once)
 
 

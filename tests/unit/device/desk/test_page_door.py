@@ -5,6 +5,7 @@ import contextlib
 import errno
 import socket
 import stat
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import aiohttp
@@ -253,8 +254,14 @@ async def test_a_body_that_is_too_long_is_turned_away(browser, code_file, size):
         assert answer.status == 413
 
 
-def test_guesses_at_once_are_counted_one_by_one(code_file, clock):
+def test_guesses_at_once_are_counted_one_by_one(code_file, clock, monkeypatch):
     pair = read_or_draw(code_file)
+
+    def slow(path):
+        time.sleep(0.01)
+        return pair
+
+    monkeypatch.setattr("device.desk.pairing.read_or_draw", slow)
     wrong = "0" * 8 if pair.code != "0" * 8 else "1" * 8
     pairing = Pairing(code_file, clock)
 
