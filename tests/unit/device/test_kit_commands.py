@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from rich.progress import Progress
 
 from device import kit_commands
 from device.kit_commands import kit
@@ -121,3 +122,21 @@ def test_ctrl_c_leaves_it_going(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     result, _ = apply(tmp_path, monkeypatch, (APPLYING, update(State.FETCH)))
     assert result.exit_code == 130
     assert "It goes on without this command" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("update", "shown"),
+    [
+        (UpdateNow(state="fetch", offer=NAME, bytes_done=3, bytes_total=12), (3.0, 12.0, "reads (fetch)")),
+        (UpdateNow(state="trial", offer=NAME, healthy_s=2.5, healthy_of_s=4.0), (2.5, 4.0, "reads (trial)")),
+        (UpdateNow(state="check", offer=NAME), (0.0, None, "reads (check)")),
+        (None, (0.0, None, "reads ()")),
+    ],
+)
+def test_the_bar_follows_what_is_read_and_then_the_trial(
+    update: UpdateNow | None, shown: tuple[float, float | None, str]
+) -> None:
+    progress = Progress()
+    kit_commands._Bar(progress).show("reads", update)
+    (task,) = progress.tasks
+    assert (task.completed, task.total, task.description) == shown
