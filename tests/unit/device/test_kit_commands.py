@@ -8,7 +8,7 @@ from click.testing import CliRunner, Result
 from rich.progress import Progress
 
 from device import kit_commands
-from device.kit_commands import kit
+from device.cli import main
 from device.kits.shown import KitShown, KitsShown, KitState
 from device.layout import Layout
 from device.status import AgentStatus, UpdateNow, write_status
@@ -51,7 +51,7 @@ def apply(
     desk = Desk(layout, looks)
     monkeypatch.setattr(kit_commands, "ask", desk.ask)
     monkeypatch.setattr(kit_commands, "LOOK_S", 0.0)
-    return CliRunner().invoke(kit, ["apply", NAME, "--state", str(tmp_path), *more]), desk
+    return CliRunner().invoke(main, ["kit", "apply", NAME, "--state", str(tmp_path), *more]), desk
 
 
 def update(state: State, offer: str = NAME) -> UpdateNow:
