@@ -34,8 +34,8 @@ class Walker:
         exported: dict[str, Any] = one["exported"]
         return exported
 
-    def bring_home(self, stick: Path) -> dict[str, Any]:
-        found = self.stage.managers("kit", "import", stick)
+    def bring_home(self, stick: Path, code: int = 0) -> dict[str, Any]:
+        found = self.stage.managers("kit", "import", stick, code=code)
         return {**found, "words": found["machines"]["walker"]["complaints"]}
 
     def ingested(self) -> int:
@@ -84,7 +84,7 @@ def test_what_a_machine_without_a_link_did_comes_home_by_sticks_once(stage: Stag
     data = bytearray(bad.read_bytes())
     data[-1] ^= 1
     bad.write_bytes(data)
-    found = walker.bring_home(damaged)
+    found = walker.bring_home(damaged, code=4)
     assert (len(found["words"]), found["rows"]) == (1, walker.ingested())
     assert found["rows"] < produced
     assert pieces(damaged) == [bad]
