@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -401,7 +402,7 @@ class Field:
         catalog = Catalog(f"sqlite:///{self.house.state / 'catalog.db'}", migrate=False)
         try:
             pieces = open_pieces(self.house.state, catalog, self.world.now_ms, no_secret)
-            found = bring_home(stick, pieces.take, keep=keep)
+            found = bring_home(stick, partial(pieces.take, who="ada"), keep=keep)
         finally:
             catalog.close()
         for device, brought in sorted(found.items()):
