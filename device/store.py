@@ -171,8 +171,14 @@ class Store:
             self.disk.write(self.path(name), data, 0o444)
         return name
 
-    def adopt(self, part: Path, name: Digest, length_bytes: int) -> None:
+    def adopt(self, part: Path, name: Digest, length_bytes: int, hashed: str | None = None) -> None:
         """Moves a fetched file in, if it is what it should be; durable on return. A file that is not is deleted.
+
+        Args:
+            part: The file.
+            name: Its digest, signed.
+            length_bytes: Likewise.
+            hashed: Its sha256 where whoever wrote it hashed every byte on the way; else it is read.
 
         Raises:
             Refused: `LENGTH`, `HASH`.
@@ -180,7 +186,7 @@ class Store:
         """
         found = part.stat().st_size
         try:
-            actual = _hash_file(part) if found == length_bytes else None
+            actual = (hashed or _hash_file(part)) if found == length_bytes else None
         except OSError:
             self.disk.unlink(part)  # kept, it would be gone on from for ever
             raise

@@ -62,7 +62,19 @@ def parse_index(data: bytes, output_bytes: int, payload_bytes: int) -> SegmentIn
 
 
 def open_segment(index: SegmentIndex, number: int, payload: bytes) -> bytes:
-    """The output of segment `number`.
+    """As `decode_segment`, and the output is held against the index, too: for one who hashes no whole.
+
+    Raises:
+        Refused: As `decode_segment`; `HASH` also for the output.
+    """
+    output = decode_segment(index, number, payload)
+    if hashlib.sha256(output).digest() != index.segments[number].output_sha256:
+        raise Refused(Reason.HASH, f"segment {number}: its output has another hash than the signed index's")
+    return output
+
+
+def decode_segment(index: SegmentIndex, number: int, payload: bytes | memoryview) -> bytes:
+    """The output of segment `number`, of the length that it must have.
 
     Args:
         index: The verified index.
@@ -75,13 +87,10 @@ def open_segment(index: SegmentIndex, number: int, payload: bytes) -> bytes:
     segment = index.segments[number]
     if len(payload) != segment.payload_bytes or hashlib.sha256(payload).digest() != segment.payload_sha256:
         raise Refused(Reason.HASH, f"segment {number}: {len(payload)} bytes with another hash than the signed index's")
-    output = decompress(payload, index.output_length(number))
-    if hashlib.sha256(output).digest() != segment.output_sha256:
-        raise Refused(Reason.HASH, f"segment {number}: its output has another hash than the signed index's")
-    return output
+    return decompress(payload, index.output_length(number))
 
 
-def decompress(payload: bytes, output_bytes: int, before: bytes = b"") -> bytes:
+def decompress(payload: bytes | memoryview, output_bytes: int, before: bytes = b"") -> bytes:
     """Decodes one zstd frame that must give exactly `output_bytes`, in bounded memory, whatever its header claims.
 
     Args:

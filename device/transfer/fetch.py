@@ -241,7 +241,7 @@ class Transfer:
             raise PatchFailedError(patch, failed.reason, f"patch {name} gave no result here before")
 
     async def _fetch_one(self, artifact: Artifact, step: Step, progress: Callable[[int], None], toll: _Toll) -> None:
-        payload = step.payload
+        payload, hashed = step.payload, None
         assert payload is not None
         if step.method == "delta":
             await self._patch_one(step, progress, toll)
@@ -258,8 +258,8 @@ class Transfer:
                 await self._receive(payload, spool, progress, toll)
             finally:
                 await asyncio.to_thread(spool.close)
-            part = spool.path
-        await to_its_end(self._store.adopt, part, artifact.sha256, artifact.length_bytes)
+            part, hashed = spool.path, spool.digest
+        await to_its_end(self._store.adopt, part, artifact.sha256, artifact.length_bytes, hashed)
         if step.index is not None:
             await asyncio.to_thread(self._store.disk.unlink, index_path(self._store, step.index))
             await asyncio.to_thread(self._store.disk.unlink, rest_path(self._store, payload))

@@ -5,9 +5,10 @@ A spool decides nothing about the link. It says where in the payload it goes on 
 """
 
 import hashlib
+import itertools
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Final, Protocol
@@ -19,11 +20,10 @@ from device.transfer.rest import keep_rest, read_rest
 from protocol import limits
 from protocol.errors import Reason, Refused
 from protocol.objects import Payload
-from protocol.transfer import SegmentIndex, open_segment
+from protocol.transfer import SegmentIndex, decode_segment
 from signing.durable import Part
 
 READ_BYTES: Final = limits.SEGMENT_OUTPUT_BYTES
-AT_ONCE: Final = 2
 
 
 class Spool(Protocol):
@@ -86,14 +86,19 @@ class WholeSpool:
 
 
 class SegmentSpool:
-    """An indexed payload: each segment is verified, decoded and durable in the part before the next one is taken.
+    """An indexed payload: each segment is verified, decoded and in the part before the next one is taken, and durable
+    there too, but for a source whose bytes are free.
+
+    A segment's payload is hashed before a decoder sees it, and its output into the hash of the whole, so that `digest`
+    tells without another reading whether the part is what was signed.
 
     Args:
         index: Verified.
         payload: Its hash and length, signed.
         store: Holds the part.
         name: Of the part.
-        sync_bytes: What a power cut may cost, where that is more than a segment.
+        sync_bytes: What a power cut may cost, about, where that is more than a segment: the disk then writes so much
+            while the next is taken.
     """
 
     def __init__(self, index: SegmentIndex, payload: Payload, store: Store, name: str, sync_bytes: int = 0) -> None:
@@ -108,8 +113,12 @@ class SegmentSpool:
         self._open = bytearray()
         self._number = 0
         self._offset = 0
+        self._whole = hashlib.sha256()
         self._sync_bytes = sync_bytes
         self._unsynced = 0
+        self._syncing: Future[None] | None = None
+        # One decodes ahead of `take`, one has the disk write.
+        self._helpers = ThreadPoolExecutor(2, thread_name_prefix="segments")
         try:
             self._find_verified()
             if self._number < len(index.segments):
@@ -125,6 +134,11 @@ class SegmentSpool:
         return self._path
 
     @property
+    def digest(self) -> str:
+        """sha256 of all that was taken."""
+        return self._whole.hexdigest()
+
+    @property
     def wants(self) -> int:
         """As `Spool`."""
         return self._offset + len(self._open)
@@ -135,47 +149,86 @@ class SegmentSpool:
             if self._closed:
                 return
             self._open += data
-            for length, output in self._outputs():
-                self._part.append(output)
-                self._unsynced += len(output)
-                # One segment is what a power cut may cost, so each is synced, but for a source whose bytes are free.
-                if self._unsynced >= self._sync_bytes:
-                    self._part.sync()
-                    self._unsynced = 0
-                del self._open[:length]
-                self._offset += length
-                self._number += 1
+            lengths = self._whole_segments()
+            if not lengths:
+                return
+            taken, self._open = self._open, bytearray()  # views of what is taken outlive an error, and hold it as it is
+            done = 0
+            try:
+                for length, output in zip(lengths, self._outputs(taken, lengths), strict=True):
+                    self._whole.update(output)
+                    self._part.append(output)
+                    self._number += 1
+                    self._offset += length
+                    done += length
+                    self._sync(len(output))
+            finally:
+                self._open = taken[done:]
 
-    def _outputs(self) -> Iterator[tuple[int, bytes]]:
-        """What the whole segments in the open bytes give, each with its length: decoded side by side where there are
-        several, for hashing is what takes the time."""
-        segments, number, first = self._index.segments, self._number, 0
-        payloads: list[bytes] = []
-        while number < len(segments) and first + segments[number].payload_bytes <= len(self._open):
-            payloads.append(bytes(self._open[first : first + segments[number].payload_bytes]))
-            first += segments[number].payload_bytes
+    def _whole_segments(self) -> list[int]:
+        """Payload lengths of the segments that are whole among the open bytes."""
+        segments, number = self._index.segments, self._number
+        found, rest = [], len(self._open)
+        while number < len(segments) and segments[number].payload_bytes <= rest:
+            found.append(segments[number].payload_bytes)
+            rest -= segments[number].payload_bytes
             number += 1
-        numbers = range(self._number, number)
-        if len(payloads) < AT_ONCE:
-            for n, payload in zip(numbers, payloads, strict=True):
-                yield len(payload), open_segment(self._index, n, payload)
+        return found
+
+    def _outputs(self, taken: bytearray, lengths: list[int]) -> Iterator[bytes]:
+        """What whole segments give. While one is hashed and written the next is decoded, and no more than that: a
+        small payload may give a thousand outputs."""
+        ends = itertools.accumulate(lengths)
+        payloads = (memoryview(taken)[end - length : end] for end, length in zip(ends, lengths, strict=True))
+        decode = partial(decode_segment, self._index)
+        if len(lengths) == 1:
+            yield decode(self._number, next(payloads))
             return
-        with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="segments") as pool:
-            outputs = pool.map(partial(open_segment, self._index), numbers, payloads)
-            yield from zip(map(len, payloads), outputs, strict=True)
+        ahead: Future[bytes] | None = None
+        for number, payload in enumerate(payloads, self._number):
+            before, ahead = ahead, self._helpers.submit(decode, number, payload)
+            if before is not None:
+                yield before.result()
+        assert ahead is not None
+        yield ahead.result()
+
+    def _sync(self, more: int) -> None:
+        self._unsynced += more
+        if self._unsynced < self._sync_bytes:
+            return
+        self._unsynced = 0
+        if not self._sync_bytes:  # one segment is what a power cut may cost
+            self._part.sync()
+            return
+        self._end_sync()
+        self._syncing = self._helpers.submit(self._part.sync)
+
+    def _end_sync(self) -> None:
+        """Raises OSError: what was taken before is not on the disk."""
+        syncing, self._syncing = self._syncing, None
+        if syncing is not None:
+            syncing.result()
 
     def restart(self) -> None:
         """As `Spool`."""
-        self._open.clear()
+        self._open = bytearray()
 
     def close(self) -> None:
-        """Lets go of the part, and keeps the open segment's beginning for the next time. Safe to repeat."""
+        """Lets go of the part, and keeps the open segment's beginning for the next time. Safe to repeat.
+
+        Raises:
+            OSError: What was taken did not get to the disk.
+        """
         with self._lock:
             if self._closed:
                 return
             self._closed = True
-            self._part.close()
-            keep_rest(self._store, self._payload, self._number, self._open)
+            self._helpers.shutdown()
+            try:
+                self._end_sync()
+            finally:
+                self._part.close()
+                keep_rest(self._store, self._payload, self._number, self._open)
 
     def _find_verified(self) -> None:
         """Goes on after the last whole segment whose output still has its hash.
@@ -190,6 +243,7 @@ class SegmentSpool:
                     break
                 if hashlib.sha256(output).digest() != segment.output_sha256:
                     break
+                self._whole.update(output)
                 self._number = number + 1
                 self._offset += segment.payload_bytes
         verified = min(self._number * self._index.segment_bytes, self._index.output_bytes)

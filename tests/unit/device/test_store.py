@@ -50,6 +50,19 @@ def test_anything_else_is_refused_and_deleted(store, content, reason):
     assert not store.has(NAME)
 
 
+def test_what_its_writer_hashed_is_not_read_again_and_held_by_that_hash(store, monkeypatch):
+    monkeypatch.setattr("device.store._hash_file", lambda path: pytest.fail(f"{path} was read"))
+    store.adopt(part_with(store, CONTENT), NAME, len(CONTENT), NAME)
+    assert store.has(NAME)
+    store.discard(NAME)
+    for content, hashed in ((CONTENT, digest(b"other")), (CONTENT[:-1], NAME)):
+        path = part_with(store, content)
+        with pytest.raises(Refused):
+            store.adopt(path, NAME, len(CONTENT), hashed)
+        assert not path.exists()
+        assert not store.has(NAME)
+
+
 def test_a_file_enters_durably(tmp_path):
     effects = []
     store = Store(tmp_path / "store", disk=Disk(lambda effect, path: effects.append((effect, path.name))))

@@ -1,7 +1,11 @@
 """Downloads over links that break: what a drop costs, what is refused, and how fast it may go."""
 
 import asyncio
+import errno
+import itertools
+import time
 
+import msgspec
 import pytest
 
 from device.link import Link
@@ -9,13 +13,15 @@ from device.store import NoSpaceError, Store
 from device.transfer import Transfer, TransferSettings
 from device.transfer.purse import Unlimited
 from device.transfer.rate import MinimumRate, RateCap
+from device.transfer.spool import SegmentSpool
 from protocol.errors import LinkError, Reason, Refused
+from protocol.ids import digest
 from protocol.limits import MIB, SEGMENT_PAYLOAD_BYTES
 from protocol.objects import TransferPlan
-from protocol.transfer import parse_index
+from protocol.transfer import decode_segment, parse_index
 from signing.durable import Part
 from tests.fakes.cutting_proxy import BlobServer, CuttingProxy, serving
-from tests.fakes.updates import BlobSource, Release, noise, signed
+from tests.fakes.updates import BlobSource, Release, compressed, noise, signed
 
 BIG = Release("1.0.0", 1, noise(3 * MIB + 12345, 7))
 STEP = next(step for step in BIG.plan.steps if step.index is not None)
@@ -129,6 +135,58 @@ async def test_of_several_segments_at_once_those_before_a_wrong_one_are_kept(tmp
     await again.fetch()
     assert again.is_complete()
     assert len(good) - (source.sent - before) >= parse.segments[0].payload_bytes - 4 * len(INDEX)
+
+
+def test_the_next_segment_is_decoded_ahead_and_no_more_of_them(tmp_path, monkeypatch):
+    """A few kilobytes of payload may give gigabytes: they never wait in memory for the disk."""
+    payload, index = compressed(bytes(24 * MIB))
+    events = []
+    append = Part.append
+
+    def decode(*arguments):
+        events.append(1)
+        return decode_segment(*arguments)
+
+    def slow(part, data):
+        time.sleep(0.01)
+        events.append(-1)
+        append(part, data)
+
+    monkeypatch.setattr("device.transfer.spool.decode_segment", decode)
+    monkeypatch.setattr(Part, "append", slow)
+    store = Store(tmp_path / "store")
+    parsed = parse_index(index, 24 * MIB, len(payload))
+    spool = SegmentSpool(parsed, signed(payload), store, digest(bytes(24 * MIB)), 64 * MIB)
+    spool.take(payload)
+    spool.close()
+    assert events.count(1) == events.count(-1) == 24
+    assert max(itertools.accumulate(events)) == 2
+    assert spool.digest == digest(bytes(24 * MIB))
+
+
+async def test_segments_that_are_signed_but_give_another_whole_are_refused(rig, source):
+    """Whoever signs a plan is not whoever signed the release."""
+    other = Release("1.0.0", 1, noise(len(BIG.model), 8))
+    source.add([other])
+    step = next(step for step in other.plan.steps if step.index is not None)
+    plan = TransferPlan(steps=(msgspec.structs.replace(step, artifact=MODEL),), full_bytes=0)
+    with pytest.raises(Refused) as refused:
+        await rig.transfer.fetch(plan, [artifact for artifact in ARTIFACTS if artifact.sha256 == MODEL])
+    assert refused.value.reason is Reason.HASH
+    assert not rig.store.has(MODEL)
+    assert not rig.store.part(MODEL).exists()
+
+
+async def test_a_disk_that_takes_no_sync_beside_the_work_ends_the_fetch(tmp_path, source, monkeypatch):
+    def fail(part):
+        raise OSError(errno.EIO, "no")
+
+    monkeypatch.setattr(Part, "sync", fail)
+    rig = Rig(tmp_path, source)
+    rig.transfer = Transfer(source, rig.store, TransferSettings(), count=rig.count, sync_bytes=2 * MIB)
+    with pytest.raises(OSError, match="no"):
+        await rig.fetch()
+    assert not rig.store.has(MODEL)
 
 
 @pytest.mark.parametrize(("sync_bytes", "syncs"), [(0, 4), (2 * MIB, 1), (64 * MIB, 0)])
