@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import os
 import secrets
 import tempfile
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
@@ -204,6 +205,25 @@ class FolderBlobs(ObjectBlobs):
             raise check.failure or _unreachable() from error
         self._adopt(name, digest)
         return check.length_bytes
+
+    async def read(self, digest: Digest, first: int, count: int) -> AsyncIterator[bytes]:
+        """See `BlobStore`. obstore reads a file in pieces of 8 KiB, which takes thirty times as long."""
+        try:
+            file = await asyncio.to_thread(os.open, self._folder / _key(digest), os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise _absent(digest) from None
+        try:
+            end = first + count
+            while first < end:
+                chunk = await asyncio.to_thread(os.pread, file, min(READ_CHUNK_BYTES, end - first), first)
+                if not chunk:
+                    raise StateError(f"blob {digest} is cut short")
+                yield chunk
+                first += len(chunk)
+        except OSError as error:
+            raise _unreachable() from error
+        finally:
+            os.close(file)  # where a read was cancelled it may still go on: what it gives is thrown away
 
     @contextmanager
     def as_file(self, digest: Digest, scratch: Path) -> Iterator[Path]:

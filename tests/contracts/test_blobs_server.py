@@ -134,3 +134,13 @@ async def test_a_blob_can_be_read_as_a_file_and_deleted(blobs: BlobStore, tmp_pa
         pass
     blobs.put_now(name, [data])  # and it can come again
     assert await read(blobs, name, 0, 10) == data[:10]
+
+
+async def test_a_file_that_lost_its_end_is_not_sent_as_if_it_were_whole(tmp_path: Path) -> None:
+    blobs, data = FolderBlobs(tmp_path / "blobs"), os.urandom(600_000)
+    name = digest(data)
+    await blobs.put(name, pieces(data), len(data))
+    (file,) = (path for path in (tmp_path / "blobs").rglob("*") if path.is_file())
+    os.truncate(file, 400_000)
+    with pytest.raises(StateError):
+        await read(blobs, name, 0, len(data))
