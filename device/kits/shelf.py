@@ -17,7 +17,7 @@ from protocol.errors import LinkError, Reason, Refused
 from protocol.ids import Digest, is_digest
 from protocol.kits import BLOBS_FOLDER, KITS_FOLDER, PART_BYTES, KitId
 
-READ_BYTES: Final = 2 * limits.MIB
+READ_BYTES: Final = 4 * limits.MIB
 """At once: each read opens the file anew, and a yanked stick costs so much at most."""
 HINT: Final = "plug in another copy of the kit; `headland kit verify` tells a good one"
 PREFIX: Final = "/v1/blobs/"

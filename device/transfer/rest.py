@@ -16,11 +16,11 @@ LEAST_BYTES: Final = 4096  # less is not worth the writing
 _NUMBER: Final = struct.Struct("<Q")
 
 
-def keep_rest(store: Store, payload: Payload, number: int, data: bytes | bytearray) -> None:
+def keep_rest(store: Store, payload: Payload, number: int, data: bytes | bytearray | memoryview) -> None:
     """Keeps the beginning of segment `number`. A disk that does not take it costs bytes, nothing else. Blocking."""
     if len(data) >= LEAST_BYTES:
         with contextlib.suppress(OSError):
-            store.disk.write(rest_path(store, payload), _NUMBER.pack(number) + data)
+            store.disk.write(rest_path(store, payload), _NUMBER.pack(number) + bytes(data))
 
 
 def read_rest(store: Store, payload: Payload, number: int, limit: int) -> bytes:

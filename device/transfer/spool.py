@@ -5,11 +5,9 @@ A spool decides nothing about the link. It says where in the payload it goes on 
 """
 
 import hashlib
-import itertools
 import threading
-from collections.abc import Iterator
+from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -110,20 +108,21 @@ class SegmentSpool:
         # A cancelled fetch closes the spool while a thread may still be in `take`.
         self._lock = threading.Lock()
         self._closed = False
-        self._open = bytearray()
+        self._open = _Open()
         self._number = 0
         self._offset = 0
         self._whole = hashlib.sha256()
         self._sync_bytes = sync_bytes
         self._unsynced = 0
         self._syncing: Future[None] | None = None
+        self._ahead: Future[bytes] | None = None  # the output of the first segment of the open bytes
         # One decodes ahead of `take`, one has the disk write.
         self._helpers = ThreadPoolExecutor(2, thread_name_prefix="segments")
         try:
             self._find_verified()
             if self._number < len(index.segments):
                 limit = index.segments[self._number].payload_bytes
-                self._open += read_rest(store, payload, self._number, limit)
+                self._open.add(read_rest(store, payload, self._number, limit))
         except BaseException:
             self._part.close()
             raise
@@ -148,49 +147,37 @@ class SegmentSpool:
         with self._lock:
             if self._closed:
                 return
-            self._open += data
-            lengths = self._whole_segments()
-            if not lengths:
-                return
-            taken, self._open = self._open, bytearray()  # views of what is taken outlive an error, and hold it as it is
-            done = 0
-            try:
-                for length, output in zip(lengths, self._outputs(taken, lengths), strict=True):
-                    self._whole.update(output)
-                    self._part.append(output)
-                    self._number += 1
-                    self._offset += length
-                    done += length
-                    self._sync(len(output))
-            finally:
-                self._open = taken[done:]
+            self._open.add(data)
+            self._advance()
 
-    def _whole_segments(self) -> list[int]:
-        """Payload lengths of the segments that are whole among the open bytes."""
-        segments, number = self._index.segments, self._number
-        found, rest = [], len(self._open)
-        while number < len(segments) and segments[number].payload_bytes <= rest:
-            found.append(segments[number].payload_bytes)
-            rest -= segments[number].payload_bytes
-            number += 1
-        return found
-
-    def _outputs(self, taken: bytearray, lengths: list[int]) -> Iterator[bytes]:
-        """What whole segments give. While one is hashed and written the next is decoded, and no more than that: a
-        small payload may give a thousand outputs."""
-        ends = itertools.accumulate(lengths)
-        payloads = (memoryview(taken)[end - length : end] for end, length in zip(ends, lengths, strict=True))
-        decode = partial(decode_segment, self._index)
-        if len(lengths) == 1:
-            yield decode(self._number, next(payloads))
-            return
-        ahead: Future[bytes] | None = None
-        for number, payload in enumerate(payloads, self._number):
-            before, ahead = ahead, self._helpers.submit(decode, number, payload)
+    def _advance(self) -> None:
+        """Goes as far as the open bytes reach. While a segment is hashed and written the next is decoded, and no more
+        than that: a small payload may give a thousand outputs. Where bytes are free the last may wait for more."""
+        segments = self._index.segments
+        while True:
+            before, number, first = self._ahead, self._number, 0
             if before is not None:
-                yield before.result()
-        assert ahead is not None
-        yield ahead.result()
+                first = segments[number].payload_bytes
+                number += 1
+            if number < len(segments) and first + segments[number].payload_bytes <= len(self._open):
+                payload = self._open.view(first, segments[number].payload_bytes)
+                self._ahead = self._helpers.submit(decode_segment, self._index, number, payload)
+            elif before is not None and (number == len(segments) or not self._sync_bytes):
+                self._ahead = None
+            else:
+                return
+            if before is not None:
+                self._settle(before.result())
+
+    def _settle(self, output: bytes) -> None:
+        """Takes in what the first segment of the open bytes gave."""
+        self._whole.update(output)
+        self._part.append(output)
+        length = self._index.segments[self._number].payload_bytes
+        self._open.drop(length)
+        self._number += 1
+        self._offset += length
+        self._sync(len(output))
 
     def _sync(self, more: int) -> None:
         self._unsynced += more
@@ -211,7 +198,8 @@ class SegmentSpool:
 
     def restart(self) -> None:
         """As `Spool`."""
-        self._open = bytearray()
+        self._open.clear()
+        self._ahead = None
 
     def close(self) -> None:
         """Lets go of the part, and keeps the open segment's beginning for the next time. Safe to repeat.
@@ -228,7 +216,8 @@ class SegmentSpool:
                 self._end_sync()
             finally:
                 self._part.close()
-                keep_rest(self._store, self._payload, self._number, self._open)
+                if self._ahead is None:
+                    keep_rest(self._store, self._payload, self._number, self._open.view(0, len(self._open)))
 
     def _find_verified(self) -> None:
         """Goes on after the last whole segment whose output still has its hash.
@@ -250,6 +239,47 @@ class SegmentSpool:
         if self._part.length_bytes != verified:
             self._part.truncate(verified)
             self._part.sync()
+
+
+class _Open:
+    """Bytes that came and are not settled: what lies within one piece of them is not copied."""
+
+    def __init__(self) -> None:
+        self._pieces: deque[memoryview] = deque()
+        self._length = 0
+
+    def __len__(self) -> int:
+        return self._length
+
+    def add(self, data: bytes) -> None:
+        if data:
+            self._pieces.append(memoryview(data))
+            self._length += len(data)
+
+    def view(self, first: int, count: int) -> bytes | memoryview:
+        found = []
+        for piece in self._pieces:
+            here = piece[first : first + count]
+            first = max(0, first - len(piece))
+            if here:
+                found.append(here)
+                count -= len(here)
+            if not count:
+                break
+        return found[0] if len(found) == 1 else b"".join(found)
+
+    def drop(self, count: int) -> None:
+        self._length -= count
+        while count:
+            piece = self._pieces.popleft()
+            if count < len(piece):
+                self._pieces.appendleft(piece[count:])
+                return
+            count -= len(piece)
+
+    def clear(self) -> None:
+        self._pieces.clear()
+        self._length = 0
 
 
 def unpack_whole(payload: bytes, store: Store, name: str, output_bytes: int) -> Path:
