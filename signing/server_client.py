@@ -24,7 +24,7 @@ from signing.workspace import ServerAccess
 T = TypeVar("T")
 
 ANSWER_BYTES: Final = 64 * limits.MIB  # pages of results and device lists; an operator's computer holds that
-BLOB_CHUNK_BYTES: Final = 256 * limits.KIB
+BLOB_CHUNK_BYTES: Final = limits.MIB
 TIMEOUT: Final = urllib3.Timeout(connect=10.0, read=120.0)  # a publish is verified and stored before it is answered
 TAKE_AGAIN: Final = "take operator.json from the server again: `headland keys server operator.json`"
 

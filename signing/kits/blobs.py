@@ -6,11 +6,12 @@ are read back: a stick may have been pulled out.
 
 import hashlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final
 
 from protocol.errors import Reason, Refused
 from protocol.kits import PART_BYTES
-from signing.durable import TEMPORARY_PREFIX
+from signing.durable import TEMPORARY_PREFIX, Part
 from signing.stick import StickFolder
 
 Fetch = Callable[[int], Iterator[bytes]]
@@ -99,50 +100,87 @@ def write_blob(
 
 
 def _gather(folder: StickFolder, sha256: str, parts: list[tuple[str, int]], fetch: Fetch, advance: Progress) -> None:
-    hasher = hashlib.sha256()
-    done = 0
-    source: Iterator[bytes] | None = None
-    rest = b""
+    gathering = _Gathering(folder, fetch, advance)
     last = len(parts) - 1
     for number, (name, length) in enumerate(parts):
-        gathered = TEMPORARY_PREFIX + name
         # A whole part stands under its name only below a blob of several; the last one is named when all of it held.
-        if source is None and number != last and folder.length(name) == length:
-            for chunk in folder.chunks(name):
-                hasher.update(chunk)
-            done += length
-            advance(length)
+        if number != last and gathering.has(name, length):
             continue
-        # Gone, not cut to nothing: not every driver of FAT can do that.
-        if source is not None or (folder.length(gathered) or 0) > length:
-            folder.remove(gathered)
-        with folder.part(gathered) as part:
-            if source is None:
-                if part.length_bytes:
-                    for chunk in folder.chunks(gathered):
-                        hasher.update(chunk)
-                    advance(part.length_bytes)
-                done += part.length_bytes
-                source = fetch(done)
-            synced = part.length_bytes
-            while part.length_bytes < length:
-                chunk = rest or next(source, b"")
-                if not chunk:
-                    raise Refused(Reason.LENGTH, f"{sha256} ended after {done} bytes")
-                rest = chunk[length - part.length_bytes :]
-                chunk = chunk[: length - part.length_bytes]
-                part.append(chunk)
-                hasher.update(chunk)
-                done += len(chunk)
-                advance(len(chunk))
-                if part.length_bytes - synced >= SYNC_BYTES:
-                    part.sync()
-                    synced = part.length_bytes
-            part.sync()
+        gathering.fill(name, length)
         if number != last:
-            folder.settle(gathered, name)
-    if rest or (source is not None and next(source, b"")):
-        raise Refused(Reason.LENGTH, f"{sha256} is longer than {done} bytes")
-    if hasher.hexdigest() != sha256:
+            folder.settle(TEMPORARY_PREFIX + name, name)
+    if gathering.take(1):
+        raise Refused(Reason.LENGTH, f"{sha256} is longer than {gathering.done} bytes")
+    if gathering.hash.hexdigest() != sha256:
         raise Refused(Reason.HASH, f"what came for {sha256} has another hash")
     folder.settle(TEMPORARY_PREFIX + parts[last][0], parts[last][0])
+
+
+class _Gathering:
+    """The files of one blob, one after the other: what is there of them first, and from there on what comes."""
+
+    def __init__(self, folder: StickFolder, fetch: Fetch, advance: Progress) -> None:
+        self.hash = hashlib.sha256()
+        self.done = 0
+        self._folder = folder
+        self._fetch = fetch
+        self._advance = advance
+        self._source: Iterator[bytes] | None = None
+        self._rest = b""
+        self._unsynced = 0
+
+    def has(self, name: str, length: int) -> bool:
+        """Whether a file is there whole, with nothing missing before it; it counts then."""
+        if self._source is not None or self._folder.length(name) != length:
+            return False
+        self._count(name, length)
+        return True
+
+    def fill(self, name: str, length: int) -> None:
+        """Makes the file with a temporary name as long as it must be; durable on return."""
+        gathered = TEMPORARY_PREFIX + name
+        # Gone, not cut to nothing: not every driver of FAT can do that.
+        if self._source is not None or (self._folder.length(gathered) or 0) > length:
+            self._folder.remove(gathered)
+        with self._folder.part(gathered) as part:
+            if part.length_bytes:
+                self._count(gathered, part.length_bytes)
+            missing = length - part.length_bytes
+            # A chunk is hashed and written while the next one comes.
+            with ThreadPoolExecutor(1, thread_name_prefix="stick") as writer:
+                writing: Future[None] | None = None
+                while missing:
+                    chunk = self.take(missing)
+                    if not chunk:
+                        raise Refused(Reason.LENGTH, f"{name} ended {missing} bytes before its end")
+                    missing -= len(chunk)
+                    if writing is not None:
+                        writing.result()
+                    writing = writer.submit(self._put, part, chunk)
+                if writing is not None:
+                    writing.result()
+            part.sync()
+
+    def take(self, most: int) -> bytes:
+        """What comes next; nothing at the end."""
+        if self._source is None:
+            self._source = self._fetch(self.done)
+        chunk = self._rest or next(self._source, b"")
+        self._rest = chunk[most:]
+        return chunk[:most]
+
+    def _put(self, part: Part, chunk: bytes) -> None:
+        self.hash.update(chunk)
+        part.append(chunk)
+        self.done += len(chunk)
+        self._advance(len(chunk))
+        self._unsynced += len(chunk)
+        if self._unsynced >= SYNC_BYTES:
+            part.sync()
+            self._unsynced = 0
+
+    def _count(self, name: str, length: int) -> None:
+        for chunk in self._folder.chunks(name):
+            self.hash.update(chunk)
+        self.done += length
+        self._advance(length)
