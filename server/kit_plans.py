@@ -55,8 +55,9 @@ class KitPlans:
             known = [each for each in session.repositories.releases(question.product) if each.manifest in running]
         manifests = {each.manifest: self._manifest(each.manifest) for each in (*releases, *known)}
         everybody = not question.machines and not question.groups
-        with self._catalog.write() as session:
+        with self._catalog.read() as session:
             held = [(device, _held(session, device, manifests)) for device in devices]
+        with self._catalog.write() as session:  # payloads that lack are asked for, and patches that are named kept
             offered = tuple(
                 self._release(session, release, manifests[release.manifest], held, everybody=everybody)
                 for release in releases
