@@ -12,13 +12,14 @@ from rich.table import Table
 from securesystemslib.signer import SSlibKey
 
 from protocol import limits
-from protocol.errors import Reason, Refused, StateError
-from protocol.ids import parse_name
+from protocol.errors import LinkError, Reason, Refused, StateError
+from protocol.ids import DeviceId, parse_name
 from protocol.kits import Technician
 from signing import durable, keyfile, proposals
 from signing.commands import signing_steps
 from signing.commands.app import App, pass_app
-from signing.console import emit, headland_errors, json_option
+from signing.console import emit, headland_errors, json_option, progress_console
+from signing.differences import printable
 from signing.events import open_event
 from signing.repository import technicians_of
 from signing.server_client import Operator
@@ -107,6 +108,9 @@ def add(
     if groups:
         with app.server() as server:
             (entry,) = in_groups(server, (entry,))
+    if unknown := _unknown(app, entry.machines or ()):
+        words = f"the server knows no machine {', '.join(unknown[:5])}: is that its name?"
+        progress_console().print(printable(words), markup=False, soft_wrap=True)
     _propose(app, workspace, {**listed, name: entry}.values(), f"technician {name}", as_json=as_json)
 
 
@@ -168,6 +172,16 @@ def renewed(app: App, workspace: Workspace) -> tuple[Technician, ...]:
         return listed
     with app.server() as server:
         return in_groups(server, listed)
+
+
+def _unknown(app: App, machines: Sequence[DeviceId]) -> list[DeviceId]:
+    """Of these, what the server does not know. A list may be signed where no server is in reach: nothing then."""
+    try:
+        with app.server() as server:
+            known = {each.device for each in server.get("/devices", _Devices).devices}
+    except (StateError, LinkError):
+        return []
+    return [each for each in machines if each not in known]
 
 
 def in_groups(server: Operator, entries: Sequence[Technician]) -> tuple[Technician, ...]:

@@ -153,6 +153,13 @@ def test_a_key_file_is_encrypted_and_its_public_half_is_what_managers_take(begun
     assert "exists already" in begun.fail("technicians", "key", "tom", "--out", out, code=6)
 
 
+def test_a_machine_that_the_server_does_not_know_is_asked_about(begun: ManagersTool) -> None:
+    with_machines(begun, t1=[], t2=[])
+    said = begun.invoke("technicians", "add", "tom", "--key", KEY, "--machine", "t1", "--machine", "tractor-2").stderr
+    assert "the server knows no machine tractor-2: is that its name?" in said
+    assert "knows no machine" not in begun.invoke("technicians", "add", "tom", "--key", KEY, "--machine", "t2").stderr
+
+
 def test_groups_are_the_machines_in_them_when_the_list_is_made_and_made_again(begun: ManagersTool) -> None:
     with_machines(begun, t1=["north"], t2=["north", "south"], t3=["south"], scrap=["north", "museum"])
     begun.run("technicians", "add", "tom", "--key", KEY, "--group", "north")
