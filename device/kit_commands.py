@@ -36,6 +36,9 @@ NO_STICK: Final = "No stick with a kit is plugged in. A folder elsewhere: headla
 GOES_ON_ALONE: Final = "It goes on without this command: headland-device status shows it."
 
 
+NEW_KEY: Final = "a new one that the managers list: `headland technicians add NAME --key FILE.pub`"
+
+
 @click.group()
 def kit() -> None:
     """Field kits on sticks that are plugged in here."""
@@ -199,7 +202,7 @@ def sign_force(request: ForceRequest, keyfile: Path, passphrase: str) -> SignedF
     """
     from signing.keyfile import open_key_file, public_key_of
 
-    signer = open_key_file(keyfile.read_bytes(), public_key_of(keyfile), passphrase, str(keyfile))
+    signer = open_key_file(keyfile.read_bytes(), public_key_of(keyfile), passphrase, str(keyfile), NEW_KEY)
     text = encode(request).decode()
     return SignedForce(request=text, signature=signer.sign(FORCE_CONTEXT + text.encode()).signature)
 

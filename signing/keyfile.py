@@ -92,8 +92,10 @@ def write_key_file(path: Path, signer: CryptoSigner, passphrase: str, random: Ra
         raise StateError(f"{path} exists already; a key is never overwritten") from error
 
 
-def open_key_file(data: bytes, public_key: Key, passphrase: str, what: str) -> CryptoSigner:
-    """Decrypts a key file.
+def open_key_file(
+    data: bytes, public_key: Key, passphrase: str, what: str, lost: str = "`headland keys rotate --manager NAME`"
+) -> CryptoSigner:
+    """Decrypts a key file. `lost`: the command that replaces such a key, for whoever has forgotten the passphrase.
 
     Raises:
         StateError: The passphrase is wrong, or the file was changed: no one can tell which.
@@ -104,9 +106,7 @@ def open_key_file(data: bytes, public_key: Key, passphrase: str, what: str) -> C
         public_key, SSlibKey
     ):
         raise Refused(Reason.METADATA, f"{what} holds another key than {public_key.keyid[:12]}")
-    plain = sealed.open(
-        passphrase, hint="try once more; a key that is lost is replaced with `headland keys rotate --manager NAME`"
-    )
+    plain = sealed.open(passphrase, hint=f"try once more; a key that is lost is replaced with {lost}")
     key: Any = load_der_private_key(plain, None)
     return CryptoSigner(key, public_key)
 
