@@ -11,9 +11,9 @@ from typing import Any, Final
 import click
 import msgspec
 
-from protocol.errors import Refused, StateError
+from protocol.errors import LinkError, Refused, StateError
 from protocol.ids import parse_name
-from protocol.kits import KITS_FOLDER, LIFETIME_DAYS
+from protocol.kits import BLOBS_FOLDER, LIFETIME_DAYS
 from protocol.objects import Conditions
 from signing.commands.activation import activation_lines, activation_options, parse_moment, parse_window, show_moment
 from signing.commands.app import App, UploadBars, pass_app
@@ -38,9 +38,11 @@ from signing.kits.kit_file import (
     signing_key,
 )
 from signing.kits.offer import KitQuestion
+from signing.kits.planning import CLUSTER_BYTES
 from signing.kits.preparing import KitRequest, Prepared, prepare
 from signing.kits.receipts import put_receipts
 from signing.managers import Register
+from signing.server_client import Operator
 from signing.stick import stick_folder
 from signing.workspace import Workspace
 
@@ -110,6 +112,7 @@ def build(
             window_utc=parse_window(window),
         ),
         fit_bytes=parse_size(fit) if fit is not None else None,
+        cluster_bytes=_cluster_bytes(out),
     )
     console = progress_console()
     with app.server() as server:
@@ -125,20 +128,19 @@ def build(
         if dry_run:
             emit(as_json, {"dry_run": True, "plan": plan_view(prepared, chosen, free)}, "nothing was written")
             return
-        _check_room(prepared, out, free)
+        _check_room(prepared, chosen, free)
         if not yes:
             click.confirm(f"Write it to {out}?", abort=True, err=True)
         with UploadBars() as meter:
             write_kit(prepared, chosen, workspace, server, meter)
-        receipts = put_receipts(server, out, prepared.offer.product, prepared.offer.machines)
-    folder = chosen.path
-    if name is not None:
-        _sign(app, workspace, made, name)
-    held = signatures(made, prepared.director, Register(workspace))
-    with stick_folder(folder) as stick:
-        put_kit(stick, made, met=held.met)
+        folder = chosen.path
+        if name is not None:
+            _sign(app, workspace, made, name)
+        held = signatures(made, prepared.director, Register(workspace))
+        with stick_folder(folder) as stick:
+            put_kit(stick, made, met=held.met)
+        receipts, said = _receipts(server, prepared, out)
     content = {"kit": chosen.name, "path": str(folder), "ready": held.met, "receipts": receipts, **_signed_view(held)}
-    said = f"\n{receipts} receipts for what came home by stick are on it too" if receipts else ""
     emit(as_json, content | {"plan": plan_view(prepared, chosen, free)}, f"{folder}\n{_next_step(held, folder)}{said}")
 
 
@@ -150,20 +152,25 @@ def build(
 @pass_app
 @headland_errors
 def sign(app: App, *, path: Path, name: str, yes: bool, as_json: bool) -> None:
-    """Look at a kit (or at all drafts on a stick), and sign it. Signed by enough, machines take it."""
+    """Look at a kit (or at all drafts on a stick), and sign it. Signed by enough, machines take it. The exit code is 4
+    when one of several cannot be read."""
     workspace = app.workspace()
     director = parse_targets(workspace)
     register = Register(workspace)
     signing_key(director, register, name)
     console = progress_console()
     done: list[dict[str, Any]] = []
+    left: list[dict[str, Any]] = []
     lines = []
     folders = find_kits(path)
     for folder in folders:
         report = check_kit(folder, workspace, app.now(), _nothing, blobs=False)
         if report.kit is None or not report.draft:
+            why = "; ".join(report.faults) or "it is signed by enough"
             if len(folders) == 1:
-                raise StateError(f"{folder.name} is no draft: {'; '.join(report.faults) or 'it is signed by enough'}")
+                raise StateError(f"{folder.name} is no draft: {why}")
+            left.append({"kit": folder.name, "readable": report.kit is not None, "why": why})
+            lines.append(f"{folder.name} was left as it is: {why}")
             continue
         for line in kit_lines(report):
             console.print(printable(line), markup=False, soft_wrap=True)
@@ -172,6 +179,8 @@ def sign(app: App, *, path: Path, name: str, yes: bool, as_json: bool) -> None:
                 f"{folder.name} is not as it should be: {report.faults[0]}", hint="build it again: that repairs it"
             )
         if not yes and not click.confirm(f"Sign {folder.name} as {name}?", err=True):
+            left.append({"kit": folder.name, "readable": True, "why": "it was not confirmed"})
+            lines.append(f"{folder.name} was left as it is: not confirmed")
             continue
         drop_what_does_not_hold(report.kit, director)
         _sign(app, workspace, report.kit, name)
@@ -180,7 +189,9 @@ def sign(app: App, *, path: Path, name: str, yes: bool, as_json: bool) -> None:
             put_kit(stick, report.kit, met=held.met)
         done.append({"kit": folder.name, "path": str(folder), "ready": held.met, **_signed_view(held)})
         lines.append(f"{folder.name}: {_next_step(held, folder)}")
-    emit(as_json, {"signed_by": name, "kits": done}, "\n".join(lines) or "nothing was signed")
+    emit(as_json, {"signed_by": name, "kits": done, "left": left}, _text(lines))
+    if not all(each["readable"] for each in left):
+        sys.exit(Refused.exit_code)
 
 
 @kit.command("import")
@@ -219,7 +230,7 @@ def verify(app: App, *, path: Path, as_json: bool) -> None:
     reports = []
     with UploadBars() as meter:
         for folder in find_kits(path):
-            advance = meter.start(folder.name, sum(each.stat().st_size for each in (folder / "blobs").glob("*")))
+            advance = meter.start(folder.name, _lengths(folder))
             reports.append(check_kit(folder, workspace, app.now(), advance))
     lines = [line for report in reports for line in kit_lines(report)]
     if workspace is None:
@@ -257,7 +268,7 @@ def plan_lines(prepared: Prepared, chosen: Chosen) -> list[str]:
         lines.append(f"  all variants are in: {', '.join(offer.unseen[:5])} never said what hardware they have")
     lines.append(
         f"  {len(plan.blobs)} blobs: {plan.bytes_of('full'):,} bytes in full, {plan.bytes_of('delta'):,} of patches, "
-        f"{plan.bytes_of('manifest') + prepared.metadata_bytes:,} of manifests and metadata"
+        f"{plan.bytes_of('manifest') + sum(prepared.metadata):,} of manifests and metadata"
     )
     if plan.left_out:
         lines.append(f"  left out to fit: {len(plan.left_out)} patches; what they are for is there in full")
@@ -295,7 +306,7 @@ def plan_view(prepared: Prepared, chosen: Chosen, free_bytes: int | None) -> dic
         "full_bytes": plan.bytes_of("full"),
         "delta_bytes": plan.bytes_of("delta"),
         "manifest_bytes": plan.bytes_of("manifest"),
-        "metadata_bytes": prepared.metadata_bytes,
+        "metadata_bytes": sum(prepared.metadata),
         "needs_bytes": prepared.needs_bytes,
         "free_bytes": free_bytes,
         "left_out": len(plan.left_out),
@@ -349,15 +360,35 @@ def _free_bytes(out: Path) -> int | None:
     return usage.free if usage.total else None
 
 
-def _check_room(prepared: Prepared, out: Path, free_bytes: int | None) -> None:
-    """Says before anything is written what cannot fit: what lies there of kits may be this one, begun before."""
+def _receipts(server: Operator, prepared: Prepared, out: Path) -> tuple[int | None, str]:
+    """Puts them on the stick: how many, and a word. The kit is whole before, and stays so when they fail (None)."""
+    try:
+        count = put_receipts(server, out, prepared.offer.product, prepared.offer.machines)
+    except (LinkError, OSError) as error:
+        return None, f"\nreceipts for what came home by stick are not all on it: {error}; the same again fetches them"
+    return count, f"\n{count} receipts for what came home by stick are on it too" if count else ""
+
+
+def _cluster_bytes(out: Path) -> int:
+    """What the stick rounds each file up to."""
+    found = os.statvfs(out)
+    return max(found.f_frsize, 512) if found.f_blocks else CLUSTER_BYTES
+
+
+def _lengths(kit: Path) -> int:
+    """Bytes of all that lies among a kit's blobs. Links count for nothing, and lead nowhere."""
+    return sum(each.lstat().st_size for each in (kit / BLOBS_FOLDER).glob("*"))
+
+
+def _check_room(prepared: Prepared, chosen: Chosen, free_bytes: int | None) -> None:
+    """Says before anything is written what cannot fit: what lies there of this kit was begun before."""
     if free_bytes is None:
         return
-    begun = sum(path.stat().st_size for path in (out / KITS_FOLDER).glob("kit-*/blobs/*"))
+    begun = _lengths(chosen.path)
     short = prepared.needs_bytes - begun - free_bytes
     if short > 0:
         raise StateError(
-            f"{out} has {short:,} bytes too little for this kit",
+            f"{chosen.stick} has {short:,} bytes too little for this kit",
             hint=f"make room, or leave patches out: --fit {max(free_bytes + begun, 1)}",
         )
 

@@ -62,12 +62,19 @@ def find_kits(path: Path) -> list[Path]:
     if is_kit(path.name) and path.is_dir():
         return [path]
     above = path if path.name == KITS_FOLDER else path / KITS_FOLDER
+    if above.is_symlink():
+        raise StateError(f"{above} is a link: nothing on a stick is followed", hint="name the folder itself")
     if not above.is_dir():
         raise StateError(f"no kit lies at {path}", hint=f"name a stick, or a folder in its {KITS_FOLDER}")
-    found = sorted(each for each in above.iterdir() if is_kit(each.name) and each.is_dir())
+    found = sorted(each for each in above.iterdir() if is_kit(each.name) and each.is_dir() and not each.is_symlink())
     if not found:
         raise StateError(f"no kit lies at {above}")
-    return found[: limits.KITS_LOOKED_AT]
+    if len(found) > limits.KITS_LOOKED_AT:
+        raise StateError(
+            f"{len(found)} kits lie at {above}; machines look at {limits.KITS_LOOKED_AT}",
+            hint="delete folders of kits that are not needed any more, or name one of them",
+        )
+    return found
 
 
 def check_kit(
@@ -99,7 +106,7 @@ def check_kit(
         report.kit, report.draft = found
         _look_at_terms(report, report.kit, now)
         try:
-            files = {kind: _metadata(folder, kind) for kind in KINDS}
+            files = _metadata(folder)
             _judge(report, report.kit, files, workspace, now)
         except (HeadlandError, FileNotFoundError) as error:
             report.faults.append(error.message if isinstance(error, HeadlandError) else "metadata is missing")
@@ -123,12 +130,21 @@ def _look_at_terms(report: KitReport, kit: KitObject, now: datetime) -> None:
         report.faults.append(f"it says it was made at {created:%Y-%m-%d %H:%M} UTC, which is still to come")
 
 
-def _metadata(folder: StickFolder, kind: RepositoryKind) -> Files:
-    with folder.below(kind) as below:
-        names = below.names(".json")
-        if len(names) > limits.KIT_METADATA_FILES:
-            raise Refused(Reason.LIMIT, f"{kind}/ has more than {limits.KIT_METADATA_FILES} files")
-        return {name: below.read(name, limits.METADATA_BYTES) for name in names}
+def _metadata(folder: StickFolder) -> dict[RepositoryKind, Files]:
+    """All of both repositories, and no more than a machine copies: a stick is anybody's."""
+    found: dict[RepositoryKind, Files] = {}
+    rest = limits.KIT_METADATA_BYTES
+    for kind in KINDS:
+        with folder.below(kind) as below:
+            names = below.names(".json")
+            if len(names) > limits.KIT_METADATA_FILES:
+                raise Refused(Reason.LIMIT, f"{kind}/ has more than {limits.KIT_METADATA_FILES} files")
+            files = {}
+            for name in names:
+                files[name] = below.read(name, min(limits.METADATA_BYTES, rest))
+                rest -= len(files[name])
+            found[kind] = files
+    return found
 
 
 def _judge(

@@ -16,6 +16,7 @@ from signing.kits.offer import KitOffer, OfferedRelease, OfferedStep
 
 BlobKind = Literal["manifest", "full", "delta"]
 STEP_BYTES: Final = 700  # of a step in `kit.json`, at most
+CLUSTER_BYTES: Final = 32 * limits.KIB  # what files are rounded up to on a stick that does not say
 
 
 @dataclass(frozen=True)
@@ -52,13 +53,14 @@ class KitPlan:
         return sum(blob.length_bytes for blob in self.blobs)
 
 
-def plan_kit(offer: KitOffer, metadata_bytes: int, fit_bytes: int | None) -> KitPlan:
+def plan_kit(offer: KitOffer, metadata: Sequence[int], fit_bytes: int | None, cluster_bytes: int) -> KitPlan:
     """The plan.
 
     Args:
         offer: The server's answer, all payloads ready.
-        metadata_bytes: Of both repositories.
+        metadata: Length of each file of both repositories.
         fit_bytes: All of the kit takes no more; None: as much as it needs.
+        cluster_bytes: Each file takes a multiple of that.
 
     Raises:
         StateError: It cannot be made to fit; says by how much, and what each release takes.
@@ -86,7 +88,8 @@ def plan_kit(offer: KitOffer, metadata_bytes: int, fit_bytes: int | None) -> Kit
             blobs=tuple(_blobs(kept)),
             left_out=tuple(left_out),
         )
-        over = _needs(plan, metadata_bytes) - fit_bytes if fit_bytes is not None else 0
+        needs = needs_bytes(plan, offer.machines, metadata, cluster_bytes)
+        over = needs - fit_bytes if fit_bytes is not None else 0
         if over <= 0:
             return plan
         if not deltas:
@@ -94,13 +97,23 @@ def plan_kit(offer: KitOffer, metadata_bytes: int, fit_bytes: int | None) -> Kit
         left_out.append(deltas.pop(0)[1])
 
 
-def kit_json_bytes(plan: KitPlan) -> int:
-    """What `kit.json` takes, about."""
-    return sum(len(release.steps) for release in plan.releases) * STEP_BYTES + 16 * limits.KIB
+def needs_bytes(
+    plan: KitPlan, machines: Sequence[str] | None, metadata: Iterable[int], cluster_bytes: int = CLUSTER_BYTES
+) -> int:
+    """What a kit takes on a stick, about: files take up whole clusters.
 
-
-def _needs(plan: KitPlan, metadata_bytes: int) -> int:
-    return plan.blob_bytes + metadata_bytes + kit_json_bytes(plan)
+    Args:
+        plan: Its blobs.
+        machines: Named in it.
+        metadata: Length of each file of both repositories.
+        cluster_bytes: Of the stick's file system.
+    """
+    steps = sum(len(release.steps) for release in plan.releases)
+    kit_json = steps * STEP_BYTES + sum(len(name) + 4 for name in machines or ()) + 16 * limits.KIB
+    return sum(
+        -(-length // cluster_bytes) * cluster_bytes
+        for length in (*(blob.length_bytes for blob in plan.blobs), *metadata, kit_json)
+    )
 
 
 def _deltas(release: OfferedRelease) -> Iterable[OfferedStep]:

@@ -13,23 +13,33 @@ from protocol.kits import KitBody
 from protocol.objects import Conditions
 from signing.kits.kit_file import KitObject, kit_keys, make_kit
 from signing.kits.offer import KitOffer, KitQuestion
-from signing.kits.planning import KitPlan, kit_json_bytes, plan_kit
+from signing.kits.planning import CLUSTER_BYTES, KitPlan, needs_bytes, plan_kit
 from signing.kits.repositories import Files, Judged, behind, fetch, judge
 from signing.repository import RepositoryKind
 from signing.server_client import Operator
 from signing.workspace import KINDS, Workspace
 
-ROUNDING_BYTES: Final = 32 * limits.KIB  # a file takes up whole clusters, and a stick's are of such a size
+SIGNATURES_BYTES: Final = 16 * limits.KIB
+KIT_HINT: Final = "make several kits: name releases (--release), groups (--group) or machines (--machine)"
 
 
 @dataclass(frozen=True)
 class KitRequest:
-    """What a person asks for."""
+    """What a person asks for.
+
+    Args:
+        question: For whom, and what.
+        days: How long it is good.
+        conditions: Signed into it.
+        fit_bytes: All of it takes no more.
+        cluster_bytes: Of the stick's file system.
+    """
 
     question: KitQuestion
     days: int
     conditions: Conditions
     fit_bytes: int | None = None
+    cluster_bytes: int = CLUSTER_BYTES
 
 
 @dataclass(frozen=True)
@@ -67,15 +77,14 @@ class Prepared:
         return make_kit(body, datetime.fromtimestamp(at_ms // 1000, UTC) + timedelta(days=self.request.days))
 
     @property
-    def metadata_bytes(self) -> int:
-        """Of both repositories."""
-        return sum(len(data) for files in self.files.values() for data in files.values())
+    def metadata(self) -> list[int]:
+        """Length of each file of both repositories."""
+        return [len(data) for files in self.files.values() for data in files.values()]
 
     @property
     def needs_bytes(self) -> int:
         """What the kit takes on a stick, about."""
-        files = len(self.plan.blobs) + sum(len(files) for files in self.files.values()) + 1
-        return self.plan.blob_bytes + self.metadata_bytes + kit_json_bytes(self.plan) + files * ROUNDING_BYTES
+        return needs_bytes(self.plan, self.offer.machines, self.metadata, self.request.cluster_bytes)
 
     @property
     def director(self) -> Targets:
@@ -96,7 +105,7 @@ def prepare(
         wait: Called while payloads are being made, with how many; False: no longer.
 
     Raises:
-        StateError: There is no such thing, it does not fit, or payloads are not ready.
+        StateError: There is no such thing, it does not fit, is more than machines look at, or payloads are not ready.
         Refused: The server's answers do not hold, or are older than what this workspace knows.
     """
     sets = {kind: workspace.need(kind) for kind in KINDS}
@@ -120,15 +129,36 @@ def prepare(
                 hint="build again when `headland-server status` has none",
             )
     _check(offer, judged)
-    plan = plan_kit(offer, sum(len(data) for named in files.values() for data in named.values()), request.fit_bytes)
-    return Prepared(
+    metadata = [len(data) for named in files.values() for data in named.values()]
+    prepared = Prepared(
         offer=offer,
         files=files,
         judged=judged,
-        plan=plan,
+        plan=plan_kit(offer, metadata, request.fit_bytes, request.cluster_bytes),
         created=now.astimezone(UTC).replace(microsecond=0),
         request=request,
     )
+    _hold_limits(prepared)
+    return prepared
+
+
+def _hold_limits(prepared: Prepared) -> None:
+    """What is more than machines look at is said before anything is written or signed.
+
+    Raises:
+        StateError: It is.
+    """
+    body = prepared.kit("kit-x").body
+    for what, count, most in (
+        ("machines", len(body.machines or ()), limits.KIT_MACHINES),
+        ("releases", len(body.releases), limits.KIT_RELEASES),
+        ("steps in one release", max(len(release.steps) for release in body.releases), limits.KIT_STEPS),
+        ("files of metadata", len(prepared.metadata), limits.KIT_METADATA_FILES),
+        ("bytes of metadata", sum(prepared.metadata), limits.KIT_METADATA_BYTES),
+        ("bytes of kit.json", len(prepared.kit("kit-x").metadata.to_bytes()) + SIGNATURES_BYTES, limits.KIT_BYTES),
+    ):
+        if count > most:
+            raise StateError(f"a kit of {count:,} {what}; machines take {most:,}", hint=KIT_HINT)
 
 
 def _check(offer: KitOffer, judged: Judged) -> None:

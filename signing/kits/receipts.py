@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from protocol.ids import DeviceId, ProductName
+from protocol.ids import DeviceId, Digest, ProductName
 from protocol.kits import RESULTS_FOLDER
 from protocol.wire import Message
 from signing.kits.bringing import write_receipt
@@ -17,7 +17,7 @@ from signing.stick import stick_folder
 class Waiting(Message):
     """One that the machine has not shown to have."""
 
-    id: str
+    id: Digest
     receipt: str
 
 

@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 from tuf.api.metadata import Snapshot, Targets, Timestamp
 
+from protocol import limits
 from protocol.errors import LinkError, Reason, Refused, StateError
 from protocol.ids import Digest
 from protocol.objects import TECHNICIANS
@@ -140,6 +141,8 @@ def _fetch(server: Operator, kind: RepositoryKind, product: str, roots: Mapping[
     while (root := _absent_or(server, kind, f"{number}.root.json")) is not None:
         files[f"{number}.root.json"] = root
         number += 1
+        if len(files) > limits.KIT_METADATA_FILES or sum(map(len, files.values())) > limits.KIT_METADATA_BYTES:
+            raise Refused(Reason.LIMIT, f"the server gives more roots of {kind} than a kit may have")
     files["timestamp.json"] = server.metadata(kind, "timestamp.json")
     version = parse(files["timestamp.json"], Timestamp, "timestamp.json").signed.snapshot_meta.version
     files[f"{version}.snapshot.json"] = server.metadata(kind, f"{version}.snapshot.json")

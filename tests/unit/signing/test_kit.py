@@ -90,10 +90,11 @@ def test_the_plan_is_shown_and_nothing_written(tool: ManagersTool, stick: Path) 
 def test_what_must_fit_leaves_out_the_patches_that_fewest_machines_use(tool: ManagersTool, stick: Path) -> None:
     offer_kit(tool, "1.1.0", deltas={"s" * 50_000: 5, "r" * 50_000: 1})
     whole = tool.run("kit", "build", stick, "--dry-run")["plan"]
-    room = sum(whole[key] for key in ("full_bytes", "manifest_bytes", "metadata_bytes")) + 16_384 + 5 * 700
-    plan = tool.run("kit", "build", stick, "--dry-run", "--fit", str(room + 60_000))["plan"]
+    assert tool.run("kit", "build", stick, "--dry-run", "--fit", str(whole["needs_bytes"]))["plan"]["left_out"] == 0
+    room = str(whole["needs_bytes"] - 1)
+    plan = tool.run("kit", "build", stick, "--dry-run", "--fit", room)["plan"]
     assert (plan["left_out"], plan["delta_bytes"]) == (1, 50_000)
-    folder = build(tool, stick, "--fit", str(room + 60_000))
+    folder = build(tool, stick, "--fit", room)
     assert (folder / "blobs" / digest(b"s" * 50_000)).exists()
     assert not (folder / "blobs" / digest(b"r" * 50_000)).exists()
     assert "bytes too large" in tool.fail("kit", "build", stick, "--yes", "--fit", "10k", code=6)
@@ -351,3 +352,7 @@ def test_a_stick_that_is_too_small_is_left_alone(
     monkeypatch.setattr("signing.commands.kit.shutil.disk_usage", lambda path: real._replace(free=10_000))
     assert "bytes too little" in tool.fail("kit", "build", stick, "--yes", code=6)
     assert [path.name for path in stick.iterdir()] == ["photos"]
+    another = stick / KITS_FOLDER / "kit-other" / "blobs"
+    another.mkdir(parents=True)
+    (another / "model").write_bytes(bytes(10_000_000))
+    assert "bytes too little" in tool.fail("kit", "build", stick, "--yes", code=6), "another kit makes no room"
