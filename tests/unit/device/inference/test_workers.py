@@ -110,7 +110,7 @@ async def test_a_swap_drops_no_frame_and_mixes_none(workers, good, better):
     swap = workers.status().swap
     assert (swap.old, swap.new, swap.gap_ms) == (good.digest, better.digest, 0.0)
     # The evidence is the new release's alone.
-    assert workers.health().inferences == sum(r.manifest == better.digest for r in replies)
+    assert workers.health().inferences == sum(r.manifest == better.digest for replies in of_cameras for r in replies)
 
 
 async def test_the_old_worker_lets_go_only_when_the_new_one_serves(workers, good, better, monkeypatch):
