@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from cryptography import x509
-from tuf.api.metadata import Targets
+from tuf.api.metadata import Metadata, Targets
 
 from protocol import limits
 from protocol.lifetimes import STATES
@@ -132,13 +132,20 @@ def _keys(session: Session) -> list[Life]:
         act = f"headland-server keys rotate {name}"
         assert named is not None
         found.append(lives.key_life("online-key", name, keyid, named.since_ms[name], act))
+    sealing = lives.sealing_key(_tops(session, "director"))
+    if sealing is not None:
+        act = "headland-server keys rotate sealing"
+        found.append(lives.key_life("online-key", "sealing", *sealing, act))
     sets = {kind: published for kind in REPOSITORIES if (published := in_force(session, kind)) is not None}
-    kept = session.repositories.all_signed("image", "targets")
-    tops = [parse(data, Targets, f"{version}.targets.json") for version, data in kept.items()]
-    for keyid, since_ms in lives.manager_keys(sets, tops).items():
+    for keyid, since_ms in lives.manager_keys(sets, _tops(session, "image")).items():
         act = "headland keys rotate --manager NAME"
         found.append(lives.key_life("manager-key", keyid[:12], keyid, since_ms, act))
     return found
+
+
+def _tops(session: Session, kind: RepositoryKind) -> list[Metadata[Targets]]:
+    kept = session.repositories.all_signed(kind, "targets")
+    return [parse(data, Targets, f"{version}.targets.json") for version, data in kept.items()]
 
 
 def _tokens(session: Session) -> list[Life]:

@@ -12,9 +12,9 @@ from tuf.api.metadata import Metadata, Root, Targets
 
 from protocol import lifetimes
 from protocol.ids import Millis
-from protocol.objects import TECHNICIANS
+from protocol.objects import TECHNICIANS, DirectorTerms
 from protocol.wire import Message
-from signing.metadata import lifetime, parse
+from signing.metadata import lifetime, parse, terms
 from signing.repository import RepositoryKind, RepositorySet, technicians_of
 
 KEY_LIFETIMES: Final[Mapping[str, timedelta]] = {
@@ -147,6 +147,22 @@ def manager_keys(sets: Mapping[RepositoryKind, RepositorySet], tops: Iterable[Me
             since = {keyid: since.get(keyid, signed_ms) for keyid in named}
         for keyid, at_ms in since.items():
             found[keyid] = min(at_ms, found.get(keyid, at_ms))
+    return found
+
+
+def sealing_key(tops: Iterable[Metadata[Targets]]) -> tuple[str, int] | None:
+    """The key to which machines seal for sticks, and since when (ms) it is named; None: none is.
+
+    Args:
+        tops: The director's `targets.json`, every version that is kept, oldest first.
+    """
+    found = None
+    for top in tops:
+        key = terms(top.signed, DirectorTerms, "targets.json").sealing_key
+        if key is None:
+            found = None
+        elif found is None or found[0] != key:
+            found = key, _ms(top.signed.expires - lifetime("targets"))
     return found
 
 

@@ -113,6 +113,26 @@ async def test_what_was_renewed_raises_anew_only_at_its_own_marks(tmp_path: Path
         assert "role image/pest-detector" in await look(house)
 
 
+async def test_the_key_that_sticks_are_sealed_to_has_the_marks_of_an_online_key(tmp_path: Path) -> None:
+    async with published(tmp_path) as house:
+
+        async def name(key: str) -> None:
+            house.managers.now = house.now()
+            house.managers.sealing_key = key
+            house.managers.delegate_online("director", "clock")
+            await house.publish()
+
+        await name("1" * 64)
+        house.now_ms += 200 * DAY_MS
+        await name("1" * 64)
+        assert "online-key sealing" not in await look(house)
+        house.now_ms += 170 * DAY_MS
+        assert "online-key sealing" in await look(house), "signed again it is no younger"
+        await _status(house)  # with a token of its own
+        [first] = [event for event in await house.events("lifetime") if event["what"] == "online-key sealing"]
+        assert "headland-server keys rotate sealing" in first["detail"]
+
+
 async def test_a_list_of_technicians_has_marks_of_its_own_as_long_as_somebody_is_in_it(tmp_path: Path) -> None:
     async with published(tmp_path) as house:
         tom = Technician(name="tom", public_key="1" * 64, expires_ms=START_MS + 365 * DAY_MS)
