@@ -308,6 +308,8 @@ class Contacts:
                 )
         take_forces(session, device.id, request.forces, now_ms)
         for alert in session.devices.add_alerts(device.id, request.alerts, now_ms):
+            if session.devices.force(device.id, alert.id) is not None:
+                continue  # the force itself was noted
             session.events.add(
                 now_ms,
                 "alert",
