@@ -41,6 +41,21 @@ async def read_body(request: web.Request, limit_bytes: int) -> bytes:
     return bytes(body)
 
 
+async def read_large(request: web.Request, limit_bytes: int) -> bytes:
+    """A body that may take its time on a slow link, as long as something comes.
+
+    Raises:
+        Status: 413 above the limit.
+        TimeoutError: A chunk does not come.
+    """
+    body = bytearray()
+    async for chunk in stream_body(request):
+        body += chunk
+        if len(body) > limit_bytes:
+            raise Status(413, f"at most {limit_bytes} bytes are taken here")
+    return bytes(body)
+
+
 async def read_json(request: web.Request, kind: type[T], limit_bytes: int) -> T:
     """A JSON body as a record.
 

@@ -18,7 +18,7 @@ from server.authorities import Authorities
 from server.clock import NowMs
 from server.http.answers import Handler, NotFoundError, Status, errors, harden, json_answer
 from server.http.blobs import send_blob, take_blob
-from server.http.bodies import plain_bodies, read_body, read_json
+from server.http.bodies import plain_bodies, read_json, read_large
 from server.http.devices import send_metadata
 from server.kit_plans import KitPlans
 from server.kits.pieces import Pieces
@@ -217,7 +217,7 @@ class PeopleDoor:
         return json_answer({"receipts": await self._services.threads.run(self._services.operations.receipts, name)})
 
     async def _take_piece(self, request: web.Request) -> web.Response:
-        data = await read_body(request, limits.PIECE_BYTES)
+        data = await read_large(request, limits.PIECE_BYTES)
         return json_answer(await self._services.threads.run(self._services.pieces.take, data, request[WHO]))
 
     async def _releases(self, request: web.Request) -> web.Response:
