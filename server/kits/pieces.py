@@ -87,7 +87,7 @@ class Pieces:
             conflicting=taken.clashing,
             losses=taken.losses,
             receipt=taken.receipt,
-            whole=taken.whole,
+            whole=not taken.clashing,  # what no receipt had room for the machine tells again
             words=taken.conflicts,
         )
 

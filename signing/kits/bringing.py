@@ -19,6 +19,8 @@ from signing.stick import StickFolder, stick_folder
 
 MACHINES_LOOKED_AT: Final = 100_000
 COMPLAINTS_SAID: Final = 100  # of one machine: a stick whose sectors die has thousands
+UNREADABLE: Final = 16  # in a row: a stick that was pulled may stay mounted, and gives nothing any more
+UNANSWERED: Final = 3  # in a row: a server that fails at one piece may take the others
 
 
 class TakenPiece(Message):
@@ -80,6 +82,11 @@ class Brought:
     complaints: list[str] = field(default_factory=list)
     unsaid: int = 0
 
+    def refuse(self, line: str) -> None:
+        """Counts a piece that was not taken, and says why."""
+        self.refused += 1
+        self.complain(line)
+
     def complain(self, line: str) -> None:
         """Says it, unless so much was said that nobody would read it."""
         if len(self.complaints) < COMPLAINTS_SAID:
@@ -95,7 +102,8 @@ def bring_home(
 
     Args:
         stick: Where it is mounted, or its folder of results.
-        take: Takes one piece; raises `Refused` for one that is bad. Whatever else it raises ends it.
+        take: Takes one piece; raises `Refused` for one that is bad, and LinkError with a `status` where the server
+            fails at it, which is given up after `UNANSWERED` in a row. Whatever else it raises ends it.
         keep: Removes no piece.
         progress: Told after each piece.
 
@@ -109,13 +117,13 @@ def bring_home(
     """
     found: dict[str, Brought] = {}
     done = of = 0
-    with _results(stick) as (results, look):
+    with _results(stick) as (results, at_hand):
         names = [name for name in results.names()[:MACHINES_LOOKED_AT] if is_name(name.lower())]
         counts = {name: count for name in names if (count := _count(results, name)) is not None}
         of = sum(counts.values())
         try:
             for name in counts:
-                for _ in _bring(results, name, found.setdefault(name.lower(), Brought()), take, look, keep=keep):
+                for _ in _bring(results, name, found.setdefault(name.lower(), Brought()), take, at_hand, keep=keep):
                     done += 1
                     progress(done, of)
         except HeadlandError as error:
@@ -132,41 +140,48 @@ def write_receipt(folder: StickFolder, name: str, receipt: str) -> None:
 
 
 def _bring(
-    results: StickFolder, name: str, brought: Brought, take: Take, look: Callable[[], None], *, keep: bool
+    results: StickFolder, name: str, brought: Brought, take: Take, at_hand: "_AtHand", *, keep: bool
 ) -> Iterator[None]:
     """One machine's folder; yields after each piece."""
     try:
         with results.below(name) as folder:
             for piece in folder.names(PIECE_SUFFIX):
-                _take_one(folder, piece, take, look, brought, keep=keep)
+                _take_one(folder, piece, take, at_hand, brought, keep=keep)
                 yield
     except OSError as error:
-        look()
-        brought.refused += 1
-        brought.complain(f"its folder cannot be read: {error.strerror or error}")
+        at_hand.doubt()
+        brought.refuse(f"its folder cannot be read: {error.strerror or error}")
 
 
-def _take_one(
-    folder: StickFolder, name: str, take: Take, look: Callable[[], None], brought: Brought, *, keep: bool
-) -> None:
+def _take_one(folder: StickFolder, name: str, take: Take, at_hand: "_AtHand", brought: Brought, *, keep: bool) -> None:
     try:
         data = folder.read(name, limits.PIECE_BYTES)
+    except FileNotFoundError:
+        at_hand.doubt()
+        return  # somebody else brings this stick home too, and had it first
+    except OSError as error:
+        at_hand.doubt()
+        brought.refuse(f"{name}: it cannot be read: {error.strerror or error}")
+        return
+    except Refused as error:
+        brought.refuse(f"{name}: {error.message}")
+        return
+    at_hand.unreadable = 0
+    try:
         read_piece(data)  # a damaged one is not worth a way to the server
         taken = take(data)
-    except FileNotFoundError:
-        look()
-        return  # somebody else brings this stick home too, and had it first
+    except LinkError as error:
+        at_hand.unanswered += 1
+        if error.status is None or at_hand.unanswered >= UNANSWERED:
+            raise
+        brought.refuse(f"{name}: {error.message}")
+        return
     except Refused as error:
         if error.reason is Reason.TOKEN:
             raise
-        brought.refused += 1
-        brought.complain(f"{name}: {error.message}")
+        brought.refuse(f"{name}: {error.message}")
         return
-    except OSError as error:
-        look()
-        brought.refused += 1
-        brought.complain(f"{name}: it cannot be read: {error.strerror or error}")
-        return
+    at_hand.unanswered = 0
     brought.pieces += 1
     brought.reports += taken.kind == "report"
     brought.rows += taken.fresh
@@ -183,14 +198,41 @@ def _take_one(
             folder.remove(name)
             brought.removed += 1
     except OSError as error:
-        look()
+        at_hand.doubt()
         # Taken it is; the receipt goes with the machine's next contact all the same.
         brought.complain(f"{name}: taken, but the stick cannot be written to: {error.strerror or error}")
 
 
+class _AtHand:
+    """Whether stick and server are still there: what they fail at in a row is counted."""
+
+    def __init__(self, stick: Path, top: StickFolder) -> None:
+        self.unreadable = 0
+        self.unanswered = 0
+        self._stick = stick
+        self._top = top
+
+    def doubt(self) -> None:
+        """The stick did not do what it should.
+
+        Raises:
+            LinkError: It is gone.
+        """
+        self.unreadable += 1
+        what = "gives nothing any more"
+        if self.unreadable < UNREADABLE:
+            with suppress(OSError):
+                if self._stick.stat().st_dev == self._top.device:
+                    return
+            what = "is gone"
+        raise LinkError(
+            f"the stick at {self._stick} {what}", hint="plug it in and say the same again: nothing counts twice"
+        )
+
+
 @contextmanager
-def _results(stick: Path) -> Iterator[tuple[StickFolder, Callable[[], None]]]:
-    """The folder of results, and what raises LinkError once the stick is not there any more."""
+def _results(stick: Path) -> Iterator[tuple[StickFolder, _AtHand]]:
+    """The folder of results."""
     with ExitStack() as opened:
         try:
             top = opened.enter_context(stick_folder(stick))
@@ -200,16 +242,7 @@ def _results(stick: Path) -> Iterator[tuple[StickFolder, Callable[[], None]]]:
             raise StateError(
                 f"{stick} holds no results: it has no folder {RESULTS_FOLDER}", hint="name where the stick is mounted"
             ) from error
-
-        def look() -> None:
-            with suppress(OSError):
-                if stick.stat().st_dev == top.device:
-                    return
-            raise LinkError(
-                f"the stick at {stick} is gone", hint="plug it in and say the same again: nothing counts twice"
-            )
-
-        yield results, look
+        yield results, _AtHand(stick, top)
 
 
 def _count(results: StickFolder, name: str) -> int | None:

@@ -150,9 +150,9 @@ def test_a_place_without_results_is_said_to_be_that(stick: Path):
         bring_home(stick, lambda data: pytest.fail("nothing is there"))
 
 
-def three_of(stick: Path, *machines: str) -> None:
+def three_of(stick: Path, *machines: str, count: int = 3) -> None:
     for machine in machines:
-        for number in range(3):
+        for number in range(count):
             sealed = b"%d" % number
             header = PieceHeader(format=1, device=machine, kind="batch", sealed_to="0" * 64, sha256=digest(sealed))
             lay(stick, machine, write_piece(header, sealed))
@@ -216,6 +216,48 @@ def test_a_pulled_stick_ends_the_import_with_one_word(tmp_path: Path):
         assert len(taken) == 2
     finally:
         image.unplug()
+
+
+def test_a_mount_that_stays_and_gives_nothing_any_more_ends_the_import_with_one_word(
+    stick: Path, monkeypatch: pytest.MonkeyPatch
+):
+    three_of(stick, "tractor-1", count=40)
+    read = StickFolder.read
+    asked = []
+
+    def dies(folder: StickFolder, name: str, limit_bytes: int) -> bytes:
+        asked.append(name)
+        if len(asked) > 5:
+            raise OSError(errno.EIO, "Input/output error")
+        return read(folder, name, limit_bytes)
+
+    monkeypatch.setattr(StickFolder, "read", dies)
+    with pytest.raises(LinkError, match=r"gives nothing any more \(20 of 40 pieces were done\)"):
+        bring_home(stick, lambda data: TakenPiece(device="tractor-1", kind="report", whole=True))
+
+
+def test_a_server_that_fails_at_one_piece_takes_the_others_and_one_that_fails_at_all_is_left_alone(stick: Path):
+    three_of(stick, "tractor-1", count=9)
+    calls = []
+
+    def fails_at_some(data: bytes) -> TakenPiece:
+        calls.append(data)
+        if len(calls) in {2, 3, 5, 6}:
+            raise LinkError("the server answered 500", status=500)
+        return TakenPiece(device="tractor-1", kind="report", whole=True)
+
+    found = bring_home(stick, fails_at_some)["tractor-1"]
+    assert (found.pieces, found.refused, found.removed) == (5, 4, 5)
+    assert "the server answered 500" in found.complaints[0]
+
+    def fails(data: bytes) -> TakenPiece:
+        calls.append(data)
+        raise LinkError("the server answered 500", status=500)
+
+    calls.clear()
+    with pytest.raises(LinkError, match=r"500 \(2 of 4 pieces"):
+        bring_home(stick, fails)
+    assert len(calls) == 3
 
 
 async def test_the_folder_of_results_may_be_where_one_stands(

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -67,6 +68,17 @@ async def test_a_batch_by_stick_counts_once_before_and_after_the_same_by_network
     _, again = await desk.bring("batch", batch)
     assert (again.get("fresh", 0), again["known"]) == (0, 3)
     assert (await desk.shown())["ingested"]["results"] == 3
+
+
+async def test_a_piece_may_go_once_all_of_it_is_here_though_its_receipt_has_no_room_for_all(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("server.ingest.RANGES", 1)
+    losses = [Loss(lane="results", first=number, last=number, reason="budget", at_ms=1) for number in (7, 9)]
+    _, taken = await desk.bring("batch", desk.tractor.batch("results", [b"a"], losses=losses))
+    assert taken["whole"]
+    assert (len(body_of(taken["receipt"])["rows"]), body_of(taken["receipt"]).get("losses", [])) == (1, [])
+    assert await desk.totals() == (1, 2)
 
 
 async def test_rows_that_were_given_up_count_as_rows_once_their_copy_comes_home(desk: Desk):
@@ -271,6 +283,15 @@ async def test_each_force_is_one_event_however_often_and_by_whichever_way_it_is_
     assert "by ada: the header is off" in event["detail"]
     assert "nobody of this name" in event["detail"], "there is no list"
     assert event["reason"] == "signature"
+
+
+async def test_a_force_and_the_machines_own_alert_of_it_are_one_event(desk: Desk):
+    told = force(Ed25519PrivateKey.generate(), id="f" * 32)
+    forced = Alert(id="f" * 32, kind="forced", at_ms=1, detail="1.0.0 by ada: the header is off")
+    await desk.tractor.sync(forces=(told,), alerts=(forced, msgspec.structs.replace(forced, id="e" * 32)))
+    assert len(await desk.house.events("forced")) == 1
+    assert len(await desk.house.events("alert")) == 1, "one that no force was told with stands for itself"
+    assert len((await desk.house.must("GET", "/api/v1/devices/tractor-1"))["alerts"]) == 2
 
 
 async def test_a_force_that_is_no_request_is_noted_and_stops_nothing(desk: Desk):
