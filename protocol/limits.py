@@ -68,6 +68,7 @@ KIT_METADATA_BYTES: Final = 64 * MIB  # all metadata of a kit, copied to the mac
 KIT_METADATA_FILES: Final = 8192  # two chains of roots of many years
 KITS_LOOKED_AT: Final = 64  # on one stick, by their names
 TECHNICIANS: Final = 1000
+FORCE_REQUEST_BYTES: Final = 4 * 4096  # of `SignedForce.request`, were each of its characters of four bytes
 FORCES: Final = 16  # that one contact tells
 REPORT_BODY_BYTES: Final = MIB
 PIECE_BYTES: Final = BATCH_BYTES + 64 * KIB  # a sealed batch, its envelope and its header

@@ -15,6 +15,7 @@ from device.kits.shown import KitShown
 from device.state_db import StateDb
 from device.update.offers import FORCIBLE
 from device.update.states import UpdateRecord
+from protocol import limits
 from protocol.errors import Reason, Refused, StateError
 from protocol.ids import DeviceId, Digest, Millis, Name, ProductName, Token, Version
 from protocol.kits import CHALLENGE_S, ForceRequest, KitId, is_kit
@@ -24,7 +25,6 @@ from protocol.wire import Message, decode
 _log = logging.getLogger(__name__)
 
 CHALLENGES: Final = 16  # at once; the oldest goes
-REQUEST_BYTES: Final = 4 * 4096  # of `SignedForce.request`, were each of its characters of four bytes
 
 
 class Challenge(Message, omit_defaults=False):
@@ -157,7 +157,7 @@ class Forcing:
             return await self._force(signed)
 
     async def _force(self, signed: SignedForce) -> Forced:
-        asked = decode(signed.request, ForceRequest, limit=REQUEST_BYTES)
+        asked = decode(signed.request, ForceRequest, limit=limits.FORCE_REQUEST_BYTES)
         self._forget_old()
         if asked.id not in self._given:
             raise Refused(

@@ -14,7 +14,6 @@ from protocol.kits import FORCE_CONTEXT, ForceRequest, Technician
 from protocol.messages import SignedForce
 from protocol.wire import decode
 
-_REQUEST_BYTES: Final = 4 * 4096  # of `SignedForce.request`, were each of its characters of four bytes
 _WORDS: Final = {
     "device": "machine",
     "product": "product",
@@ -76,7 +75,7 @@ def may_force(
     Raises:
         Refused: `METADATA`, `TECHNICIAN`, `SIGNATURE`, `EXPIRED`, `FORCE`; the message says it to the technician.
     """
-    request = decode(signed.request, ForceRequest, limit=_REQUEST_BYTES)
+    request = decode(signed.request, ForceRequest, limit=limits.FORCE_REQUEST_BYTES)
     if roster is None or not roster.technicians:
         raise Refused(
             Reason.TECHNICIAN,
