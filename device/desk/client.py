@@ -61,6 +61,8 @@ def ask(path: Path, method: str, route: str, kind: type[T], body: Any = None) ->
             f"the agent took longer than {ANSWER_S:.0f} s: a stick keeps it busy, or the disk does",
             hint="headland-device status shows what it does; pull out a stick that does not answer",
         ) from error
+    except BlockingIOError as error:  # more wait at the socket than it lets in line
+        raise LinkError("the agent is busy: many ask it at once", hint="try again in a moment") from error
     except (OSError, http.client.HTTPException) as error:
         raise StateError(
             f"no agent answers at {path}", hint="kits are read by the running agent: headland-device run starts it"

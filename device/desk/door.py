@@ -120,6 +120,7 @@ class PageDoor:
         return await handler(request)
 
     def _is_ours(self, host: str) -> bool:
+        host = host.lower()
         name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
         if name == "localhost" or name in self._settings.names:
             return True

@@ -115,7 +115,7 @@ async def test_another_name_than_this_machines_is_turned_away(browser, code_file
         assert answer.status in (400, 421)
 
 
-@pytest.mark.parametrize("host", ["tractor-1", "tractor-1:8470", "localhost:8470", "192.168.7.3", "[::1]:8470"])
+@pytest.mark.parametrize("host", ["tractor-1", "Tractor-1:8470", "localhost:8470", "192.168.7.3", "[::1]:8470"])
 async def test_an_address_and_its_own_names_are_this_machine(browser, host):
     async with browser.get("/", headers={"Host": host}) as answer:
         assert answer.status == 200

@@ -169,6 +169,20 @@ async def test_nonsense_is_turned_away(path, route, body):
     assert not behind.asked
 
 
+def test_where_too_many_wait_at_the_socket_the_agent_is_called_busy_not_absent(tmp_path):
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+        listener.bind(str(tmp_path / "s"))
+        listener.listen(0)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                waiting = stack.enter_context(socket.socket(socket.AF_UNIX))
+                waiting.setblocking(False)
+                waiting.connect(str(tmp_path / "s"))
+        with pytest.raises(LinkError, match="busy"):
+            ask(tmp_path / "s", "GET", "/api/status", dict)
+
+
 async def test_without_an_agent_the_hint_says_so(path):
     with pytest.raises(StateError) as error:
         await answered(path, "GET", "/api/kits", KitsShown)
