@@ -289,9 +289,13 @@ class Disk:
         return part
 
     def sweep(self, folder: Path) -> None:
-        """Removes what a cut left behind in `folder`. Call it at start, before others write there."""
+        """Removes what a cut left behind in `folder`. Call it at start, before others write there.
+
+        A folder of such a name is not ours and stays: nothing here makes one, and a stick is anybody's.
+        """
         for entry in _temporaries(folder):
-            self.unlink(entry)
+            if entry.is_symlink() or not entry.is_dir():
+                self.unlink(entry)
 
     def _temporary(self, path: Path, data: bytes, mode: int | None) -> Path:
         """A synced file with this content beside `path`; none stays when that fails."""

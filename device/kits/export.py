@@ -48,6 +48,7 @@ LEFT_FREE_BYTES: Final = limits.MIB  # on the stick: it is not ours alone, and r
 LEAST_BYTES: Final = 16 * limits.KIB  # of room, for a piece of a few rows
 AROUND_BYTES: Final = 8 * limits.KIB  # of a small piece: header, envelope, seal
 RECEIPT_SUFFIX: Final = ".json"
+RECEIPTS_LOOKED_AT: Final = 4096  # at one visit: each is verified in another process, and a stick is anybody's
 FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 READ_ONLY: Final = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 
@@ -165,7 +166,7 @@ class Export:
 
     async def _settle(self, folder: StickFolder, hand: Hand) -> int:
         settled, used = 0, []
-        for name in await hand.do(folder.names, RECEIPT_SUFFIX):
+        for name in (await hand.do(folder.names, RECEIPT_SUFFIX))[:RECEIPTS_LOOKED_AT]:
             try:
                 text = (await hand.do(folder.read, name, limits.OBJECT_BYTES)).decode()
             except (Refused, OSError, UnicodeDecodeError):

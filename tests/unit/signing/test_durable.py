@@ -146,10 +146,12 @@ def test_remove_tree_follows_no_symlink(tmp_path: Path) -> None:
 
 def test_sweep_removes_what_a_cut_left_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / f"{durable.TEMPORARY_PREFIX}x1").write_bytes(b"half")
+    (tmp_path / f"{durable.TEMPORARY_PREFIX}x2").symlink_to(tmp_path)
     (tmp_path / "kept").write_bytes(b"whole")
+    (tmp_path / f"{durable.TEMPORARY_PREFIX}folder").mkdir()
     durable.sweep(tmp_path)
     durable.sweep(tmp_path / "absent")
-    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+    assert {path.name for path in tmp_path.iterdir()} == {"kept", f"{durable.TEMPORARY_PREFIX}folder"}
 
 
 def test_files_of_a_folder_go_with_one_sync_of_it(tmp_path: Path) -> None:

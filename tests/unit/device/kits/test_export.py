@@ -228,6 +228,24 @@ async def test_a_piece_goes_only_when_the_server_has_all_of_it(place):
     assert not list((place.results / "receipts").iterdir()), "what was taken in is taken away"
 
 
+async def test_of_receipts_without_end_some_are_looked_at_in_one_visit(place, monkeypatch):
+    monkeypatch.setattr("device.kits.export.RECEIPTS_LOOKED_AT", 1)
+    box = place.machine.outbox
+    await box.meet_generation("9" * 32)
+    await box.enqueue_all([("results", incompressible(n)) for n in range(80)])
+    await place.put_in()
+    place.give_receipts("9" * 32)
+    first = await place.put_in()
+    assert 0 < first.settled < 80
+    assert first.settled + (await place.put_in()).settled == 80
+
+
+async def test_a_folder_that_bears_the_name_of_a_temporary_file_stops_nothing(place):
+    (place.results / ".tmp-folder").mkdir(parents=True)
+    await place.machine.outbox.enqueue("results", b"one")
+    assert (await place.put_in()).end == "complete"
+
+
 async def test_receipts_of_another_life_of_the_server_wait_on_the_stick(place):
     box = place.machine.outbox
     await box.meet_generation("8" * 32)
