@@ -146,7 +146,13 @@ class Judge:
         kit = self._director.peek(director).verify_kit(content)
         reading = self.reading()
         known_ms = reading.ms if reading.sure else clock.floor_ms(clock.load(self._facts), self._built_ms)
-        kit.check(folder=folder.name, product=self._product, device=self._device, now=_datetime(known_ms))
+        kit.check(
+            folder=folder.name,
+            product=self._product,
+            device=self._device,
+            now=_datetime(known_ms),
+            is_sure=reading.sure,
+        )
         # A kit is here, so it was made before now, whatever an unsure clock says.
         at = min(_datetime(reading.ms), kit.created) if reading.sure else kit.created
         image = self._image.beside(MetadataFolder(folder, "image"))

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from protocol.errors import Reason, Refused
-from protocol.kits import LIFETIME_DAYS, KitBody
+from protocol.kits import AHEAD_DAYS, LIFETIME_DAYS, KitBody
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class SignedKit:
         """When it was made, as it says."""
         return datetime.fromtimestamp(0, UTC) + timedelta(milliseconds=self.body.created_ms)
 
-    def check(self, *, folder: str, product: str, device: str, now: datetime) -> None:
+    def check(self, *, folder: str, product: str, device: str, now: datetime, is_sure: bool) -> None:
         """Whether it is for this machine and still good. Checked in this order: the folder's name, product, machine,
-        lifetime, expiry.
+        lifetime, creation, expiry.
 
         Args:
             folder: Name of the folder that it lies in.
@@ -36,9 +36,10 @@ class SignedKit:
             device: The machine.
             now: Sure time; where time is not sure, the latest that is known to have passed: that it was made after that
                 is believed, so that it expires by its own creation at the earliest.
+            is_sure: Whether it is sure time: only then something can be said to be made in time to come.
 
         Raises:
-            Refused: `KIT` (name or lifetime), `WRONG_PRODUCT`, `WRONG_DEVICE`, `EXPIRED`.
+            Refused: `KIT` (name, lifetime or creation), `WRONG_PRODUCT`, `WRONG_DEVICE`, `EXPIRED`.
         """
         kit = self.body
         if kit.kit != folder:
@@ -64,6 +65,12 @@ class SignedKit:
                 Reason.KIT,
                 f"{kit.kit} says it was made at {_shown(self.created)} and is good until {_shown(self.expires)}; "
                 f"a kit is good for {LIFETIME_DAYS} days at most",
+                hint="have it built again, on a computer whose clock is right",
+            )
+        if is_sure and self.created > now + timedelta(days=AHEAD_DAYS):
+            raise Refused(
+                Reason.KIT,
+                f"{kit.kit} says it was made at {_shown(self.created)}; here it is {_shown(now)}, and that is sure",
                 hint="have it built again, on a computer whose clock is right",
             )
         if max(now, self.created) >= self.expires:

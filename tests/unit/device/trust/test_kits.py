@@ -145,6 +145,11 @@ def _expired_by_the_floor(field: Field) -> Path:
     return folder
 
 
+def _made_in_time_to_come(field: Field) -> Path:
+    """Managers' tools sign none; a stolen key, or another tool, may."""
+    return field.kit(created=field.now + timedelta(days=1, minutes=1))
+
+
 def _assignment_as_kit(field: Field) -> Path:
     folder = field.kit()
     body = AssignmentBody(
@@ -220,6 +225,7 @@ REFUSALS: list[tuple[Callable[[Field], Path], str]] = [
     (_ends_before_it_begins, "kit"),
     (_expired, "expired"),
     (_expired_by_the_floor, "expired"),
+    (_made_in_time_to_come, "kit"),
     (_assignment_as_kit, "metadata"),
     (_endless, "length"),
     (_garbage, "metadata"),
@@ -249,6 +255,20 @@ def test_a_kit_that_is_refused_changes_nothing(
     else:
         assert refusal(field.bring(folder)) == reason
     assert field.trusted() == before
+
+
+def test_a_machine_whose_time_is_not_sure_takes_a_kit_from_what_it_holds_for_the_time_to_come(field: Field) -> None:
+    field.contact()
+    field.passes(days=60)
+    folder = field.kit(created=field.now)
+    field.reboots()
+    field.wall_off = timedelta(days=-60)
+    assert field.bring(folder).kit
+
+
+def test_a_kit_made_a_little_ahead_of_sure_time_is_taken(field: Field) -> None:
+    field.contact()
+    assert field.bring(field.kit(created=field.now + timedelta(hours=23))).kit
 
 
 def test_a_director_from_before_there_were_kits_works_and_says_so(tmp_path: Path) -> None:
