@@ -6,6 +6,8 @@ links, everything goes by the open folder, and only regular files are read, up t
 no permissions are set, and a folder that cannot be synced is as durable as the system makes it.
 """
 
+import errno
+import fcntl
 import os
 import re
 import stat
@@ -14,11 +16,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from protocol.errors import Reason, Refused
-from signing.durable import DISK, Disk, Part
+from protocol.errors import LinkError, Reason, Refused, StateError
+from signing.durable import DISK, TEMPORARY_PREFIX, Disk, Part
 
 FILES_LOOKED_AT: Final = 100_000  # of one folder: a stick of any size in pieces of some kilobytes
 CHUNK_BYTES: Final = 1 << 20
+NO_LOCKS: Final = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL})
 _NAME: Final = re.compile(r"^[A-Za-z0-9](?:[A-Za-z0-9._-]{0,253}[A-Za-z0-9])?\Z")
 _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 
@@ -120,6 +123,20 @@ class StickFolder:
         """Number of the file system that it is on."""
         return os.fstat(self._fd).st_dev
 
+    def alone(self) -> None:
+        """Keeps other commands of ours from writing here too, until this folder is closed.
+
+        Raises:
+            StateError: One does.
+        """
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StateError("another command is writing to this stick", hint="wait for its end") from error
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+
     @contextmanager
     def below(self, name: str, *, make: bool = False) -> Iterator["StickFolder"]:
         """A folder in this one.
@@ -157,3 +174,31 @@ def stick_folder(path: Path, *, disk: Disk = DISK) -> Iterator[StickFolder]:
         yield StickFolder(fd, disk)
     finally:
         os.close(fd)
+
+
+@contextmanager
+def stick_errors(stick: Path) -> Iterator[None]:
+    """Says what a stick does wrong in the words of whoever holds it: what was to be written, not how it is held open.
+
+    Raises:
+        LinkError: It is gone.
+        StateError: It is full, not to be written to, or something else lies in the way.
+    """
+    try:
+        yield
+    except OSError as error:
+        name = Path(str(error.filename or "a file")).name.removeprefix(TEMPORARY_PREFIX)
+        match error.errno:
+            case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
+                raise StateError(f"{stick} is full", hint="make room; the same again goes on") from error
+            case errno.EROFS | errno.EACCES | errno.EPERM:
+                raise StateError(f"{stick} cannot be written to: {error.strerror}", hint="is it locked?") from error
+            case errno.EISDIR | errno.ENOTDIR | errno.ELOOP | errno.EEXIST | errno.ENOTEMPTY:
+                raise StateError(
+                    f"{stick}: something else lies where {name} belongs ({error.strerror})", hint="move it away"
+                ) from error
+            case _:
+                raise LinkError(
+                    f"{stick} is gone, or fails: {error.strerror or error}",
+                    hint="plug it in; the same again goes on",
+                ) from error

@@ -44,7 +44,7 @@ def parse_size(text: str) -> int:
     """
     found = re.fullmatch(r"([0-9]{1,12})([kMG]?)B?", text)
     if found is None:
-        raise StateError(f"{text!r} is no number of bytes", hint=_FORMS)
+        raise StateError(f"{text!r} is no number of bytes", hint="such as 500k, 40M or 4GB")
     return int(found[1]) * _UNITS[found[2]]
 
 

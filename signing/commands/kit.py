@@ -43,7 +43,7 @@ from signing.kits.preparing import KitRequest, Prepared, prepare
 from signing.kits.receipts import put_receipts
 from signing.managers import Register
 from signing.server_client import Operator
-from signing.stick import stick_folder
+from signing.stick import stick_errors, stick_folder
 from signing.workspace import Workspace
 
 WAIT_S: Final = 2.0
@@ -120,7 +120,8 @@ def build(
         prepared = prepare(workspace, server, request, app.now(), _no_waiting if dry_run else _Waiting())
         if name is not None:
             signing_key(prepared.director, Register(workspace), name)  # said before anything is written
-        chosen = choose(out, prepared)
+        with stick_errors(out):
+            chosen = choose(out, prepared)
         made = chosen.kit
         for line in plan_lines(prepared, chosen):
             console.print(printable(line), markup=False, soft_wrap=True)
@@ -131,13 +132,13 @@ def build(
         _check_room(prepared, chosen, free)
         if not yes:
             click.confirm(f"Write it to {out}?", abort=True, err=True)
-        with UploadBars() as meter:
+        with stick_errors(out), UploadBars() as meter:
             write_kit(prepared, chosen, workspace, server, meter)
         folder = chosen.path
         if name is not None:
             _sign(app, workspace, made, name)
         held = signatures(made, prepared.director, Register(workspace))
-        with stick_folder(folder) as stick:
+        with stick_errors(out), stick_folder(folder) as stick:
             put_kit(stick, made, met=held.met)
         receipts, said = _receipts(server, prepared, out)
     content = {"kit": chosen.name, "path": str(folder), "ready": held.met, "receipts": receipts, **_signed_view(held)}
@@ -185,7 +186,7 @@ def sign(app: App, *, path: Path, name: str, yes: bool, as_json: bool) -> None:
         drop_what_does_not_hold(report.kit, director)
         _sign(app, workspace, report.kit, name)
         held = signatures(report.kit, director, register)
-        with stick_folder(folder) as stick:
+        with stick_errors(path), stick_folder(folder) as stick:
             put_kit(stick, report.kit, met=held.met)
         done.append({"kit": folder.name, "path": str(folder), "ready": held.met, **_signed_view(held)})
         lines.append(f"{folder.name}: {_next_step(held, folder)}")

@@ -50,6 +50,7 @@ def write_kit(
     with ExitStack() as stack:
         root = stack.enter_context(stick_folder(chosen.stick, disk=disk))
         kits = stack.enter_context(root.below(KITS_FOLDER, make=True))
+        kits.alone()
         folder = stack.enter_context(kits.below(chosen.name, make=True))
         if not chosen.goes_on:  # half written, it is no kit
             folder.remove(KIT_FILE)

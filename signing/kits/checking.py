@@ -108,11 +108,11 @@ def check_kit(
         try:
             files = _metadata(folder)
             _judge(report, report.kit, files, workspace, now)
-        except (HeadlandError, FileNotFoundError) as error:
+        except (HeadlandError, FileNotFoundError, NotADirectoryError) as error:
             report.faults.append(error.message if isinstance(error, HeadlandError) else "metadata is missing")
         try:
             _look_at_blobs(report, report.kit, stack.enter_context(folder.below(BLOBS_FOLDER)), advance, hash_all=blobs)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             report.faults.append(f"{BLOBS_FOLDER}/ is missing")
     return report
 
@@ -215,7 +215,10 @@ def _look_at_blobs(report: KitReport, kit: KitObject, folder: StickFolder, advan
             ]
     extra = sorted(name for name in lengths if name not in files and not name.startswith(TEMPORARY_PREFIX))
     if extra:
-        report.notes.append(f"{len(extra)} files belong to nothing here, such as {BLOBS_FOLDER}/{extra[0][:80]}")
+        many = f"1 file belongs to nothing here: {BLOBS_FOLDER}/"
+        if len(extra) > 1:
+            many = f"{len(extra)} files belong to nothing here, such as {BLOBS_FOLDER}/"
+        report.notes.append(f"{many}{extra[0][:80]}")
     for release in kit.body.releases:
         try:
             manifest = parse_manifest(folder.read(release.manifest.sha256, limits.MANIFEST_BYTES))

@@ -139,7 +139,7 @@ def test_a_stick_pulled_at_any_write_holds_no_kit_and_the_same_command_repairs_i
         if broke.exit_code == 0:
             broke = tool.invoke("kit", "sign", fresh, "--as", "bob", "--yes")
         ends_at.clear()
-        assert broke.exit_code == 1, (number, broke.stderr)
+        assert broke.exit_code == 5, (number, broke.stderr)
         ready = list(fresh.glob(f"{KITS_FOLDER}/*/kit.json"))
         if ready:  # the very last effects: the name is there, and so is all else
             assert not check_kit(ready[0].parent, tool.workspace, tool.now, lambda _: None).faults
@@ -304,8 +304,28 @@ def test_a_stick_leads_nowhere_else(tool: ManagersTool, stick: Path, tmp_path: P
     precious = tmp_path / "precious"
     precious.mkdir()
     (stick / KITS_FOLDER).symlink_to(precious)
-    assert tool.invoke("kit", "build", stick, "--yes").exit_code == 1
+    assert "something else lies where headland-kits belongs" in tool.fail("kit", "build", stick, "--yes", code=6)
     assert not list(precious.iterdir())
+
+
+def test_what_lies_in_the_way_on_a_stick_is_named(tool: ManagersTool, stick: Path) -> None:
+    folder = build(tool, stick)
+    (folder / "kit.draft.json").unlink()
+    (folder / "kit.draft.json").mkdir()
+    assert "something else lies where kit.draft.json belongs" in tool.fail("kit", "build", stick, "--yes", code=6)
+    (folder / "kit.draft.json").rmdir()
+    build(tool, stick)
+    shutil.rmtree(folder / "blobs")
+    (folder / "blobs").write_bytes(b"")
+    assert "blobs/ is missing" in tool.invoke("kit", "verify", stick).output
+    assert "something else lies where blobs belongs" in tool.fail("kit", "build", stick, "--yes", code=6)
+
+
+def test_two_builds_at_once_do_not_write_into_each_others_files(tool: ManagersTool, stick: Path) -> None:
+    with stick_folder(stick) as root, root.below(KITS_FOLDER, make=True) as kits:
+        kits.alone()
+        assert "another command is writing to this stick" in tool.fail("kit", "build", stick, "--yes", code=6)
+    build(tool, stick)
 
 
 @pytest.mark.parametrize("kind", FILE_SYSTEMS)
