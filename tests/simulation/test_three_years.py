@@ -15,9 +15,10 @@ import pytest
 from device.trust.port import WALL_CLOCK, Verdict
 from protocol.errors import Reason
 from protocol.objects import TECHNICIANS
-from server import authorities
+from server import authorities, sealing_keys
+from server.cli_keys import SEALING
 from server.founding import FirstAnswers, export_keys, found, open_keys
-from server.keyring import make_next
+from server.keyring import make_next, next_sealing_key
 from server.publish import role_states
 from server.storage.records import REPOSITORIES
 from signing import anchors
@@ -72,7 +73,9 @@ class People:
             self.did[" ".join(act.split()[:3])] += 1
         if roles:
             parts = self.yard.parts
-            make_next(parts.layout.keys, {}, roles)
+            make_next(parts.layout.keys, {}, [role for role in roles if role != SEALING])
+            if SEALING in roles:
+                assert next_sealing_key(parts.layout.keys, next(iter(sealing_keys.read_all(parts.layout.keys))))
             export_keys(parts.layout, open_keys(parts.layout, parts.settings, _no_secret))
             self._sign("rotate", "--online-of-server")
             self.did["headland-server keys rotate"] += 1
@@ -200,6 +203,7 @@ async def test_nobody_is_locked_out_and_nothing_ends_where_people_do_what_they_a
         switches = yard.events("online-key-switched")
         assert [len(event.what.split(", ")) for event in switches] == [7, 7]
         assert len(yard.events("online-key-destroyed")) == 2
+        assert len(sealing_keys.read_all(yard.state / "keys")) == 3, "the old ones are kept"
         assert not [path.name for path in (yard.state / "keys").iterdir() if ".next." in path.name]
         assert dict(people.did) == {
             "headland keys resign": 11,
