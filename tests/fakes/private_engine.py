@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import tempfile
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -69,8 +70,17 @@ class PrivateEngine:
         os.kill(self.pid, signal.SIGKILL)
 
     def freeze(self) -> None:
-        """It neither answers nor ends, until `thaw`."""
+        """It neither answers nor ends, until `thaw`; on return its every thread has stopped."""
         os.kill(self.pid, signal.SIGSTOP)
+        deadline = time.monotonic() + 10
+        while not self._all_stopped():
+            assert time.monotonic() < deadline, "the engine did not stop"
+            time.sleep(0.001)
+
+    def _all_stopped(self) -> bool:
+        # The signal is sent at once, but each thread stops at its own next turn: one may still answer until then.
+        threads = Path(f"/proc/{self.pid}/task").glob("*/stat")
+        return all(stat.read_text().rpartition(")")[2].split()[0] == "T" for stat in threads)
 
     def thaw(self) -> None:
         os.kill(self.pid, signal.SIGCONT)
