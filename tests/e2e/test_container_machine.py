@@ -4,6 +4,7 @@ import asyncio
 import json
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
@@ -76,9 +77,14 @@ def release(stage: Stage, version: str, counter: int, app: bytes) -> None:
 
 
 def kept_layers(machine: FieldMachine) -> list[int]:
-    """Lengths of what is a tar in the store."""
-    files = (machine.state / "store" / "sha256").iterdir()
-    return [path.stat().st_size for path in files if path.read_bytes()[257:262] == b"ustar"]
+    """Lengths of what is a tar in the store, which the agent sweeps while we look."""
+    tars = []
+    for path in (machine.state / "store" / "sha256").iterdir():
+        with suppress(FileNotFoundError):
+            data = path.read_bytes()
+            if data[257:262] == b"ustar":
+                tars.append(len(data))
+    return tars
 
 
 def image_of(machine: FieldMachine) -> str:
