@@ -63,7 +63,7 @@ class Enrolment:
             expires_ms = now_ms + int(self._lifetimes.token_hours * 3_600_000)
             token = EnrolmentToken(device, product, tuple(dict.fromkeys(groups)), expires_ms, None)
             session.tokens.add_enrolment(secret_sha256(secret), token, now_ms)
-            session.events.add(now_ms, "token-made", device=device, detail=f"by {who}")
+            session.events.add(now_ms, "token-made", who=who, device=device)
         return render_token(content)
 
     def enrol(self, request: EnrolRequest) -> EnrolAnswer:

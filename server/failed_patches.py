@@ -120,10 +120,10 @@ def lift(session: Session, prefix: str, who: str, now_ms: int) -> Patch:
         raise StateError(f"patch {name(patch)} failed nowhere: nothing is to be lifted")
     session.patches.lift(patch, now_ms)
     session.fleet.changed()
-    detail = f"by {who}: it failed on {len({failure.device for failure in failures})} machines"
+    detail = f"it failed on {len({failure.device for failure in failures})} machines"
     if patch.payload is None:
         detail += f"; made anew, it was {patch.why}"
-    session.events.add(now_ms, "patch-lifted", what=name(patch), detail=detail)
+    session.events.add(now_ms, "patch-lifted", who=who, what=name(patch), detail=detail)
     return patch
 
 

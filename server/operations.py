@@ -170,7 +170,7 @@ class Operations:
         with self._catalog.write() as session:
             if _found(session, name).revoked_ms is None:
                 session.devices.revoke(name, now_ms)
-                session.events.add(now_ms, "revoked", device=name, reason=Reason.REVOKED.value, detail=f"by {who}")
+                session.events.add(now_ms, "revoked", who=who, device=name, reason=Reason.REVOKED.value)
         return self.device(name)
 
     def readmit(self, name: str, who: str) -> dict[str, Any]:
@@ -180,7 +180,7 @@ class Operations:
             if not device.set_apart and not device.returned:
                 raise StateError(f"{name} is neither set apart nor returned after a restore")
             session.devices.readmit(name)
-            session.events.add(self._now_ms(), "readmitted", device=name, detail=f"by {who}")
+            session.events.add(self._now_ms(), "readmitted", who=who, device=name)
         return self.device(name)
 
     def set_groups(self, name: str, request: GroupsRequest, who: str) -> dict[str, Any]:
@@ -189,7 +189,7 @@ class Operations:
             _found(session, name)
             groups = tuple(dict.fromkeys(request.groups))
             session.devices.set_groups(name, groups)
-            session.events.add(self._now_ms(), "groups", device=name, what=", ".join(groups), detail=f"by {who}")
+            session.events.add(self._now_ms(), "groups", who=who, device=name, what=", ".join(groups))
         return self.device(name)
 
     def results(self, name: str, lane: str | None, after: int, limit: int) -> dict[str, Any]:
@@ -261,8 +261,9 @@ class Operations:
             session.events.add(
                 now_ms,
                 "rollout-created",
+                who=who,
                 what=request.name,
-                detail=f"{request.product} {release.version} to {request.group}, by {who}",
+                detail=f"{request.product} {release.version} to {request.group}",
             )
             session.fleet.changed()
             advance(session, created, now_ms)
@@ -307,7 +308,7 @@ class Operations:
                     raise NotFoundError(f"a rollout can be paused, resumed or halted, not {action!r:.40}")
             session.fleet.changed()
             past = {"pause": "paused", "resume": "resumed", "halt": "halted"}[action]
-            session.events.add(now_ms, f"rollout-{past}", what=name, detail=f"by {who}")
+            session.events.add(now_ms, f"rollout-{past}", who=who, what=name)
             advance(session, rollout, now_ms)
         return self.rollout(name)
 
@@ -324,11 +325,23 @@ class Operations:
             assert patch is not None
             return _trouble(patch, [])
 
-    def events(self, after: int, limit: int, device: str | None) -> dict[str, Any]:
-        """The audit trail, oldest first. `next` goes into `after` for what comes then."""
+    def events(self, after: int, limit: int, device: str | None, last: int = 0) -> dict[str, Any]:
+        """The audit trail, oldest first. `next` goes into `after` for what comes then; `last` asks for the newest.
+
+        `base` is the newest line that went for its age and `head` the newest there is: all between is one chain.
+        """
         with self._catalog.read() as session:
-            found = session.events.after(after, max(1, min(limit, EVENTS_MAX)), device)
-        return {"events": found, "next": found[-1].id if found else after}
+            if last:
+                found = session.events.last(min(last, EVENTS_MAX), device)
+            else:
+                found = session.events.after(after, max(1, min(limit, EVENTS_MAX)), device)
+            base, head = session.events.base(), session.events.head()
+        return {
+            "events": found,
+            "next": found[-1].id if found else after,
+            "base": {"number": base[0], "hash": base[1]},
+            "head": {"number": head[0], "hash": head[1]},
+        }
 
 
 def read_status(catalog: Catalog, held: Authorities, tls: Path, now_ms: int) -> dict[str, Any]:

@@ -129,7 +129,7 @@ class Publisher:
             if not held:
                 self._render(session, now_ms)
             versions = _versions(session)
-            session.events.add(now_ms, "published", what=_names(push.files), detail=f"pushed by {who}")
+            session.events.add(now_ms, "published", who=who, what=_names(push.files))
         self.settle_keys()
         return Published(versions=versions, delisted=tuple(delisted), held=why)
 

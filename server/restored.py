@@ -204,7 +204,7 @@ def resume(session: Session, who: str, now_ms: int) -> None:
         raise StateError("publishing is not held", hint="`headland-server status` says how the server is")
     _put(session, msgspec.structs.replace(record, held=False, why=""))
     session.facts.put("rendered_ms", 0)  # due at once
-    session.events.add(now_ms, "publishing-resumed", detail=f"by {who}")
+    session.events.add(now_ms, "publishing-resumed", who=who)
 
 
 def may_return(session: Session, device: DeviceId, issued_ms: int) -> bool:

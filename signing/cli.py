@@ -8,6 +8,7 @@ import click
 
 from signing.checker import SubprocessChecker
 from signing.commands.app import App
+from signing.commands.audit import audit
 from signing.commands.device import device
 from signing.commands.keys import keys
 from signing.commands.kit import kit
@@ -53,5 +54,5 @@ def main(context: click.Context, workspace: Path, passphrase_file: Path | None) 
         )
 
 
-for group in (keys, release, rollout, device, patch, kit, technicians, permit):
+for group in (keys, release, rollout, device, patch, kit, technicians, permit, audit):
     main.add_command(group)

@@ -6,13 +6,14 @@
     keys/              encrypted key files made here
     online-keys.json   the public halves of the server's keys
     server.json        how to reach the server: address, CA, token; and this place's own name to it
+    audit.json         the newest line of the server's audit trail that was seen here
     events/ID/         open signing events (`signing.events`); closed/ID/ those that ended
     signed/REPOSITORY/ every file that was ever published, kept for ever: N.root.json, N.targets.json, N.PRODUCT.json
     blobs/SHA256       manifests and artifacts, to be pushed
 
 The folder may travel by any means (a share, a repository, a stick): what counts is signed, or looked at by each signer.
-`signers/`, `keys/` and `server.json` concern one person and must not travel: a `.gitignore` names them. Every write is
-durable before it returns.
+`signers/`, `keys/`, `server.json` and `audit.json` concern one person and must not travel: a `.gitignore` names them.
+Every write is durable before it returns.
 """
 
 import contextlib
@@ -37,7 +38,7 @@ from signing.repository import RepositoryKind, RepositorySet
 from signing.sealed_file import RandomBytes
 
 CHUNK_BYTES: Final = limits.MIB
-PRIVATE: Final = b"/keys/\n/signers/\n/server.json\n/lock\n.tmp-*\n"
+PRIVATE: Final = b"/keys/\n/signers/\n/server.json\n/audit.json\n/lock\n.tmp-*\n"
 SIGNED_FILE: Final = re.compile(r"^([1-9][0-9]*)\.([a-z0-9][a-z0-9._-]*)\.json\Z")
 KINDS: Final[tuple[RepositoryKind, ...]] = ("image", "director")
 

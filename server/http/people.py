@@ -262,6 +262,7 @@ class PeopleDoor:
                 _number(request, "after", 0),
                 _number(request, "limit", 1000),
                 request.query.get("device"),
+                _number(request, "last", 0),
             )
         )
 

@@ -115,7 +115,7 @@ class Pieces:
                 self._noted.clear()
             self._noted[device, who] = now_ms
         with self._catalog.write() as session:
-            session.events.add(now_ms, "brought-home", device=device, detail=f"by {who}, on a stick")
+            session.events.add(now_ms, "brought-home", who=who, device=device, detail="on a stick")
 
     def _key(self, device: str) -> ec.EllipticCurvePublicKey:
         with self._catalog.read() as session:

@@ -16,7 +16,7 @@ class Facts:
     """Names to text. The names in use: `generation`, `sync_secret`, `starts`, `online_version`, `seen_version`,
     `caught_up_ms`, `rendered_ms`, `versions`, `named_keys`, `resign_trouble`, `alarms`, `fleet_changes`,
     `fleet_surveyed`, `restored`, `workspaces`, `alive_ms`, `woken_ms`, `backup_ms`, `backed_up_ca`,
-    `known_ms`, `clock_off_ms`, `clock_told_ms`."""
+    `known_ms`, `clock_off_ms`, `clock_told_ms`, `audit_head`, `audit_base`."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -27,7 +27,11 @@ class Facts:
 
     def number(self, name: str) -> int:
         """The value as a number; 0 when it was never set. In a `write` it stays ours until the transaction ends."""
-        return int(self._connection.execute(_GET_LOCKED, {"called": name}).scalar_one_or_none() or 0)
+        return int(self.mine(name) or 0)
+
+    def mine(self, name: str) -> str | None:
+        """As `get`; in a `write` it stays ours until the transaction ends."""
+        return self._connection.execute(_GET_LOCKED, {"called": name}).scalar_one_or_none()
 
     def put(self, name: str, value: str | int) -> None:
         """Sets the value."""

@@ -263,18 +263,6 @@ class PatchFailure:
     at_ms: int
 
 
-class Event(Message):
-    """A line of the audit trail."""
-
-    id: int
-    at_ms: int
-    kind: str
-    device: str = ""
-    what: str = ""
-    reason: str = ""
-    detail: str = ""
-
-
 @dataclass(frozen=True)
 class Totals:
     """What the server holds of one machine's lane, over all epochs."""

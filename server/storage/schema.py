@@ -381,8 +381,10 @@ events = Table(
     Column("id", _Serial, primary_key=True, autoincrement=True),
     Column("at_ms", BigInteger, nullable=False),
     Column("kind", String(32), nullable=False),
+    Column("who", String(128), nullable=False, default=""),
     Column("device", String(64), nullable=False, default=""),
     Column("what", String(256), nullable=False, default=""),
     Column("reason", String(32), nullable=False, default=""),
     Column("detail", Text, nullable=False, default=""),
+    Column("hash", String(64), nullable=False),  # `protocol.audit.line_hash`
 )

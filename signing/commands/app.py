@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 import click
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn
 
 from signing.checker import Checker
 from signing.console import progress_console
@@ -67,6 +67,26 @@ class App:
 
 
 pass_app = click.make_pass_decorator(App)
+
+
+class LineBar:
+    """Shows how many lines of a long answer came, as a bar on stderr."""
+
+    def __init__(self, what: str) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        self._progress = Progress(*columns, console=progress_console(), disable=not os.isatty(2))
+        self._task = self._progress.add_task(what, total=None)
+
+    def advance(self, lines: int, total: int) -> None:
+        """Says how many came, of how many."""
+        self._progress.update(self._task, completed=lines, total=total)
+
+    def __enter__(self) -> "LineBar":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
 
 
 class UploadBars:

@@ -13,7 +13,8 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import create_engine, inspect, text
 
-from protocol.errors import LinkError, StateError
+from protocol.audit import START, check_chain
+from protocol.errors import LinkError, Refused, StateError
 from protocol.messages import Alert, Inventory, UpdateStatus
 from protocol.objects import Conditions
 from protocol.results import Loss
@@ -91,11 +92,11 @@ def test_who_only_looks_leaves_an_older_catalog_to_the_server_that_runs_on_it(
     Catalog(url).close()
     newer = tmp_path / "migrations"
     shutil.copytree(Path(migrations.__file__).parent, newer)
-    content = 'from alembic import op\nrevision = "0003"\ndown_revision = "0002"\n'
+    content = 'from alembic import op\nrevision = "0004"\ndown_revision = "0003"\n'
     content += 'def upgrade():\n    op.execute("CREATE TABLE more (name VARCHAR(8))")\n'
     (newer / "versions" / "0003_more.py").write_text(content)
     monkeypatch.setattr(migrations, "__file__", str(newer / "__init__.py"))
-    with pytest.raises(StateError, match="version 0002, and this program works with 0003") as refused:
+    with pytest.raises(StateError, match="version 0003, and this program works with 0004") as refused:
         Catalog(url, migrate=False)
     assert "start this version's server" in refused.value.hint
     Catalog(url).close()
@@ -106,7 +107,7 @@ def test_who_only_looks_leaves_an_older_catalog_to_the_server_that_runs_on_it(
 def test_a_catalog_of_a_newer_version_is_refused(url: str, *, migrate: bool) -> None:
     Catalog(url).close()
     at_version(url, "9999")
-    with pytest.raises(StateError, match="version 9999, and this program knows up to 0002"):
+    with pytest.raises(StateError, match="version 9999, and this program knows up to 0003"):
         Catalog(url, migrate=migrate)
 
 
@@ -467,13 +468,93 @@ def test_old_lines_of_the_trail_go_oldest_first_and_never_the_newest(catalog: Ca
     with catalog.write() as session:
         for at_ms in (1, 2, 900, 3, 4):  # the clock was ahead once
             session.events.add(at_ms, f"at-{at_ms}")
-        assert session.events.forget(100, 2) == 2
+        assert session.events.forget(100, 1) == 1
+        assert session.events.forget(100, 9) == 1
         assert [event.kind for event in session.events.after(0, 10)] == ["at-900", "at-3", "at-4"]
-        assert session.events.forget(100, 10) == 1
-        session.events.forget(10_000, 10)
+        assert session.events.forget(100, 10) == 0, "what is left is one chain"
+        assert session.events.forget(10_000, 10) == 2
         (newest,) = session.events.after(0, 10)
         session.events.add(5, "next")
         assert [event.kind for event in session.events.after(newest.id, 10)] == ["next"]
+
+
+def chain(session: Session) -> list[str]:
+    """The kinds of a trail that holds."""
+    lines = session.events.after(0, 1000)
+    number, before = session.events.base()
+    assert check_chain(lines, before, number) == session.events.head()
+    return [line.kind for line in lines]
+
+
+def test_the_audit_trail_is_one_chain_also_when_its_beginning_went(catalog: Catalog) -> None:
+    with catalog.write() as session:
+        assert chain(session) == []
+        for at_ms in range(5):
+            session.events.add(at_ms, f"at-{at_ms}", who="ada", device="d", what="\u00e4", detail='"')
+        assert chain(session) == ["at-0", "at-1", "at-2", "at-3", "at-4"]
+        session.events.forget(2, 10)
+        assert chain(session) == ["at-2", "at-3", "at-4"]
+        assert [line.kind for line in session.events.last(2)] == ["at-3", "at-4"]
+        assert session.events.last(2, "another") == []
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        "UPDATE events SET detail = 'other' WHERE id = 2",
+        "UPDATE events SET who = 'bob' WHERE id = 3",
+        "DELETE FROM events WHERE id = 2",
+        "UPDATE events SET id = 9 WHERE id = 3",
+    ],
+)
+def test_a_line_that_somebody_harms_in_the_database_breaks_the_chain(catalog: Catalog, url: str, harm: str) -> None:
+    with catalog.write() as session:
+        for at_ms in range(3):
+            session.events.add(at_ms, "e", who="ada")
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        connection.execute(text(harm))
+    engine.dispose()
+    with catalog.read() as session, pytest.raises(Refused, match="audit trail"):
+        chain(session)
+
+
+def test_threads_that_write_at_once_make_one_chain(catalog: Catalog) -> None:
+    def write(name: str) -> None:
+        for _ in range(20):
+            with catalog.write() as session:
+                session.events.add(1, name)
+                session.events.add(2, name)
+
+    threads = [threading.Thread(target=write, args=(name,)) for name in "abcd"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    with catalog.read() as session:
+        assert len(chain(session)) == 160
+
+
+def test_lines_of_an_older_catalog_are_chained_as_they_stand(url: str) -> None:
+    Catalog(url).close()
+    engine = create_engine(url)
+    columns = "INSERT INTO events (id, at_ms, kind, device, what, reason, detail) VALUES "
+    with engine.begin() as connection:
+        for change in (
+            "ALTER TABLE events DROP COLUMN hash",
+            "ALTER TABLE events DROP COLUMN who",
+            columns + "(7, 1, 'a', '', '', '', 'by ada')",
+            columns + "(9, 2, 'b', 'd', '', '', '')",
+        ):
+            connection.execute(text(change))
+    engine.dispose()
+    at_version(url, "0002")
+    catalog = Catalog(url)
+    with catalog.write() as session:
+        session.events.add(3, "c", who="ada")
+        assert chain(session) == ["a", "b", "c"]
+        assert session.events.base() == (6, START)
+    catalog.close()
 
 
 def test_old_statuses_and_alerts_go_oldest_first(catalog: Catalog) -> None:

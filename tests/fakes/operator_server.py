@@ -22,7 +22,8 @@ T = TypeVar("T")
 
 
 class OperatorServer:
-    """Implements `signing.server_client.Operator`. `answers` holds what `get` and `post` say, by path."""
+    """Implements `signing.server_client.Operator`. `answers` holds what `get` and `post` say, by path;
+    a function is asked with the query."""
 
     def __init__(self, now: datetime) -> None:
         self.now = now
@@ -59,6 +60,8 @@ class OperatorServer:
             answer = {"receipts": []}
         if answer is None:
             raise StateError(f"no {path}")
+        if callable(answer):
+            answer = answer(query or {})
         return msgspec.json.decode(msgspec.json.encode(answer), type=kind)
 
     def post(self, path: str, body: Any, kind: type[T]) -> T:

@@ -208,7 +208,7 @@ async def test_a_person_lifts_what_failed_on_a_machine(house: House) -> None:
     step = step_of(await tractor.sync())
     assert (step.payload, step.lifted_ms) == (payload, house.now_ms), "so the machine knows that it may try again"
     (event,) = await house.events("patch-lifted")
-    assert event["detail"] == "by operator: it failed on 1 machines"
+    assert (event["who"], event["detail"]) == ("operator", "it failed on 1 machines")
     for prefix, said in (
         (trouble["patch"], "failed nowhere"),
         ("0" * 8, "no patch"),

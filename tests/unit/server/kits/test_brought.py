@@ -108,7 +108,7 @@ async def test_the_audit_says_whose_token_brought_it(house: House, client: Clien
         lay(tmp_path, "tractor-1", piece(sealing_key, "tractor-1", "batch", machine.batch("results", [row])))
         await brought(client(), tmp_path)
     [event] = await house.events("brought-home")
-    assert (event["device"], event["detail"]) == ("tractor-1", "by operator, on a stick")
+    assert (event["device"], event["who"], event["detail"]) == ("tractor-1", "operator", "on a stick")
     house.now_ms += NOTED_MS
     lay(tmp_path, "tractor-1", piece(sealing_key, "tractor-1", "batch", machine.batch("results", [b"c"])))
     await brought(client(), tmp_path)

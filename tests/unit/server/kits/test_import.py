@@ -277,7 +277,11 @@ async def test_the_audit_says_who_brought_a_machines_results_once_for_a_stick(ho
         lay(stick, "tractor-1", piece(sealing_key, "tractor-1", "batch", machine.batch("results", [row])))
     await imported(house, stick)
     [event] = await house.events("brought-home")
-    assert (event["device"], event["detail"]) == ("tractor-1", "by the operator of the server, on a stick")
+    assert (event["device"], event["who"], event["detail"]) == (
+        "tractor-1",
+        "the operator of the server",
+        "on a stick",
+    )
 
 
 async def test_a_clock_that_jumped_signs_no_receipt(house: House, stick: Path, monkeypatch: pytest.MonkeyPatch):
